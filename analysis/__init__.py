@@ -1,0 +1,1 @@
+"""Compare generated with reference samples."""

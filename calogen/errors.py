@@ -1,0 +1,117 @@
+"""Errors: what went wrong, where, what was expected and found, and what to do.
+
+Every error a user can cause is one of these; its ``exit_code`` is the exit status of the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CalogenError(Exception):
+    """Base of all calogen errors.
+
+    Args:
+        what: One sentence that says what is wrong.
+        where: File, dataset and row, or the option or key concerned.
+        expected: What would have been right.
+        found: What was there instead.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = (("where", self.where), ("expected", self.expected), ("found", self.found), ("do", self.hint))
+        lines = [self.what, *(f"  {name:<9}{value}" for name, value in parts if value is not None)]
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword arguments survive the way from a worker process to its parent.
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.hint)
+
+
+def _rebuild(
+    kind: type[CalogenError], what: str, where: object, expected: object, found: object, hint: str | None
+) -> CalogenError:
+    return kind(what, where=where, expected=expected, found=found, hint=hint)
+
+
+class ConfigError(CalogenError):
+    """A configuration file, option or argument is wrong."""
+
+    exit_code = 2
+
+
+class ShardError(CalogenError):
+    """Data files are missing, damaged or not what they should be."""
+
+    exit_code = 2
+
+
+class CheckpointError(CalogenError):
+    """A model cannot be loaded or does not fit the request."""
+
+    exit_code = 2
+
+
+class ConditionError(CalogenError):
+    """Physics parameters are missing, unknown or outside the trained range."""
+
+    exit_code = 2
+
+
+class DivergenceError(CalogenError):
+    """Training produced numbers that are not finite."""
+
+    exit_code = 1
+
+
+class GateError(CalogenError):
+    """A measured value did not meet the limit the user set."""
+
+    exit_code = 3
+
+
+class StorageError(CalogenError):
+    """The file system refused a write (disk full, read-only, quota)."""
+
+    exit_code = 74
+
+
+class Interrupted(CalogenError):
+    """A signal stopped the work after a clean checkpoint.
+
+    Args:
+        signal_number: The signal; the exit code is 128 plus this number.
+    """
+
+    def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint naming the known word nearest to ``name``, or listing all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known: {', '.join(known)}" if known else None

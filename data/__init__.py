@@ -1,0 +1,1 @@
+"""Real reference samples and pretrained surrogates shipped with calogen."""
