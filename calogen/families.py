@@ -231,10 +231,10 @@ class Family(_Frozen):
 
     @cached_property
     def mirrors(self) -> tuple[NDArray[np.int64], ...]:
-        """Voxel orders of the group the mirror symmetries generate, the identity first; each (V,)."""
+        """Voxel orders of the group a shower's mirror symmetries generate, the identity first; each (V,)."""
         group = [np.arange(self.voxels)]
         for axis, symmetry in enumerate(("mirror-x", "mirror-y")):
-            if symmetry in self.symmetries:
+            if symmetry in self.symmetries and self.layers:
                 parts = zip(self.layers, self.layer_bounds, strict=False)
                 order = np.concatenate([layer.mirrored(axis) + start for layer, start in parts])
                 group += [order[g] for g in group]
@@ -250,9 +250,7 @@ class Family(_Frozen):
             if condition.name == name:
                 return condition
         known = [c.name for c in self.conditions]
-        raise ConfigError(
-            f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known)
-        )
+        raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""
