@@ -1,0 +1,235 @@
+"""HDF5 files, safely: opening files of unknown origin, and writing files that are never half there.
+
+A file from elsewhere may be truncated, point outside itself, or claim more data than memory holds; all of that is
+found before a sample is read. A file of ours is built in memory and appears under its final name only when complete.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from .errors import ShardError, StorageError
+
+_MAX_CHUNK_BYTES = 1 << 30  # a whole chunk is decompressed for a single row of it
+_MAX_RATIO = 1100  # DEFLATE cannot compress below 1:1032
+_CHUNK_ROWS = 1024
+_CHUNK_BYTES = 8 << 20
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for reading.
+
+    Raises:
+        ShardError: If it is missing, unreadable, truncated or not HDF5.
+    """
+    try:
+        # Foreign files have chunks across rows; a cache of a few bands of them avoids decompressing them again.
+        file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=32 << 20)
+    except FileNotFoundError:
+        raise ShardError("the file does not exist", where=path) from None
+    except IsADirectoryError:
+        raise ShardError("this is a folder, not a file", where=path) from None
+    except PermissionError:
+        raise ShardError("the file may not be read", where=path, hint="check its permissions") from None
+    except (OSError, RuntimeError) as error:
+        raise _unopenable(path, error) from None
+    with file:
+        yield file
+
+
+def _unopenable(path: Path, error: Exception) -> ShardError:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            size = path.stat().st_size
+    except OSError:
+        return ShardError("the file cannot be read", where=path, found=str(error))
+    if not size:
+        return ShardError("the file is empty", where=path, expected="an HDF5 file", found="0 bytes")
+    if start != b"\x89HDF\r\n\x1a\n":
+        return ShardError(
+            "the file is not HDF5", where=path, expected="an HDF5 file", found=f"it starts with {start!r}"
+        )
+    return ShardError(
+        "the HDF5 file is damaged or truncated",
+        where=path,
+        found=f"{size} bytes; {error}",
+        hint="copy or make the file again",
+    )
+
+
+def checked_dataset(
+    file: h5py.File,
+    path: Path,
+    name: str,
+    shape: tuple[int | None, ...],
+    *,
+    column: bool = False,
+    kinds: str = "f",
+) -> h5py.Dataset:
+    """A dataset after the checks that make reading it safe.
+
+    Args:
+        file: The open file.
+        path: Its path, for messages.
+        name: Name of the dataset.
+        shape: Lengths it must have; None where any will do.
+        column: Accept (N, 1) where (N,) is asked for.
+        kinds: NumPy kinds of number that are allowed.
+    """
+    where = f"{path}, dataset {name}"
+    if name not in file:
+        found = ", ".join(sorted(file)[:12])
+        raise ShardError(f"the dataset '{name}' is missing", where=path, found=found)
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise outside(path, name, "a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ShardError("this is a group, not a dataset", where=where)
+    if dataset.is_virtual or dataset.external:
+        raise outside(path, name, "a virtual dataset" if dataset.is_virtual else "external storage")
+    if dataset.dtype.kind not in kinds:
+        raise ShardError(
+            "the dataset has the wrong type of number", where=where, expected="float32 or float64", found=dataset.dtype
+        )
+    actual: tuple[int, ...] = tuple(dataset.shape or ())
+    if column and len(actual) == 2 and actual[1] == 1:
+        actual = actual[:1]
+    if len(actual) != len(shape) or any(w is not None and w != a for a, w in zip(actual, shape, strict=True)):
+        expected = "(" + ", ".join("N" if w is None else str(w) for w in shape) + ")"
+        raise ShardError("the dataset has the wrong shape", where=where, expected=expected, found=dataset.shape)
+    _check_storage(dataset, path, where)
+    return dataset
+
+
+def outside(path: Path, name: str, what: str) -> ShardError:
+    """The error for a dataset that is not plainly in the file."""
+    return ShardError(
+        f"the dataset is {what}, which can point outside the file",
+        where=f"{path}, dataset {name}",
+        expected="a plain dataset in the file itself",
+        hint="copy the data into the file, for example with h5repack",
+    )
+
+
+def _check_storage(dataset: h5py.Dataset, path: Path, where: str) -> None:
+    """Refuses datasets that claim more than the file can hold: reading one would fill the memory."""
+    size, claimed, stored = path.stat().st_size, dataset.nbytes, dataset.id.get_storage_size()
+    if not claimed:
+        return
+    missing = stored < claimed if dataset.chunks is None else stored == 0
+    if missing or stored > size or claimed > _MAX_RATIO * stored:
+        raise ShardError(
+            "the dataset claims more data than the file holds",
+            where=where,
+            expected=f"{claimed} bytes (shape {dataset.shape})",
+            found=f"{stored} bytes in a file of {size} bytes",
+        )
+    if dataset.chunks is None:
+        return
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if chunk_bytes > _MAX_CHUNK_BYTES:
+        raise ShardError(
+            "the dataset's chunks are too large to read a few rows",
+            where=where,
+            expected=f"at most {_MAX_CHUNK_BYTES} bytes",
+            found=f"{chunk_bytes} bytes (chunks {dataset.chunks})",
+            hint="rewrite the file with h5repack",
+        )
+    sizes: list[int] = []
+    dataset.id.chunk_iter(lambda info: sizes.append(info.size))
+    expected = math.prod(math.ceil(n / c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    if len(sizes) < expected:
+        raise ShardError(
+            "parts of the dataset were never written", where=where, expected=f"{expected} chunks", found=len(sizes)
+        )
+    if max(sizes) > chunk_bytes + chunk_bytes // 10 + 4096:  # would decompress to far more than a chunk
+        raise ShardError("a chunk of the dataset is larger than it may be", where=where, found=f"{max(sizes)} bytes")
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def hdf5_image(fill: Callable[[h5py.File], None]) -> memoryview:
+    """Bytes of an HDF5 file, built in memory.
+
+    HDF5 writing to a full disk ends the process at exit; in memory it cannot.
+
+    Args:
+        fill: Writes datasets and attributes into the open file.
+    """
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        fill(file)
+    return stream.getbuffer()
+
+
+def write_rows(file: h5py.File, name: str, rows: NDArray[np.generic]) -> None:
+    """Writes an array as a dataset under HDF5's standard gzip filter, chunked along its first axis.
+
+    The bytes are made by ISA-L, six times as fast as zlib at the same ratio; any HDF5 reader opens them. There is no
+    shuffle filter: it makes sparse showers bigger.
+
+    Args:
+        file: The file to write into.
+        name: Name of the dataset.
+        rows: Values, (N, ...), N > 0; stored exactly as they are.
+    """
+    per_chunk = min(_CHUNK_ROWS, len(rows))
+    while per_chunk > 1 and per_chunk * rows[0].nbytes > _CHUNK_BYTES:
+        per_chunk //= 2
+    chunks = (per_chunk, *rows.shape[1:])
+    dataset = file.create_dataset(name, rows.shape, rows.dtype, chunks=chunks, compression="gzip", compression_opts=1)
+    for start in range(0, len(rows), per_chunk):
+        chunk = np.ascontiguousarray(rows[start : start + per_chunk])
+        if len(chunk) < per_chunk:  # HDF5 chunks are always whole
+            chunk = np.concatenate([chunk, np.zeros((per_chunk - len(chunk), *rows.shape[1:]), rows.dtype)])
+        dataset.id.write_direct_chunk((start, *(0 for _ in rows.shape[1:])), isal_zlib.compress(chunk, 1))
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file so that its final name exists only when every byte is on the disk.
+
+    Args:
+        path: Final name; folders are made as needed. The bytes go to ``path`` + ``.part`` first.
+        data: The bytes.
+
+    Raises:
+        StorageError: If the file system refuses; nothing is left behind.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name itself must reach the disk too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(
+            f"the file cannot be written: {error.strerror or error}",
+            where=path,
+            expected=f"{len(data)} bytes of space in a folder that may be written",
+            hint="free space, or write to another folder",
+        ) from None

@@ -1,0 +1,335 @@
+"""Samples in memory, and the shard files written from them.
+
+A shard is one HDF5 file in a layout of the field (DESIGN: CaloChallenge's for showers, ``maps`` and ``params`` for
+density maps), with attributes that say what it is. A folder of shards has a manifest with every file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ShardError
+from .families import Family
+from .formats import INDEX_EXTRAS, SCHEMA
+from .hdf5 import hdf5_image, write_atomic, write_rows
+
+SHARD_BYTES = 128 << 20
+"""Raw bytes of samples in one shard, at most."""
+
+_BLOCK = 1024  # generation computes in blocks of this many samples; shards hold whole blocks
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in memory, in physical units.
+
+    Attributes:
+        family: What the samples are.
+        values: Voxel energies or pixels in the family's unit, (N, *family.sample_shape).
+        conditions: Physics parameters by name in the condition's unit (MeV for energies), (N,) each.
+        extras: Optional arrays by name: ``realisation_id`` (N,), ``weights`` (N,).
+        kind: ``reference`` or ``generated``.
+        provenance: Where the samples come from.
+
+    Raises:
+        ShardError: If shapes do not fit the family or each other.
+    """
+
+    family: Family
+    values: NDArray[np.float32]
+    conditions: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    kind: str = "reference"
+    provenance: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, np.float32)
+        conditions = {name: np.asarray(c, np.float32).reshape(-1) for name, c in self.conditions.items()}
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "conditions", conditions)
+        if values.shape[1:] != self.family.sample_shape or values.ndim == 0:
+            expected = ("N", *self.family.sample_shape)
+            raise ShardError(
+                f"samples do not have the shape of family '{self.family.name}'", expected=expected, found=values.shape
+            )
+        for name, array in {**conditions, **self.extras}.items():
+            if len(array) != len(values):
+                raise ShardError(
+                    f"'{name}' and the samples differ in length", expected=len(values), found=len(array), where=name
+                )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def select(self, index: ArrayLike | slice) -> Samples:
+        """The samples at some rows.
+
+        Args:
+            index: Rows, a mask (N,), or a slice.
+        """
+        rows = index if isinstance(index, slice) else np.asarray(index)
+        return Samples(
+            family=self.family,
+            values=self.values[rows],
+            conditions={name: array[rows] for name, array in self.conditions.items()},
+            extras={name: array[rows] for name, array in self.extras.items()},
+            kind=self.kind,
+            provenance=self.provenance,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Samples]) -> Samples:
+        """One after another; extras that some part lacks are left out.
+
+        Raises:
+            ShardError: If there are none, or they differ in family or conditions.
+        """
+        if not parts:
+            raise ShardError("there are no samples to concatenate")
+        first = parts[0]
+        for part in parts[1:]:
+            if not part.family.same_samples(first.family) or set(part.conditions) != set(first.conditions):
+                raise ShardError(
+                    "samples of different families or conditions cannot be concatenated",
+                    expected=f"{first.family.name} {sorted(first.conditions)}",
+                    found=f"{part.family.name} {sorted(part.conditions)}",
+                )
+        extras = [name for name in first.extras if all(name in part.extras for part in parts)]
+        provenance: list[dict[str, Any]] = []
+        for part in parts:
+            provenance += [entry for entry in part.provenance if entry not in provenance]
+        return Samples(
+            family=first.family,
+            values=np.concatenate([part.values for part in parts]),
+            conditions={name: np.concatenate([part.conditions[name] for part in parts]) for name in first.conditions},
+            extras={name: np.concatenate([part.extras[name] for part in parts]) for name in extras},
+            kind=first.kind,
+            provenance=tuple(provenance),
+        )
+
+    def read(self, start: int = 0, stop: int | None = None) -> Samples:
+        """Samples start to stop (to the end when absent)."""
+        return self.select(slice(start, stop))
+
+    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
+        """Samples start to stop in order, ``size`` at a time."""
+        end = len(self) if stop is None else min(stop, len(self))
+        for first in range(start, end, size):
+            yield self.read(first, min(first + size, end))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a manifest says about one file.
+
+    Attributes:
+        name: File name in the folder.
+        samples: How many samples it holds.
+        index_start: Global index of its first sample.
+        sha256: SHA-256 of the file, hexadecimal.
+        bytes: Length of the file.
+    """
+
+    name: str
+    samples: int
+    index_start: int
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Attributes:
+        records: One a file, by global index.
+        provenance: Where the samples come from: one entry a manifest file.
+    """
+
+    records: tuple[ShardRecord, ...]
+    provenance: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Samples in all files."""
+        return sum(record.samples for record in self.records)
+
+
+def samples_per_shard(family: Family, shard_bytes: int = SHARD_BYTES) -> int:
+    """How many samples go into one shard: a multiple of 1024, at least 1024.
+
+    Args:
+        family: What the samples are.
+        shard_bytes: Most raw bytes in a shard.
+    """
+    sample_bytes = 4 * math.prod(family.sample_shape)
+    return max(1, shard_bytes // (sample_bytes * _BLOCK)) * _BLOCK
+
+
+def write_shard(
+    path: Path,
+    samples: Samples,
+    *,
+    provenance: Mapping[str, Any],
+    index_start: int = 0,
+    layout: Literal["native", "calogan"] = "native",
+) -> ShardRecord:
+    """Writes one shard; the file appears under its name only when complete.
+
+    Args:
+        path: The file to write.
+        samples: At least one; stored exactly as they are.
+        provenance: Engine or checkpoint digest, versions, seed: JSON-able.
+        index_start: Global index of the first sample.
+        layout: ``native``, or ``calogan`` for CaloGAN's own datasets and units.
+
+    Raises:
+        ShardError: If there are no samples, or the layout cannot hold them.
+        StorageError: If the file system refuses.
+    """
+    path = Path(path)
+    if not len(samples):
+        raise ShardError("a shard needs at least one sample", where=path)
+    unknown = set(samples.extras) - set(INDEX_EXTRAS)
+    if unknown:
+        raise ShardError("a shard cannot hold these extras", where=path, expected=INDEX_EXTRAS, found=sorted(unknown))
+
+    def fill(file: h5py.File) -> None:
+        fill_datasets(file, samples)
+        for name, array in samples.extras.items():
+            write_rows(file, name, np.asarray(array))
+        attributes = file.attrs
+        attributes["calogen_schema"] = SCHEMA
+        attributes["kind"] = samples.kind
+        attributes["family"] = samples.family.model_dump_json()
+        names = list(samples.conditions)
+        for attribute, texts in (
+            ("condition_names", names),
+            ("condition_units", [samples.family.condition(name).unit for name in names]),
+        ):
+            attributes.create(attribute, np.array(texts, dtype=object), dtype=h5py.string_dtype())
+        attributes["provenance"] = json.dumps(dict(provenance), sort_keys=True)
+        attributes["index_start"] = index_start
+
+    fill_datasets = _fill_native if layout == "native" else _fill_calogan
+    image = hdf5_image(fill)
+    write_atomic(path, image)
+    return ShardRecord(path.name, len(samples), index_start, hashlib.sha256(image).hexdigest(), len(image))
+
+
+def _fill_native(file: h5py.File, samples: Samples) -> None:
+    if samples.family.kind == "map":
+        write_rows(file, "maps", samples.values)
+        if samples.conditions:
+            write_rows(file, "params", np.stack(list(samples.conditions.values()), axis=1))
+        return
+    write_rows(file, "showers", samples.values)
+    first = samples.family.conditions[0].name
+    for name, array in samples.conditions.items():
+        write_rows(file, *(("incident_energies", array[:, None]) if name == first else (f"conditions/{name}", array)))
+
+
+def _fill_calogan(file: h5py.File, samples: Samples) -> None:
+    family = samples.family
+    first = family.conditions[0].name if family.conditions else ""
+    if family.kind != "calorimeter" or any(layer.geometry != "cartesian" for layer in family.layers):
+        raise ShardError("CaloGAN's layout holds showers in layers of rectangular cells", found=family.name)
+    if first not in samples.conditions:
+        raise ShardError("CaloGAN's layout needs the incident energies", expected=first, found=list(samples.conditions))
+    for number, layer, cells in zip(family.layer_numbers, family.layers, family.layer_slices, strict=True):
+        write_rows(file, f"layer_{number}", samples.values[:, cells].reshape(-1, *layer.shape))
+    for name, array in samples.conditions.items():
+        if name == first:
+            energy = (array.astype(np.float64) / 1e3).astype(np.float32)
+            write_rows(file, "energy", energy[:, None])
+        else:
+            write_rows(file, f"conditions/{name}", array)
+    write_rows(file, "overflow", np.zeros((len(samples), len(family.layers)), np.float32))
+    file.attrs["energy_unit"] = "GeV"
+    file.attrs["cell_unit"] = "MeV"
+    file.attrs["overflow"] = "not modelled: zeros"
+
+
+# ---------------------------------------------------------------------------------------------------- manifests
+
+
+def write_manifest(
+    folder: Path, records: Sequence[ShardRecord], *, provenance: Mapping[str, Any], name: str = _MANIFEST
+) -> None:
+    """Writes the manifest of a folder of shards.
+
+    Args:
+        folder: Where the shards are.
+        records: What :func:`write_shard` returned.
+        provenance: Where the samples come from: JSON-able.
+        name: ``manifest.json``, or ``manifest-i-of-n.json`` for a part.
+
+    Raises:
+        StorageError: If the file system refuses.
+    """
+    table = {
+        "calogen_schema": SCHEMA,
+        "samples": sum(record.samples for record in records),
+        "provenance": dict(provenance),
+        "shards": [asdict(record) for record in records],
+    }
+    write_atomic(Path(folder) / name, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifests of a folder of shards, merged; None when there are none.
+
+    Raises:
+        ShardError: If a manifest is damaged, newer than this program, or names a file twice or outside the folder.
+    """
+    paths = sorted(Path(folder).glob("manifest*.json"))
+    if not paths:
+        return None
+    records: list[ShardRecord] = []
+    provenance = []
+    for path in paths:
+        try:
+            table = json.loads(path.read_bytes())
+            if table["calogen_schema"] > SCHEMA:
+                raise ShardError(
+                    "the manifest was written by a newer calogen",
+                    where=path,
+                    expected=f"calogen_schema at most {SCHEMA}",
+                    found=table["calogen_schema"],
+                    hint="update calogen",
+                )
+            records += [_record(entry) for entry in table["shards"]]
+            provenance.append(dict(table["provenance"]))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ShardError(
+                "the manifest is damaged",
+                where=path,
+                found=f"{type(error).__name__}: {error}",
+                hint="delete it if the shards beside it are whole",
+            ) from None
+    names = [record.name for record in records]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ShardError("the manifest names a file twice", where=folder, found=", ".join(twice))
+    return Manifest(tuple(sorted(records, key=lambda record: (record.index_start, record.name))), tuple(provenance))
+
+
+def _record(entry: Mapping[str, Any]) -> ShardRecord:
+    record = ShardRecord(**entry)
+    numbers = (record.samples, record.index_start, record.bytes)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError(f"numbers must be whole and not negative, got {numbers}")
+    if not isinstance(record.name, str) or Path(record.name).name != record.name or not isinstance(record.sha256, str):
+        raise ValueError(f"'{record.name}' is not the name of a file in the folder")
+    return record

@@ -1,0 +1,355 @@
+"""Reading samples from any number of files in any known layout, at constant memory.
+
+Physical units throughout: voxels and incident energies come out in the family's units whatever the file holds. Every
+row is checked as it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ShardError
+from .families import Family
+from .formats import Layout
+from .hdf5 import open_file
+from .shardfiles import Samples, read_manifest
+
+_SLAB_BYTES = 128 << 20
+_VALIDATION_SHARE = 10  # one in this many samples validates when the data is not split
+_LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
+_HIGHEST_GENERATED_RESPONSE = 30.0  # a bad model may be far off, but not by a factor 1000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A contiguous run of rows, start to stop, of one file."""
+
+    path: Path
+    layout: Layout
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Shards:
+    """An ordered, read-only collection of samples over one or more files; holds no data in memory.
+
+    Attributes:
+        family: What the samples are.
+        kind: ``reference`` or ``generated``.
+        condition_names: Physics parameters the files carry.
+        files: The files, in order.
+        provenance: Where the samples come from, each origin once.
+        notes: Conversions done while reading, such as "incident energies converted from GeV to MeV".
+    """
+
+    def __init__(self, pieces: Sequence[Piece], *, drop_bad: bool = False, notes: Sequence[str] = ()) -> None:
+        first = pieces[0].layout
+        for piece in pieces[1:]:
+            _check_alike(first, pieces[0].path, piece)
+        self.family: Family = first.family
+        self.kind: str = first.kind
+        self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)
+        self.files: tuple[Path, ...] = tuple(dict.fromkeys(piece.path for piece in pieces))
+        self.provenance: tuple[dict[str, Any], ...] = _distinct(piece.layout for piece in pieces)
+        self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain(notes, *(piece.layout.notes for piece in pieces))))
+        self._pieces = tuple(pieces)
+        self._bounds = tuple(accumulate((len(piece) for piece in pieces), initial=0))
+        self._drop_bad = drop_bad
+        self._bad_rows: set[int] = set()
+        self._plausible: set[Path] = set()
+        self._digest: str | None = None
+
+    def __len__(self) -> int:
+        """Rows in the files; with ``drop_bad``, reading may give fewer."""
+        return self._bounds[-1]
+
+    @property
+    def dropped(self) -> int:
+        """Rows left out so far because of ``drop_bad``."""
+        return len(self._bad_rows)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Samples:
+        """Samples start to stop (to the end when absent), in memory.
+
+        Raises:
+            ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self))
+        parts = list(self._slabs(start, stop, max(stop - start, 1)))
+        return Samples.concatenate(parts) if parts else self._empty()
+
+    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
+        """Samples start to stop in order, at most ``size`` at a time.
+
+        Chunks end where files end, and are smaller where ``size`` samples would take more than 128 MiB.
+
+        Raises:
+            ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
+        """
+        sample_bytes = 4 * self.family.voxels
+        start, stop, _ = slice(start, stop).indices(len(self))
+        yield from self._slabs(start, stop, max(1, min(size, _SLAB_BYTES // sample_bytes)))
+
+    def digest(self) -> str:
+        """SHA-256 of the data's identity: file names, rows, and each file's own SHA-256, hexadecimal."""
+        if self._digest is None:
+            hashes: dict[Path, str] = {}
+            for folder in dict.fromkeys(path.parent for path in self.files):
+                manifest = read_manifest(folder)
+                for record in manifest.records if manifest else ():
+                    path = folder / record.name
+                    if path in self.files and path.stat().st_size == record.bytes:
+                        hashes[path] = record.sha256
+            identity = []
+            for piece in self._pieces:
+                if piece.path not in hashes:
+                    hashes[piece.path] = sha256_of(piece.path)
+                identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
+            self._digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return self._digest
+
+    def split_off(self, share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
+        """Two parts without a common sample: all but the last 1 / ``share``, and that.
+
+        Maps are split by ``realisation_id`` where the files have it, so that no realisation is on both sides.
+
+        Raises:
+            ShardError: If there is only one sample, or only one realisation.
+        """
+        if self.family.kind == "map" and all("realisation_id" in piece.layout.extras for piece in self._pieces):
+            ids = self._realisations()
+            _, first_seen = np.unique(ids, return_index=True)
+            order = ids[np.sort(first_seen)]
+            if len(order) < 2:
+                raise ShardError(
+                    "all maps are of one realisation, which cannot be on both sides",
+                    where=self.files[0],
+                    hint="give separate train/ and validation/ folders",
+                )
+            validates = np.isin(ids, order[-max(1, len(order) // share) :])
+        else:
+            if len(self) < 2:
+                raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
+            validates = np.arange(len(self)) >= len(self) - max(1, len(self) // share)
+        return self._where(~validates), self._where(validates)
+
+    def _where(self, mask: NDArray[np.bool_]) -> Shards:
+        pieces = []
+        for piece, offset in zip(self._pieces, self._bounds, strict=False):
+            inside = mask[offset : offset + len(piece)].astype(np.int8)
+            edges = np.flatnonzero(np.diff(inside, prepend=0, append=0))
+            for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+                pieces.append(Piece(piece.path, piece.layout, piece.start + start, piece.start + stop))
+        return Shards(pieces, drop_bad=self._drop_bad)
+
+    def _realisations(self) -> NDArray[np.int64]:
+        parts = []
+        for piece in self._pieces:
+            with open_file(piece.path) as file:
+                parts.append(_rows(file, piece, "realisation_id", piece.start, piece.stop))
+        return np.concatenate(parts).astype(np.int64)
+
+    def _empty(self) -> Samples:
+        return Samples(
+            family=self.family,
+            values=np.empty((0, *self.family.sample_shape), np.float32),
+            conditions={name: np.empty(0, np.float32) for name in self.condition_names},
+            kind=self.kind,
+            provenance=self.provenance,
+        )
+
+    def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
+        number = max(0, bisect_right(self._bounds, start) - 1)
+        while start < stop and number < len(self._pieces):
+            piece, offset = self._pieces[number], self._bounds[number]
+            end = min(stop, offset + len(piece))
+            with open_file(piece.path) as file:
+                while start < end:
+                    until = min(start + size, end)
+                    samples = self._checked(file, piece, start - offset + piece.start, until - offset + piece.start)
+                    if len(samples):
+                        yield samples
+                    start = until
+            number += 1
+
+    def _checked(self, file: h5py.File, piece: Piece, start: int, stop: int) -> Samples:
+        samples = _read_rows(file, piece, start, stop)
+        bad = _bad_rows(samples)
+        if bad.any():
+            if not self._drop_bad:
+                raise _bad_error(file, piece, samples, bad, start)
+            offset = self._bounds[self._pieces.index(piece)] - piece.start + start
+            self._bad_rows.update((np.flatnonzero(bad) + offset).tolist())
+            samples = samples.select(~bad)
+        if piece.path not in self._plausible and len(samples):
+            _check_units(piece, samples)
+            self._plausible.add(piece.path)
+        return samples
+
+
+def _distinct(layouts: Iterator[Layout]) -> tuple[dict[str, Any], ...]:
+    seen = {json.dumps(layout.provenance, sort_keys=True, default=str): dict(layout.provenance) for layout in layouts}
+    return tuple(entry for entry in seen.values() if entry)
+
+
+def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
+    other = piece.layout
+    if other is first:
+        return
+    names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
+    for what, mine, theirs, same in (
+        ("family", first.family.name, other.family.name, first.family.same_samples(other.family)),
+        ("kind", first.kind, other.kind, first.kind == other.kind),
+        ("conditions", names, other_names, set(names) == set(other_names)),
+    ):
+        if not same:
+            raise ShardError(
+                f"files of different {what} cannot be read as one",
+                where=piece.path,
+                expected=f"{mine} (as in {path})",
+                found=theirs,
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- rows
+
+
+def _rows(file: h5py.File, piece: Piece, name: str, start: int, stop: int) -> NDArray[Any]:
+    try:
+        dataset = file[name]
+        if len(dataset) != piece.layout.length:
+            raise ShardError("the file changed while it was in use", where=piece.path)
+        return np.asarray(dataset[start:stop])
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ShardError(
+            "the file is damaged: rows cannot be read",
+            where=f"{piece.path}, dataset {name}, rows {start} to {stop - 1}",
+            found=str(error),
+            hint="copy or make the file again",
+        ) from None
+
+
+def _read_rows(file: h5py.File, piece: Piece, start: int, stop: int) -> Samples:
+    layout, family, count = piece.layout, piece.layout.family, stop - start
+    with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is reported as such
+        parts = [_scaled(_rows(file, piece, name, start, stop), layout.factor) for name in layout.values]
+        conditions = {}
+        for column in layout.conditions:
+            stored = _rows(file, piece, column.dataset, start, stop)
+            stored = stored.reshape(count) if column.column is None else stored[:, column.column]
+            conditions[column.name] = _scaled(stored, column.factor)
+    values = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(count, -1) for part in parts], axis=1)
+    return Samples(
+        family=family,
+        values=values,
+        conditions=conditions,
+        extras={name: _rows(file, piece, name, start, stop) for name in layout.extras},
+        kind=layout.kind,
+        provenance=(dict(layout.provenance),) if layout.provenance else (),
+    )
+
+
+def _scaled(stored: NDArray[Any], factor: float) -> NDArray[np.float32]:
+    if factor != 1.0:  # in double precision: one rounding, not two
+        stored = stored.astype(np.float64) * factor
+    return stored.astype(np.float32, copy=False)
+
+
+def _bad_rows(samples: Samples) -> NDArray[np.bool_]:
+    """Rows with a value that is not finite or negative, (N,)."""
+    bad = np.zeros(len(samples), np.bool_)
+    if not len(samples):
+        return bad
+    values = samples.values
+    if not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both; one cheap pass when all is well
+        flat = values.reshape(len(values), -1)
+        bad |= ~((flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf))
+    for condition in samples.conditions:
+        bad |= _bad_condition(samples, condition)
+    return bad
+
+
+def _bad_condition(samples: Samples, name: str) -> NDArray[np.bool_]:
+    array = samples.conditions[name]
+    bad = ~np.isfinite(array)
+    if samples.family.condition(name).unit == "MeV":
+        bad |= ~(array > 0)
+    return bad
+
+
+def _bad_error(file: h5py.File, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int) -> ShardError:
+    row = int(np.flatnonzero(bad)[0])
+    one = samples.select(slice(row, row + 1))
+    column = next((c for c in piece.layout.conditions if _bad_condition(one, c.name)[0]), None)
+    wrong = one.conditions[column.name] if column else one.values[~((one.values >= 0) & (one.values < np.inf))]
+    size = max(1, _SLAB_BYTES // (4 * samples.family.voxels))
+    count = 0
+    for first in range(piece.start, piece.stop, size):
+        count += int(_bad_rows(_read_rows(file, piece, first, min(first + size, piece.stop))).sum())
+    if column:
+        dataset, expected = column.dataset, f"finite values{' above 0' if samples.family.kind == 'calorimeter' else ''}"
+    else:
+        dataset, expected = _dataset_of(piece.layout, one), "finite values that are not negative"
+    return ShardError(
+        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: NaN, infinite or negative values",
+        where=f"{piece.path}, dataset {dataset}, row {start + row}",
+        expected=expected,
+        found=float(wrong.ravel()[0]),
+        hint="repair the file, or leave such rows out with --drop-bad (drop_bad=True)",
+    )
+
+
+def _dataset_of(layout: Layout, one: Samples) -> str:
+    if len(layout.values) == 1:
+        return layout.values[0]
+    voxel = int(np.flatnonzero(~((one.values[0] >= 0) & (one.values[0] < np.inf)))[0])
+    return layout.values[int(one.family.layer_of_voxel[voxel])]
+
+
+def _check_units(piece: Piece, samples: Samples) -> None:
+    """Refuses showers whose deposited and incident energies cannot be in the units the layout says."""
+    family = samples.family
+    if family.kind != "calorimeter" or not samples.conditions:
+        return
+    energies = samples.conditions.get(family.conditions[0].name)
+    if energies is None:
+        return
+    rows = slice(0, 1024)
+    response = float(np.median(samples.values[rows].sum(axis=1, dtype=np.float64) / energies[rows]))
+    highest = family.max_response if samples.kind == "reference" else _HIGHEST_GENERATED_RESPONSE
+    if _LOWEST_RESPONSE <= response <= highest:
+        return
+    many = response > highest
+    raise ShardError(
+        "the deposited and the incident energies are not in the same units",
+        where=piece.path,
+        expected=f"a median deposited / incident energy of {_LOWEST_RESPONSE:g} to {highest:g}",
+        found=f"{response:.4g} after reading the file as {piece.layout.name} layout "
+        f"({'; '.join(piece.layout.notes) or 'energies in MeV'})",
+        hint=(
+            "probably the incident energies are in GeV (or the voxels in keV) but were taken for MeV"
+            if many
+            else "probably the incident energies are already in MeV (or the voxels in GeV)"
+        )
+        + ": set the file's attributes energy_unit and cell_unit to what they are",
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
