@@ -94,7 +94,7 @@ def read_layout(path: Path, family: Family | None = None) -> Layout:
     with open_file(path) as file:
         try:
             return _find_layout(file, path, family)
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ShardError("the file's header is damaged", where=path, found=str(error)) from None
 
 
@@ -125,6 +125,8 @@ def _find_layout(file: h5py.File, path: Path, family: Family | None) -> Layout:
         raise ShardError("no known layout has these datasets", where=path, expected=_LAYOUTS, found=found)
     if not layout.length:
         raise ShardError("the file holds no samples", where=path, found="0 rows")
+    if layout.name != "calogan":  # whose unit of energy is its own
+        _check_units(file, path, layout)
     extras = tuple(name for name in INDEX_EXTRAS if name in names)
     for name in extras:
         checked_dataset(file, path, name, (layout.length,), kinds="iuf")
@@ -205,16 +207,12 @@ def _calogan(file: h5py.File, path: Path, family: Family | None) -> Layout:
     if surplus:
         raise ShardError("the file has more layers than the family", where=path, expected=values, found=surplus)
     checked_dataset(file, path, "energy", (length,), column=True)
-    condition, notes = family.conditions[0], []
-    unit = _unit(file, path, "energy_unit", "GeV")
-    if unit != condition.unit:
-        notes.append(f"incident energies converted from {unit} to {condition.unit}")
-    columns = [Column(condition.name, "energy", None, _factor(unit, condition.unit))]
+    condition, notes = family.conditions[0], list[str]()
+    energy_factor = _factor(file, path, "energy_unit", "GeV", condition.unit, notes)
+    columns = [Column(condition.name, "energy", None, energy_factor)]
     columns += _further_conditions(file, path, family, length)
-    cell_unit = _unit(file, path, "cell_unit", "MeV")
-    if cell_unit != family.unit:
-        notes.append(f"voxels converted from {cell_unit} to {family.unit}")
-    if "overflow" in file:
+    factor = _factor(file, path, "cell_unit", "MeV", family.unit, notes)
+    if "overflow" in set(file):
         notes.append("overflow (energy beside the cells) is not modelled and not read")
     return Layout(
         name="calogan",
@@ -222,7 +220,7 @@ def _calogan(file: h5py.File, path: Path, family: Family | None) -> Layout:
         kind="reference",
         length=int(length or 0),
         values=values,
-        factor=_factor(cell_unit, family.unit),
+        factor=factor,
         conditions=tuple(columns),
         notes=tuple(notes),
     )
@@ -241,26 +239,24 @@ def _showers(file: h5py.File, path: Path, family: Family | None, native: bool) -
             expected=f"{family.voxels} voxels (family '{family.name}')",
             found=f"{voxels} voxels",
         )
-    columns, notes = [], []
-    if "incident_energies" in file or not (native and not _names(file, "condition_names")):
+    columns, notes = list[Column](), list[str]()
+    unconditional = native and not _names(file, "condition_names")
+    if "incident_energies" in set(file) or not unconditional:
         condition = family.conditions[0]
         checked_dataset(file, path, "incident_energies", (length,), column=True)
-        unit = _unit(file, path, "energy_unit", "MeV")
-        if unit != condition.unit:
-            notes.append(f"incident energies converted from {unit} to {condition.unit}")
-        columns.append(Column(condition.name, "incident_energies", None, _factor(unit, condition.unit)))
+        default = condition.unit if native else "MeV"
+        energy_factor = _factor(file, path, "energy_unit", default, condition.unit, notes)
+        columns.append(Column(condition.name, "incident_energies", None, energy_factor))
     columns += _further_conditions(file, path, family, length)
     _check_names(file, path, [column.name for column in columns])
-    cell_unit = _unit(file, path, "cell_unit", "MeV")
-    if cell_unit != family.unit:
-        notes.append(f"voxels converted from {cell_unit} to {family.unit}")
+    factor = _factor(file, path, "cell_unit", family.unit if native else "MeV", family.unit, notes)
     return Layout(
         name="calogen" if native else "calochallenge",
         family=family,
         kind="reference",
         length=length,
         values=("showers",),
-        factor=_factor(cell_unit, family.unit),
+        factor=factor,
         conditions=tuple(columns),
         notes=tuple(notes),
     )
@@ -303,7 +299,7 @@ def _maps(file: h5py.File, path: Path, family: Family | None, native: bool) -> L
             found=box,
         )
     names = _names(file, "condition_names" if "condition_names" in file.attrs else "param_names")
-    if names is None and "params" in file:
+    if names is None and "params" in set(file):
         raise ShardError(
             "the columns of params have no names",
             where=f"{path}, attribute param_names",
@@ -338,9 +334,10 @@ def _family_of_voxels(path: Path, voxels: int) -> Family:
 
 
 def _further_conditions(file: h5py.File, path: Path, family: Family, length: int | None) -> list[Column]:
-    if "conditions" not in file:
+    link = file.get("conditions", getlink=True)
+    if link is None:
         return []
-    if not isinstance(file.get("conditions", getlink=True), h5py.HardLink):
+    if not isinstance(link, h5py.HardLink):
         raise outside(path, "conditions", "a link")
     names = sorted(file["conditions"])
     _check_known(path, family, names)
@@ -373,6 +370,19 @@ def _check_names(file: h5py.File, path: Path, found: list[str]) -> None:
         )
 
 
+def _check_units(file: h5py.File, path: Path, layout: Layout) -> None:
+    names, units = _names(file, "condition_names"), _names(file, "condition_units")
+    for name, unit in zip(names or (), units or (), strict=False):
+        expected = layout.family.condition(name).unit
+        if unit != expected:
+            raise ShardError(
+                f"'{name}' is stored in another unit than the family's",
+                where=f"{path}, attribute condition_units",
+                expected=expected or "no unit",
+                found=unit or "no unit",
+            )
+
+
 def _names(file: h5py.File, attribute: str) -> list[str] | None:
     if attribute not in file.attrs:
         return None
@@ -380,7 +390,10 @@ def _names(file: h5py.File, attribute: str) -> list[str] | None:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _unit(file: h5py.File, path: Path, attribute: str, default: str) -> str:
+def _factor(file: h5py.File, path: Path, attribute: str, default: str, wanted: str, notes: list[str]) -> float:
+    """What stored energies are multiplied by to be in the unit wanted; a conversion is noted."""
+    if wanted not in _UNIT_IN_MEV:  # a family of the user's own, in a unit of its own
+        return 1.0
     unit = file.attrs.get(attribute, default)
     unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
     if unit not in _UNIT_IN_MEV:
@@ -390,11 +403,10 @@ def _unit(file: h5py.File, path: Path, attribute: str, default: str) -> str:
             expected=", ".join(_UNIT_IN_MEV),
             found=unit,
         )
-    return unit
-
-
-def _factor(stored: str, wanted: str) -> float:
-    return _UNIT_IN_MEV[stored] / _UNIT_IN_MEV.get(wanted, 1.0)
+    if unit != wanted:
+        what = "incident energies" if attribute == "energy_unit" else "voxels"
+        notes.append(f"{what} converted from {unit} to {wanted}")
+    return _UNIT_IN_MEV[unit] / _UNIT_IN_MEV[wanted]
 
 
 # ---------------------------------------------------------------------------------------------------- binning

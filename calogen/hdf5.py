@@ -33,6 +33,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     Raises:
         ShardError: If it is missing, unreadable, truncated or not HDF5.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ShardError("this is a device or a pipe, not a file", where=path)  # opening one could wait forever
     try:
         # Foreign files have chunks across rows; a cache of a few bands of them avoids decompressing them again.
         file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=32 << 20)
@@ -89,10 +91,11 @@ def checked_dataset(
         kinds: NumPy kinds of number that are allowed.
     """
     where = f"{path}, dataset {name}"
-    if name not in file:
+    link = file.get(name, getlink=True)  # asking for the object itself would already follow the link
+    if link is None:
         found = ", ".join(sorted(file)[:12])
         raise ShardError(f"the dataset '{name}' is missing", where=path, found=found)
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+    if not isinstance(link, h5py.HardLink):
         raise outside(path, name, "a link")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):

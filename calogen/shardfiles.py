@@ -98,6 +98,8 @@ class Samples:
         if not parts:
             raise ShardError("there are no samples to concatenate")
         first = parts[0]
+        if len(parts) == 1:
+            return first
         for part in parts[1:]:
             if not part.family.same_samples(first.family) or set(part.conditions) != set(first.conditions):
                 raise ShardError(

@@ -6,9 +6,14 @@ This is the room's front door: samples, collections, writer and manifests are na
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .errors import ShardError
 from .families import Family
@@ -23,7 +28,7 @@ from .shardfiles import (
     write_manifest,
     write_shard,
 )
-from .shardreader import Piece, Shards
+from .shardreader import Piece, Shards, sha256_of
 
 __all__ = [
     "SHARD_BYTES",
@@ -31,16 +36,22 @@ __all__ = [
     "Samples",
     "ShardRecord",
     "Shards",
+    "describe",
     "open_shards",
     "open_splits",
     "read_manifest",
     "samples_per_shard",
+    "verify",
     "write_manifest",
     "write_shard",
 ]
 
 _SUFFIXES = (".h5", ".hdf5", ".hdf")
 _SPLITS = ("train", "validation", "test")
+_PROBLEMS_SHOWN = 20
+
+_File = tuple[Path, ShardRecord | None]
+"""A data file, and what its folder's manifest says about it."""
 
 
 def open_shards(
@@ -62,9 +73,12 @@ def open_shards(
     Raises:
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
-    files: list[tuple[Path, ShardRecord | None]] = []
-    for item in _items(source):
-        files += _resolve(item, split)
+    files = list(chain.from_iterable(_resolve(item, split) for item in _items(source)))
+    seen: set[Path] = set()
+    for path, _ in files:
+        if path.resolve() in seen:
+            raise ShardError("the file is named twice", where=path)
+        seen.add(path.resolve())
     return Shards([_open_piece(path, record, family) for path, record in files], drop_bad=drop_bad)
 
 
@@ -96,7 +110,7 @@ def _items(source: str | Path | Sequence[str | Path]) -> list[str | Path]:
     return items
 
 
-def _resolve(item: str | Path, split: str | None) -> list[tuple[Path, ShardRecord | None]]:
+def _resolve(item: str | Path, split: str | None) -> list[_File]:
     """The files an item stands for, each with its manifest's record where there is one."""
     path = Path(item).expanduser()
     if path.is_dir():
@@ -116,9 +130,12 @@ def _resolve(item: str | Path, split: str | None) -> list[tuple[Path, ShardRecor
             )
         return _folder_files(path)
     if path.exists():
+        if split is not None:
+            raise ShardError(f"a file has no split '{split}'", where=path, expected=f"a folder with {_SPLITS}")
         return [(path, None)]
     if glob.has_magic(str(path)):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (pathlib wants a root)
+        found = [path for path in found if path.suffix in _SUFFIXES] or found
         if not found:
             raise ShardError("no file matches", where=path)
         return list(chain.from_iterable(_resolve(name, split) for name in found))
@@ -134,7 +151,7 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
 
 
-def _folder_files(folder: Path) -> list[tuple[Path, ShardRecord | None]]:
+def _folder_files(folder: Path) -> list[_File]:
     files = _data_files(folder)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -177,3 +194,223 @@ def _open_piece(path: Path, record: ShardRecord | None, family: Family | None) -
             found=layout.length,
         )
     return Piece(path, layout, 0, layout.length)
+
+
+# ---------------------------------------------------------------------------------------------------- inspecting
+
+
+def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str]:
+    """Checks every byte: SHA-256 against the manifest, every chunk decompressed, every value.
+
+    Args:
+        folder_or_file: A folder of shards, a folder of splits, or one file.
+        family: What the samples are, where the files do not say.
+
+    Returns:
+        What is wrong, one line each; empty when everything is right.
+
+    Raises:
+        ShardError: If there is no such file or folder.
+    """
+    path = Path(folder_or_file).expanduser()
+    if not path.is_dir():
+        _resolve(path, None)
+        return _verify_file(path, _record_of(path), family)
+    splits = [path / name for name in _SPLITS if (path / name).is_dir()]
+    if splits and not _data_files(path):
+        return list(chain.from_iterable(verify(folder, family) for folder in splits))
+    problems, files = _located(path)
+    problems += [f"{part}: the file was never finished" for part in sorted(path.glob("*.part"))]
+    for file, record in files:
+        problems += _verify_file(file, record, family)
+    records = [record for _, record in files if record is not None]
+    for one, two in pairwise(records):
+        gap = two.index_start - one.index_start - one.samples
+        if gap:
+            what = f"{gap} samples are missing" if gap > 0 else f"{-gap} samples are there twice"
+            problems.append(f"{path}: {what} between {one.name} and {two.name}")
+    if not records and any(_is_native(file) for file, _ in files):
+        problems.append(f"{path}: there is no manifest, so the bytes cannot be compared with what was written")
+    return problems
+
+
+def _located(folder: Path) -> tuple[list[str], list[_File]]:
+    """The files of a folder that are there, and what is wrong with the folder itself."""
+    try:
+        return [], _folder_files(folder)
+    except ShardError as error:
+        problem = _line(error)
+    try:
+        manifest = read_manifest(folder)
+    except ShardError:
+        manifest = None
+    records = {record.name: record for record in manifest.records} if manifest else {}
+    return [problem], [(path, records.get(path.name)) for path in _data_files(folder)]
+
+
+def _record_of(path: Path) -> ShardRecord | None:
+    manifest = read_manifest(path.parent)
+    return next((r for r in manifest.records if r.name == path.name), None) if manifest else None
+
+
+def _is_native(path: Path) -> bool:
+    try:
+        return read_layout(path).name == "calogen"
+    except ShardError:
+        return False
+
+
+def _verify_file(path: Path, record: ShardRecord | None, family: Family | None) -> list[str]:
+    problems = []
+    try:
+        if record is not None and (found := sha256_of(path)) != record.sha256:
+            problems.append(f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})")
+        for _ in Shards([_open_piece(path, record, family)]).chunks():
+            pass
+    except ShardError as error:
+        problems.append(_line(error))
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror or error}")
+    return problems
+
+
+def _line(error: ShardError) -> str:
+    details = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
+    return f"{error.where}: {error.what}" + (f" ({'; '.join(details)})" if details else "")
+
+
+def describe(source: str | Path | Sequence[str | Path], family: Family | None = None) -> dict[str, Any]:
+    """What data is: all that ``calogen info`` prints, as JSON-able values.
+
+    Damage is reported under ``problems``; what can be read is described all the same.
+
+    Args:
+        source: As for :func:`open_shards`; of a folder of splits, all of them.
+        family: What the samples are, where the files do not say.
+
+    Returns:
+        ``source, format, family, kind, samples, files, bytes, unit, sample_shape, splits, conditions, values, response,
+        bad_rows, provenance, notes, problems``. Ranges are of good rows only, in the family's units.
+
+    Raises:
+        ShardError: If there is no such file or folder.
+    """
+    problems, files = _everything(_items(source))
+    ranges, pieces, splits = _Ranges(), list[Piece](), Counter[str]()
+    for path, record in files:
+        try:
+            piece = _open_piece(path, record, family)
+            Shards([*pieces[:1], piece])  # do they belong together?
+            pieces.append(piece)
+            if path.parent.name in _SPLITS:
+                splits[path.parent.name] += len(piece)
+            ranges.add(piece)
+        except ShardError as error:
+            problems.append(_line(error))
+    shown = problems[:_PROBLEMS_SHOWN]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    table: dict[str, Any] = {
+        "source": [str(item) for item in _items(source)],
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path, _ in files),
+        "samples": sum(len(piece) for piece in pieces),
+        "splits": dict(splits),
+        "problems": shown,
+    }
+    if not pieces:
+        return table
+    shards = Shards(pieces)
+    return table | {
+        "format": ", ".join(sorted({piece.layout.name for piece in pieces})),
+        "family": shards.family.name,
+        "kind": shards.kind,
+        "unit": shards.family.unit,
+        "sample_shape": list(shards.family.sample_shape),
+        **ranges.table(shards.family, shards.condition_names),
+        "provenance": list(shards.provenance),
+        "notes": list(shards.notes),
+    }
+
+
+def _everything(items: list[str | Path]) -> tuple[list[str], list[_File]]:
+    """All files the items stand for, of all splits, and what is wrong with their folders."""
+    problems, files = list[str](), list[_File]()
+    for item in items:
+        path = Path(item).expanduser()
+        if not path.is_dir():
+            files += _resolve(path, None)
+            continue
+        splits = [path / name for name in _SPLITS if (path / name).is_dir()]
+        for folder in splits if splits and not _data_files(path) else [path]:
+            found, located = _located(folder)
+            problems += found
+            files += located
+    return problems, files
+
+
+@dataclass
+class _Ranges:
+    """Ranges of the good rows seen so far."""
+
+    rows: int = 0
+    bad_rows: int = 0
+    zeros: int = 0
+    numbers: int = 0
+    total: float = 0.0
+    response: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+    smallest: float = np.inf
+    conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, piece: Piece) -> None:
+        """Reads a piece to its end.
+
+        Raises:
+            ShardError: If the file is damaged or, after all its good rows were counted, if it has bad ones.
+        """
+        shards = Shards([piece], drop_bad=True)
+        for samples in shards.chunks():
+            self._add(samples)
+        if shards.dropped:
+            self.bad_rows += shards.dropped
+            for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
+                pass
+
+    def _add(self, samples: Samples) -> None:
+        values = samples.values
+        positive = values[values > 0]
+        self.rows += len(samples)
+        self.numbers += values.size
+        self.zeros += values.size - positive.size
+        self.total += float(positive.sum(dtype=np.float64))
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.smallest = min(self.smallest, float(positive.min(initial=np.inf)))
+        for name, array in samples.conditions.items():
+            low, high = self.conditions.get(name, (np.inf, -np.inf))
+            self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
+        if "incident_energy" in samples.conditions and samples.family.kind == "calorimeter":
+            deposited = values.sum(axis=1, dtype=np.float64)
+            self.response += float((deposited / samples.conditions["incident_energy"]).sum())
+
+    def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
+        """The ranges as JSON-able values; empty ones are None."""
+        conditions = {}
+        for name in names:
+            low, high = self.conditions.get(name, (None, None))
+            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
+        rows, numbers = self.rows or 1, self.numbers or 1
+        return {
+            "conditions": conditions,
+            "values": {
+                "unit": family.unit,
+                "low": self.low if self.rows else None,
+                "high": self.high if self.rows else None,
+                "mean": self.total / numbers if self.rows else None,
+                "smallest_positive": self.smallest if np.isfinite(self.smallest) else None,
+                "zero_fraction": self.zeros / numbers if self.rows else None,
+            },
+            "response": self.response / rows if self.response else None,
+            "bad_rows": self.bad_rows,
+        }
