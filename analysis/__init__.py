@@ -1,1 +1,38 @@
-"""Compare generated with reference samples."""
+"""Compare generated with reference samples: observables, distances with errors and floors, and a report.
+
+Importing this package is cheap; each name brings in what it needs when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .distances import Metric as Metric
+    from .observables import catalogue as catalogue
+    from .observables import observables as observables
+    from .report import Report as Report
+    from .report import compare as compare
+    from .report import score as score
+
+_HOMES = {
+    "Metric": "distances",
+    "Report": "report",
+    "catalogue": "observables",
+    "compare": "report",
+    "observables": "observables",
+    "score": "report",
+}
+
+__all__ = ["Metric", "Report", "catalogue", "compare", "observables", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

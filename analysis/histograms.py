@@ -1,0 +1,204 @@
+"""Selections in bins of a condition, histogram edges from the reference, and what is accumulated sample by sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.families import Condition, Family
+
+from .observables import Observable
+
+Array = NDArray[np.float64]
+
+_MAX_BINS = 50
+_SHOWN = (0.001, 0.999)  # quantiles of the reference that the bins of an observable span
+_BINS_PER_DECADE = 10
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Samples with a condition in [low, high).
+
+    Attributes:
+        name: What metrics print in square brackets; empty for all samples.
+        condition: Name of the condition, empty for all samples.
+        low: Lower edge in the condition's unit.
+        high: Upper edge in the condition's unit.
+    """
+
+    name: str = ""
+    condition: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def suffix(self) -> str:
+        """What follows an observable's name in the key of a metric."""
+        return f"[{self.name}]" if self.name else ""
+
+    def of(self, conditions: Mapping[str, NDArray[np.floating]], count: int) -> NDArray[np.bool_]:
+        """Which of ``count`` samples belong to it, (N,)."""
+        if not self.condition:
+            return np.ones(count, dtype=bool)
+        values = conditions[self.condition]
+        return np.asarray((values >= self.low) & (values < self.high))
+
+
+ALL = Selection()
+
+
+def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], bins: int) -> tuple[Selection, ...]:
+    """All samples, then ``bins`` bins of each condition.
+
+    Edges are equal steps, linear or logarithmic: whichever leaves more reference samples in the emptiest bin. They
+    start and end where the family's range does if the data reach there, so names do not change from one sample to the
+    next; data that fill neither kind evenly get rounded quantiles.
+
+    Args:
+        family: Says the conditions' units and ranges.
+        conditions: Reference values by name, (N,) each, in the family's units.
+        bins: Bins of each condition; 0 or 1 for none.
+    """
+    found = [ALL]
+    for condition in family.conditions:
+        if condition.name not in conditions or bins < 2:
+            continue
+        edges = _condition_edges(condition, np.asarray(conditions[condition.name], dtype=np.float64), bins)
+        for k, (low, high) in enumerate(pairwise(edges)):
+            name = interval(condition, low, high, named=condition is not family.conditions[0] or family.kind == "map")
+            # The last bin contains the top of the range.
+            top = np.nextafter(np.float32(high), np.float32(np.inf)) if k == len(edges) - 2 else high
+            found.append(Selection(name, condition.name, float(low), float(top)))
+    return tuple(found)
+
+
+def interval(condition: Condition, low: float, high: float, *, named: bool) -> str:
+    """A bin in words, energies in GeV where that reads better: ``10:20GeV`` or ``sigma_8=0.6:0.7``."""
+    giga = condition.unit == "MeV" and high >= 1000
+    scale, unit = (1e-3, "GeV") if giga else (1.0, condition.unit)
+    text = f"{low * scale:.4g}:{high * scale:.4g}{unit}"
+    return f"{condition.name}={text}" if named else text
+
+
+def _condition_edges(condition: Condition, values: Array, bins: int) -> Array:
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() == values.max():
+        return np.empty(0)
+    candidates = [_equal_edges(condition, values, bins, np.asarray)]
+    if values.min() > 0:
+        candidates.append(_equal_edges(condition, values, bins, np.log))
+    populations = [np.histogram(values, edges)[0].min() for edges in candidates]
+    best = int(np.argmax(populations))
+    if populations[best] >= 0.2 * len(values) / bins:
+        return candidates[best]
+    quantiles = np.quantile(values, np.linspace(0, 1, bins + 1))
+    inner = [float(f"{q:.2g}") for q in quantiles[1:-1]]
+    edges = np.unique([float(quantiles[0]), *inner, float(quantiles[-1])])
+    return np.asarray(edges[(edges >= quantiles[0]) & (edges <= quantiles[-1])])
+
+
+def _equal_edges(condition: Condition, values: Array, bins: int, scale: np.ufunc | object) -> Array:
+    forward, backward = (np.log, np.exp) if scale is np.log else (np.asarray, np.asarray)
+    low, high = (float(forward(x)) for x in (values.min(), values.max()))
+    near = 0.05 * (high - low)
+    if scale is not np.log or condition.low > 0:
+        family_low, family_high = (float(forward(x)) for x in (condition.low, condition.high))
+        low = family_low if abs(family_low - low) <= near else low
+        high = family_high if abs(family_high - high) <= near else high
+    edges = np.asarray(backward(np.linspace(low, high, bins + 1)), dtype=np.float64)
+    edges[0] = min(edges[0], values.min())
+    edges[-1] = max(edges[-1], values.max())
+    return edges
+
+
+def observable_edges(observable: Observable, reference: NDArray[np.floating]) -> Array:
+    """Histogram edges of an observable, decided by the reference alone, (B + 1,).
+
+    Counting quantities get bins centred on their possible values. Others span the central 99.8 % of the reference with
+    bins of about a seventh of the central 68 %, at most 50; what lies outside is under- or overflow.
+    """
+    values = np.asarray(reference, dtype=np.float64)
+    low, high = (float(q) for q in np.quantile(values, _SHOWN)) if len(values) else (0.0, 1.0)
+    if observable.step:
+        first, last = round(low / observable.step), round(high / observable.step)
+        width = max(1, math.ceil((last - first + 1) / _MAX_BINS))
+        count = math.ceil((last - first + 1) / width)
+        return np.asarray((first - 0.5 + width * np.arange(count + 1)) * observable.step)
+    if low == high:
+        margin = abs(low) * 0.05 or 0.5
+        return np.linspace(low - margin, high + margin, 11)
+    core = float(np.subtract(*np.quantile(values, (0.84, 0.16))))
+    wide = core > 0 and high - low > 8 * core  # long tails would leave the core a single bin
+    if wide:
+        middle = float(np.median(values))
+        low, high = max(low, middle - 6 * core), min(high, middle + 6 * core)
+    fewest = min(_MAX_BINS, max(10, int(len(values) ** 0.5 / 2)))
+    return np.linspace(low, high, fewest + 1)
+
+
+def counts(values: NDArray[np.floating], edges: Array) -> NDArray[np.int64]:
+    """Histogram with under- and overflow as first and last entry, (B + 2,); bins are [low, high)."""
+    place = np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right")
+    return np.bincount(place, minlength=len(edges) + 1)
+
+
+def spectrum_axis(low: float, high: float) -> hist.axis.Regular:
+    """Logarithmic axis from at most ``low`` to at least ``high``, ten bins a decade."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    return hist.axis.Regular(
+        _BINS_PER_DECADE * (last - first), 10.0**first, 10.0**last, transform=hist.axis.transform.log, name="voxel"
+    )
+
+
+class Spectra:
+    """Streaming histograms of single voxels (or pixels), one for each selection.
+
+    Zero voxels, and whatever lies below the axis, are underflow; nothing is lost.
+
+    Args:
+        axis: The voxel axis, fixed by the reference.
+        selected: The selections.
+    """
+
+    def __init__(self, axis: hist.axis.Regular, selected: tuple[Selection, ...]) -> None:
+        self.selections = selected
+        self.histograms = [hist.Hist(axis, storage=hist.storage.Int64()) for _ in selected]
+
+    def fill(self, samples: NDArray[np.float32], members: NDArray[np.bool_]) -> None:
+        """Add samples (N, ...); ``members`` (selections, N) says where each belongs."""
+        for histogram, mine in zip(self.histograms, members, strict=True):
+            values = samples[mine].ravel()
+            positive = values[values > 0]
+            histogram.fill(positive)
+            histogram.view(flow=True)[0] += len(values) - len(positive)
+
+    def counts(self, selection: int) -> NDArray[np.int64]:
+        """Contents with under- and overflow, (B + 2,)."""
+        return np.array(self.histograms[selection].view(flow=True), dtype=np.int64)
+
+
+class Means:
+    """Streaming mean of every voxel, for each selection, in float64."""
+
+    def __init__(self, voxels: int, selected: tuple[Selection, ...]) -> None:
+        self.selections = selected
+        self.count = np.zeros(len(selected), dtype=np.int64)
+        self._sum = np.zeros((len(selected), voxels))
+
+    def fill(self, samples: NDArray[np.float32], members: NDArray[np.bool_]) -> None:
+        """Add samples (N, ...); ``members`` (selections, N) says where each belongs."""
+        self.count += members.sum(axis=1)
+        self._sum += members.astype(np.float64) @ samples.reshape(len(samples), -1).astype(np.float64)
+
+    @property
+    def mean(self) -> Array:
+        """Mean samples, (selections, V); zero for an empty selection."""
+        return self._sum / np.maximum(self.count, 1)[:, None]

@@ -1,0 +1,193 @@
+"""From two surveys to metrics: every distance of every observable in every selection, with error, floor and pull."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.families import Family
+
+from .distances import (
+    Comparison1D,
+    Draws,
+    Draws3,
+    Metric,
+    compare_1d,
+    earth_mover,
+    mean_difference,
+    scale_of,
+    separation_power,
+    spread_difference,
+)
+from .histograms import ALL, Selection, observable_edges
+from .observables import Observable, catalogue
+from .survey import Plan, Survey
+
+Array = NDArray[np.float64]
+
+_EMD_SIZES = (1000, 500, 200, 100, 50, 20, 10)
+_EMD_REPEATS = 5
+_FEWEST = 20  # reference or generated samples below which a bin is left out
+
+
+def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """All metrics of one comparison by key, ``quantity/observable[bin]``.
+
+    Keys:
+        ``w1/O[B]``: Wasserstein-1 distance in the observable's unit; ``w1_sd/O[B]`` in reference standard deviations.
+        ``separation/O[B]``: CaloChallenge's separation power, within the range of the bins.
+        ``chi2/O[B]``: chi-square per degree of freedom, under- and overflow included.
+        ``mean/O[B]``, ``spread/O[B]``, ``core/O[B]``: generated over reference mean, standard deviation and half width
+        of the central 68 %, minus 1 (mean of signed observables: difference in reference standard deviations).
+        ``score``: mean of all ``w1_sd`` in the bins. ``correlation``: root mean square difference of the correlation
+        matrices. ``sliced_w1``, ``emd_SIZE``: whole samples. ``separation/voxel``: spectrum of voxels.
+        ``nonfinite_voxels``, ``negative_voxels``, ...: how many.
+    """
+    found: dict[str, Metric] = {}
+    table = catalogue(plan.family)
+    scaled: list[Draws3] = []
+    for number, selection in enumerate(plan.selections):
+        mine, other = reference.members(selection), generated.members(selection)
+        if min(mine.sum(), other.sum()) < _FEWEST:
+            continue
+        groups = reference.groups[mine] if reference.groups is not None else None
+        draws = Draws.make(int(mine.sum()), int(other.sum()), plan.seed + number, groups=groups)
+        for row, observable in enumerate(table.values()):
+            r, g = reference.table[row, mine], generated.table[row, other]
+            compared = compare_1d(r, g, observable_edges(observable, r), draws)
+            found.update(_observable_metrics(observable, selection, compared, r, g, draws.n))
+            if selection is not ALL or len(plan.selections) == 1:
+                scaled.append(_scaled(compared.w1, 1 / scale_of(r)))
+        if selection is ALL:
+            found["sliced_w1"] = _sliced(reference, generated, draws, _vector_unit(plan.family))
+            found["correlation"] = _correlation(reference, generated, draws, correlated(plan.family))
+    if scaled:
+        n = min(reference.table.shape[1] // 2, generated.table.shape[1])
+        found["score"] = Metric.from_splits(_mean_draws(scaled), n, "sd")
+    found.update(_whole_samples(reference, generated, plan))
+    samples = generated.count
+    for name, count in generated.problems.items():
+        found[name] = Metric(float(count), None, float(reference.problems[name]), None, None, samples)
+    return found
+
+
+def _observable_metrics(
+    observable: Observable,
+    selection: Selection,
+    compared: Comparison1D,
+    reference: NDArray[np.float32],
+    generated: NDArray[np.float32],
+    n: int,
+) -> Iterable[tuple[str, Metric]]:
+    name, unit = observable.name + selection.suffix, observable.unit
+    yield f"w1/{name}", Metric.from_splits(compared.w1, n, unit)
+    yield f"w1_sd/{name}", Metric.from_splits(compared.w1, n, "sd", scale=1 / scale_of(reference))
+    yield f"separation/{name}", Metric.from_splits(compared.separation, n)
+    yield f"chi2/{name}", Metric.from_splits(compared.chi2, n, "per ndf")
+    sizes = min(len(reference), len(generated))
+    # Differences of moments average to zero between halves of one sample: their floor is 0 without a split.
+    value, error = mean_difference(reference, generated, signed=observable.signed)
+    yield f"mean/{name}", Metric.of(value, error, 0.0, 0.0, sizes, "sd" if observable.signed else "")
+    value, error = spread_difference(reference, generated)
+    yield f"spread/{name}", Metric.of(value, error, 0.0, 0.0, sizes)
+    if not observable.step:
+        yield f"core/{name}", Metric.from_splits(compared.core, n)
+
+
+def _scaled(draws: Draws3, factor: float) -> Draws3:
+    first, second, third = (np.asarray(x) * factor for x in draws)
+    return first, second, third
+
+
+def _mean_draws(draws: list[Draws3]) -> Draws3:
+    first, second, third = np.mean(np.asarray(draws), axis=0)
+    return first, second, third
+
+
+def _vector_unit(family: Family) -> str:
+    return "ln(1+delta)" if family.kind == "map" else "of incident energy"
+
+
+def _sliced(reference: Survey, generated: Survey, draws: Draws, unit: str) -> Metric:
+    edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
+    pairs = zip(reference.projections, generated.projections, strict=True)
+    return Metric.from_splits(_mean_draws([compare_1d(r, g, edges, draws).w1 for r, g in pairs]), draws.n, unit)
+
+
+def correlated(family: Family) -> list[str]:
+    """The observables whose correlations are compared: about twenty, or the layers' energies of deep families."""
+    names = list(catalogue(family))
+    if family.kind == "map":
+        powers = [n for n in names if n.startswith("power_")]
+        return ["mean", "std", "peaks", *powers[:: max(1, len(powers) // 15)]]
+    if len(family.layers) > 8:
+        return [n for n in names if n.startswith("energy_") and "ratio" not in n]
+    kinds = ("fraction_", "energy_ratio_", "occupancy_", "width_x_", "width_y_", "width_r_")
+    return ["total_energy", "response", "shower_depth_width", *(n for n in names if n.startswith(kinds))]
+
+
+def correlation_matrix(columns: NDArray[np.floating]) -> Array:
+    """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
+    centred = columns.astype(np.float64) - columns.mean(axis=1, dtype=np.float64)[:, None]
+    covariance = centred @ centred.T
+    size = np.sqrt(np.diag(covariance))
+    scale = np.outer(size, size)
+    return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
+
+
+def _correlation(reference: Survey, generated: Survey, draws: Draws, names: list[str]) -> Metric:
+    def distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+        difference = correlation_matrix(a.T) - correlation_matrix(b.T)
+        return math.sqrt(float(np.mean(difference**2)))
+
+    rows = [reference.names.index(n) for n in names]
+    splits = draws.each(distance, reference.table[rows].T, generated.table[rows].T)
+    return Metric.from_splits(splits, draws.n)
+
+
+def _whole_samples(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """Metrics of the samples kept whole: exact earth mover's distance and the spectrum of voxels."""
+    found: dict[str, Metric] = {}
+    r, g = reference.kept, generated.kept
+    sizes = [s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)]
+    if sizes:
+        found[f"emd_{sizes[0]}"] = _exact(r, g, sizes[0], plan)
+    if len(r) >= 4 and len(g) >= 2:
+        draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
+        picked = [p.astype(np.float64) @ reference.kept_spectra for p in (draws.first, draws.second, draws.first_again)]
+        mine = [p.astype(np.float64) @ generated.kept_spectra for p in (draws.generated, draws.generated_again)]
+        pairs = [(picked[0], mine[0]), (picked[0], picked[1]), (picked[2], mine[1])]
+        first, second, third = (separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs)
+        kind = "pixel" if plan.family.kind == "map" else "voxel"
+        found[f"separation/{kind}"] = Metric.from_splits((first, second, third), draws.n)
+        first, second, third = (a[:, 0] / a.sum(axis=1) for a in (mine[0], picked[1], mine[1]))
+        base, base_again = (a[:, 0] / a.sum(axis=1) for a in (picked[0], picked[2]))
+        if base.any() or first.any():
+            empty = (first - base, second - base, third - base_again)
+            found[f"empty_{kind}s"] = Metric.from_splits(empty, draws.n)
+    return found
+
+
+def _exact(reference: NDArray[np.float32], generated: NDArray[np.float32], size: int, plan: Plan) -> Metric:
+    """Exact earth mover's distance between sub-samples: disjoint ones if there are enough samples, else redrawn."""
+    disjoint = min(_EMD_REPEATS, len(reference) // (2 * size), len(generated) // size)
+    rng = np.random.default_rng([plan.seed, 2])
+    repeats = disjoint if disjoint > 1 else 3
+    order, order_g = rng.permutation(len(reference)), rng.permutation(len(generated))
+    values, floors = np.empty((2, repeats))
+    for k in range(repeats):
+        if disjoint == 1:
+            order, order_g = rng.permutation(len(reference)), rng.permutation(len(generated))
+        place = k if disjoint > 1 else 0
+        first, second = order[2 * place * size :][:size], order[(2 * place + 1) * size :][:size]
+        mine = generated[order_g[place * size :][:size]]
+        values[k] = earth_mover(reference[first], mine)
+        floors[k] = earth_mover(reference[first], reference[second])
+    # Redrawn sub-samples overlap, so their mean is no better than one of them.
+    shrink = math.sqrt(repeats) if disjoint > 1 else 1.0
+    errors = [float(x.std(ddof=1)) / shrink for x in (values, floors)]
+    unit = _vector_unit(plan.family)
+    return Metric.of(float(values.mean()), errors[0], float(floors.mean()), errors[1], size, unit)

@@ -1,0 +1,247 @@
+"""Shower shapes and map statistics: what physicists measure on one sample, for many samples at once.
+
+The definitions are CaloGAN's (arXiv:1705.02355, table IV) and CaloChallenge's (arXiv:2410.21611), on every calorimeter
+family. An empty layer or shower, where the published code divides zero by zero, gives 0 for each quantity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.errors import ShardError
+from calogen.families import CartesianLayer, Family, Layer
+
+if TYPE_CHECKING:
+    from calogen.shards import Samples
+
+Array = NDArray[np.float64]
+
+_CHUNK_VALUES = 2**22  # voxels held in float64 at a time: 32 MiB
+_LOG_QUANTILES = (5, 50, 95, 99)
+_FLOOR_PIXEL = 1e-3  # added before the logarithm of a pixel: far below the emptiest pixel of a simulated map
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A number measured on one sample.
+
+    Attributes:
+        name: Its name in metrics, ``quantity`` or ``quantity_LAYER`` with the detector's own layer number.
+        label: What figures print, in matplotlib's mathtext.
+        unit: Its unit, empty when dimensionless.
+        signed: Whether values of both signs are normal, so that a relative difference of means makes no sense.
+        step: Distance between neighbouring values of a quantity that counts, 0 for a continuous one.
+        layer: The detector's number of the layer concerned, if any.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    signed: bool = False
+    step: float = 0.0
+    layer: int | None = None
+
+    @property
+    def axis_label(self) -> str:
+        """The label with its unit in brackets."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
+
+
+def catalogue(family: Family) -> dict[str, Observable]:
+    """All observables of a family by name, in the order in which :func:`observables` gives them."""
+    found = _map_catalogue(family) if family.kind == "map" else _shower_catalogue(family)
+    return {observable.name: observable for observable in found}
+
+
+def observables(samples: Samples) -> dict[str, Array]:
+    """Every observable of every sample.
+
+    Sums run in float64, over chunks of samples, so memory stays bounded for families of any size.
+
+    Args:
+        samples: N samples in physical units (MeV for showers).
+
+    Returns:
+        By name, (N,) float64 in the unit that :func:`catalogue` says.
+
+    Raises:
+        ShardError: If showers come without their incident energies.
+
+    Source: hep-lbdl/CaloGAN ``analysis/feats1d.py``; CaloChallenge/homepage ``code/HighLevelFeatures.py``.
+    """
+    family = samples.family
+    count = len(samples.values)
+    names = list(catalogue(family))
+    table = np.zeros((len(names), count))
+    if family.kind == "calorimeter":
+        if "incident_energy" not in samples.conditions:
+            raise ShardError(
+                "these showers have no incident energies",
+                where=f"family '{family.name}'",
+                expected="condition 'incident_energy'",
+                found=", ".join(samples.conditions) or "no conditions",
+                hint="give a file with the data set 'incident_energies' (or CaloGAN's 'energy')",
+            )
+        incident = np.asarray(samples.conditions["incident_energy"], dtype=np.float64)
+    rows = max(1, _CHUNK_VALUES // family.voxels)
+    for start in range(0, count, rows):
+        part = slice(start, min(start + rows, count))
+        if family.kind == "map":
+            columns = _map_columns(family, samples.values[part])
+        else:
+            columns = _shower_columns(family, samples.values[part], incident[part])
+        for row, column in enumerate(columns):
+            table[row, part] = column
+    return dict(zip(names, table, strict=True))
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)
+
+
+def _spread(square: Array, mean: Array) -> Array:
+    # Rounding makes the variance of a single hit slightly negative.
+    return np.sqrt(np.maximum(square - mean**2, 0.0))
+
+
+def _axes(layer: Layer) -> dict[str, Array]:
+    """Coordinates of a layer's cells along the axes it resolves, in mm, each (V_layer,)."""
+    x, y = layer.centres.T
+    if isinstance(layer, CartesianLayer):
+        return {"x": x, "y": y}
+    radius = {"r": layer.polar[:, 1]}
+    # One sector has no direction: its cell centres are not where the energy is.
+    return {"x": x, "y": y, **radius} if layer.n_alpha > 1 else radius
+
+
+@lru_cache(maxsize=64)
+def _moment_basis(layer: Layer) -> Array:
+    """One column per moment of a layer: the sum, then first and second moments of each axis; (V_layer, 1 + 2 axes)."""
+    columns = [np.ones(layer.shape[0] * layer.shape[1])]
+    for coordinate in _axes(layer).values():
+        columns += [coordinate, coordinate**2]
+    return np.stack(columns, axis=1)
+
+
+def _shower_catalogue(family: Family) -> Iterator[Observable]:
+    yield Observable("total_energy", r"$E_\mathrm{tot}$", family.unit)
+    yield Observable("response", r"$E_\mathrm{tot}\,/\,E_\mathrm{inc}$")
+    yield Observable("occupancy", "occupied voxels / all voxels", step=1 / family.voxels)
+    yield Observable("depth", "deepest layer hit", step=1.0)
+    yield Observable("lateral_depth", r"$\sum_i i\,E_i$", family.unit)
+    yield Observable("lateral_depth2", r"$\sum_i i^2 E_i$", family.unit)
+    yield Observable("shower_depth", r"shower depth $\langle i \rangle_E$", "layers")
+    yield Observable("shower_depth_width", r"shower depth width $\sigma(i)_E$", "layers")
+    for layer, number in zip(family.layers, family.layer_numbers, strict=True):
+        cells = layer.shape[0] * layer.shape[1]
+        yield Observable(f"energy_{number}", rf"$E_{{{number}}}$", family.unit, layer=number)
+        yield Observable(f"fraction_{number}", rf"$E_{{{number}}}\,/\,E_\mathrm{{tot}}$", layer=number)
+        yield Observable(f"energy_ratio_{number}", rf"$(I_1-I_2)\,/\,(I_1+I_2)$, layer {number}", layer=number)
+        yield Observable(f"occupancy_{number}", f"occupancy, layer {number}", step=1 / cells, layer=number)
+        for axis in _axes(layer):
+            mean, width = rf"$\langle {axis} \rangle$, layer {number}", rf"$\sigma_{{{axis}}}$, layer {number}"
+            yield Observable(f"centre_{axis}_{number}", mean, "mm", signed=axis != "r", layer=number)
+            yield Observable(f"width_{axis}_{number}", width, "mm", layer=number)
+
+
+def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Array) -> Iterator[Array]:
+    """The observables of some showers, in the order of the catalogue."""
+    shapes: list[Array] = []
+    energies = np.zeros((len(family.layers), len(showers)))
+    occupied = np.zeros(len(showers))
+    for position, (layer, cells) in enumerate(zip(family.layers, family.layer_slices, strict=True)):
+        block = showers[:, cells].astype(np.float64)
+        moments = (block @ _moment_basis(layer)).T
+        energy = energies[position] = moments[0]
+        hit = np.count_nonzero(block > 0, axis=1)
+        occupied += hit
+        shapes += [_hottest_pair(block), hit / block.shape[1]]
+        for first, second in zip(moments[1::2], moments[2::2], strict=True):
+            centre = _ratio(first, energy)
+            shapes += [centre, _spread(_ratio(second, energy), centre)]
+    total = energies.sum(axis=0)
+    index = np.arange(len(energies), dtype=np.float64)
+    depth, depth2 = index @ energies, index**2 @ energies
+    reached = (energies > 0) * index[:, None]
+    yield from (total, _ratio(total, incident), occupied / family.voxels, reached.max(axis=0), depth, depth2)
+    yield from (_ratio(depth, total), _spread(_ratio(depth2, total), _ratio(depth, total)))
+    following = iter(shapes)
+    for layer, energy in zip(family.layers, energies, strict=True):
+        yield from (energy, _ratio(energy, total))
+        for _ in range(2 + 2 * len(_axes(layer))):
+            yield next(following)
+
+
+def _hottest_pair(block: Array) -> Array:
+    """(I1 - I2) / (I1 + I2) of the two hottest cells; 1 for a single hit, 0 for an empty layer."""
+    if block.shape[1] < 2:
+        return np.asarray(block[:, 0] > 0, dtype=np.float64)
+    second, first = np.partition(block, -2, axis=1)[:, -2:].T
+    return _ratio(first - second, first + second)
+
+
+def _map_catalogue(family: Family) -> Iterator[Observable]:
+    yield Observable("mean", r"map mean $\langle 1+\delta \rangle$", family.unit)
+    yield Observable("std", r"map standard deviation $\sigma(\delta)$", family.unit)
+    yield Observable("maximum", r"brightest pixel $\max(1+\delta)$", family.unit)
+    for percent in _LOG_QUANTILES:
+        yield Observable(f"log_q{percent:02d}", rf"{percent} % quantile of $\ln(1+\delta)$", signed=True)
+    yield Observable("peaks", "peaks (pixels above their 8 neighbours)", step=1.0)
+    wave_numbers, _ = _shells(family.pixels or (0, 0), family.box_size)
+    unit = "(Mpc/h)$^2$" if family.box_size else "pixel$^2$"
+    for shell, k in enumerate(wave_numbers, start=1):
+        yield Observable(f"power_{shell}", rf"$P(k={k:.3g}$" + (r" h/Mpc)" if family.box_size else ")"), unit)
+
+
+@lru_cache(maxsize=8)
+def _shells(pixels: tuple[int, int], box_size: float) -> tuple[Array, Array]:
+    """Wave numbers of the shells 1 .. N/2-1 and the matrix that averages |rfft2|^2 over each.
+
+    Returns:
+        Wave numbers (K,) in h/Mpc (or 1/pixel without a box), and (H * (W//2 + 1), K).
+    """
+    height, width = pixels
+    side = min(pixels)
+    rows = np.fft.fftfreq(height) * side  # frequencies in units of the fundamental of the shorter side
+    columns = np.fft.rfftfreq(width) * side
+    shell = np.rint(np.hypot(rows[:, None], columns[None, :])).astype(int)
+    weight = np.full(shell.shape, 2.0)  # rfft keeps one of each conjugate pair
+    weight[:, 0] = 1.0
+    if width % 2 == 0:
+        weight[:, -1] = 1.0
+    numbers = np.arange(1, side // 2)
+    average = np.stack([(weight * (shell == n)).ravel() for n in numbers], axis=1)
+    length = box_size * side / height if box_size else float(side)
+    k = np.asarray(numbers * (2 * np.pi / length), dtype=np.float64)
+    return k, np.asarray(average / average.sum(axis=0))
+
+
+def wave_numbers(family: Family) -> Array:
+    """Wave numbers of ``power_1``, ``power_2``, ... in h/Mpc, (K,)."""
+    return _shells(family.pixels or (0, 0), family.box_size)[0]
+
+
+def _map_columns(family: Family, maps: NDArray[np.float32]) -> Iterator[Array]:
+    """The observables of some maps, in the order of the catalogue.
+
+    Source: P(k) = (L^2 / N^4) <|FFT(delta)|^2> over integer shells of 2 pi / L.
+    """
+    density = maps.astype(np.float64)
+    count, height, width = density.shape
+    flat = density.reshape(count, -1)
+    yield from (flat.mean(axis=1), flat.std(axis=1), flat.max(axis=1))
+    yield from np.percentile(np.log(np.maximum(flat, 0) + _FLOOR_PIXEL), _LOG_QUANTILES, axis=1)
+    neighbours = np.full_like(density, -np.inf)
+    for shift in ((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)):
+        np.maximum(neighbours, np.roll(density, shift, axis=(1, 2)), out=neighbours)  # maps are periodic
+    yield np.count_nonzero(density > neighbours, axis=(1, 2)).astype(np.float64)
+    _, average = _shells((height, width), family.box_size)
+    power = np.abs(np.fft.rfft2(density - 1.0)).reshape(count, -1) ** 2
+    area = family.box_size**2 * width / height if family.box_size else float(height * width)
+    yield from (power @ average).T * (area / (height * width) ** 2)

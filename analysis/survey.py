@@ -1,0 +1,318 @@
+"""One streaming pass over a source of samples, and what is kept of it: everything a report needs, bounded in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.errors import ShardError
+from calogen.families import Family
+
+from .distances import directions
+from .histograms import Means, Selection, Spectra, selections, spectrum_axis
+from .observables import catalogue, observables
+
+if TYPE_CHECKING:
+    from calogen.shards import Samples
+
+Array = NDArray[np.float64]
+Columns = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+PROJECTIONS = 64
+_KEPT_SAMPLES = 10_000  # whole samples kept for the exact earth mover's distance and the voxel spectrum's floor
+_KEPT_BYTES = 2**27
+_CHUNK_BYTES = 2**25
+_EXAMPLES = 4
+_FLOOR_PIXEL = 1e-3
+_WIDE = ("table", "projections")  # samples along the second axis
+
+
+class Source(Protocol):
+    """What a comparison reads: an open folder of shards, or samples in memory."""
+
+    @property
+    def family(self) -> Family: ...  # noqa: D102
+    @property
+    def provenance(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
+    def __len__(self) -> int: ...
+    def read(self, start: int = 0, stop: int | None = None) -> Samples:  # noqa: D102
+        ...
+
+    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:  # noqa: D102
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every survey of one comparison must share; decided by the reference.
+
+    Attributes:
+        family: What a sample is.
+        selections: All samples, then the bins of each condition.
+        axis: Axis of the voxel spectrum.
+        targets: Conditions of the example samples, (T, C), in the family's order and units.
+        seed: Decides directions and which whole samples are kept.
+    """
+
+    family: Family
+    selections: tuple[Selection, ...]
+    axis: hist.axis.Regular
+    targets: Array
+    seed: int
+
+
+@dataclass
+class Survey:
+    """What one pass keeps of a source of N samples.
+
+    Attributes:
+        count: Samples read, N; those with voxels that are not finite are left out of everything below.
+        names: Names of the observables, K.
+        provenance: Where the samples come from.
+        conditions: By name, (N,).
+        table: Observables, (K, N), in the order of the catalogue.
+        projections: Each sample along random directions, (P, N).
+        kept: Vectors of a seeded subset of samples, (n, V); see :func:`vectors`.
+        kept_spectra: Voxel histograms of the same samples, (n, B + 2).
+        kept_groups: Their realisations, (n,), if the source has them.
+        groups: Realisation of every sample, (N,), if the source has them.
+        spectra: Voxel spectrum of each selection.
+        means: Mean sample of each selection.
+        examples: Samples nearest to the plan's targets, (T, V), and their conditions, (T, C).
+        problems: How many samples or voxels are unphysical, by kind.
+    """
+
+    count: int
+    names: list[str]
+    provenance: tuple[dict[str, Any], ...]
+    conditions: dict[str, Columns]
+    table: Columns
+    projections: Columns
+    kept: Columns
+    kept_spectra: NDArray[np.int32]
+    kept_groups: NDArray[np.integer[Any]] | None
+    groups: NDArray[np.integer[Any]] | None
+    spectra: Spectra
+    means: Means
+    examples: tuple[Columns, Array]
+    problems: dict[str, int]
+
+    def members(self, selection: Selection) -> NDArray[np.bool_]:
+        """Which samples belong to a selection, (N,)."""
+        return selection.of(self.conditions, self.table.shape[1])
+
+
+def vectors(samples: Samples) -> Columns:
+    """Whole samples as vectors in which distances mean something, (N, V) float32.
+
+    Showers: voxel energies over the incident energy. Maps: ln(1 + delta + 0.001).
+    """
+    flat = samples.values.reshape(len(samples.values), -1)
+    if samples.family.kind == "map":
+        return np.log(np.maximum(flat, 0) + np.float32(_FLOOR_PIXEL))
+    incident = np.maximum(samples.conditions["incident_energy"], np.finfo(np.float32).tiny)
+    return np.asarray(flat / incident[:, None], dtype=np.float32)
+
+
+def plan_comparison(reference: Source, *, bins: int, seed: int) -> Plan:
+    """Selections, axes and example energies, from reference samples spread evenly over the source.
+
+    Raises:
+        ShardError: If the reference is empty.
+    """
+    count, family = len(reference), reference.family
+    if count == 0:
+        raise ShardError("the reference has no samples", hint="give a file or folder with samples")
+    width = max(1, min(256, _CHUNK_BYTES // (4 * family.voxels)))
+    starts = np.unique(np.linspace(0, max(0, count - width), min(16, -(-count // width))).astype(int))
+    parts = [reference.read(int(s), min(int(s) + width, count)) for s in starts]
+    conditions = {
+        c.name: np.concatenate([p.conditions[c.name] for p in parts])
+        for c in family.conditions
+        if c.name in parts[0].conditions
+    }
+    values = np.concatenate([p.values.ravel() for p in parts])
+    values = values[np.isfinite(values) & (values > 0)]
+    high = float(values.max()) if len(values) else 1.0
+    low = max(float(values.min()), high * 1e-9) if len(values) else 0.1
+    chosen = selections(family, conditions, bins)
+    return Plan(family, chosen, spectrum_axis(low, 2 * high), _example_targets(family, conditions), seed)
+
+
+def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
+    """Conditions at which samples are shown: quantiles of the first, medians of the others; (T, C)."""
+    quantiles = (np.arange(_EXAMPLES) + 0.5) / _EXAMPLES
+    columns = [
+        np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
+        for position, c in enumerate(c for c in family.conditions if c.name in conditions)
+    ]
+    return np.stack(columns, axis=1) if columns else np.zeros((_EXAMPLES, 0))
+
+
+class _Examples:
+    """The samples nearest to the targets among all that pass by."""
+
+    def __init__(self, plan: Plan, names: list[str]) -> None:
+        self._targets, self._names = plan.targets, names
+        self._scale = np.maximum(np.abs(plan.targets).mean(axis=0), 1e-30)
+        self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
+        self.conditions = np.full(plan.targets.shape, np.nan)
+        self._distance = np.full(len(plan.targets), np.inf)
+        self._seen = 0
+
+    def fill(self, samples: Samples) -> None:
+        """Look at the next samples."""
+        count = len(samples.values)
+        if not count:
+            return
+        mine = np.stack([samples.conditions[n] for n in self._names], axis=1) if self._names else None
+        for t, target in enumerate(self._targets):
+            if mine is None:  # nothing to match: the first samples
+                if self._seen <= t < self._seen + count:
+                    self.values[t] = samples.values[t - self._seen].ravel()
+                continue
+            away = np.sum(((mine - target) / self._scale) ** 2, axis=1)
+            best = int(np.argmin(away))
+            if away[best] < self._distance[t]:
+                self._distance[t] = away[best]
+                self.values[t], self.conditions[t] = samples.values[best].ravel(), mine[best]
+        self._seen += count
+
+
+def survey(source: Source, plan: Plan, *, title: str = "", progress: Progress | None = None) -> Survey:
+    """Read a source once and keep what a report needs.
+
+    Args:
+        source: Samples in physical units.
+        plan: Shared by all sides of a comparison.
+        title: Name of the source for ``progress``.
+        progress: Called with title, samples done and samples in all.
+
+    Raises:
+        ShardError: If the source is empty or lacks a condition the plan selects by.
+    """
+    count = len(source)
+    if count == 0:
+        raise ShardError("there are no samples to compare", where=title or None)
+    ongoing = _Pass(plan, count)
+    for chunk in source.chunks(_rows_at_once(plan.family)):
+        _require_conditions(plan, chunk, title)
+        ongoing.add(chunk)
+        if progress is not None:
+            progress(title, ongoing.done, count)
+    if not ongoing.done:
+        raise ShardError("no sample of the source can be used", where=title or None)
+    return ongoing.survey(tuple(source.provenance))
+
+
+def _rows_at_once(family: Family) -> int:
+    return max(1, min(4096, _CHUNK_BYTES // (4 * family.voxels)))
+
+
+class _Pass:
+    """A pass under way: what has been accumulated so far."""
+
+    def __init__(self, plan: Plan, count: int) -> None:
+        family = plan.family
+        self.plan, self.done = plan, 0
+        most = max(1, min(count, _KEPT_SAMPLES, _KEPT_BYTES // (4 * family.voxels)))
+        self._wanted = np.zeros(count, dtype=bool)
+        self._wanted[np.random.default_rng([plan.seed, 1]).choice(count, size=most, replace=False)] = True
+        self._basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
+        self._spectra = Spectra(plan.axis, plan.selections)
+        self._means = Means(family.voxels, plan.selections)
+        self._examples: _Examples | None = None
+        self._parts: dict[str, list[NDArray[Any]]] = {}
+        self._conditions: dict[str, list[NDArray[Any]]] = {}
+        kinds = ("nonfinite_voxels", "nonfinite_samples", "negative_voxels")
+        self.problems = dict.fromkeys(kinds, 0)
+        if family.kind == "calorimeter":
+            self.problems["response_too_high"] = 0
+
+    def add(self, chunk: Samples) -> None:
+        """Take in the next samples."""
+        plan, family = self.plan, self.plan.family
+        good = self._inspect(chunk)
+        chosen = self._wanted[self.done : self.done + len(good)][good]
+        self.done += len(good)
+        samples = chunk if good.all() else chunk.select(good)
+        members = np.stack([s.of(samples.conditions, len(samples.values)) for s in plan.selections])
+        self._spectra.fill(samples.values, members)
+        self._means.fill(samples.values, members)
+        if self._examples is None:
+            names = [c.name for c in family.conditions if c.name in chunk.conditions]
+            self._examples = _Examples(plan, names[: plan.targets.shape[1]])
+        self._examples.fill(samples)
+        measured = observables(samples)
+        if family.kind == "calorimeter":
+            self.problems["response_too_high"] += int(np.count_nonzero(measured["response"] > family.max_response))
+        vector = vectors(samples)
+        self._keep("table", np.stack(list(measured.values())).astype(np.float32))
+        self._keep("projections", (vector @ self._basis).T)
+        self._keep("kept", vector[chosen])
+        self._keep("kept_spectra", _spectrum_rows(plan, samples.values[chosen]))
+        self._keep("chosen", chosen)
+        if "realisation_id" in samples.extras:
+            self._keep("groups", np.asarray(samples.extras["realisation_id"]))
+        for name, values in samples.conditions.items():
+            self._conditions.setdefault(name, []).append(np.asarray(values, dtype=np.float32))
+
+    def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
+        """The finished survey."""
+        parts = {name: np.concatenate(p, axis=1 if name in _WIDE else 0) for name, p in self._parts.items()}
+        groups = parts.get("groups")
+        examples = self._examples or _Examples(self.plan, [])
+        return Survey(
+            count=self.done,
+            names=list(catalogue(self.plan.family)),
+            provenance=provenance,
+            conditions={name: np.concatenate(c) for name, c in self._conditions.items()},
+            table=parts["table"],
+            projections=parts["projections"],
+            kept=parts["kept"],
+            kept_spectra=parts["kept_spectra"],
+            kept_groups=groups[parts["chosen"]] if groups is not None else None,
+            groups=groups,
+            spectra=self._spectra,
+            means=self._means,
+            examples=(examples.values, examples.conditions),
+            problems=self.problems,
+        )
+
+    def _keep(self, name: str, part: NDArray[Any]) -> None:
+        self._parts.setdefault(name, []).append(part)
+
+    def _inspect(self, samples: Samples) -> NDArray[np.bool_]:
+        """Count what is unphysical; returns which samples are finite, (N,)."""
+        flat = samples.values.reshape(len(samples.values), -1)
+        finite = np.isfinite(flat)
+        good = np.asarray(finite.all(axis=1))
+        self.problems["nonfinite_voxels"] += int(finite.size - np.count_nonzero(finite))
+        self.problems["nonfinite_samples"] += int(len(good) - np.count_nonzero(good))
+        self.problems["negative_voxels"] += int(np.count_nonzero(flat < 0))
+        return good
+
+
+def _require_conditions(plan: Plan, samples: Samples, title: str) -> None:
+    missing = sorted({s.condition for s in plan.selections if s.condition} - set(samples.conditions))
+    if missing:
+        raise ShardError(
+            f"the samples lack the condition '{missing[0]}' that the reference has",
+            where=title or None,
+            expected=", ".join(missing),
+            found=", ".join(samples.conditions) or "no conditions",
+        )
+
+
+def _spectrum_rows(plan: Plan, values: Columns) -> NDArray[np.int32]:
+    """The voxel histogram of each sample, (n, B + 2)."""
+    flat = values.reshape(len(values), -1)
+    width = plan.axis.size + 2
+    place = np.searchsorted(plan.axis.edges, flat, side="right") + width * np.arange(len(flat))[:, None]
+    return np.bincount(place.ravel(), minlength=width * len(flat)).reshape(len(flat), width).astype(np.int32)
