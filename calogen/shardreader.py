@@ -208,7 +208,7 @@ class Shards:
         first = start - offset + piece.start
         samples = _read_rows(file, piece, first, stop - offset + piece.start)
         if piece.path not in self._plausible:
-            _check_response(file, piece)
+            _check_response(file, piece, samples if first == piece.start else None)
             self._plausible.add(piece.path)
         bad = _bad_rows(samples)
         if not bad.any():
@@ -335,13 +335,21 @@ def _bad_error(file: h5py.File, piece: Piece, samples: Samples, bad: NDArray[np.
     )
 
 
-def _check_response(file: h5py.File, piece: Piece) -> None:
-    """Refuses showers whose deposited and incident energies cannot be in the units the layout says."""
+def _check_response(file: h5py.File, piece: Piece, head: Samples | None) -> None:
+    """Refuses showers whose deposited and incident energies cannot be in the units the layout says.
+
+    Args:
+        file: The open file.
+        piece: The rows of it that are read.
+        head: The first of them, where they have been read already.
+    """
     family, layout = piece.layout.family, piece.layout
     if family.kind != "calorimeter" or family.conditions[0].name not in [c.name for c in layout.conditions]:
         return
-    rows = min(_RESPONSE_ROWS, max(32, _SLAB_BYTES // (4 * family.voxels)))  # the median of a few showers is noise
-    samples = _read_rows(file, piece, piece.start, min(piece.start + rows, piece.stop))
+    # The median of a few showers is noise, so the first rows decide whichever are asked for.
+    rows = min(len(piece), _RESPONSE_ROWS, max(32, _SLAB_BYTES // (4 * family.voxels)))
+    enough = head is not None and len(head) >= rows
+    samples = head.read(0, rows) if head and enough else _read_rows(file, piece, piece.start, piece.start + rows)
     samples = samples.select(~_bad_rows(samples))
     if not len(samples):
         return

@@ -148,7 +148,11 @@ def _resolve(item: str | Path, split: str | None) -> list[_File]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+    try:
+        files = [p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith(".")]
+    except OSError as error:
+        raise ShardError("the folder cannot be read", where=folder, found=error.strerror) from None
+    return sorted(path for path in files if not path.is_dir())
 
 
 def _folder_files(folder: Path) -> list[_File]:
@@ -176,13 +180,17 @@ def _folder_files(folder: Path) -> list[_File]:
     return [(folder / record.name, record) for record in manifest.records]
 
 
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0  # a link to nowhere has none
+
+
 def _open_piece(path: Path, record: ShardRecord | None, family: Family | None) -> Piece:
-    if record is not None and path.stat().st_size != record.bytes:
+    if record is not None and _bytes(path) != record.bytes:
         raise ShardError(
             "the file's length is not the manifest's",
             where=path,
             expected=f"{record.bytes} bytes",
-            found=f"{path.stat().st_size} bytes",
+            found=f"{_bytes(path)} bytes",
             hint="the file is truncated or was replaced: copy or make it again",
         )
     layout = read_layout(path, family)
@@ -215,7 +223,10 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     path = Path(folder_or_file).expanduser()
     if not path.is_dir():
         _resolve(path, None)
-        return _verify_file(path, _record_of(path), family)
+        try:
+            return _verify_file(path, _record_of(path), family)
+        except ShardError as error:  # the manifest
+            return [_line(error), *_verify_file(path, None, family)]
     splits = [path / name for name in _SPLITS if (path / name).is_dir()]
     if splits and not _data_files(path):
         return list(chain.from_iterable(verify(folder, family) for folder in splits))
@@ -313,7 +324,7 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
     table: dict[str, Any] = {
         "source": [str(item) for item in _items(source)],
         "files": len(files),
-        "bytes": sum(path.stat().st_size for path, _ in files),
+        "bytes": sum(_bytes(path) for path, _ in files),
         "samples": sum(len(piece) for piece in pieces),
         "splits": dict(splits),
         "problems": shown,
