@@ -170,7 +170,7 @@ def _parse_family(text: str) -> Family:
 def _provenance(file: h5py.File, path: Path) -> dict[str, Any]:
     text = file.attrs.get("provenance")
     if text is None:  # foreign files: every short attribute says something about the origin
-        plain = {name: _plain(value) for name, value in file.attrs.items()}
+        plain = {str(name): _plain(value) for name, value in file.attrs.items()}
         return {name: value for name, value in plain.items() if value is not None}
     try:
         table = json.loads(str(text))
