@@ -1,0 +1,54 @@
+"""calogen: conditional WGAN-GP surrogates for scientific simulations.
+
+Importing this package is cheap; each name brings in what it needs when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config as Config
+    from .errors import CalogenError as CalogenError
+    from .families import FAMILIES as FAMILIES
+    from .families import Family as Family
+    from .requests import Request as Request
+    from .sampling import Surrogate as Surrogate
+    from .shards import Samples as Samples
+    from .shards import Shards as Shards
+    from .shards import open_shards as open_shards
+    from .training import Run as Run
+    from .training import train as train
+
+_HOMES = {
+    "CalogenError": "errors",
+    "Config": "config",
+    "FAMILIES": "families",
+    "Family": "families",
+    "Request": "requests",
+    "Run": "training",
+    "Samples": "shards",
+    "Shards": "shards",
+    "Surrogate": "sampling",
+    "open_shards": "shards",
+    "train": "training",
+}
+
+__all__ = [*_HOMES, "__version__", "analysis"]  # noqa: PLE0604 - all are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("calogen")
+    if name == "analysis":
+        return importlib.import_module(".analysis", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ConfigError, did_you_mean
 
+ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
+"""Energy units that requests may use, in MeV."""
+
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
 
@@ -55,6 +58,17 @@ class Condition(_Frozen):
         if self.scale == "log":
             return np.geomspace(self.low, self.high, count + 1)
         return np.linspace(self.low, self.high, count + 1)
+
+    def covered(self, low: float, high: float) -> tuple[float, float]:
+        """The range that data reaching from ``low`` to ``high`` cover: the usual one where they come within 1 % of it.
+
+        Random data never reach the ends they were drawn between.
+        """
+        ends = np.array([self.low, self.high, low, high])
+        if self.scale == "log" and low > 0:
+            ends = np.log(ends)
+        near = abs(ends[:2] - ends[2:]) <= 0.01 * (ends[1] - ends[0])
+        return (self.low if near[0] else low), (self.high if near[1] else high)
 
 
 class CartesianLayer(_Frozen):
@@ -295,8 +309,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(
             name="calogan",
-            description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); deposits of absorber "
-            "and active material summed",
+            description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
+            "deposits of absorber and active material summed",
             conditions=(_energy(1e3, 100e3),),
             layers=(
                 CartesianLayer(shape=(3, 96), size=(480, 480)),

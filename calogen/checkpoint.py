@@ -1,0 +1,272 @@
+"""Checkpoints: safetensors and JSON, written atomically, verified on reading. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import CheckpointError, StorageError
+from .families import Family
+from .networks import Generator, build_generator
+
+SCHEMA = 1
+_CARD, _MODEL, _TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
+_MOST_BYTES = 8 * 2**30
+
+
+class ConditionRange(BaseModel):
+    """What a model was trained on: a condition, its unit and the range the training data covered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
+class Card(BaseModel):
+    """The JSON half of a checkpoint.
+
+    Attributes:
+        calogen_checkpoint: Schema number.
+        family: What the model makes.
+        conditions: What it is conditioned on, in the order of its columns.
+        config: The resolved training configuration.
+        step: Generator updates so far.
+        score: Validation score, none before the first validation.
+        holdout: Ranges of conditions left out of training.
+        provenance: Versions, seed, data digest.
+        model_sha256: Of ``model.safetensors``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    calogen_checkpoint: int = SCHEMA
+    family: Family
+    conditions: tuple[ConditionRange, ...]
+    config: Config
+    step: int
+    score: float | None = None
+    holdout: dict[str, tuple[float, float]] = {}
+    provenance: dict[str, Any] = {}
+    model_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: its card and the averaged generator's tensors by name."""
+
+    card: Card
+    model: dict[str, Tensor]
+    folder: Path
+
+    def generator(self) -> Generator:
+        """The averaged generator, ready to sample, on the CPU.
+
+        Raises:
+            CheckpointError: If the tensors do not fit the networks the card describes.
+        """
+        generator = build_generator(
+            self.card.family, [c.name for c in self.card.conditions], self.card.config.generator
+        )
+        load_state(generator, self.model, self.folder / _MODEL)
+        return generator.eval().requires_grad_(False)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Live networks and optimisers, for resuming.
+
+        Raises:
+            CheckpointError: If the checkpoint has none (a surrogate made for sampling only) or it is damaged.
+        """
+        path = self.folder / _TRAINING
+        if not path.exists():
+            raise CheckpointError(
+                "the checkpoint has no training state and cannot be resumed",
+                where=self.folder,
+                expected=_TRAINING,
+                hint="resume from a run folder; surrogates hold the generator only",
+            )
+        return _read_tensors(path)
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Load tensors into a module, strictly.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            "the checkpoint does not fit its own description", where=where, found=detail, hint="the file was changed"
+        ) from None
+
+
+def save_checkpoint(
+    folder: Path, card: Card, model: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a checkpoint folder; it has its final name only when it is complete.
+
+    Args:
+        folder: Where; replaced if it exists.
+        card: Described in :class:`Card`; its digest is filled in.
+        model: Averaged generator and transform.
+        training: Everything else needed to resume (none: a surrogate for sampling).
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    data = tensor_bytes(_plain(model))
+    card = card.model_copy(update={"model_sha256": hashlib.sha256(data).hexdigest()})
+    files = {_MODEL: data, _CARD: card.model_dump_json(indent=1).encode()}
+    if training is not None:
+        files[_TRAINING] = tensor_bytes(_plain(training))
+    part = folder.with_name(folder.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            with (part / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        needed = sum(len(content) for content in files.values())
+        raise StorageError(
+            f"cannot write the checkpoint: {error.strerror}",
+            where=folder,
+            expected=f"{needed / 1e6:.1f} MB of space",
+            hint="free space, then resume: earlier checkpoints are untouched",
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, pickled, newer than this version, or not a checkpoint.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise _not_a_folder(folder)
+    path = folder / _CARD
+    try:
+        card = Card.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            "there is no checkpoint here", where=folder, expected=f"a folder with {_CARD} and {_MODEL}"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"the checkpoint's description is damaged: {first['msg']}", where=f"{path}: {place}"
+        ) from None
+    if card.calogen_checkpoint > SCHEMA:
+        raise CheckpointError(
+            "the checkpoint was written by a newer calogen",
+            where=path,
+            expected=f"schema {SCHEMA} or older",
+            found=card.calogen_checkpoint,
+            hint="upgrade calogen",
+        )
+    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
+
+
+def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _MOST_BYTES else b""
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
+    if size > _MOST_BYTES:
+        raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
+    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise _pickled(path)
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(
+            "the checkpoint's tensors are not those it was written with",
+            where=path,
+            expected=f"SHA-256 {digest[:16]}...",
+            found=f"{hashlib.sha256(data).hexdigest()[:16]}...",
+            hint="the file is damaged or was changed: take another checkpoint",
+        )
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path) from None
+
+
+def _pickled(path: Path) -> CheckpointError:
+    return CheckpointError(
+        "the file is a pickle, which can run any code when it is opened",
+        where=path,
+        expected="a checkpoint folder with safetensors",
+        hint="calogen reads no pickles; convert it in a sandbox with safetensors.torch.save_file",
+    )
+
+
+def _not_a_folder(path: Path) -> CheckpointError:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        return _pickled(path)
+    return CheckpointError(
+        "a checkpoint is a folder, not a file", where=path, expected="a run folder, a checkpoint folder or a name"
+    )
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's moments as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{key}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Inverse of :func:`optimiser_state`."""
+    tree = optimiser.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            _, index, key = name.rsplit(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({**tree, "state": entries})

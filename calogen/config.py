@@ -1,0 +1,234 @@
+"""Configuration: frozen models of everything a training run can be told. TOML in, resolved JSON out."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import ConfigError, did_you_mean
+from .families import Family
+from .formats import resolve_family_source
+
+ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GeneratorConfig(_Frozen):
+    """Shape of the generator.
+
+    Attributes:
+        network: ``mlp`` (showers), ``dcgan`` (maps), or ``auto``, which takes what the family needs.
+        latent: Latent numbers shared by the whole sample (for maps: channels of the latent grid).
+        hidden: Widths of the hidden layers (``mlp``).
+        channels: Channels from the smallest grid up (``dcgan``).
+    """
+
+    network: Literal["auto", "mlp", "dcgan"] = "auto"
+    latent: int = Field(default=64, ge=1, le=4096)
+    hidden: tuple[int, ...] = (256, 512)
+    channels: tuple[int, ...] = (128, 64, 32, 16)
+
+
+class CriticConfig(_Frozen):
+    """Shape of the critic.
+
+    Attributes:
+        hidden: Widths of the hidden layers (``mlp``).
+        channels: Channels from the largest grid down (``dcgan``).
+    """
+
+    hidden: tuple[int, ...] = (512, 512)
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+
+
+class TrainingConfig(_Frozen):
+    """How to train. One step is one generator update.
+
+    Attributes:
+        objective: Loss of generator and critic.
+        steps: Generator updates in all.
+        time: Stop cleanly after this many seconds (none: only by steps).
+        batch_size: Samples per update.
+        critic_steps: Critic updates before each generator update.
+        penalty: Weight of the gradient penalty (``wgan-gp``).
+        clip: Bound on the critic's weights (``wgan-clip``).
+        learning_rate: Of the generator (Adam).
+        critic_learning_rate: Of the critic (Adam).
+        betas: Adam's averaging constants.
+        decay: Last fraction of the steps over which both learning rates fall to 0 (cosine).
+        ema: Averaging constant of the generator's weights; the average is what is kept.
+        augment: Apply the family's exact symmetries to both reference and generated samples.
+        tune_transform: Let training refine the fitted voxel distributions too.
+        log_every: Steps between lines of the log.
+        validate_every: Steps between validations.
+        validation_size: Samples of the validation split used for the score.
+        checkpoint_every: Steps between checkpoints.
+        memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
+    """
+
+    objective: ObjectiveName = "wgan-gp"
+    steps: int = Field(default=20_000, ge=1)
+    time: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=256, ge=2)
+    critic_steps: int = Field(default=3, ge=1)
+    penalty: float = Field(default=10.0, ge=0)
+    clip: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    critic_learning_rate: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.0, 0.9)
+    decay: float = Field(default=0.3, ge=0, le=1)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    augment: bool = True
+    tune_transform: bool = True
+    log_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    validation_size: int = Field(default=2000, ge=16)
+    checkpoint_every: int = Field(default=500, ge=1)
+    memory: int = Field(default=4 * 2**30, ge=2**20)
+
+
+class Config(_Frozen):
+    """Everything a training run is told.
+
+    Attributes:
+        family: Name of a family, a CaloChallenge binning ``.xml``, or a family table; none: taken from the data.
+        conditions: Names of the conditions (none: all that the family has; empty: unconditional).
+        seed: Seed of everything random.
+        device: ``auto`` takes a GPU where there is one.
+        threads: CPU threads (none: the cores the process may use).
+        drop_bad: Drop and count bad rows instead of refusing the file.
+        holdout: Ranges of conditions left out of training, in their units.
+    """
+
+    family: str | Family | None = None
+    conditions: tuple[str, ...] | None = None
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    drop_bad: bool = False
+    holdout: dict[str, tuple[float, float]] = {}
+    generator: GeneratorConfig = GeneratorConfig()
+    critic: CriticConfig = CriticConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @field_validator("holdout")
+    @classmethod
+    def _ordered(cls, holdout: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (low, high) in holdout.items():
+            if not low < high:
+                raise ValueError(f"holdout '{name}': low must be below high, got {low} and {high}")
+        return holdout
+
+    @classmethod
+    def build(cls, tree: Mapping[str, Any], *, where: object = None) -> Config:
+        """Validate a nested mapping.
+
+        Raises:
+            ConfigError: Names the key, what it holds, and the nearest known key.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise _explain(error, where) from None
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+        """Read a TOML file and apply overrides.
+
+        Args:
+            path: TOML file (none: the defaults). A relative ``family = "x.xml"`` is looked for beside it.
+            overrides: ``key=value`` or ``section.key=value``; values are read as TOML, else taken as text.
+
+        Raises:
+            ConfigError: If the file cannot be read or a key or value is wrong.
+        """
+        tree: dict[str, Any] = {}
+        if path is not None:
+            path = Path(path)
+            try:
+                tree = tomllib.loads(path.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise ConfigError(f"cannot read the configuration: {error.strerror}", where=path) from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"the configuration is not valid TOML: {error}", where=path) from None
+            family = tree.get("family")
+            if isinstance(family, str) and family.endswith(".xml") and (path.parent / family).exists():
+                tree["family"] = str(path.parent / family)
+        for override in overrides:
+            _override(tree, override)
+        return cls.build(tree, where=path)
+
+    def resolved_family(self) -> Family | None:
+        """The family the configuration names, or none."""
+        return None if self.family is None else resolve_family_source(self.family)
+
+    def updated(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with top-level fields or whole sections (as mappings) changed.
+
+        Raises:
+            ConfigError: As :meth:`build`.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, Mapping) and isinstance(tree[key], dict) else value
+        return Config.build(tree)
+
+    def to_json(self) -> str:
+        """The resolved configuration as JSON text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2)
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(
+            "an override is KEY=VALUE", where=f"--set {text}", found=text, hint="as in training.steps=500"
+        )
+    *sections, last = key.strip().split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"'{section}' is a value, not a section", where=f"--set {text}")
+    try:
+        node[last] = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        node[last] = value.strip()
+
+
+def _known(location: tuple[Any, ...]) -> Iterable[str]:
+    """Names of the fields beside the one at ``location``."""
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        kind = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return ()
+        model = kind
+    return model.model_fields
+
+
+def _explain(error: ValidationError, where: object) -> ConfigError:
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    if location[:1] == ("family",):  # the union reports each alternative; the family's own check speaks plainly
+        location = tuple(part for part in location if part not in ("str", "Family"))
+        first = next((e for e in error.errors() if "Family" in e["loc"]), first)
+    key = ".".join(str(part) for part in location)
+    place = f"{where}: {key}" if where else key
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"unknown configuration key '{key}'", where=place, hint=did_you_mean(str(location[-1]), _known(location))
+        )
+    found = first.get("input")
+    if isinstance(found, float) and not math.isfinite(found):
+        found = str(found)
+    return ConfigError(f"bad value for '{key}'", where=place, expected=first["msg"], found=repr(found))

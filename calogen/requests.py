@@ -1,0 +1,253 @@
+"""Requests: the conditions of every sample to be generated, as drawn, listed, read from a file or copied from data."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConditionError, ConfigError, ShardError, did_you_mean
+from .families import ENERGY_UNITS, Condition, Family
+from .noise import CONDITIONS, uniforms
+from .shards import Shards
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_KINDS = {"fixed": 1, "uniform": 2, "log-uniform": 2, "list": None}
+
+
+class Spec:
+    """What one condition shall be: ``fixed:50GeV``, ``uniform:1:100GeV``, ``log-uniform:1:100GeV`` or ``list:1,5GeV``.
+
+    Args:
+        condition: What is specified.
+        text: The specification; the unit of an energy is required, other units are not written.
+
+    Raises:
+        ConditionError: If the text is not a specification, or its unit is missing or wrong.
+    """
+
+    def __init__(self, condition: Condition, text: str) -> None:
+        self.text = text
+        kind, _, rest = text.partition(":")
+        if kind not in _KINDS or not rest:
+            raise _bad_spec(condition, text)
+        match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip())
+        if match is None:
+            raise _bad_spec(condition, text)
+        separator = "," if kind == "list" else ":"
+        try:
+            numbers = [float(part) for part in match[1].split(separator)]
+        except ValueError:
+            raise _bad_spec(condition, text) from None
+        if len(numbers) != (_KINDS[kind] or len(numbers)):
+            raise _bad_spec(condition, text)
+        self.kind = kind
+        self.values = np.asarray(numbers) * _unit_factor(condition, match[2], text)
+        if _KINDS[kind] == 2 and not self.values[0] < self.values[1]:
+            raise ConditionError(f"'{text}': the lower end must come first", where=condition.name)
+        if kind == "log-uniform" and self.values[0] <= 0:
+            raise ConditionError(f"'{text}': a logarithm needs numbers above 0", where=condition.name)
+
+    def draw(self, uniform: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Values for samples ``index`` from one uniform number each."""
+        if self.kind == "fixed":
+            return np.full(len(index), self.values[0])
+        if self.kind == "list":
+            chosen: NDArray[np.float64] = self.values[index % len(self.values)]
+            return chosen
+        low, high = self.values
+        if self.kind == "uniform":
+            return low + (high - low) * uniform
+        return np.asarray(low * (high / low) ** uniform)
+
+
+def _unit_factor(condition: Condition, unit: str, text: str) -> float:
+    if condition.unit in ENERGY_UNITS:
+        if unit not in ENERGY_UNITS:
+            raise ConditionError(
+                f"'{text}' does not say the unit of the energy" if not unit else f"'{unit}' is not a unit of energy",
+                where=condition.name,
+                expected=f"one of {', '.join(ENERGY_UNITS)}, as in {text.removesuffix(unit)}GeV",
+                hint=did_you_mean(unit, ENERGY_UNITS) if unit else None,
+            )
+        return ENERGY_UNITS[unit] / ENERGY_UNITS[condition.unit]
+    if unit not in ("", condition.unit):
+        raise ConditionError(f"'{unit}' is not the unit of '{condition.name}'", expected=condition.unit or "no unit")
+    return 1.0
+
+
+def _bad_spec(condition: Condition, text: str) -> ConditionError:
+    unit = "GeV" if condition.unit in ENERGY_UNITS else ""
+    return ConditionError(
+        f"'{text}' is not a specification of '{condition.name}'",
+        expected=f"fixed:50{unit}, uniform:1:100{unit}, log-uniform:1:100{unit} or list:1,5,10{unit}",
+        found=text,
+    )
+
+
+class Request:
+    """Conditions of ``samples`` samples, any row computable on its own.
+
+    Args:
+        samples: How many.
+        specs: Drawn conditions by name.
+        table: Explicit conditions by name, (samples,) each, in the conditions' units.
+        source: Where a table came from, for provenance.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        specs: Mapping[str, Spec] | None = None,
+        table: Mapping[str, NDArray[np.float32]] | None = None,
+        source: str = "",
+    ) -> None:
+        self.samples = samples
+        self._specs = dict(specs or {})
+        self._table = dict(table or {})
+        self._source = source
+
+    @classmethod
+    def from_specs(cls, family: Family, specs: Mapping[str, Any], n: int | None) -> Request:
+        """From specifications by condition name.
+
+        Raises:
+            ConfigError: If ``n`` is missing.
+            ConditionError: If a name or a specification is wrong.
+        """
+        if n is None:
+            raise ConfigError("say how many samples to generate", where="-n", hint="or --like PATH, --conditions FILE")
+        known = [c.name for c in family.conditions]
+        for name in specs:
+            if name not in known:
+                raise ConditionError(
+                    f"family '{family.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known)
+                )
+        return cls(n, {name: Spec(family.condition(name), str(text)) for name, text in specs.items()})
+
+    @classmethod
+    def like(cls, shards: Shards, names: Sequence[str], n: int | None = None) -> Request:
+        """The conditions of existing data, in its order; ``n`` takes the first of them, or repeats them.
+
+        Raises:
+            ShardError: If the data lack a condition.
+        """
+        columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+        for name in names:
+            if name not in shards.condition_names:
+                raise ShardError(f"the data lack the condition '{name}'", found=", ".join(shards.condition_names))
+        for chunk in shards.chunks():
+            for name in names:
+                columns[name].append(chunk.conditions[name])
+        count = len(shards) if n is None else n
+        table = {name: np.resize(np.concatenate(parts), count) for name, parts in columns.items()}
+        return cls(count, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
+
+    @classmethod
+    def from_file(cls, path: str | Path, family: Family, names: Sequence[str], n: int | None = None) -> Request:
+        """One row per sample, in order, from a CSV file with a header or an HDF5 file with a dataset per condition.
+
+        A CSV column is named ``incident_energy [GeV]`` (the unit of an energy is required); an HDF5 dataset has an
+        attribute ``unit``.
+
+        Raises:
+            ConditionError: If a column, a unit or a number is missing or wrong.
+        """
+        path = Path(path)
+        try:
+            table = _read_csv(path, family) if path.suffix.lower() == ".csv" else _read_hdf5(path, family)
+        except OSError as error:
+            raise ConditionError(f"cannot read the conditions: {error.strerror or error}", where=path) from None
+        for name in names:
+            if name not in table:
+                raise ConditionError(
+                    f"the file lacks the condition '{name}'", where=path, found=", ".join(table) or "nothing"
+                )
+        lengths = {len(column) for column in table.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ConditionError("conditions need one row per sample", where=path, found=f"lengths {sorted(lengths)}")
+        count = lengths.pop()
+        if n is not None and n > count:
+            raise ConditionError("the file has fewer rows than samples asked for", where=path, expected=n, found=count)
+        return cls(n or count, table={name: table[name][: n or count] for name in names}, source=path.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Conditions the request speaks of."""
+        return (*self._specs, *self._table)
+
+    def describe(self) -> dict[str, Any]:
+        """For provenance: samples, specifications or source."""
+        specs = {name: spec.text for name, spec in self._specs.items()}
+        return {"samples": self.samples, **specs, **({"source": self._source} if self._source else {})}
+
+    def limits(self, names: Sequence[str]) -> NDArray[np.float32] | None:
+        """Every extreme or listed value a request of specifications can take, (rows, C); none for tables."""
+        if self._table:
+            return None
+        rows = max([len(self._specs[name].values) for name in names], default=1)
+        columns = [np.resize(self._specs[name].values, rows) for name in names]
+        return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((1, 0), np.float32)
+
+    def columns(self, names: Sequence[str], seed: int, start: int, count: int) -> NDArray[np.float32]:
+        """Conditions of samples start to start + count, (count, C); beyond the end the last row repeats."""
+        index = np.minimum(np.arange(start, start + count), self.samples - 1)
+        found = np.zeros((count, len(names)), np.float32)
+        uniform = uniforms(seed, CONDITIONS, start, count, len(names)) if self._specs else None
+        for i, name in enumerate(names):
+            if name in self._table:
+                found[:, i] = self._table[name][index]
+            elif uniform is not None:
+                found[:, i] = self._specs[name].draw(uniform[:, i], index)
+        return found
+
+
+def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            header, *rows = [row for row in csv.reader(file) if row]
+        except (ValueError, UnicodeDecodeError, csv.Error):
+            raise ConditionError("the file is not CSV with a header", where=path) from None
+    table = {}
+    for i, title in enumerate(header):
+        match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[\s*(\S*)\s*\])?\s*", title)
+        known = [c.name for c in family.conditions]
+        if match is None or match[1] not in known:
+            hint = did_you_mean(match[1] if match else title, known)
+            raise ConditionError(f"'{title}' is not a condition of family '{family.name}'", where=path, hint=hint)
+        factor = _unit_factor(family.condition(match[1]), match[2] or "", f"the column '{title}'")
+        try:
+            table[match[1]] = (np.array([float(row[i]) for row in rows]) * factor).astype(np.float32)
+        except (ValueError, IndexError):
+            bad = next(n for n, row in enumerate(rows) if not _is_number(row, i))
+            raise ConditionError(
+                "not a number", where=f"{path}: data row {bad + 1}, column '{title}'", found=rows[bad]
+            ) from None
+    return table
+
+
+def _is_number(row: Sequence[str], column: int) -> bool:
+    try:
+        float(row[column])
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
+def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
+    table = {}
+    with h5py.File(path) as file:
+        for condition in family.conditions:
+            if condition.name not in file:
+                continue
+            dataset = file[condition.name]
+            unit = str(dataset.attrs.get("unit", ""))
+            factor = _unit_factor(condition, unit, f"the dataset '{condition.name}' (attribute unit)")
+            table[condition.name] = (np.asarray(dataset[:], np.float64).reshape(-1) * factor).astype(np.float32)
+    return table

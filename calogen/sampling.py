@@ -1,0 +1,398 @@
+"""Surrogates: load a trained generator, sample into memory, generate shards.
+
+Sample i of :meth:`Surrogate.generate` is a function of (checkpoint, seed, conditions, i): its latent numbers come from
+its own range of Philox counters, and the network runs on fixed blocks of samples aligned to the global index.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .checkpoint import Card, Checkpoint, load_checkpoint
+from .errors import CheckpointError, ConditionError, ConfigError, StorageError, did_you_mean
+from .families import Family
+from .networks import pick_device
+from .noise import normals
+from .requests import Request
+from .shards import (
+    SHARD_BYTES,
+    Samples,
+    ShardRecord,
+    samples_per_shard,
+    write_manifest,
+    write_shard,
+)
+
+BLOCK = 1024
+_BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
+_MOST_SAMPLES = 10**12
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request will make.
+
+    Attributes:
+        samples: How many.
+        shards: Files.
+        raw_bytes: Bytes before compression: the most the files can take.
+        free_bytes: What the file system has.
+    """
+
+    samples: int
+    shards: int
+    raw_bytes: int
+    free_bytes: int
+
+
+class Surrogate:
+    """A trained generator.
+
+    Example:
+        >>> surrogate = Surrogate.load("calogan-gamma")
+        >>> showers = surrogate.sample({"incident_energy": [10e3, 50e3]}, seed=0)  # (2, 504), MeV
+
+    Args:
+        checkpoint: What was trained.
+        device: Where to run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: Literal["auto", "cpu", "cuda"] = "cpu") -> None:
+        self._card = checkpoint.card
+        self._device = pick_device(device)
+        self._generator = checkpoint.generator().to(self._device)
+        self._rows = BLOCK if self.family.voxels <= _BLOCK_NUMBERS // BLOCK else 128
+
+    @classmethod
+    def load(cls, model: str | Path, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Surrogate:
+        """Load a run folder (its best checkpoint), a checkpoint folder, or a surrogate by name.
+
+        Args:
+            model: Path, or the name of a surrogate that comes with calogen.
+            device: ``auto`` takes a GPU where there is one.
+
+        Raises:
+            CheckpointError: If there is no such model or it is damaged.
+        """
+        return cls(load_checkpoint(find_model(model)), device)
+
+    @property
+    def card(self) -> Card:
+        """Family, conditions with trained ranges, configuration, provenance."""
+        return self._card
+
+    @property
+    def family(self) -> Family:
+        """What the surrogate makes."""
+        return self._card.family
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions it takes."""
+        return tuple(c.name for c in self._card.conditions)
+
+    def sample(
+        self,
+        conditions: Mapping[str, ArrayLike] | None = None,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        extrapolate: bool = False,
+    ) -> NDArray[np.float32]:
+        """Samples in memory.
+
+        Args:
+            conditions: By name, in the family's units (MeV for energies): a number, or one per sample.
+            n: How many; needed when every condition is a number.
+            seed: Of the latent numbers.
+            extrapolate: Allow conditions outside the trained range.
+
+        Returns:
+            (n, V) showers in MeV, or (n, H, W) maps.
+
+        Raises:
+            ConditionError: Missing, unknown, not finite or out of range; lengths that differ.
+        """
+        columns = self._columns(conditions or {}, n)
+        self.check(columns, extrapolate=extrapolate)
+        parts = []
+        for start in range(0, len(columns), self._rows):
+            rows = columns[start : start + self._rows]
+            parts.append(self._run(rows, seed, start))
+        return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
+
+    def _columns(self, conditions: Mapping[str, ArrayLike], n: int | None) -> NDArray[np.float32]:
+        """Conditions as columns (n, C)."""
+        self._check_names(conditions)
+        arrays = {name: np.asarray(conditions[name], np.float32) for name in self.conditions}
+        lengths = {array.size for array in arrays.values() if array.ndim}
+        if n is not None:
+            lengths.add(n)
+        if len(lengths) != 1 or any(array.ndim > 1 for array in arrays.values()):
+            raise ConditionError(
+                "conditions are numbers, or arrays of one length that agrees with n",
+                expected="n, or one array per condition",
+                found={name: array.shape for name, array in arrays.items()} | {"n": n},
+            )
+        count = lengths.pop()
+        if count < 0:
+            raise ConditionError("the number of samples cannot be negative", found=count)
+        columns = [np.broadcast_to(array.reshape(-1) if array.ndim else array, (count,)) for array in arrays.values()]
+        return np.stack(columns, 1) if columns else np.zeros((count, 0), np.float32)
+
+    def _check_names(self, names: Mapping[str, Any]) -> None:
+        for name in names:
+            if name not in self.conditions:
+                known = ", ".join(self.conditions) or "none: it is unconditional"
+                raise ConditionError(
+                    f"the surrogate has no condition '{name}'", expected=known, hint=did_you_mean(name, self.conditions)
+                )
+        for name in self.conditions:
+            if name not in names:
+                raise ConditionError(f"the condition '{name}' is missing", expected=", ".join(self.conditions))
+
+    def check(self, columns: NDArray[np.float32], *, extrapolate: bool = False, first: int = 0) -> None:
+        """Refuse conditions (n, C) that are not finite or outside the trained range.
+
+        Args:
+            columns: In the order of :attr:`conditions`, in their units.
+            extrapolate: Allow what lies outside, as long as it is finite and physical.
+            first: Index of the first row, for the message.
+
+        Raises:
+            ConditionError: Names condition, row, value, range and remedy.
+        """
+        for i, known in enumerate(self._card.conditions):
+            values = columns[:, i]
+            logarithmic = self.family.condition(known.name).scale == "log"
+            impossible = ~np.isfinite(values) | (values <= 0 if logarithmic else False)
+            margin = 1e-6 * max(abs(known.low), abs(known.high))
+            outside = (values < known.low - margin) | (values > known.high + margin)
+            wrong = impossible if extrapolate else impossible | outside
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise ConditionError(
+                    f"{int(wrong.sum())} value(s) of '{known.name}' are not what the surrogate was trained on",
+                    where=f"sample {first + row}",
+                    expected=f"{known.low:g} to {known.high:g} {known.unit}".rstrip(),
+                    found=f"{float(values[row]):g} {known.unit}".rstrip(),
+                    hint=None if extrapolate else "--extrapolate (extrapolate=True) allows it; nothing vouches for it",
+                )
+
+    @torch.inference_mode()
+    def _run(self, columns: NDArray[np.float32], seed: int, start: int) -> NDArray[np.float32]:
+        """Samples start to start + len(columns) of a seed, in one pass."""
+        if not 0 <= seed < 2**63:
+            raise ConfigError("a seed is a number from 0 to 2^63 - 1", found=seed)
+        coarse = self._generator.coarse
+        latent = normals(seed, start, len(columns), self._generator.latent_size - coarse, coarse)
+        values = self._generator(
+            torch.from_numpy(latent).to(self._device), torch.from_numpy(np.ascontiguousarray(columns)).to(self._device)
+        )
+        if self.family.threshold:
+            values = torch.where(values >= self.family.threshold, values, 0.0)
+        result: NDArray[np.float32] = values.cpu().numpy()
+        return result
+
+    def blocks(self, request: Request, seed: int, start: int, stop: int) -> Iterator[Samples]:
+        """Samples start to stop of a request, in blocks aligned to the global index.
+
+        Args:
+            request: Their conditions.
+            seed: Of latents and drawn conditions.
+            start: First index.
+            stop: One past the last.
+        """
+        for low in range(start - start % self._rows, stop, self._rows):
+            # Always a full block, so that a sample's bits do not depend on where a shard or part ends.
+            columns = request.columns(self.conditions, seed, low, self._rows)
+            values = self._run(columns, seed, low)
+            keep = slice(max(start - low, 0), min(stop - low, self._rows))
+            named = {name: columns[keep, i] for i, name in enumerate(self.conditions)}
+            yield Samples(self.family, values[keep], named, kind="generated")
+
+    def estimate(self, request: Request, out: str | Path, shard_size: int | None = None) -> Estimate:
+        """How many files and bytes a request makes, and whether they fit.
+
+        Raises:
+            ConfigError: If the number of samples is not 1 to 10^12.
+            StorageError: If the file system cannot hold even a quarter of the uncompressed bytes.
+        """
+        n = request.samples
+        if not 1 <= n <= _MOST_SAMPLES:
+            raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=n)
+        per_shard = shard_size or samples_per_shard(self.family, SHARD_BYTES)
+        raw = n * 4 * (self.family.voxels + len(self.conditions))
+        where = Path(out).absolute()
+        while not where.exists():
+            where = where.parent
+        free = shutil.disk_usage(where).free
+        if raw / 4 > free:  # showers compress about twofold, never fourfold
+            raise StorageError(
+                "the samples will not fit on the disk",
+                where=out,
+                expected=f"{raw / 8e9:.1f} to {raw / 2e9:.1f} GB of space",
+                found=f"{free / 1e9:.1f} GB free",
+                hint="generate fewer, or in parts on other disks",
+            )
+        return Estimate(n, -(-n // per_shard), raw, free)
+
+    def generate(
+        self,
+        out: str | Path,
+        request: Request | Mapping[str, Any],
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        layout: Literal["native", "calogan"] = "native",
+        shard_size: int | None = None,
+        extrapolate: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], int] | None = None,
+    ) -> Path:
+        """Write a folder of shards.
+
+        Args:
+            out: Folder; must be empty or absent.
+            request: Conditions of every sample, or a mapping of condition names to specifications such as
+                ``"uniform:1:100GeV"`` (then ``n`` is needed).
+            n: How many samples.
+            seed: Of latents and drawn conditions.
+            layout: ``native``, or ``calogan`` for files in CaloGAN's own layout.
+            shard_size: Samples per file (default: 128 MiB of raw samples).
+            extrapolate: Allow conditions outside the trained range.
+            progress: Called with (samples done, samples in all).
+            should_stop: Asked after every shard; a signal number stops the work.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConditionError: Conditions missing, unknown or out of range: found before anything is written.
+            ConfigError: ``out`` not empty, or a bad number.
+            StorageError: The disk cannot hold the result.
+            Interrupted: ``should_stop`` asked for it.
+        """
+        if not isinstance(request, Request):
+            request = Request.from_specs(self.family, request, n)
+        out = Path(out)
+        self._check_names(dict.fromkeys(request.names))
+        estimate = self.estimate(request, out, shard_size)
+        self._check_request(request, seed, extrapolate)
+        if layout == "calogan":
+            _require_calogan(self.family)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError("the output folder is not empty", where=out, hint="choose another --out")
+        provenance = {
+            "engine": "calogen",
+            "checkpoint_sha256": self._card.model_sha256,
+            "checkpoint_step": self._card.step,
+            "seed": seed,
+            "request": request.describe(),
+            "holdout": self._card.holdout,
+            "training": self._card.provenance,
+        }
+        per_shard = -(-estimate.samples // estimate.shards) if shard_size is None else shard_size
+        per_shard = -(-per_shard // self._rows) * self._rows if shard_size is None else per_shard
+        return self._write(out, request, estimate.samples, per_shard, provenance, seed, layout, progress, should_stop)
+
+    def _check_request(self, request: Request, seed: int, extrapolate: bool) -> None:
+        limits = request.limits(self.conditions)
+        if limits is not None:
+            self.check(limits, extrapolate=extrapolate)
+            return
+        for start in range(0, request.samples, 2**16):
+            count = min(2**16, request.samples - start)
+            columns = request.columns(self.conditions, seed, start, count)
+            self.check(columns, extrapolate=extrapolate, first=start)
+
+    def _write(
+        self,
+        out: Path,
+        request: Request,
+        total: int,
+        per_shard: int,
+        provenance: Mapping[str, Any],
+        seed: int,
+        layout: Literal["native", "calogan"],
+        progress: Callable[[int, int], None] | None,
+        should_stop: Callable[[], int] | None,
+    ) -> Path:
+        from .errors import Interrupted
+
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
+        records: list[ShardRecord] = []
+        for number, start in enumerate(range(0, total, per_shard)):
+            stop = min(start + per_shard, total)
+            parts = []
+            for block in self.blocks(request, seed, start, stop):
+                parts.append(block)
+                if progress:
+                    progress(start + sum(map(len, parts)), total)
+            samples = Samples.concatenate(parts)
+            path = out / f"shard-{number:06d}.h5"
+            records.append(write_shard(path, samples, provenance=provenance, index_start=start, layout=layout))
+            signal_number = should_stop() if should_stop else 0
+            if signal_number:
+                write_manifest(out, records, provenance=provenance)
+                raise Interrupted(
+                    f"stopped by signal {signal_number} after {stop} of {total} samples",
+                    signal_number=signal_number,
+                    hint="the finished shards are complete; start again in an empty folder for the whole set",
+                )
+        write_manifest(out, records, provenance=provenance)
+        return out
+
+
+def _require_calogan(family: Family) -> None:
+    if family.name != "calogan":
+        raise ConfigError(
+            "CaloGAN's layout holds its own three layers only",
+            where="--format calogan",
+            found=f"family '{family.name}'",
+        )
+
+
+def find_model(model: str | Path) -> Path:
+    """The checkpoint folder a model argument means.
+
+    Args:
+        model: A run folder (its best checkpoint), a checkpoint folder, or the name of a shipped surrogate.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    path = Path(model)
+    shipped = Path(str(importlib.resources.files("calogen.data"))) / "surrogates"
+    if not path.exists() and (shipped / path.name).is_dir() and path.name == str(model):
+        return shipped / path.name
+    if (path / "checkpoints").is_dir():
+        best = path / "best.json"
+        if not best.exists():
+            raise CheckpointError("the run has no checkpoint yet", where=path)
+        import json
+
+        try:
+            return path / "checkpoints" / str(json.loads(best.read_text())["checkpoint"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise CheckpointError("the run's best.json is damaged", where=best) from None
+    if not path.exists():
+        names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
+        raise CheckpointError(
+            f"there is no model '{model}'",
+            expected="a run folder, a checkpoint folder, or one of: " + (", ".join(names) or "no surrogates"),
+            hint=did_you_mean(str(model), names),
+        )
+    return path

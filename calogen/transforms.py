@@ -1,0 +1,449 @@
+"""Physical units <-> network space. One object holds both directions; it is fitted once, on training data.
+
+Network space is where numbers are of order one. For showers it is the space of normal scores: every layer energy and
+every voxel is expressed as the standard normal number with the same probability, given the conditions and, for
+voxels, the energy of their layer. A network that outputs independent standard normals there already makes showers
+with the right marginal distributions; all it has to learn is how they go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from .errors import ShardError
+from .families import Condition, Family
+from .fitting import (
+    fit_least_squares,
+    fit_logistic,
+    fit_quantiles,
+    monomials,
+    normal_scores,
+    normal_tail,
+)
+from .shards import Samples
+
+_FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
+_BLOCK = 2048  # voxels fitted at a time
+_LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
+_SCORE_GRID = torch.arange(-20, 21) / 5.0  # normal scores at which energy quantiles are kept, -4 to 4
+_FITTED = slice(4, -4)  # of these, the ones data can resolve; the rest continue their slope
+_CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
+
+
+def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
+    """Conditions in physical units to about [-1, 1], on each condition's own scale.
+
+    Args:
+        family: Knows the usual range of every condition.
+        names: Names of the columns.
+        values: (B, C), in the conditions' units.
+
+    Returns:
+        (B, C), dimensionless.
+    """
+    columns = [_scale(family.condition(name), values[:, i]) for i, name in enumerate(names)]
+    return torch.stack(columns, 1) if columns else values.new_zeros(len(values), 0)
+
+
+def _scale(condition: Condition, values: Tensor) -> Tensor:
+    low, high = condition.low, condition.high
+    if condition.scale == "log":
+        values, low, high = torch.log(values), math.log(low), math.log(high)
+    return 2 * (values - low) / (high - low) - 1
+
+
+class MapTransform(nn.Module):
+    """Density maps to [-1, 1): y = 2x / (x + a) - 1, with exact inverse.
+
+    Args:
+        family: A map family.
+
+    Source: Rodriguez et al. 2018, arXiv:1801.09070, eq. 1.
+    """
+
+    a: Tensor
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+        self.register_buffer("a", torch.tensor(4.0))
+
+    def fit(self, samples: Samples) -> None:
+        """Choose ``a`` so that the pixels' 99th percentile lands at 0.5; samples in physical units."""
+        bright = float(np.percentile(samples.values[:2000], 99))
+        self.a.fill_(max(bright / 3, 1e-3))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, H, W), physical, to network space (B, H, W)."""
+        return 2 * maps / (maps + self.a) - 1
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """Network space to physical; values at or beyond 1 are clipped to the largest invertible one."""
+        scaled = scaled.clamp(-1.0, 1 - 1e-3)
+        return self.a * (1 + scaled) / (1 - scaled)
+
+
+class ShowerTransform(nn.Module):
+    """Showers to normal scores and back.
+
+    A shower is taken apart into its total energy, the logarithms of its layer energies relative to the leading
+    layer, and each voxel's share of its layer. Given the conditions c:
+
+    * each energy variable is mapped to its normal score g by quantile regressions in c;
+    * voxel v is on if the upper tail S(n) of its score n is below p = sigmoid(logit), and its share of the layer is
+      then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q holds the shape of the distribution.
+      The share falls to 0 continuously as S rises to p, hence gradients with no straight-through trick;
+    * logit, m and log s are quadratic in c, the layer's energy and the shower's depth.
+
+    Shares are normalised to their layer's energy: energies are exact, whatever the network does.
+
+    Args:
+        family: A calorimeter family.
+        conditions: Names of the conditions, in the order of the columns given to the network.
+
+    Raises:
+        ShardError: From :meth:`fit`, if the samples hold no energy.
+    """
+
+    reference: Tensor  # () index of the leading layer
+    energy_quantiles: Tensor  # (L, G, K) coefficients of energy variables, cubic in c
+    shape_centre: Tensor  # (F2, L + 1) log layer energies and depth, quadratic in c ...
+    shape_spread: Tensor  # (L + 1,) ... and their spread about it
+
+    def __init__(self, family: Family, conditions: Sequence[str]) -> None:
+        super().__init__()
+        self.family = family
+        self.conditions = tuple(conditions)
+        self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
+        count, layers, voxels = len(self.conditions), len(family.layers), family.voxels
+        cubic = monomials(torch.zeros(1, count), 3).shape[1]
+        quadratic = monomials(torch.zeros(1, count)).shape[1]
+        features = monomials(torch.zeros(1, count + 2)).shape[1]
+        self.register_buffer("reference", torch.tensor(0))
+        self.register_buffer("energy_quantiles", torch.zeros(layers, cubic, len(_SCORE_GRID[_FITTED])))
+        self.register_buffer("shape_centre", torch.zeros(quadratic, layers + 1))
+        self.register_buffer("shape_spread", torch.ones(layers + 1))
+        # Parameters, so that the adversary can refine them: (F, V) each, and (V, 4) for Q.
+        self.occupancy = nn.Parameter(torch.zeros(features, voxels))
+        self.location = nn.Parameter(torch.zeros(features, voxels))
+        self.log_scale = nn.Parameter(torch.zeros(features, voxels))
+        self.shape = nn.Parameter(torch.zeros(4, voxels))
+
+    # --- energies -----------------------------------------------------------------------------------------------
+
+    def layer_energies(self, showers: Tensor) -> Tensor:
+        """Energy of each layer, (B, L), from showers (B, V); both in MeV."""
+        return torch.stack([showers[:, part].sum(1) for part in self.family.layer_slices], 1)
+
+    def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """Total and relative layer energies as unbounded variables.
+
+        Args:
+            energies: Layer energies, (B, L), in MeV.
+            conditions: (B, C), in their units.
+
+        Returns:
+            (B, L): the leak (or response, or total energy) and the other layers relative to the leading one, all as
+            logarithms.
+        """
+        total, knee = energies.sum(1), self.family.knee
+        if self.energy_column is None:
+            first = torch.log(total + knee)
+        elif self.family.conserves_energy:
+            first = torch.log((1 - total / conditions[:, self.energy_column]).clamp(min=0) + _LEAK_FLOOR)
+        else:
+            first = torch.log(total / conditions[:, self.energy_column] + _LEAK_FLOOR)
+        ratios = torch.log((energies + knee) / (energies[:, self.reference, None] + knee))
+        return torch.cat([first[:, None], ratios[:, self._others()]], 1)
+
+    def _energies(self, variables: Tensor, conditions: Tensor) -> Tensor:
+        """Inverse of :meth:`energy_variables`."""
+        first, knee = variables[:, 0], self.family.knee
+        if self.energy_column is None:
+            total = (torch.exp(first) - knee).clamp(min=0)
+        elif self.family.conserves_energy:
+            total = conditions[:, self.energy_column] * (1 - (torch.exp(first) - _LEAK_FLOOR).clamp(0, 1))
+        else:
+            most = self.family.max_response
+            total = conditions[:, self.energy_column] * (torch.exp(first) - _LEAK_FLOOR).clamp(0, most)
+        ratios = variables.new_zeros(len(variables), len(self.family.layers))
+        ratios[:, self._others()] = variables[:, 1:]
+        layers = len(self.family.layers)
+        energies = (torch.softmax(ratios, 1) * (total + layers * knee)[:, None] - knee).clamp(min=0)
+        return energies * (total / energies.sum(1).clamp(min=1e-12))[:, None]
+
+    def _others(self) -> list[int]:
+        leading = int(self.reference)
+        return [i for i in range(len(self.family.layers)) if i != leading]
+
+    def _energy_knots(self, scaled: Tensor) -> Tensor:
+        """Quantiles of the energy variables on the grid of scores: (B, L, G), increasing."""
+        fitted = torch.einsum("bf,lfk->blk", monomials(scaled, 3), self.energy_quantiles)
+        fitted = torch.cummax(fitted, 2).values
+        steps = torch.arange(1, _FITTED.start + 1, device=scaled.device)
+        below = fitted[..., :1] - (fitted[..., 1:2] - fitted[..., :1]) * steps.flip(0)
+        above = fitted[..., -1:] + (fitted[..., -1:] - fitted[..., -2:-1]) * steps
+        return torch.cat([below, fitted, above], 2)
+
+    def energies_from_scores(self, scores: Tensor, conditions: Tensor) -> Tensor:
+        """Layer energies (B, L) in MeV from normal scores (B, L) and conditions (B, C) in their units."""
+        knots = self._energy_knots(scale_conditions(self.family, self.conditions, conditions))
+        position = (scores.clamp(-3.999, 3.999) + 4) * 5
+        index = position.detach().long()
+        weight = position - index
+        low, high = (knots.gather(2, (index + i)[..., None])[..., 0] for i in (0, 1))
+        return self._energies(low + weight * (high - low), conditions)
+
+    def _energy_scores(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        knots = self._energy_knots(scale_conditions(self.family, self.conditions, conditions))
+        variables = self.energy_variables(energies, conditions)
+        index = (torch.searchsorted(knots, variables[..., None].contiguous()) - 1).clamp(0, knots.shape[2] - 2)
+        low, high = (knots.gather(2, index + i)[..., 0] for i in (0, 1))
+        weight = ((variables - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        return (index[..., 0] + weight) / 5 - 4
+
+    # --- voxels -------------------------------------------------------------------------------------------------
+
+    def features(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """What voxel distributions depend on: (B, L, F) from layer energies (B, L) in MeV and conditions (B, C)."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        profile = self._profile(energies)
+        standard = (profile - monomials(scaled) @ self.shape_centre) / self.shape_spread
+        standard = standard.clamp(-_CLIP, _CLIP)
+        layers = len(self.family.layers)
+        pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
+        variables = torch.cat([scaled[:, None, :].expand(-1, layers, -1), pair], 2)
+        return monomials(variables.flatten(0, 1)).unflatten(0, (-1, layers))
+
+    def _profile(self, energies: Tensor) -> Tensor:
+        """Log layer energies and the energy-weighted mean layer, (B, L + 1)."""
+        number = torch.arange(energies.shape[1], device=energies.device, dtype=energies.dtype)
+        depth = (energies * number).sum(1) / energies.sum(1).clamp(min=1e-12)
+        return torch.cat([torch.log(energies + self.family.knee), depth[:, None]], 1)
+
+    def inverse(self, energy_scores: Tensor, voxel_scores: Tensor, conditions: Tensor) -> Tensor:
+        """Network space to showers.
+
+        Args:
+            energy_scores: Normal scores of the energy variables, (B, L).
+            voxel_scores: Normal scores of the voxels, (B, V).
+            conditions: (B, C), in their units (MeV for energies).
+
+        Returns:
+            Showers (B, V) in MeV, never negative.
+        """
+        energies = self.energies_from_scores(energy_scores, conditions)
+        features = self.features(energies, conditions)
+        tail = normal_tail(voxel_scores.clamp(-6, 6))
+        parts = []
+        for i, part in enumerate(self.family.layer_slices):
+            row = features[:, i]
+            excess = nn.functional.logsigmoid(row @ self.occupancy[:, part]) - torch.log(tail[:, part])
+            on = excess > 0
+            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * _quantile(
+                torch.where(on, excess, 1.0).clamp(min=1e-4), self.shape[:, part]
+            )
+            share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
+            total = share.sum(1, keepdim=True)
+            # A layer with energy but no voxel on puts it all into the voxel that came nearest.
+            nearest = nn.functional.one_hot(excess.argmax(1), excess.shape[1]).to(share)
+            share = torch.where(total > 0, share / total.clamp(min=1e-30), nearest)
+            parts.append(share * energies[:, i : i + 1])
+        return torch.cat(parts, 1)
+
+    def forward(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Showers to network space.
+
+        Args:
+            showers: (B, V) in MeV.
+            conditions: (B, C), in their units.
+
+        Returns:
+            Normal scores of energies (B, L) and voxels (B, V). A voxel that is off is given the middle of the scores
+            it may have: the largest one is :meth:`ceiling`.
+        """
+        energies = self.layer_energies(showers)
+        features = self.features(energies, conditions)
+        scores = []
+        for i, part in enumerate(self.family.layer_slices):
+            row, layer = features[:, i], showers[:, part]
+            share = torch.log(layer.clamp(min=1e-30) / energies[:, i : i + 1].clamp(min=1e-30))
+            residual = (share - row @ self.location[:, part]) * torch.exp(-row @ self.log_scale[:, part])
+            excess = _exponential(residual, self.shape[:, part])
+            probability = torch.sigmoid(row @ self.occupancy[:, part])
+            on = probability * torch.exp(-excess)
+            scores.append(normal_scores(torch.where(layer > 0, on, (1 + probability) / 2)))
+        return self._energy_scores(energies, conditions), torch.cat(scores, 1)
+
+    def ceiling(self, showers: Tensor, conditions: Tensor) -> Tensor:
+        """The score below which each voxel is off, (B, V), given the layer energies of ``showers``."""
+        features = self.features(self.layer_energies(showers), conditions)
+        parts = enumerate(self.family.layer_slices)
+        logits = torch.cat([features[:, i] @ self.occupancy[:, part] for i, part in parts], 1)
+        return normal_scores(torch.sigmoid(logits))
+
+    # --- fit ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Fit everything to training samples, mirrored copies included.
+
+        Args:
+            samples: Showers in MeV with the conditions the transform was made for.
+
+        Returns:
+            The rows used: showers (N, V) in MeV and conditions (N, C), float64.
+
+        Raises:
+            ShardError: If fewer than 16 showers have energy.
+        """
+        showers, conditions = _rows_to_fit(samples, self.family, self.conditions)
+        if len(showers) < 16:
+            raise ShardError(
+                "too few showers to fit a transform",
+                expected="at least 16 showers with energy",
+                found=len(showers),
+                hint="add training data",
+            )
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        self.double()
+        energies = self.layer_energies(showers)
+        self.reference.fill_(int(energies.mean(0).argmax()))
+        levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
+        variables = self.energy_variables(energies, conditions)
+        cubic = monomials(scaled, 3)
+        self.energy_quantiles.copy_(torch.stack([fit_quantiles(cubic, v, levels) for v in variables.T]))
+        quadratic, profile = monomials(scaled), self._profile(energies)
+        self.shape_centre.copy_(fit_least_squares(quadratic, profile, torch.ones_like(profile), ridge=1e-3))
+        spread = (profile - quadratic @ self.shape_centre).std(0)
+        self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+        features = self.features(energies, conditions)
+        for i, part in enumerate(self.family.layer_slices):
+            with_energy = energies[:, i] > 0
+            for start in range(part.start, part.stop, _BLOCK):
+                block = slice(start, min(start + _BLOCK, part.stop))
+                fractions = showers[with_energy, block] / energies[with_energy, i : i + 1]
+                self._fit_voxels(features[with_energy, i], fractions, block)
+        self.float()
+        return showers, conditions
+
+    def _fit_voxels(self, design: Tensor, fractions: Tensor, block: slice) -> None:
+        """Fit occupancy, location, scale and shape of some voxels of one layer; fractions (N, V_block)."""
+        on = (fractions > 0).double()
+        count = on.sum(0)
+        seen = (count / (count + 30)).clamp(max=1.0)  # how far a voxel's own data is trusted
+        logs = torch.log(fractions.clamp(min=1e-30))
+        location = fit_least_squares(design, logs, on)
+        residual = logs - design @ location
+        magnitude = torch.log(residual.abs() + 1e-3)
+        log_scale = fit_least_squares(design, magnitude, on, ridge=20.0)
+        residual = residual * torch.exp(-design @ log_scale)
+        spread = ((residual.square() * on).sum(0) / count.clamp(min=1)).sqrt().clamp(min=1e-3)
+        log_scale[0] += torch.log(spread)
+        self.occupancy[:, block] = fit_logistic(design, on)
+        self.location[:, block] = location
+        self.log_scale[:, block] = log_scale
+        self.shape[:, block] = _fit_shapes(residual / spread, on > 0, seen)
+
+
+_SHAPE_LEVELS = torch.tensor(
+    [0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98, 0.99, 0.997, 0.999],
+    dtype=torch.float64,
+)  # fmt: skip
+_KINK = 2.5
+
+
+def _quantile(excess: Tensor, shape: Tensor) -> Tensor:
+    """Standardised log share as a function of a standard exponential variable; increasing where shape[1:] >= 0.
+
+    Args:
+        excess: (B, V), positive.
+        shape: (4, V): constant, and the weights of log, root and of the lower tail beyond a kink.
+    """
+    log = torch.log(excess)
+    return shape[0] + shape[1] * log + shape[2] * torch.sqrt(excess) + shape[3] * (log + _KINK).clamp(max=0)
+
+
+def _exponential(residual: Tensor, shape: Tensor) -> Tensor:
+    """Inverse of :func:`_quantile`: bisection in the logarithm, then Newton's method inside the bracket."""
+    low, high = torch.full_like(residual, -9.2), torch.full_like(residual, 3.2)
+    for _ in range(8):
+        middle = (low + high) / 2
+        above = _quantile(torch.exp(middle), shape) > residual
+        high = torch.where(above, middle, high)
+        low = torch.where(above, low, middle)
+    middle = (low + high) / 2
+    for _ in range(5):
+        excess = torch.exp(middle)
+        slope = shape[1] + shape[2] * torch.sqrt(excess) / 2 + shape[3] * (middle < -_KINK)
+        middle = torch.clamp(middle - (_quantile(excess, shape) - residual) / slope, low, high)
+    return torch.exp(middle)
+
+
+def _fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
+    """Weights (4, V) of :func:`_quantile` from standardised residuals (N, V); pooled where few are ``on``."""
+    count = on.sum(0)
+    ordered = torch.where(on, residual, torch.inf).sort(0).values
+    index = (_SHAPE_LEVELS[:, None] * (count - 1).clamp(min=0)).round().long()
+    own = ordered.gather(0, index).nan_to_num(posinf=0.0)
+    pooled = residual[on]
+    if len(pooled):
+        pooled = torch.quantile(pooled[:: max(1, len(pooled) // 1_000_000)], _SHAPE_LEVELS)
+    else:
+        pooled = -normal_scores(_SHAPE_LEVELS)
+    target = (trust * own + (1 - trust) * pooled[:, None]).numpy()
+    excess = -torch.log1p(-_SHAPE_LEVELS)
+    basis = torch.stack([torch.log(excess), torch.sqrt(excess), (torch.log(excess) + _KINK).clamp(max=0)], 1)
+    design = torch.cat([torch.ones(len(basis), 1), -torch.ones(len(basis), 1), basis], 1).double().numpy()
+    # Sampling variance of a quantile is F (1 - F) / density^2; the density is nearly normal.
+    levels = _SHAPE_LEVELS
+    density = torch.exp(-normal_scores(levels).square() / 2)
+    weight = (density / torch.sqrt(levels * (1 - levels))).numpy()
+    fits = np.stack([nnls(design * weight[:, None], column * weight)[0] for column in target.T], 1)
+    shape = torch.from_numpy(np.concatenate([fits[:1] - fits[1:2], fits[2:]]))
+    shape[1] = shape[1].clamp(min=0.02)  # strictly increasing, so that the inverse exists
+    return shape
+
+
+def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Showers with energy, mirrored, as many as memory allows: (N, V) and (N, C), float64."""
+    with_energy = np.flatnonzero(samples.values.sum(1) > 0)
+    limit = max(2000, _FIT_NUMBERS // family.voxels)
+    rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
+    values = samples.values[rows]
+    columns = condition_array(samples, conditions)[rows]
+    copies = family.mirrors[: max(1, limit // max(1, len(rows)))]
+    showers = np.concatenate([values[:, order] for order in copies])
+    return torch.from_numpy(showers).double(), torch.from_numpy(np.tile(columns, (len(copies), 1))).double()
+
+
+def condition_array(samples: Samples, names: Sequence[str]) -> NDArray[np.float32]:
+    """The named conditions of some samples as columns, (N, C), in their units.
+
+    Raises:
+        ShardError: If the samples lack one of them.
+    """
+    missing = [name for name in names if name not in samples.conditions]
+    if missing:
+        raise ShardError(
+            f"the data lack the condition '{missing[0]}'",
+            expected=", ".join(names),
+            found=", ".join(samples.conditions) or "no conditions",
+        )
+    columns = [np.asarray(samples.conditions[name], np.float32) for name in names]
+    return np.stack(columns, 1) if columns else np.zeros((len(samples), 0), np.float32)
+
+
+Transform = ShowerTransform | MapTransform
+
+
+def build_transform(family: Family, conditions: Sequence[str]) -> Transform:
+    """An unfitted transform of the right kind."""
+    return ShowerTransform(family, conditions) if family.kind == "calorimeter" else MapTransform(family)
