@@ -28,12 +28,14 @@ class Selection:
 
     Attributes:
         name: What metrics print in square brackets; empty for all samples.
+        title: The same for people.
         condition: Name of the condition, empty for all samples.
         low: Lower edge in the condition's unit.
         high: Upper edge in the condition's unit.
     """
 
     name: str = ""
+    title: str = "all"
     condition: str = ""
     low: float = -math.inf
     high: float = math.inf
@@ -70,24 +72,26 @@ def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], b
     for condition in family.conditions:
         if condition.name not in conditions or bins < 2:
             continue
-        edges = _condition_edges(condition, np.asarray(conditions[condition.name], dtype=np.float64), bins)
+        edges = condition_edges(condition, np.asarray(conditions[condition.name], dtype=np.float64), bins)
         for k, (low, high) in enumerate(pairwise(edges)):
-            name = interval(condition, low, high, named=condition is not family.conditions[0] or family.kind == "map")
+            name, title = interval(condition, low, high, named=family.kind == "map" or condition.unit != "MeV")
             # The last bin contains the top of the range.
             top = np.nextafter(np.float32(high), np.float32(np.inf)) if k == len(edges) - 2 else high
-            found.append(Selection(name, condition.name, float(low), float(top)))
+            found.append(Selection(name, title, condition.name, float(low), float(top)))
     return tuple(found)
 
 
-def interval(condition: Condition, low: float, high: float, *, named: bool) -> str:
-    """A bin in words, energies in GeV where that reads better: ``10:20GeV`` or ``sigma_8=0.6:0.7``."""
+def interval(condition: Condition, low: float, high: float, *, named: bool) -> tuple[str, str]:
+    """A bin for keys and for people, energies in GeV where that reads better: ``10:20GeV``, ``sigma_8=0.6:0.7``."""
     giga = condition.unit == "MeV" and high >= 1000
     scale, unit = (1e-3, "GeV") if giga else (1.0, condition.unit)
-    text = f"{low * scale:.4g}:{high * scale:.4g}{unit}"
-    return f"{condition.name}={text}" if named else text
+    first, last = f"{low * scale:.4g}", f"{high * scale:.4g}"
+    prefix = f"{condition.name}=" if named else ""
+    return f"{prefix}{first}:{last}{unit}", f"{prefix.replace('=', ' ')}{first} to {last} {unit}".rstrip()
 
 
-def _condition_edges(condition: Condition, values: Array, bins: int) -> Array:
+def condition_edges(condition: Condition, values: Array, bins: int) -> Array:
+    """Edges of at most ``bins`` bins of a condition for some values of it; empty if all are equal."""
     values = values[np.isfinite(values)]
     if not len(values) or values.min() == values.max():
         return np.empty(0)
@@ -121,26 +125,34 @@ def _equal_edges(condition: Condition, values: Array, bins: int, scale: np.ufunc
 def observable_edges(observable: Observable, reference: NDArray[np.floating]) -> Array:
     """Histogram edges of an observable, decided by the reference alone, (B + 1,).
 
-    Counting quantities get bins centred on their possible values. Others span the central 99.8 % of the reference with
-    bins of about a seventh of the central 68 %, at most 50; what lies outside is under- or overflow.
+    Counting quantities get bins centred on their possible values. Others span the central 99.8 % of the reference, or
+    six widths of its core on each side if that is less. There are 10 to 50 bins, sqrt(N) / 2 in between; what lies
+    outside is under- or overflow.
     """
     values = np.asarray(reference, dtype=np.float64)
     low, high = (float(q) for q in np.quantile(values, _SHOWN)) if len(values) else (0.0, 1.0)
+    most = min(_MAX_BINS, max(10, int(len(values) ** 0.5 / 2)))
     if observable.step:
         first, last = round(low / observable.step), round(high / observable.step)
-        width = max(1, math.ceil((last - first + 1) / _MAX_BINS))
+        width = max(1, math.ceil((last - first + 1) / most))
         count = math.ceil((last - first + 1) / width)
         return np.asarray((first - 0.5 + width * np.arange(count + 1)) * observable.step)
-    if low == high:
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for rounding
         margin = abs(low) * 0.05 or 0.5
         return np.linspace(low - margin, high + margin, 11)
+    if observable.log and low > 0 and high > 100 * low:
+        return np.geomspace(low, high, most + 1)
     core = float(np.subtract(*np.quantile(values, (0.84, 0.16))))
     wide = core > 0 and high - low > 8 * core  # long tails would leave the core a single bin
     if wide:
         middle = float(np.median(values))
         low, high = max(low, middle - 6 * core), min(high, middle + 6 * core)
-    fewest = min(_MAX_BINS, max(10, int(len(values) ** 0.5 / 2)))
-    return np.linspace(low, high, fewest + 1)
+    return np.linspace(low, high, most + 1)
+
+
+def is_logarithmic(edges: Array) -> bool:
+    """Whether bins have equal ratios instead of equal widths."""
+    return len(edges) > 2 and edges[0] > 0 and edges[2] - edges[1] > 1.0001 * (edges[1] - edges[0])
 
 
 def counts(values: NDArray[np.floating], edges: Array) -> NDArray[np.int64]:

@@ -36,6 +36,7 @@ class Observable:
         label: What figures print, in matplotlib's mathtext.
         unit: Its unit, empty when dimensionless.
         signed: Whether values of both signs are normal, so that a relative difference of means makes no sense.
+        log: Whether it spreads over decades when the incident energy does, so that bins are logarithmic then.
         step: Distance between neighbouring values of a quantity that counts, 0 for a continuous one.
         layer: The detector's number of the layer concerned, if any.
     """
@@ -44,6 +45,7 @@ class Observable:
     label: str
     unit: str = ""
     signed: bool = False
+    log: bool = False
     step: float = 0.0
     layer: int | None = None
 
@@ -130,17 +132,17 @@ def _moment_basis(layer: Layer) -> Array:
 
 
 def _shower_catalogue(family: Family) -> Iterator[Observable]:
-    yield Observable("total_energy", r"$E_\mathrm{tot}$", family.unit)
+    yield Observable("total_energy", r"$E_\mathrm{tot}$", family.unit, log=True)
     yield Observable("response", r"$E_\mathrm{tot}\,/\,E_\mathrm{inc}$")
     yield Observable("occupancy", "occupied voxels / all voxels", step=1 / family.voxels)
     yield Observable("depth", "deepest layer hit", step=1.0)
-    yield Observable("lateral_depth", r"$\sum_i i\,E_i$", family.unit)
-    yield Observable("lateral_depth2", r"$\sum_i i^2 E_i$", family.unit)
+    yield Observable("lateral_depth", r"$\Sigma_i\,i\,E_i$", family.unit, log=True)
+    yield Observable("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", family.unit, log=True)
     yield Observable("shower_depth", r"shower depth $\langle i \rangle_E$", "layers")
     yield Observable("shower_depth_width", r"shower depth width $\sigma(i)_E$", "layers")
     for layer, number in zip(family.layers, family.layer_numbers, strict=True):
         cells = layer.shape[0] * layer.shape[1]
-        yield Observable(f"energy_{number}", rf"$E_{{{number}}}$", family.unit, layer=number)
+        yield Observable(f"energy_{number}", rf"$E_{{{number}}}$", family.unit, log=True, layer=number)
         yield Observable(f"fraction_{number}", rf"$E_{{{number}}}\,/\,E_\mathrm{{tot}}$", layer=number)
         yield Observable(f"energy_ratio_{number}", rf"$(I_1-I_2)\,/\,(I_1+I_2)$, layer {number}", layer=number)
         yield Observable(f"occupancy_{number}", f"occupancy, layer {number}", step=1 / cells, layer=number)
@@ -187,16 +189,16 @@ def _hottest_pair(block: Array) -> Array:
 
 
 def _map_catalogue(family: Family) -> Iterator[Observable]:
-    yield Observable("mean", r"map mean $\langle 1+\delta \rangle$", family.unit)
-    yield Observable("std", r"map standard deviation $\sigma(\delta)$", family.unit)
-    yield Observable("maximum", r"brightest pixel $\max(1+\delta)$", family.unit)
+    yield Observable("mean", r"map mean $\langle 1+\delta \rangle$")
+    yield Observable("std", r"map standard deviation $\sigma(\delta)$")
+    yield Observable("maximum", r"brightest pixel $\max(1+\delta)$", log=True)
     for percent in _LOG_QUANTILES:
         yield Observable(f"log_q{percent:02d}", rf"{percent} % quantile of $\ln(1+\delta)$", signed=True)
     yield Observable("peaks", "peaks (pixels above their 8 neighbours)", step=1.0)
     wave_numbers, _ = _shells(family.pixels or (0, 0), family.box_size)
     unit = "(Mpc/h)$^2$" if family.box_size else "pixel$^2$"
     for shell, k in enumerate(wave_numbers, start=1):
-        yield Observable(f"power_{shell}", rf"$P(k={k:.3g}$" + (r" h/Mpc)" if family.box_size else ")"), unit)
+        yield Observable(f"power_{shell}", rf"$P(k={k:.3g}$" + (r" h/Mpc)" if family.box_size else ")"), unit, log=True)
 
 
 @lru_cache(maxsize=8)

@@ -160,7 +160,7 @@ class Report:
             png = encode(figure, "png")
             write_atomic(folder / "figures" / f"{figure.name}.pdf", encode(figure, "pdf"))
             write_atomic(folder / "figures" / f"{figure.name}.png", png)
-            figures.append((figure.name, figure.caption, png))
+            figures.append((figure.name, figure.title, figure.caption, png))
         page = folder / "report.html"
         write_atomic(page, render(self, figures).encode())
         return page

@@ -1,0 +1,398 @@
+"""Draws a report; computes nothing. Each figure comes with its name, title and caption.
+
+No global state: figures are matplotlib ``Figure`` objects, and the style holds only while one is drawn or encoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import mplhep
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from calogen.families import Condition
+
+from . import views
+from .histograms import is_logarithmic
+from .report import Report
+from .views import Curve, Histogram
+
+Array = NDArray[np.float64]
+
+REFERENCE_COLOUR = "#4d4d4d"
+COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd")  # Petroff 2021: told apart by colour-blind readers
+MARKERS = ("o", "s", "^", "D", "v")
+_RATIO_RANGE = (0.5, 1.5)
+_STYLE = {
+    **{k: v for k, v in mplhep.style.CMS.items() if not k.startswith(("font.", "mathtext.", "figure.", "axes.prop"))},
+    "font.family": ["DejaVu Sans"],
+    "mathtext.fontset": "dejavusans",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 9,
+    "xtick.major.size": 5,
+    "xtick.minor.size": 2.5,
+    "ytick.major.size": 5,
+    "ytick.minor.size": 2.5,
+    "xtick.major.pad": 4,
+    "savefig.dpi": 140,
+    "pdf.fonttype": 42,
+    "xtick.minor.visible": False,  # on dozens of small panels they cost seconds
+    "ytick.minor.visible": False,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its name (for files), title and caption."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def style() -> AbstractContextManager[None]:
+    """The style of all figures, while the context lasts."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def encode(drawing: Drawing, kind: str) -> bytes:
+    """The figure as a file, ``png``, ``pdf`` or ``svg``; equal drawings give equal bytes."""
+    stream = io.BytesIO()
+    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with style():
+        engine = drawing.figure.get_layout_engine()
+        if engine is not None:  # arrange the panels once, not for every format
+            engine.execute(drawing.figure)
+            drawing.figure.set_layout_engine("none")
+        drawing.figure.savefig(stream, format=kind, metadata=dates[kind])
+    return stream.getvalue()
+
+
+def draw(report: Report) -> Iterator[Drawing]:
+    """All figures of a report, one at a time."""
+    common: tuple[Callable[[Report], Iterator[Drawing]], ...] = (_observables, _spectrum, _correlations, _overview)
+    if report.family.kind == "map":
+        from .plots_maps import draw_maps as first
+    else:
+        from .plots_showers import draw_showers as first
+    for make in (first, *common):
+        drawings = make(report)
+        while True:
+            with style():
+                drawing = next(drawings, None)
+            if drawing is None:
+                break
+            yield drawing
+
+
+# ------------------------------------------------------------------------------------------------ building blocks
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a panel goes: a rectangle in inches from the lower left corner, and its row and column."""
+
+    row: int
+    column: int
+    rectangle: tuple[float, float, float, float]
+
+
+def ratio_panels(figure: Figure, place: Place) -> tuple[Axes, Axes]:
+    """A panel and its ratio panel right below, sharing the horizontal axis."""
+    width, height = figure.get_size_inches()
+    left, bottom, across, up = place.rectangle
+    lower = 0.27 * up
+    ratio = figure.add_axes((left / width, bottom / height, across / width, lower / height))
+    main = figure.add_axes((left / width, (bottom + lower) / height, across / width, (up - lower) / height))
+    main.sharex(ratio)
+    main.tick_params(labelbottom=False)
+    ratio.set_ylim(*_RATIO_RANGE)
+    ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
+    ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
+    return main, ratio
+
+
+def colour_of(titles: Sequence[str], title: str) -> str:
+    """The colour of a side: grey for the reference, then the palette in order."""
+    position = list(titles).index(title)
+    return REFERENCE_COLOUR if position == 0 else COLOURS[(position - 1) % len(COLOURS)]
+
+
+def legend(figure: Figure, titles: Sequence[str]) -> None:
+    """One legend above all panels."""
+    entries: list[Any] = [Patch(facecolor="#d9d9d9", edgecolor=REFERENCE_COLOUR, label=f"{titles[0]} (band: stat.)")]
+    for k, title in enumerate(titles[1:]):
+        colour, marker = colour_of(titles, title), MARKERS[k % len(MARKERS)]
+        entries.append(Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=1.3, label=title))
+    figure.legend(handles=entries, loc="upper center", ncols=len(entries), borderaxespad=0.1)
+
+
+def draw_histograms(main: Axes, ratio: Axes, histograms: Mapping[str, Histogram], label: str) -> None:
+    """Reference as a filled step with its uncertainty, generated as steps with error bars, ratios below."""
+    if label.endswith("[MeV]") and max(h.edges[-1] for h in histograms.values()) >= 1e4:
+        label = label.replace("[MeV]", "[GeV]")
+        histograms = {t: replace(h, edges=h.edges * 1e-3) for t, h in histograms.items()}
+    titles = list(histograms)
+    if is_logarithmic(histograms[titles[0]].edges):
+        ratio.set_xscale("log")
+        histograms = {t: replace(h, decades=True) for t, h in histograms.items()}
+    reference = histograms[titles[0]]
+    density, error, edges = reference.density, reference.error, reference.edges
+    main.stairs(density, edges, fill=True, color="#d9d9d9")
+    main.stairs(density, edges, color=REFERENCE_COLOUR, linewidth=1.0)
+    main.stairs(density + error, edges, baseline=density - error, fill=True, color=REFERENCE_COLOUR, alpha=0.35)
+    safe = np.where(density > 0, density, np.nan)
+    low = np.nan_to_num(1 - error / safe, nan=1.0)
+    high = np.nan_to_num(1 + error / safe, nan=1.0)
+    ratio.stairs(high, edges, baseline=low, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
+    for k, title in enumerate(titles[1:]):
+        mine, colour = histograms[title], colour_of(titles, title)
+        main.stairs(mine.density, edges, color=colour, linewidth=1.3)
+        centres = views.middles(edges)
+        main.errorbar(centres, mine.density, mine.error, fmt="none", ecolor=colour, elinewidth=0.8)
+        points(ratio, Curve(centres, mine.density / safe, mine.error / safe), colour, MARKERS[k % len(MARKERS)], 2.5)
+    main.set_xlim(edges[0], edges[-1])
+    if ratio.get_xscale() == "linear":
+        ratio.xaxis.set_major_locator(MaxNLocator(4))
+        ratio.ticklabel_format(axis="x", useOffset=False)
+    _vertical_scale(main, [h.density for h in histograms.values()])
+    ratio.set_xlabel(label)
+    beyond = " | ".join(f"{100 * h.outside:.2g}" for h in histograms.values())
+    main.text(1, 1.015, f"beyond axis: {beyond} %", fontsize=6.5, ha="right", color="#666666", transform=main.transAxes)
+
+
+def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
+    filled = densities[0][densities[0] > 0]
+    top = max(float(d.max()) for d in densities) or 1.0
+    if len(filled) > 3 and filled.max() > 25 * np.median(filled):
+        main.set_yscale("log")
+        main.set_ylim(max(float(filled.min()) / 3, top * 1e-6), top * 4)
+    else:
+        main.set_ylim(0, top * 1.2)
+        main.ticklabel_format(axis="y", scilimits=(-2, 3))
+        main.yaxis.get_offset_text().set_fontsize(7)
+
+
+def points(axes: Axes, curve: Curve, colour: str, marker: str, size: float = 4, **options: Any) -> None:
+    """Points with error bars; in a ratio panel those off the scale become arrows at its edge."""
+    low, high = axes.get_ylim()
+    known = np.isfinite(curve.y)
+    inside = known & (curve.y >= low) & (curve.y <= high)
+    axes.errorbar(
+        curve.x[inside],
+        curve.y[inside],
+        curve.error[inside],
+        fmt=marker,
+        color=colour,
+        markersize=size,
+        elinewidth=0.8,
+        **options,
+    )
+    margin = 0.03 * (high - low)
+    for beyond, at, arrow in ((curve.y > high, high - margin, "^"), (curve.y < low, low + margin, "v")):
+        if (beyond & known).any():
+            x = curve.x[beyond & known]
+            axes.plot(x, np.full(len(x), at), arrow, color=colour, markersize=size, fillstyle="none")
+
+
+def draw_curves(main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve]) -> None:
+    """A quantity in bins: the reference as a band, generated as points, ratios below."""
+    titles = list(curves)
+    reference = curves[titles[0]]
+    y, error = np.nan_to_num(reference.y), np.nan_to_num(reference.error)
+    main.stairs(y + error, edges, baseline=y - error, fill=True, color=REFERENCE_COLOUR, alpha=0.35)
+    main.stairs(np.where(np.isfinite(reference.y), y, np.nan), edges, baseline=None, color=REFERENCE_COLOUR)
+    relative = error / np.where(y != 0, np.abs(y), 1.0)
+    ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
+    ratios = {title: curves[title].over(reference) for title in titles[1:]}
+    ratio.set_ylim(*ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)]))
+    main.margins(y=0.15)
+    for k, title in enumerate(titles[1:]):
+        colour, marker = colour_of(titles, title), MARKERS[k % len(MARKERS)]
+        curve = curves[title]
+        main.errorbar(curve.x, curve.y, curve.error, fmt=marker, color=colour, markersize=4, elinewidth=1)
+        points(ratio, ratios[title], colour, marker)
+    main.set_xlim(edges[0], edges[-1])
+    if is_logarithmic(edges):
+        ratio.set_xscale("log")
+
+
+def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
+    """A range around 1 that shows the points of some ratios, from 0.2 % to 50 %."""
+    far = [np.nanmax(np.abs(r.y - 1) + r.error) for r in ratios if np.isfinite(r.y).any()]
+    half = 1.2 * float(np.clip(max(far, default=0.1), 0.002, 0.4))
+    return 1 - half, 1 + half
+
+
+def condition_axis(condition: Condition) -> tuple[float, str]:
+    """Factor and label for a condition on an axis: energies in GeV."""
+    if condition.unit == "MeV":
+        return 1e-3, r"$E_\mathrm{inc}$ [GeV]"
+    names = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
+    return 1.0, names.get(condition.name, condition.name) + (f" [{condition.unit}]" if condition.unit else "")
+
+
+def grid_of(
+    count: int, columns: int = 4, size: tuple[float, float] = (3.0, 2.9), left: float = 0.58
+) -> tuple[Figure, list[Place]]:
+    """A figure with room for some panels below a legend, and their places.
+
+    Panels of one size need no layout engine, which would measure every tick twice.
+
+    Args:
+        count: Number of panels.
+        columns: Panels side by side, at most.
+        size: Width and height of a panel with its labels, in inches.
+        left: Room for the labels of the vertical axis, in inches.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns + 0.1, size[1] * rows + 0.35))
+    inner = (size[0] - left - 0.12, size[1] - 0.48 - 0.26)
+    corners = [(k // columns, k % columns) for k in range(count)]
+    return figure, [
+        Place(i, j, (j * size[0] + left, (rows - 1 - i) * size[1] + 0.48, inner[0], inner[1])) for i, j in corners
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ for every family
+
+
+def _groups(report: Report) -> Iterator[tuple[str, str, list[str]]]:
+    """Observables that belong on one figure: file name, title, names."""
+    family, known = report.family, report.observables
+    if family.kind == "map":
+        yield "observables-maps", "Map statistics", [n for n in known if not n.startswith("power_")]
+        powers = [n for n in known if n.startswith("power_")]
+        yield "observables-power", "Power in shells", powers[:: max(1, len(powers) // 8)][:8]
+        return
+    shown = [family.layer_numbers[p] for p in views.shown_layers(report)]
+    whole = ["total_energy", "response", "occupancy", "depth", "shower_depth", "shower_depth_width"]
+    yield "observables-shower", "Whole shower", [*whole, "lateral_depth", "lateral_depth2"]
+    for quantity, title in (("energy", "Layer energies"), ("fraction", "Layer energy fractions")):
+        yield f"observables-{quantity}", title, [f"{quantity}_{n}" for n in shown]
+    shapes = [f"{q}_{n}" for q in ("energy_ratio", "occupancy") for n in shown]
+    yield "observables-cells", "Hottest cells and occupancy", shapes
+    for quantity, title in (("centre", "Centres"), ("width", "Widths")):
+        names = [f"{quantity}_{axis}_{n}" for axis in "xyr" for n in shown]
+        yield f"observables-{quantity}", title, [n for n in names if n in known]
+
+
+def _observables(report: Report) -> Iterator[Drawing]:
+    for name, title, members in _groups(report):
+        figure, places = grid_of(len(members), 4 if len(members) % 3 else 3)
+        for member, place in zip(members, places, strict=True):
+            main, ratio = ratio_panels(figure, place)
+            draw_histograms(
+                main, ratio, views.observable_histograms(report, member), report.observables[member].axis_label
+            )
+            if place.column == 0:
+                main.set_ylabel("density")
+                ratio.set_ylabel("ratio", loc="center")
+        legend(figure, list(views.sides(report)))
+        caption = (
+            "All samples. Bins and ranges are fixed by the reference; the share beyond the axis is above each panel, "
+            "reference first. Lower panels: generated over reference; bands and bars are statistical uncertainties."
+        )
+        yield Drawing(name, title, caption, figure)
+
+
+def _spectrum(report: Report) -> Iterator[Drawing]:
+    found = views.spectra(report)
+    filled = np.flatnonzero(sum(h.contents[1:-1] for h in found.values()))
+    if not len(filled):
+        return
+    keep = slice(int(filled[0]), int(filled[-1]) + 1)
+    figure, (place,) = grid_of(1, size=(5.6, 4.6), left=0.75)
+    main, ratio = ratio_panels(figure, place)
+    word = "pixel" if report.family.kind == "map" else "voxel"
+    label = r"pixel $1+\delta$" if word == "pixel" else f"voxel energy [{report.family.unit}]"
+    draw_histograms(main, ratio, {t: views.rebinned(h, keep) for t, h in found.items()}, label)
+    main.set_yscale("log")
+    shown = replace(views.rebinned(next(iter(found.values())), keep), decades=True).density
+    shown = shown[shown > 0]
+    main.set_ylim(max(shown.min() / 3, shown.max() * 1e-8), shown.max() * 5)
+    main.texts[0].set_visible(False)  # what is beyond the axis are the empty ones, in the caption
+    main.set_ylabel(f"share of all {word}s per decade")
+    ratio.set_ylabel("ratio", loc="center")
+    legend(figure, list(found))
+    empty = ", ".join(f"{title} {100 * h.contents[0] / max(h.total, 1):.2f} %" for title, h in found.items())
+    caption = f"Spectrum of single {word}s over all samples. Zero or below the first bin: {empty}."
+    yield Drawing("spectrum", f"{word.capitalize()} spectrum", caption, figure)
+
+
+def _correlations(report: Report) -> Iterator[Drawing]:
+    names, matrices = views.correlations(report)
+    titles = list(matrices)
+    columns = [(title, matrices[title]) for title in titles]
+    columns += [(f"{title} - {titles[0]}", matrices[title] - matrices[titles[0]]) for title in titles[1:]]
+    figure = Figure(figsize=(min(4.6 * len(columns), 24.0), 5.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(columns)))
+    step = max(1, len(names) // 24)
+    for axes, (title, matrix) in zip(panels, columns, strict=True):
+        limit = 1.0 if title in titles else max(0.1, float(np.abs(matrix).max()))
+        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set_title(title)
+        ticks = np.arange(0, len(names), step)
+        axes.set_xticks(ticks, [names[t] for t in ticks], rotation=90, fontsize=6.5)
+        axes.set_yticks(ticks, [names[t] for t in ticks] if axes is panels[0] else [], fontsize=6.5)
+        axes.tick_params(length=0)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom")
+        bar.set_label("correlation" if title in titles else "difference", loc="center")
+    caption = "Pearson correlations between observables over all samples, and their difference."
+    yield Drawing("correlations", "Correlations", caption, figure)
+
+
+def _overview(report: Report) -> Iterator[Drawing]:
+    for title in report.metrics:
+        names, chosen, values, pulls = views.pulls(report, title)
+        rows = np.arange(len(names))
+        if len(names) > 50:
+            rows = np.sort(np.argsort(-np.nan_to_num(np.nanmax(np.nan_to_num(pulls), axis=1)))[:40])
+        figure = Figure(figsize=(2.6 + 1.15 * len(chosen), 1.2 + 0.2 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        limit = float(np.clip(np.nanmax(np.abs(pulls[rows]), initial=1.0), 5, 30))
+        norm = TwoSlopeNorm(0.0, -limit, limit)
+        image = axes.imshow(pulls[rows], cmap="RdBu_r", norm=norm, aspect="auto")
+        for (i, j), pull in np.ndenumerate(pulls[rows]):
+            colour = "white" if np.isfinite(pull) and abs(pull) > 0.6 * limit else "black"
+            text = f"{values[rows[i], j]:.3f}" if np.isfinite(values[rows[i], j]) else "-"
+            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_yticks(np.arange(len(rows)), [names[r] for r in rows], fontsize=7)
+        axes.set_xticks(np.arange(len(chosen)), [s.title for s in chosen], rotation=30, ha="right")
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, label="pull: (distance - floor) / uncertainty", shrink=0.6)
+        note = " The 40 observables with the largest pulls." if len(rows) < len(names) else ""
+        caption = (
+            f"Wasserstein distance between {title} and reference in units of the reference's standard deviation "
+            f"(numbers), and how far it is above the floor in uncertainties (colours).{note}"
+        )
+        suffix = "" if len(report.metrics) == 1 else f"-{title}"
+        yield Drawing(f"distances{suffix}", f"Distances of {title}", caption, figure)
+
+
+def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:
+    """A logarithmic colour scale shared by some images."""
+    filled = np.concatenate([i[i > 0].ravel() for i in images])
+    high = float(filled.max()) if len(filled) else 1.0
+    low = max(float(filled.min()), high * 10**-decades) if len(filled) else 0.1
+    return LogNorm(low, high if high > low else low * 10)
