@@ -35,7 +35,7 @@ _HOMES = {
     "train": "training",
 }
 
-__all__ = [*_HOMES, "__version__", "analysis"]  # noqa: PLE0604 - all are strings
+__all__ = [*_HOMES, "__version__", "analysis"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -237,6 +238,22 @@ class MapGenerator(nn.Module):
         for level in self.levels:
             grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), 0.1)
         return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
+
+    def resized(self, size: int) -> MapGenerator:
+        """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
+
+        Raises:
+            ConfigError: If the size is not a multiple of the coarsest cell.
+        """
+        cell = self.family.sample_shape[0] // self.grid[1]
+        if size % cell:
+            raise ConfigError("the map size does not fit", where="--size", expected=f"a multiple of {cell}", found=size)
+        scale = size / self.family.sample_shape[0]
+        changes = {"pixels": (size, size), "box_size": self.family.box_size * scale}
+        other = copy.copy(self)
+        other.family = Family.model_validate({**self.family.model_dump(), **changes})
+        other.grid = (self.grid[0], size // cell, size // cell)
+        return other
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:  # noqa: ARG002 - one call shape for all generators

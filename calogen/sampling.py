@@ -6,7 +6,9 @@ its own range of Philox counters, and the network runs on fixed blocks of sample
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .checkpoint import Card, Checkpoint, load_checkpoint
-from .errors import CheckpointError, ConditionError, ConfigError, StorageError, did_you_mean
+from .errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError, did_you_mean
 from .families import Family
-from .networks import pick_device
+from .networks import MapGenerator, pick_device
 from .noise import normals
 from .requests import Request
 from .shards import (
@@ -84,6 +86,25 @@ class Surrogate:
             CheckpointError: If there is no such model or it is damaged.
         """
         return cls(load_checkpoint(find_model(model)), device)
+
+    def resized(self, size: int) -> Surrogate:
+        """The same surrogate making maps of another size; pixels keep their scale, the box grows.
+
+        Such maps hold no learned power below the fundamental mode of the maps trained on.
+
+        Args:
+            size: Side in pixels, a multiple of the generator's coarsest cell.
+
+        Raises:
+            ConfigError: If the surrogate makes showers, or the size does not fit.
+        """
+        if not isinstance(self._generator, MapGenerator):
+            raise ConfigError("only maps have a size", where="--size", found=f"family '{self.family.name}'")
+        other = copy.copy(self)
+        other._generator = self._generator.resized(size)
+        other._card = self._card.model_copy(update={"family": other._generator.family})
+        other._rows = min(self._rows, max(1, _BLOCK_NUMBERS // other.family.voxels))
+        return other
 
     @property
     def card(self) -> Card:
@@ -287,7 +308,7 @@ class Surrogate:
         out = Path(out)
         self._check_names(dict.fromkeys(request.names))
         estimate = self.estimate(request, out, shard_size)
-        self._check_request(request, seed, extrapolate)
+        self.check_request(request, seed, extrapolate=extrapolate)
         if layout == "calogan":
             _require_calogan(self.family)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -305,7 +326,12 @@ class Surrogate:
         per_shard = -(-per_shard // self._rows) * self._rows if shard_size is None else per_shard
         return self._write(out, request, estimate.samples, per_shard, provenance, seed, layout, progress, should_stop)
 
-    def _check_request(self, request: Request, seed: int, extrapolate: bool) -> None:
+    def check_request(self, request: Request, seed: int, *, extrapolate: bool = False) -> None:
+        """Check every condition a request will use.
+
+        Raises:
+            ConditionError: As :meth:`check`.
+        """
         limits = request.limits(self.conditions)
         if limits is not None:
             self.check(limits, extrapolate=extrapolate)
@@ -327,8 +353,6 @@ class Surrogate:
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], int] | None,
     ) -> Path:
-        from .errors import Interrupted
-
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -382,8 +406,6 @@ def find_model(model: str | Path) -> Path:
         best = path / "best.json"
         if not best.exists():
             raise CheckpointError("the run has no checkpoint yet", where=path)
-        import json
-
         try:
             return path / "checkpoints" / str(json.loads(best.read_text())["checkpoint"])
         except (json.JSONDecodeError, KeyError, TypeError):
@@ -396,3 +418,33 @@ def find_model(model: str | Path) -> Path:
             hint=did_you_mean(str(model), names),
         )
     return path
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether a path or name means a trained model rather than data."""
+    try:
+        return (find_model(path) / "checkpoint.json").exists()
+    except CheckpointError:
+        return False
+
+
+def describe_model(model: str | Path) -> dict[str, Any]:
+    """What a model is, for people and as JSON.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    folder = find_model(model)
+    card = load_checkpoint(folder).card
+    return {
+        "model": str(model),
+        "checkpoint": folder.name,
+        "family": card.family.name,
+        "conditions": {c.name: f"{c.low:g} to {c.high:g} {c.unit}".rstrip() for c in card.conditions},
+        "step": card.step,
+        "validation score": card.score,
+        "held out of training": {name: list(ends) for name, ends in card.holdout.items()},
+        "objective": card.config.training.objective,
+        "sha256": card.model_sha256,
+        "provenance": card.provenance,
+    }

@@ -7,11 +7,8 @@ for bit, as one that was never stopped. Nothing here prints.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,22 +25,19 @@ from .checkpoint import (
     Card,
     Checkpoint,
     ConditionRange,
-    load_checkpoint,
     load_optimiser,
     load_state,
     optimiser_state,
-    save_checkpoint,
 )
 from .config import Config
 from .dataset import Augmentation, Batches, held_out
-from .errors import CheckpointError, ConfigError, DivergenceError, Interrupted, ShardError, StorageError
+from .errors import ConfigError, DivergenceError, Interrupted, ShardError
 from .families import Family
 from .networks import Critic, Generator, build_critic, build_generator, pick_device
 from .objectives import OBJECTIVES, gradient_penalty
+from .runs import Record, RunFolder, environment, resumable
 from .shards import Samples, Shards, open_splits
 from .transforms import condition_array, scale_conditions
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -311,102 +305,6 @@ def _gradient_norm(parameters: Any) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-class _Folder:
-    """A run folder: config.json, run.json, log.jsonl, best.json, checkpoints/step-N."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-
-    def create(self, config: Config, facts: Record) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(
-                "the output folder is not empty", where=self.path, hint="choose another --out, or --resume this run"
-            )
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json").write_text(config.to_json())
-            (self.path / "run.json").write_text(json.dumps(facts, indent=2))
-        except OSError as error:
-            raise StorageError(f"cannot write the run folder: {error.strerror}", where=self.path) from None
-
-    def log(self, record: Record) -> None:
-        try:
-            with (self.path / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write the log: {error.strerror}", where=self.path / "log.jsonl") from None
-
-    def records(self, until: int) -> list[Record]:
-        """The log up to a step; later lines are of a stretch that will be trained again."""
-        path = self.path / "log.jsonl"
-        found = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a kill cut short
-            if record.get("step", 0) <= until:
-                found.append(record)
-        return found
-
-    def rewrite_log(self, records: Sequence[Record]) -> None:
-        (self.path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-    def best(self) -> Record | None:
-        path = self.path / "best.json"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def steps(self) -> list[int]:
-        return sorted(int(p.name[5:]) for p in self.checkpoints.glob("step-*") if p.name[5:].isdigit())
-
-    def save(self, trainer: Trainer, card: Card) -> None:
-        """Write a checkpoint; keep the best and the last two."""
-        name = f"step-{card.step}"
-        save_checkpoint(self.checkpoints / name, card, trainer.average.state_dict(), trainer.state())
-        best = self.best()
-        if best is None or (card.score is not None and card.score < (best["score"] or math.inf)):
-            part = self.path / "best.json.part"
-            part.write_text(json.dumps({"step": card.step, "score": card.score, "checkpoint": name}))
-            part.rename(self.path / "best.json")
-        kept = {*self.steps()[-2:], (self.best() or {}).get("step")}
-        for step in self.steps():
-            if step not in kept:
-                _remove(self.checkpoints / f"step-{step}")
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-
-
-def _facts(plan: Plan) -> Record:
-    """Versions, commit, seed and data: what is needed to repeat a run."""
-    try:
-        where = Path(__file__).parent
-        command = ["git", "-C", str(where), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
-    from importlib.metadata import version
-
-    return {
-        "calogen": version("calogen"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "device": str(plan.device),
-        "threads": plan.threads,
-        "seed": plan.config.seed,
-        "data": plan.training.digest(),
-        "training_samples": len(plan.training),
-        "validation_samples": len(plan.validation),
-        "dropped": plan.training.dropped + plan.validation.dropped,
-    }
-
-
 def train(
     config: Config,
     data: str | Path | Sequence[str | Path],
@@ -439,76 +337,101 @@ def train(
     """
     plan = prepare(config, data)
     torch.set_num_threads(plan.threads)
-    folder, facts = _Folder(Path(out)), _facts(plan)
-    options = plan.config.training
-    begun = time.monotonic()
-    if not resume:
-        folder.create(plan.config, facts)
-    else:
-        checkpoint, warning = _resumable(folder, plan, facts)
-    batches = Batches(
-        plan.training,
-        plan.conditions,
-        options.batch_size,
-        seed=plan.config.seed,
-        device=plan.device,
-        memory=options.memory,
-        holdout=plan.config.holdout,
-    )
-    validation = _validation_samples(plan)
-    trainer = Trainer(plan, batches)
-    if resume:
-        trainer.restore(checkpoint)
-        records = folder.records(trainer.done)
-        folder.rewrite_log(records)
-        if warning:
-            records.append({"step": trainer.done, "warning": warning})
-            folder.log(records[-1])
-    else:
-        trainer.fit()
-        trainer.arm()
-        records = [{"step": 0, "seconds": time.monotonic() - begun, **trainer.validate(validation)}]
-        folder.log(records[0])
-    card = _card(plan, batches, facts)
-    loop = _Loop(trainer, folder, card, validation, records, progress or (lambda _: None), begun)
-    loop.progress(records[-1])
-    if not resume:
-        loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
+    loop = TrainingLoop.start(plan, out, resume=resume, progress=progress)
     loop.run(should_stop or (lambda: 0))
-    best = folder.best()
-    return Run(folder.path, trainer.done, best["score"] if best else None, tuple(records))
+    best = loop.folder.best()
+    return Run(loop.folder.path, loop.trainer.done, best["score"] if best else None, tuple(loop.records))
 
 
-class _Loop:
-    """The training loop: steps, log lines, validations and checkpoints at their intervals."""
+class TrainingLoop:
+    """Steps, log lines, validations and checkpoints at their intervals; made by :meth:`start`."""
 
     def __init__(
         self,
         trainer: Trainer,
-        folder: _Folder,
+        folder: RunFolder,
         card: Card,
         validation: Samples,
-        records: list[Record],
-        progress: Callable[[Record], None],
-        begun: float,
+        progress: Callable[[Record], None] | None,
     ) -> None:
         self.trainer, self.folder, self.card, self.validation = trainer, folder, card, validation
-        self.records, self.progress, self.begun = records, progress, begun
+        self.progress = progress or (lambda _: None)
+        self.records: list[Record] = []
         self.sums: dict[str, Tensor] = {}
-        self.counted, self.since = 0, time.monotonic()
+        self.begun = self.since = time.monotonic()
+        self.counted = 0
+
+    @classmethod
+    def start(
+        cls,
+        plan: Plan,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        check: bool = True,
+        progress: Callable[[Record], None] | None = None,
+    ) -> TrainingLoop:
+        """Load the data, then fit a new run and save its start, or restore the last checkpoint.
+
+        Args:
+            plan: What to train.
+            out: Run folder.
+            resume: Restore.
+            check: Validate and save the start of a new run.
+            progress: As for :func:`train`.
+        """
+        folder, facts, options = RunFolder(Path(out)), _facts(plan), plan.config.training
+        begun = time.monotonic()
+        if resume:
+            checkpoint, warning = resumable(folder, plan.config, facts)
+        else:
+            folder.create(plan.config, facts)
+        batches = Batches(
+            plan.training,
+            plan.conditions,
+            options.batch_size,
+            seed=plan.config.seed,
+            device=plan.device,
+            memory=options.memory,
+            holdout=plan.config.holdout,
+        )
+        facts["dropped"] = plan.training.dropped
+        trainer = Trainer(plan, batches)
+        loop = cls(trainer, folder, _card(plan, batches, facts), _validation_samples(plan), progress)
+        loop.begun = begun
+        if resume:
+            trainer.restore(checkpoint)
+            loop.records = folder.records(trainer.done)
+            folder.rewrite_log(loop.records)
+            if warning:
+                loop._tell({"step": trainer.done, "warning": warning})
+        else:
+            trainer.fit()
+            trainer.arm()
+            if check:
+                facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
+                loop._tell(facts | trainer.validate(loop.validation))
+                loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
+        return loop
+
+    def advance(self, steps: int) -> None:
+        """Train for some steps, with log lines but no other interruption."""
+        for _ in range(steps):
+            self._step()
+            if self.trainer.done % self.trainer.options.log_every == 0:
+                self._log(validate=False)
 
     def run(self, should_stop: Callable[[], int]) -> None:
         """Train to the last step, the time limit or a signal."""
         trainer, options = self.trainer, self.trainer.options
         while trainer.done < options.steps:
-            for name, value in trainer.step().items():
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counted += 1
+            self._step()
             signal_number = should_stop()
             late = options.time is not None and time.monotonic() - self.begun >= options.time
             last = trainer.done == options.steps or late or bool(signal_number)
-            if trainer.done % options.log_every == 0 or last or trainer.done % options.validate_every == 0:
-                self._log(validate=trainer.done % options.validate_every == 0 or (last and not signal_number))
+            validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
+            if validate or last or trainer.done % options.log_every == 0:
+                self._log(validate=validate)
             else:
                 self.progress({"step": trainer.done, "steps": options.steps})
             if trainer.done % options.checkpoint_every == 0 or last:
@@ -521,6 +444,16 @@ class _Loop:
                 )
             if late:
                 return
+
+    def _step(self) -> None:
+        for name, value in self.trainer.step().items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counted += 1
+
+    def _tell(self, record: Record) -> None:
+        self.records.append(record)
+        self.folder.log(record)
+        self.progress(record)
 
     def _log(self, *, validate: bool) -> None:
         trainer, now = self.trainer, time.monotonic()
@@ -547,9 +480,7 @@ class _Loop:
             )
         if validate:
             record |= trainer.validate(self.validation)
-        self.records.append(record)
-        self.folder.log(record)
-        self.progress(record)
+        self._tell(record)
         self.sums, self.counted, self.since = {}, 0, time.monotonic()
 
     def save(self) -> None:
@@ -558,7 +489,8 @@ class _Loop:
             self._log(validate=False)  # also checks that everything is finite
         scores = [r["score"] for r in self.records if r.get("step") == self.trainer.done and "score" in r]
         changes = {"step": self.trainer.done, "score": scores[-1] if scores else None}
-        self.folder.save(self.trainer, self.card.model_copy(update=changes))
+        card, trainer = self.card.model_copy(update=changes), self.trainer
+        self.folder.save(card, trainer.average.state_dict(), trainer.state())
 
 
 def _validation_samples(plan: Plan) -> Samples:
@@ -586,36 +518,12 @@ def _card(plan: Plan, batches: Batches, facts: Record) -> Card:
     )
 
 
-def _resumable(folder: _Folder, plan: Plan, facts: Record) -> tuple[Checkpoint, str]:
-    """The last readable checkpoint of a run folder, and a warning (or nothing)."""
-    steps = folder.steps()
-    if not steps:
-        raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start without --resume")
-    checkpoint = load_checkpoint(folder.checkpoints / f"step-{steps[-1]}")
-    free = {"device", "threads", "training"}
-    mine, theirs = plan.config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
-    loose = {"steps", "time", "log_every", "memory"}
-    mine |= {f"training.{k}": v for k, v in plan.config.training.model_dump(exclude=loose).items()}
-    theirs |= {f"training.{k}": v for k, v in checkpoint.card.config.training.model_dump(exclude=loose).items()}
-    for key, value in mine.items():
-        if theirs[key] != value:
-            raise CheckpointError(
-                f"the run in this folder has another '{key}'",
-                where=folder.path,
-                expected=_short(theirs[key]),
-                found=_short(value),
-                hint="resume with the same configuration, or start a new run",
-            )
-    if checkpoint.card.provenance["data"] != facts["data"]:
-        raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
-    before = checkpoint.card.provenance
-    changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
-    if not changed:
-        return checkpoint, ""
-    details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
-    return checkpoint, f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"
-
-
-def _short(value: object) -> str:
-    text = value.get("name", "") if isinstance(value, dict) and "name" in value else repr(value)
-    return str(text) if len(str(text)) < 200 else str(text)[:200] + "..."
+def _facts(plan: Plan) -> Record:
+    return environment() | {
+        "device": str(plan.device),
+        "threads": plan.threads,
+        "seed": plan.config.seed,
+        "data": plan.training.digest(),
+        "training_samples": len(plan.training),
+        "validation_samples": len(plan.validation),
+    }

@@ -1,0 +1,499 @@
+"""The command line: the only room that prints, draws progress, or sets exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import CalogenError, ConditionError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .config import Config
+    from .requests import Request
+    from .sampling import Surrogate
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """Turn SIGINT and SIGTERM into a question; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
+    """NAME=VALUE options as a mapping."""
+    found = {}
+    for text in values:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise ConfigError(f"{option} takes NAME=VALUE", where=option, found=text)
+        if name in found:
+            raise ConfigError(f"{option} names '{name}' twice", where=option)
+        found[name] = value
+    return found
+
+
+def _table(title: str, facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(f"[dim]{key}[/]", text)
+    _console().print(table)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="calogen")
+def cli() -> None:
+    """Fast, faithful stand-ins for slow simulations: conditional WGAN-GPs for calorimeter showers and N-body maps.
+
+    \b
+    calogen info data/calogan-gamma                     what is in these files?
+    calogen train --data data/calogan-gamma --energy-conditioned --out run
+    calogen generate run -n 100000 --energy uniform:1:100GeV --out showers
+    calogen compare data/calogan-gamma/test showers --out report
+    """
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--data", "-d", required=True, multiple=True, help="Shard, glob, folder, or folder with train/.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Run folder; empty or absent.")
+@click.option("--energy-conditioned", is_flag=True, help="Condition on the incident energy.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Condition on NAME (may be repeated).")
+@click.option("--unconditional", is_flag=True, help="Condition on nothing.")
+@click.option("--holdout", multiple=True, metavar="NAME=LO:HI", help="Leave a range out: incident_energy=20:30GeV.")
+@click.option("--steps", type=click.IntRange(min=1), help="Generator updates.")
+@click.option("--time", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after SECONDS.")
+@click.option("--batch-size", type=click.IntRange(min=2))
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the cores there are).")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Set any key of the configuration.")
+@click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, resume: bool, **options: Any) -> None:
+    """Train a surrogate on simulation shards.
+
+    CONFIG is a TOML file; without one the defaults suit the family found in the data.
+    """
+    settings = _train_config(config, options, list(data))
+    from . import training
+
+    if dry_run:
+        _table("would train", {**training.prepare(settings, data).describe(), "run folder": out})
+        return
+    with _signals() as should_stop, _training_progress() as progress:
+        run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
+    best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
+    click.echo(f"trained {run.step} steps, {best}: {run.folder}")
+
+
+def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -> Config:
+    from .config import Config
+
+    config = Config.load(path, options["overrides"])
+    chosen = [options["energy_conditioned"] or bool(options["conditions"]), options["unconditional"]]
+    if all(chosen):
+        raise ConfigError("--unconditional excludes --energy-conditioned and --condition", where="calogen train")
+    changes: dict[str, Any] = {key: options[key] for key in ("device", "seed", "threads") if options[key] is not None}
+    if chosen[0]:
+        names = ["incident_energy"] if options["energy_conditioned"] else []
+        changes["conditions"] = list(dict.fromkeys([*names, *options["conditions"]]))
+    if options["unconditional"]:
+        changes["conditions"] = []
+    if options["drop_bad"]:
+        changes["drop_bad"] = True
+    section = {"steps": options["steps"], "time": options["seconds"], "batch_size": options["batch_size"]}
+    changes["training"] = {key: value for key, value in section.items() if value is not None}
+    if options["holdout"]:
+        from .requests import Spec
+        from .shards import open_splits
+
+        family = config.resolved_family() or open_splits(data)[0].family
+        ranges = {}
+        for name, text in _pairs(options["holdout"], "--holdout").items():
+            ranges[name] = tuple(float(v) for v in Spec(family.condition(name), f"uniform:{text}").values)
+        changes["holdout"] = ranges
+    return config.updated(changes)
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live line on a terminal, plain lines elsewhere."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("fitting", total=None, facts="")
+        shown: dict[str, str] = {}
+
+        def update(record: dict[str, Any]) -> None:
+            if "warning" in record:
+                bar.console.print(f"[yellow]warning:[/] {record['warning']}")
+            shown.update(_facts(record))
+            facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
+            bar.update(task, description="training", total=record.get("steps"), completed=record["step"], facts=facts)
+
+        yield update
+
+
+def _facts(record: dict[str, Any]) -> dict[str, str]:
+    names = {"steps_per_second": ("steps/s", ".2f"), "wasserstein": ("W", ".3f"), "score": ("score", ".4f")}
+    return {label: format(record[key], form) for key, (label, form) in names.items() if key in record}
+
+
+def _plain_line(record: dict[str, Any]) -> None:
+    if "warning" in record:
+        click.echo(f"warning: {record['warning']}", err=True)
+    elif "seconds" in record:
+        facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
+        click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
+
+
+# --- generate -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder; empty or absent.")
+@click.option("-n", "count", type=int, help="Samples (default: the length of --like or --conditions).")
+@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
+@click.option("--like", metavar="PATH", help="Take the conditions of these shards, in order.")
+@click.option("--conditions", "table", metavar="FILE", help="CSV or HDF5 with one row per sample, in order.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--format", "layout", type=click.Choice(["native", "calogan"]), default="native", show_default=True)
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), help="Samples per file (default: 128 MiB before compression)."
+)
+@click.option("--extrapolate", is_flag=True, help="Allow conditions outside the trained range.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the maps in pixels (maps only).")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def generate(model: str, out: Path, seed: int, dry_run: bool, **options: Any) -> None:
+    """Generate samples with a trained surrogate.
+
+    MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen.
+    Sample i depends on the checkpoint, the seed, the conditions and i alone.
+    """
+    from .sampling import Surrogate
+
+    surrogate = Surrogate.load(model, options["device"])
+    if options["size"]:
+        surrogate = surrogate.resized(options["size"])
+    request = _request(surrogate, options)
+    if dry_run:
+        surrogate.check_request(request, seed, extrapolate=options["extrapolate"])
+        estimate = surrogate.estimate(request, out, options["shard_size"])
+        facts = {
+            "samples": estimate.samples,
+            "files": estimate.shards,
+            "before compression": f"{estimate.raw_bytes / 1e9:.3f} GB",
+            "free": f"{estimate.free_bytes / 1e9:.1f} GB",
+            "conditions": json.dumps(request.describe()),
+            "folder": out,
+        }
+        _table("would generate", facts)
+        return
+    with _signals() as should_stop, _sample_progress() as progress:
+        surrogate.generate(
+            out,
+            request,
+            seed=seed,
+            layout=options["layout"],
+            shard_size=options["shard_size"],
+            extrapolate=options["extrapolate"],
+            progress=progress,
+            should_stop=should_stop,
+        )
+    click.echo(f"generated {request.samples} samples: {out}")
+
+
+def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
+    from .requests import Request
+    from .shards import open_shards
+
+    specs = _pairs(options["conditions"], "--condition")
+    if options["energy"] is not None:
+        if "incident_energy" in specs:
+            raise ConfigError("--energy and --condition both name 'incident_energy'", where="calogen generate")
+        specs["incident_energy"] = options["energy"]
+    given = [name for name, value in (("like", options["like"]), ("conditions", options["table"])) if value]
+    if (specs and given) or len(given) > 1:
+        raise ConfigError(
+            "conditions come from one place",
+            expected="--energy/--condition, or --like, or --conditions",
+            found=", ".join([f"--{name}" for name in given] + [f"--condition {name}" for name in specs]),
+        )
+    names = surrogate.conditions
+    if options["like"]:
+        return Request.like(open_shards(options["like"]), names, options["count"])
+    if options["table"]:
+        return Request.from_file(options["table"], surrogate.family, names, options["count"])
+    missing = [name for name in names if name not in specs]
+    if missing:
+        example = (
+            "--energy uniform:1:100GeV" if missing[0] == "incident_energy" else f"--condition {missing[0]}=fixed:V"
+        )
+        raise ConditionError(
+            f"the condition '{missing[0]}' is missing", hint=f"{example}, --like PATH or --conditions FILE"
+        )
+    return Request.from_specs(surrogate.family, specs, options["count"])
+
+
+@contextmanager
+def _sample_progress() -> Iterator[Callable[[int, int], None] | None]:
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("generating"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("generate", total=None, rate="")
+
+        def update(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, total=total, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield update
+
+
+# --- compare, info, verify, bench -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("reference")
+@click.argument("generated", nargs=-1, required=True)
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder for metrics, figures, report."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and sub-samples.")
+@click.option("--bins", type=click.IntRange(min=1), default=4, show_default=True, help="Bins of each condition.")
+@click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@click.option(
+    "--fail-above", multiple=True, metavar="KEY=V", help="Exit 3 if |metric KEY| exceeds V (may be repeated)."
+)
+def compare(
+    reference: str,
+    generated: tuple[str, ...],
+    out: Path,
+    seed: int,
+    bins: int,
+    drop_bad: bool,
+    fail_above: tuple[str, ...],
+) -> None:
+    """Compare generated samples with a reference: metrics with errors and floors, figures, one HTML page.
+
+    REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name.
+    """
+    from calogen.analysis import compare as run
+
+    from .shards import open_shards
+
+    limits = _limits(fail_above)
+    _require_report_folder(out)
+    named = {}
+    for text in generated:
+        name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
+        path = path if sign or not name else name
+        name = name if sign else Path(path).name or path
+        if name in named:
+            raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
+        named[name] = open_shards(path, drop_bad=drop_bad)
+    split = "test" if (Path(reference) / "test").is_dir() else None
+    source = open_shards(reference, split=split, drop_bad=drop_bad)
+    console = _console(stderr=True)
+    with console.status("comparing") if console.is_terminal else _nothing():
+        report = run(source, named, bins=bins, seed=seed)
+        report.save(out)
+    _print_report(report)
+    click.echo(f"report: {out / 'report.html'}")
+    report.check(limits)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _limits(texts: tuple[str, ...]) -> dict[str, float]:
+    limits = {}
+    for text in texts:
+        key, sign, value = text.rpartition("=")  # keys may hold '=' themselves
+        try:
+            limits[key] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not key:
+            raise ConfigError("--fail-above takes KEY=NUMBER", where="--fail-above", found=text)
+    return limits
+
+
+def _require_report_folder(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").exists())):
+        raise ConfigError(
+            "the output folder holds something else", where=out, hint="choose an empty --out, or an earlier report's"
+        )
+
+
+def _print_report(report: Any) -> None:
+    from rich.table import Table
+
+    from calogen.analysis.report import SUMMARY_HEADER
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in SUMMARY_HEADER:
+        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right")
+    for row in report.summary():
+        table.add_row(*row.cells)
+    console = _console()
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(path: str, as_json: bool) -> None:
+    """Describe shards, any known simulation file, or a trained model."""
+    from .sampling import is_model
+
+    if is_model(path):
+        from .sampling import describe_model as describe
+    else:
+        from .shards import describe
+    facts = describe(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    _table(str(path), {key: _readable(value) for key, value in facts.items()})
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return "\n".join(f"{k}: {_readable(v) if not isinstance(v, dict) else _inline(v)}" for k, v in value.items())
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(_inline(entry) for entry in value[:5]) + ("\n..." if len(value) > 5 else "")
+    if isinstance(value, list) and len(value) > 12:
+        return f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"
+    return value
+
+
+def _inline(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {_short(v)}" for k, v in entry.items())
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def verify(path: Path) -> None:
+    """Check every byte of a shard or a folder of shards; exit 2 if anything is wrong."""
+    from .errors import ShardError
+    from .shards import verify as check
+
+    problems = check(path)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise ShardError(f"{len(problems)} problem(s) found", where=path)
+    click.echo(f"{path}: every byte is as it was written")
+
+
+@cli.group()
+def bench() -> None:
+    """Measure calogen beside the bare minimum, in one run."""
+
+
+@bench.command("train")
+@click.option("--data", "-d", multiple=True, help="Shards (default: the showers calogen comes with, if they are here).")
+@click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Steps timed in each round.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=2), default=256, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench_train(as_json: bool, **options: Any) -> None:
+    """Time training steps against a bare torch loop on the same tensors."""
+    from .bench import train_ratio
+
+    facts = train_ratio(**options)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _table("training step, calogen against a bare torch loop", facts)
+
+
+def main() -> None:
+    """Entry point: errors become messages and exit codes."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except CalogenError as error:
+        click.echo(f"calogen: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Run folders: config.json, run.json, log.jsonl, best.json and checkpoints/step-N; what is kept and what may resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import Card, Checkpoint, load_checkpoint, save_checkpoint
+from .config import Config
+from .errors import CheckpointError, ConfigError, StorageError
+
+Record = dict[str, Any]
+
+
+class RunFolder:
+    """The files of one training run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def create(self, config: Config, facts: Record) -> None:
+        """Make the folder; refuse one that holds anything.
+
+        Raises:
+            ConfigError: If it is not empty.
+            StorageError: If it cannot be written.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                "the output folder is not empty", where=self.path, hint="choose another --out, or --resume this run"
+            )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.json").write_text(config.to_json())
+            (self.path / "run.json").write_text(json.dumps(facts, indent=2))
+        except OSError as error:
+            raise StorageError(f"cannot write the run folder: {error.strerror}", where=self.path) from None
+
+    def log(self, record: Record) -> None:
+        """Append one line of JSON.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        try:
+            with (self.path / "log.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write the log: {error.strerror}", where=self.path / "log.jsonl") from None
+
+    def records(self, until: int) -> list[Record]:
+        """The log up to a step; later lines are of a stretch that will be trained again."""
+        path = self.path / "log.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a kill cut short
+            if record.get("step", 0) <= until:
+                found.append(record)
+        return found
+
+    def rewrite_log(self, records: Sequence[Record]) -> None:
+        """Replace the log."""
+        (self.path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def best(self) -> Record | None:
+        """Step, score and name of the best checkpoint so far."""
+        path = self.path / "best.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are."""
+        return sorted(int(p.name[5:]) for p in self.checkpoints.glob("step-*") if p.name[5:].isdigit())
+
+    def save(self, card: Card, model: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint; keep the best and the last two.
+
+        Args:
+            card: With step and score.
+            model: The averaged generator.
+            training: Everything needed to resume.
+        """
+        name = f"step-{card.step}"
+        save_checkpoint(self.checkpoints / name, card, model, training)
+        best = self.best()
+        if best is None or (card.score is not None and card.score < (best["score"] or math.inf)):
+            part = self.path / "best.json.part"
+            part.write_text(json.dumps({"step": card.step, "score": card.score, "checkpoint": name}))
+            part.rename(self.path / "best.json")
+        kept = {*self.steps()[-2:], (self.best() or {}).get("step")}
+        for step in self.steps():
+            if step not in kept:
+                _remove(self.checkpoints / f"step-{step}")
+
+
+def _remove(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def environment() -> Record:
+    """Versions and commit: what is needed to repeat a run, besides configuration and data."""
+    try:
+        where = Path(__file__).parent
+        command = ["git", "-C", str(where), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = ""
+    return {
+        "calogen": version("calogen"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+    }
+
+
+def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpoint, str]:
+    """The last checkpoint of a run folder, and a warning (or nothing).
+
+    Args:
+        folder: The run.
+        config: What resuming was asked with; step count, time, log interval, device and threads may differ.
+        facts: Of this session: versions, device, threads, data digest.
+
+    Raises:
+        CheckpointError: If there is none, or it belongs to another configuration or other data.
+    """
+    steps = folder.steps()
+    if not steps:
+        raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start without --resume")
+    checkpoint = load_checkpoint(folder.checkpoints / f"step-{steps[-1]}")
+    free = {"device", "threads", "training"}
+    mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
+    loose = {"steps", "time", "log_every", "memory"}
+    mine |= {f"training.{k}": v for k, v in config.training.model_dump(exclude=loose).items()}
+    theirs |= {f"training.{k}": v for k, v in checkpoint.card.config.training.model_dump(exclude=loose).items()}
+    for key, value in mine.items():
+        if theirs[key] != value:
+            raise CheckpointError(
+                f"the run in this folder has another '{key}'",
+                where=folder.path,
+                expected=_short(theirs[key]),
+                found=_short(value),
+                hint="resume with the same configuration, or start a new run",
+            )
+    if checkpoint.card.provenance["data"] != facts["data"]:
+        raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
+    before = checkpoint.card.provenance
+    changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
+    if not changed:
+        return checkpoint, ""
+    details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
+    return checkpoint, f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"
+
+
+def _short(value: object) -> str:
+    text = value.get("name", "") if isinstance(value, dict) and "name" in value else repr(value)
+    return str(text) if len(str(text)) < 200 else str(text)[:200] + "..."
