@@ -292,14 +292,11 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
     values, values_g = reference[order], generated[order_g]
     picks = [picked[:, order] for picked in (draws.first, draws.second, draws.first_again)]
     picks_g = [picked[:, order_g] for picked in (draws.generated, draws.generated_again)]
-    w1, core = np.empty((2, 3, len(draws.first)))
-    for s in range(len(draws.first)):
-        half, other = values[picks[0][s]], values[picks[1][s]]
-        mine = values_g[picks_g[0][s]]
-        again, mine_again = np.repeat(values, picks[2][s]), np.repeat(values_g, picks_g[1][s])
-        for row, (a, b) in enumerate(((half, mine), (half, other), (again, mine_again))):
-            w1[row, s] = np.abs(a - b).mean(dtype=np.float64)
-            core[row, s] = _width_ratio(a, b)
+    half, other, again = (_picked(values, p) for p in picks)
+    mine, mine_again = (_picked(values_g, p) for p in picks_g)
+    sides = [(half, mine), (half, other), (again, mine_again)]
+    w1 = [np.abs(a - b).mean(axis=1, dtype=np.float64) for a, b in sides]
+    core = [_width_ratio(a, b) for a, b in sides]
     inside = [_counts(values, p, edges) for p in picks]
     inside_g = [_counts(values_g, p, edges) for p in picks_g]
     pairs = [(inside[0], inside_g[0]), (inside[0], inside[1]), (inside[2], inside_g[1])]
@@ -308,16 +305,23 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
     return Comparison1D(_three(w1), _three(separation), _three(chi2), _three(core))
 
 
+def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
+    """The samples of each split, as often as it has them, (S, n)."""
+    everywhere = np.broadcast_to(values, picks.shape)
+    chosen = everywhere[picks] if picks.dtype == bool else np.repeat(everywhere.ravel(), picks.ravel().astype(np.intp))
+    return np.asarray(chosen).reshape(len(picks), -1)
+
+
 def _three(rows: ArrayLike) -> Draws3:
     first, second, third = np.asarray(rows)
     return first, second, third
 
 
-def _width_ratio(reference: Columns, generated: Columns) -> float:
-    """Half width of the central 68 % of sorted values, generated over reference, minus 1."""
-    below, above = (round(q * (len(reference) - 1)) for q in (0.16, 0.84))
-    width = float(reference[above]) - float(reference[below])
-    return (float(generated[above]) - float(generated[below])) / width - 1 if width > 0 else math.nan
+def _width_ratio(reference: Columns, generated: Columns) -> Array:
+    """Half width of the central 68 % of sorted values (S, n), generated over reference, minus 1; (S,)."""
+    below, above = (round(q * (reference.shape[1] - 1)) for q in (0.16, 0.84))
+    width, other = (np.subtract(x[:, above], x[:, below], dtype=np.float64) for x in (reference, generated))
+    return np.asarray(np.divide(other, width, out=np.full(len(width), np.nan), where=width > 0) - 1)
 
 
 def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArray[np.int64]:

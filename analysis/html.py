@@ -122,9 +122,7 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
 
 def _rows(found: Mapping[str, Metric]) -> list[dict[str, Any]]:
     """Table rows with text to read and numbers to sort by."""
-    keys = list(found)
-    if len(keys) > _ROWS_SHOWN:
-        keys = sorted(keys, key=lambda k: -abs(found[k].pull or 0.0))[:_ROWS_SHOWN]
+    keys = sorted(found, key=lambda k: -abs(found[k].pull or 0.0))[:_ROWS_SHOWN]
     rows = []
     for key in keys:
         metric = found[key]

@@ -70,7 +70,8 @@ def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metri
     found.update(_whole_samples(reference, generated, plan))
     samples = generated.count
     for name, count in generated.problems.items():
-        found[name] = Metric(float(count), None, float(reference.problems[name]), None, None, samples)
+        unit = "voxels" if name.endswith("voxels") else "samples"
+        found[name] = Metric(float(count), None, float(reference.problems[name]), None, None, samples, unit)
     return found
 
 

@@ -177,7 +177,7 @@ def draw_histograms(main: Axes, ratio: Axes, histograms: Mapping[str, Histogram]
     _vertical_scale(main, [h.density for h in histograms.values()])
     ratio.set_xlabel(label)
     beyond = " | ".join(f"{100 * h.outside:.2g}" for h in histograms.values())
-    main.text(1, 1.015, f"beyond axis: {beyond} %", fontsize=6.5, ha="right", color="#666666", transform=main.transAxes)
+    main.text(1, 1.03, f"beyond axis: {beyond} %", fontsize=6.5, ha="right", color="#666666", transform=main.transAxes)
 
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:

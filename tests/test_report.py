@@ -1,0 +1,265 @@
+"""A report says what is the case: planted defects show, equal samples do not differ, and nothing gets lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calogen.analysis import compare, score, views
+from calogen.analysis.html import render, verdict
+from calogen.analysis.plots import draw, encode
+from calogen.analysis.report import SUMMARY_HEADER
+
+from calogen.errors import ConfigError, GateError, ShardError
+from calogen.families import FAMILIES
+from calogen.shards import Samples, open_shards
+
+ORACLES = Path(__file__).parent / "oracles"
+
+
+def toy(name, count, seed=0):
+    """Showers with a profile and scattered response, or lognormal maps."""
+    family, rng = FAMILIES[name], np.random.default_rng(seed)
+    conditions = {c.name: rng.uniform(c.low, c.high, count).astype(np.float32) for c in family.conditions}
+    shape = (count, *family.sample_shape)
+    if family.kind == "map":
+        rough = rng.lognormal(0, conditions["sigma_8"][:, None, None], size=shape).astype(np.float32)
+        return Samples(family, rough, conditions)
+    layer = family.layer_of_voxel / len(family.layers)
+    profile = np.exp(-np.abs(family.centres).sum(axis=1) / 40) * np.exp(-((layer - 0.4) ** 2) / 0.1)
+    values = rng.exponential(size=shape) * profile * (rng.random(shape) < 0.6)
+    values *= (conditions["incident_energy"] * rng.normal(0.95, 0.01, count) / values.sum(axis=1))[:, None]
+    return Samples(family, values.astype(np.float32), conditions)
+
+
+@pytest.fixture(scope="module")
+def showers():
+    return toy("calogan", 1600)
+
+
+@pytest.fixture(scope="module")
+def report(showers):
+    """Independent toy showers, once as they are and once with 1 % more energy."""
+    good = replace(showers.select(slice(1000, None)), kind="generated", provenance=({"checkpoint": "<a> & b"},))
+    return compare(showers.read(0, 1000), {"same": good, "scaled": replace(good, values=1.01 * good.values)})
+
+
+@pytest.mark.parametrize(("name", "count"), [(n, 40 if f.voxels > 5000 else 120) for n, f in FAMILIES.items()])
+def test_every_family_has_a_report(name, count):
+    bins = 2 if FAMILIES[name].voxels < 5000 else 0
+    found = compare(toy(name, count), toy(name, count, seed=1), bins=bins)
+    metrics = found.metrics["generated"]
+    assert {"score", "sliced_w1", "correlation"} <= set(metrics)
+    assert any(k.startswith("emd_") for k in metrics)
+    assert all(m.n > 0 for m in metrics.values())
+    assert any("[" in k for k in metrics) == (bins > 0)
+    for observable in found.observables:
+        assert f"w1/{observable}" in metrics
+    json.dumps(found.to_json(), allow_nan=False)
+    assert verdict(found, "generated").headline
+
+
+def test_equal_samples_differ_by_chance_only(report):
+    pulls = np.array([m.pull for m in report.metrics["same"].values() if m.pull is not None])
+    assert len(pulls) > 500
+    assert abs(pulls.mean()) < 0.5
+    assert (np.abs(pulls) < 3).mean() > 0.99
+
+
+def test_one_percent_of_energy_is_seen(report):
+    found = report.metrics["scaled"]
+    for selection in report.plan.selections:
+        bias = found[f"mean/response{selection.suffix}"]
+        assert bias.value == pytest.approx(0.01, abs=4 * bias.error)
+        assert bias.pull > 3
+        assert found[f"w1_sd/response{selection.suffix}"].pull > 3
+    assert found["score"].value > report.metrics["same"]["score"].value
+    assert abs(found["mean/fraction_1"].pull) < 3  # a common factor leaves fractions alone
+
+
+def test_the_distance_in_standard_deviations_is_the_distance(report):
+    found, row = report.metrics["scaled"], report.reference.names.index("total_energy")
+    sd = report.reference.table[row].astype(np.float64).std()
+    assert found["w1/total_energy"].value == pytest.approx(found["w1_sd/total_energy"].value * sd, rel=1e-6)
+    assert found["w1/total_energy"].unit == "MeV"
+    assert found["w1_sd/total_energy"].unit == "sd"
+
+
+def test_json_says_everything_once(report, tmp_path):
+    text = json.dumps(report.to_json(), allow_nan=False)
+    content = json.loads(text)
+    assert content["schema"] == 1
+    metric = content["generated"]["scaled"]["metrics"]["w1/response[1:25.75GeV]"]
+    assert set(metric) == {"value", "error", "floor", "floor_error", "pull", "n", "unit"}
+    assert metric["value"] == report.metrics["scaled"]["w1/response[1:25.75GeV]"].value
+    assert content["generated"]["same"]["provenance"] == [{"checkpoint": "<a> & b"}]
+
+
+def test_the_same_seed_gives_the_same_report(showers):
+    first, second = (compare(showers.read(0, 200), showers.read(200, 400), seed=3).to_json() for _ in range(2))
+    assert first == second
+    other = compare(showers.read(0, 200), showers.read(200, 400), seed=4).to_json()
+    assert first["generated"] != other["generated"]
+
+
+def test_gates(report):
+    report.check({"mean/response[1:25.75GeV]": 0.02, "score": 5})
+    with pytest.raises(GateError, match="2 of 4 limits") as gate:
+        report.check({"mean/response": 0.005, "w1_sd/response": 0.3})
+    assert gate.value.exit_code == 3
+    assert "mean/response of scaled" in str(gate.value)
+    with pytest.raises(ConfigError, match="no metric 'scroe'") as wrong:
+        report.check({"scroe": 1})
+    assert "'score'" in str(wrong.value)
+
+
+def test_the_summary_is_for_a_terminal(report):
+    rows = report.summary()
+    assert {row.generated for row in rows} == {"same", "scaled"}
+    assert all(len(row.cells) == len(SUMMARY_HEADER) for row in rows)
+    assert any(row.key == "mean/response[1:25.75GeV]" for row in rows)
+
+
+def test_unphysical_values_are_counted_and_left_out(showers):
+    values = showers.values[200:400].copy()
+    values[3, 5] = np.nan
+    values[3, 6] = np.inf
+    values[7, 1] = -1.0
+    values[8] *= 2
+    found = compare(showers.read(0, 200), replace(showers.read(200, 400), values=values), bins=0)
+    metrics = found.metrics["generated"]
+    assert metrics["nonfinite_voxels"].value == 2
+    assert metrics["nonfinite_samples"].value == 1
+    assert metrics["negative_voxels"].value == 1
+    assert metrics["response_too_high"].value == 1
+    assert metrics["nonfinite_voxels"].unit == "voxels"
+    assert found.generated["generated"].table.shape[1] == 199
+    assert np.isfinite(found.generated["generated"].table).all()
+    assert len(found.notes) == 3
+    assert verdict(found, "generated").headline.startswith("Contains unphysical")
+
+
+def test_other_conditions_are_noted(showers):
+    reference, other = showers.read(0, 400), showers.read(400, 1600)
+    narrow = other.select(other.conditions["incident_energy"] < 30e3)
+    assert any("incident_energy is not distributed" in n for n in compare(reference, narrow, bins=0).notes)
+
+
+def test_families_do_not_mix():
+    with pytest.raises(ShardError, match="different families"):
+        compare(toy("calogan", 20), toy("1-photons", 20))
+    with pytest.raises(ShardError, match="different families"):
+        score(toy("calogan", 20), toy("1-photons", 20))
+
+
+def test_too_few_samples_are_an_error_not_a_number():
+    with pytest.raises(ShardError, match="too few"):
+        compare(toy("calogan", 2), toy("calogan", 2))
+    with pytest.raises(ShardError, match="no samples"):
+        compare(toy("calogan", 0), toy("calogan", 5))
+
+
+def test_paths_are_opened_and_progress_is_told():
+    told = []
+    found = compare(
+        ORACLES / "calogan_gamma_64.h5",
+        str(ORACLES / "calogan_eplus_64.h5"),
+        bins=0,
+        progress=lambda *step: told.append(step),
+    )
+    assert list(found.generated) == ["calogan_eplus_64"]
+    assert told == [("reference", 64, 64), ("calogan_eplus_64", 64, 64)]
+    shards = open_shards(ORACLES / "calogan_gamma_64.h5")
+    assert compare(shards, shards, bins=0).metrics["generated"]["w1/response"].n == 32
+
+
+def test_a_survey_is_the_same_in_small_chunks(showers, monkeypatch):
+    first = compare(showers.read(0, 200), showers.read(200, 400)).to_json()["generated"]["generated"]["metrics"]
+    monkeypatch.setattr("calogen.analysis.survey._rows_at_once", lambda family: 37)
+    second = compare(showers.read(0, 200), showers.read(200, 400)).to_json()["generated"]["generated"]["metrics"]
+    assert set(first) == set(second)
+    for key, metric in first.items():
+        assert second[key]["value"] == pytest.approx(metric["value"], rel=1e-4, abs=1e-7), key
+
+
+def test_score_is_fast_seeded_by_nothing_and_orders_defects(showers):
+    reference, other = showers.read(0, 800), showers.read(800, 1600)
+    score(reference, other)
+    start = time.process_time()
+    floor = score(reference, other)
+    assert time.process_time() - start < 2
+    assert score(reference, reference) == 0
+    assert floor < score(reference, replace(other, values=1.01 * other.values))
+    assert floor == score(reference, other)
+    broken = other.values.copy()
+    broken[0, 0] = np.nan
+    assert score(reference, replace(other, values=broken)) == float("inf")
+
+
+def test_histograms_of_a_view_lose_nothing(report):
+    for name in ("response", "energy_2", "depth"):
+        for title, histogram in views.observable_histograms(report, name).items():
+            assert histogram.total == views.sides(report)[title].table.shape[1]
+            assert histogram.density @ histogram.widths == pytest.approx(1 - histogram.outside)
+
+
+def test_the_curve_of_the_mean_is_the_mean(report):
+    edges, curves = views.condition_curves(report, "response", report.family.conditions[0], views.mean_of)
+    assert len(edges) == 11
+    ratio = curves["scaled"].over(curves["same"])
+    np.testing.assert_allclose(ratio.y, 1.01, rtol=1e-4)
+
+
+def test_the_page_needs_nothing_else(report, tmp_path):
+    picture = ("figure", "Title", "Caption", b"png")
+    page = render(report, [picture])
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert "&lt;a&gt; &amp; b" in page  # provenance is text, whatever it says
+    assert "<a> & b" not in page
+    assert page.count("<tr") > 1000
+
+
+def test_a_saved_report_has_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("calogen.analysis.plots.draw", lambda report: islice(draw(report), 2))
+    found = compare(toy("nbody-64", 60), toy("nbody-64", 60, seed=1), bins=0)
+    page = found.save(tmp_path / "out")
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert {"metrics.json", "report.html", "figures/power.png", "figures/maps.pdf"} <= names
+    assert page.read_text().count("data:image/png;base64,") == sum(n.endswith(".png") for n in names)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == json.loads(json.dumps(found.to_json()))
+
+
+@pytest.mark.parametrize("name", ["calogan", "1-pions"])
+def test_every_figure_of_showers_can_be_drawn(name):
+    found = compare(toy(name, 80), toy(name, 80, seed=1), bins=2)
+    names = []
+    for drawing in draw(found):
+        names.append(drawing.name)
+        assert drawing.caption.endswith(".")
+        if drawing.name in ("longitudinal", "spectrum"):
+            assert encode(drawing, "png") == encode(drawing, "png")
+    assert len(names) == len(set(names))
+    assert {"response", "by-energy", "mean-showers", "examples", "correlations", "distances", "spectrum"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_figure_of_every_family_can_be_encoded(name):
+    for drawing in draw(compare(toy(name, 60), {"one": toy(name, 60, seed=1), "two": toy(name, 60, seed=2)}, bins=2)):
+        assert encode(drawing, "png").startswith(b"\x89PNG")
+        assert encode(drawing, "pdf").startswith(b"%PDF")
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, calogen.analysis; print([m for m in ('matplotlib', 'ot', 'scipy', 'hist') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
