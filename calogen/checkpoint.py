@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ class Card(BaseModel):
         holdout: Ranges of conditions left out of training.
         provenance: Versions, seed, data digest.
         model_sha256: Of ``model.safetensors``.
+        training_sha256: Of ``training.safetensors``, where there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -62,6 +64,7 @@ class Card(BaseModel):
     holdout: dict[str, tuple[float, float]] = {}
     provenance: dict[str, Any] = {}
     model_sha256: str = ""
+    training_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Checkpoint:
                 expected=_TRAINING,
                 hint="resume from a run folder; surrogates hold the generator only",
             )
-        return _read_tensors(path)
+        return _read_tensors(path, self.card.training_sha256)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
@@ -130,11 +133,12 @@ def save_checkpoint(
     Raises:
         StorageError: If the disk refuses.
     """
-    data = tensor_bytes(_plain(model))
-    card = card.model_copy(update={"model_sha256": hashlib.sha256(data).hexdigest()})
-    files = {_MODEL: data, _CARD: card.model_dump_json(indent=1).encode()}
+    files = {_MODEL: tensor_bytes(_plain(model))}
+    digests = {"model_sha256": hashlib.sha256(files[_MODEL]).hexdigest(), "training_sha256": ""}
     if training is not None:
         files[_TRAINING] = tensor_bytes(_plain(training))
+        digests["training_sha256"] = hashlib.sha256(files[_TRAINING]).hexdigest()
+    files[_CARD] = card.model_copy(update=digests).model_dump_json(indent=1).encode()
     part = folder.with_name(folder.name + ".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -179,7 +183,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise _not_a_folder(folder)
     path = folder / _CARD
     try:
-        card = Card.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of ours
+        card = Card.model_validate_json(text)
     except FileNotFoundError:
         raise CheckpointError(
             "there is no checkpoint here", where=folder, expected=f"a folder with {_CARD} and {_MODEL}"
@@ -192,15 +198,24 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"the checkpoint's description is damaged: {first['msg']}", where=f"{path}: {place}"
         ) from None
-    if card.calogen_checkpoint > SCHEMA:
+    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
+
+
+def _check_schema(text: bytes, path: Path) -> None:
+    try:
+        found = json.loads(text)["calogen_checkpoint"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            "the checkpoint's description is damaged", where=path, expected="JSON with 'calogen_checkpoint'"
+        ) from None
+    if not isinstance(found, int) or found > SCHEMA:
         raise CheckpointError(
             "the checkpoint was written by a newer calogen",
             where=path,
             expected=f"schema {SCHEMA} or older",
-            found=card.calogen_checkpoint,
+            found=found,
             hint="upgrade calogen",
         )
-    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
 
 
 def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -18,8 +18,12 @@ from .formats import resolve_family_source
 ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan"]
 
 
+_Width = Annotated[int, Field(ge=1, le=2**16)]
+_Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GeneratorConfig(_Frozen):
@@ -34,8 +38,8 @@ class GeneratorConfig(_Frozen):
 
     network: Literal["auto", "mlp", "dcgan"] = "auto"
     latent: int = Field(default=64, ge=1, le=4096)
-    hidden: tuple[int, ...] = (256, 512)
-    channels: tuple[int, ...] = (128, 64, 32, 16)
+    hidden: tuple[_Width, ...] = (256, 512)
+    channels: tuple[_Width, ...] = Field(default=(128, 64, 32, 16), min_length=1)
 
 
 class CriticConfig(_Frozen):
@@ -46,8 +50,8 @@ class CriticConfig(_Frozen):
         channels: Channels from the largest grid down (``dcgan``).
     """
 
-    hidden: tuple[int, ...] = (512, 512)
-    channels: tuple[int, ...] = (32, 64, 128, 128)
+    hidden: tuple[_Width, ...] = (512, 512)
+    channels: tuple[_Width, ...] = Field(default=(32, 64, 128, 128), min_length=1)
 
 
 class TrainingConfig(_Frozen):
@@ -84,7 +88,7 @@ class TrainingConfig(_Frozen):
     clip: float = Field(default=0.01, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     critic_learning_rate: float = Field(default=2e-4, gt=0)
-    betas: tuple[float, float] = (0.0, 0.9)
+    betas: tuple[_Fraction, _Fraction] = (0.0, 0.9)
     decay: float = Field(default=0.3, ge=0, le=1)
     ema: float = Field(default=0.999, ge=0, lt=1)
     augment: bool = True

@@ -56,14 +56,12 @@ class Batches:
         rows = max(self._BLOCK, memory // (4 * shards.family.voxels))
         blocks = -(-len(shards) // self._BLOCK)
         self._in_memory = len(shards) <= rows
-        self._blocks_per_window = blocks if self._in_memory else rows // self._BLOCK
-        self._windows = -(-blocks // self._blocks_per_window)
+        self._windows = 1 if self._in_memory else -(-blocks // (rows // self._BLOCK))
         self._blocks = blocks
         self._loaded: tuple[int, int] | None = None
         self._values = torch.empty(0)
         self._conditions = torch.empty(0)
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._load(0, 0)
+        looked_at = self._read(0, 0)
         if len(self._values) < batch_size:
             raise ShardError(
                 "there are fewer training samples than one batch",
@@ -71,7 +69,10 @@ class Batches:
                 found=len(self._values),
                 hint="add data or lower training.batch_size",
             )
-        self._per_window = len(self._values) // batch_size
+        # As many batches as an average window has rows for; the first shows what share of them is held out.
+        self._per_window = max(1, len(shards) * len(self._values) // (looked_at * self._windows * batch_size))
+        self._order = self._shuffled(0, 0)
+        self._loaded = (0, 0)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Batch ``index``: samples (B, ...) and conditions (B, C), in physical units, on the device."""
@@ -90,28 +91,38 @@ class Batches:
         """Make a window current; in memory only its order changes from epoch to epoch."""
         if self._loaded == (epoch, window):
             return
-        if not (self._in_memory and self._loaded is not None):
-            shuffled = np.random.default_rng((self._seed, epoch)).permutation(self._blocks)
-            if self._in_memory:
-                shuffled = np.sort(shuffled)
-            first = window * self._blocks_per_window
-            self._read(shuffled[first : first + self._blocks_per_window])
-        order = np.random.default_rng((self._seed, epoch, window)).permutation(len(self._values))
-        wanted = getattr(self, "_per_window", 0) * self._batch_size
-        if len(order) < wanted:  # a last window that is short goes round
-            order = np.resize(order, wanted)
-        self._order = torch.from_numpy(order).to(self._device)
+        if not self._in_memory:
+            self._values, self._conditions = torch.empty(0), torch.empty(0)  # never two windows at a time
+            self._read(epoch, window)
+        self._order = self._shuffled(epoch, window)
         self._loaded = (epoch, window)
 
-    def _read(self, blocks: NDArray[np.int64]) -> None:
-        values, conditions = [], []
-        for block in blocks:
-            samples = self._shards.read(block * self._BLOCK, min((block + 1) * self._BLOCK, len(self._shards)))
-            keep = ~held_out(samples, self._holdout)
-            values.append(torch.from_numpy(samples.values[keep]))
-            conditions.append(torch.from_numpy(condition_array(samples, self._names)[keep]))
+    def _shuffled(self, epoch: int, window: int) -> Tensor:
+        """Rows of the current window in the order of its batches."""
+        order = np.random.default_rng((self._seed, epoch, window)).permutation(len(self._values))
+        wanted = self._per_window * self._batch_size
+        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a window that is short goes round
+
+    def _read(self, epoch: int, window: int) -> int:
+        """Read a window, or the next one that has rows outside the held-out ranges; returns the rows looked at."""
+        blocks = np.arange(self._blocks)
+        if not self._in_memory:
+            blocks = np.random.default_rng((self._seed, epoch)).permutation(blocks)
+        windows = np.array_split(blocks, self._windows)  # in equal parts: no window of a few rows
+        for chosen in (*windows[window:], *windows[:window]):
+            values, conditions, looked_at = [], [], 0
+            for block in chosen.tolist():
+                start, stop = block * self._BLOCK, min((block + 1) * self._BLOCK, len(self._shards))
+                samples = self._shards.read(start, stop)
+                keep = ~held_out(samples, self._holdout)
+                values.append(torch.from_numpy(samples.values[keep]))
+                conditions.append(torch.from_numpy(condition_array(samples, self._names)[keep]))
+                looked_at += stop - start
+            if any(map(len, values)):
+                break
         self._values = torch.cat(values).to(self._device)
         self._conditions = torch.cat(conditions).to(self._device)
+        return looked_at
 
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """The first ``count`` rows of the current window (all when absent), physical units."""

@@ -27,7 +27,7 @@ def monomials(variables: Tensor, degree: int = 2) -> Tensor:
     """
     count = variables.shape[1]
     rows, columns = torch.triu_indices(count, count)
-    parts = [torch.ones_like(variables[:, :1]), variables, variables[:, rows] * variables[:, columns]]
+    parts = [variables.new_ones(len(variables), 1), variables, variables[:, rows] * variables[:, columns]]
     if degree == 3:
         parts.append(variables**3)
     return torch.cat(parts, 1)
@@ -39,7 +39,7 @@ def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float) -> Tens
     Args: design (N, F), weights (N, V), right-hand side (V, F). Returns coefficients (F, V).
     """
     features = design.shape[1]
-    outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+    outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), features**2)
     normal = (weights.T @ outer).reshape(-1, features, features)
     shrink = torch.full((features,), ridge, dtype=design.dtype)
     shrink[0] = 1e-6

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConditionError, ConfigError, ShardError, did_you_mean
 from .families import ENERGY_UNITS, Condition, Family
+from .hdf5 import checked_dataset, open_file
 from .noise import CONDITIONS, uniforms
 from .shards import Shards
 
@@ -48,7 +48,9 @@ class Spec:
         if len(numbers) != (_KINDS[kind] or len(numbers)):
             raise _bad_spec(condition, text)
         self.kind = kind
-        self.values = np.asarray(numbers) * _unit_factor(condition, match[2], text)
+        self.values = np.asarray(numbers) * _unit_factor(
+            condition, match[2], text, f"{text.removesuffix(match[2]).rstrip()}GeV"
+        )
         if _KINDS[kind] == 2 and not self.values[0] < self.values[1]:
             raise ConditionError(f"'{text}': the lower end must come first", where=condition.name)
         if kind == "log-uniform" and self.values[0] <= 0:
@@ -67,18 +69,20 @@ class Spec:
         return np.asarray(low * (high / low) ** uniform)
 
 
-def _unit_factor(condition: Condition, unit: str, text: str) -> float:
+def _unit_factor(condition: Condition, unit: str, where: object, example: str) -> float:
     if condition.unit in ENERGY_UNITS:
         if unit not in ENERGY_UNITS:
             raise ConditionError(
-                f"'{text}' does not say the unit of the energy" if not unit else f"'{unit}' is not a unit of energy",
-                where=condition.name,
-                expected=f"one of {', '.join(ENERGY_UNITS)}, as in {text.removesuffix(unit)}GeV",
+                f"'{unit}' is not a unit of energy" if unit else f"the unit of '{condition.name}' is missing",
+                where=where,
+                expected=f"one of {', '.join(ENERGY_UNITS)}, as in {example}",
                 hint=did_you_mean(unit, ENERGY_UNITS) if unit else None,
             )
         return ENERGY_UNITS[unit] / ENERGY_UNITS[condition.unit]
     if unit not in ("", condition.unit):
-        raise ConditionError(f"'{unit}' is not the unit of '{condition.name}'", expected=condition.unit or "no unit")
+        raise ConditionError(
+            f"'{unit}' is not the unit of '{condition.name}'", where=where, expected=condition.unit or "no unit"
+        )
     return 1.0
 
 
@@ -99,6 +103,9 @@ class Request:
         specs: Drawn conditions by name.
         table: Explicit conditions by name, (samples,) each, in the conditions' units.
         source: Where a table came from, for provenance.
+
+    Raises:
+        ConditionError: If a column of the table is not ``samples`` long.
     """
 
     def __init__(
@@ -112,6 +119,14 @@ class Request:
         self._specs = dict(specs or {})
         self._table = dict(table or {})
         self._source = source
+        for name, column in self._table.items():
+            if len(column) != samples:
+                raise ConditionError(
+                    f"the table has not one '{name}' per sample",
+                    where=source or None,
+                    expected=samples,
+                    found=len(column),
+                )
 
     @classmethod
     def from_specs(cls, family: Family, specs: Mapping[str, Any], n: int | None) -> Request:
@@ -142,10 +157,12 @@ class Request:
         for name in names:
             if name not in shards.condition_names:
                 raise ShardError(f"the data lack the condition '{name}'", found=", ".join(shards.condition_names))
+        rows = 0  # bad rows may be left out, so fewer than len(shards)
         for chunk in shards.chunks():
+            rows += len(chunk)
             for name in names:
                 columns[name].append(chunk.conditions[name])
-        count = len(shards) if n is None else n
+        count = rows if n is None else n
         table = {name: np.resize(np.concatenate(parts), count) for name, parts in columns.items()}
         return cls(count, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
 
@@ -158,6 +175,7 @@ class Request:
 
         Raises:
             ConditionError: If a column, a unit or a number is missing or wrong.
+            ShardError: If an HDF5 file cannot be read, or a dataset is not a column of numbers.
         """
         path = Path(path)
         try:
@@ -175,7 +193,8 @@ class Request:
         count = lengths.pop()
         if n is not None and n > count:
             raise ConditionError("the file has fewer rows than samples asked for", where=path, expected=n, found=count)
-        return cls(n or count, table={name: table[name][: n or count] for name in names}, source=path.name)
+        wanted = count if n is None else max(n, 0)
+        return cls(wanted, table={name: table[name][:wanted] for name in names}, source=path.name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -214,14 +233,17 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
             header, *rows = [row for row in csv.reader(file) if row]
         except (ValueError, UnicodeDecodeError, csv.Error):
             raise ConditionError("the file is not CSV with a header", where=path) from None
-    table = {}
+    table: dict[str, NDArray[np.float32]] = {}
     for i, title in enumerate(header):
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[\s*(\S*)\s*\])?\s*", title)
         known = [c.name for c in family.conditions]
         if match is None or match[1] not in known:
             hint = did_you_mean(match[1] if match else title, known)
             raise ConditionError(f"'{title}' is not a condition of family '{family.name}'", where=path, hint=hint)
-        factor = _unit_factor(family.condition(match[1]), match[2] or "", f"the column '{title}'")
+        if match[1] in table:
+            raise ConditionError(f"the column '{match[1]}' is there twice", where=path)
+        place = f"{path}, column '{title}'"
+        factor = _unit_factor(family.condition(match[1]), match[2] or "", place, f"{match[1]} [GeV]")
         try:
             table[match[1]] = (np.array([float(row[i]) for row in rows]) * factor).astype(np.float32)
         except (ValueError, IndexError):
@@ -242,12 +264,14 @@ def _is_number(row: Sequence[str], column: int) -> bool:
 
 def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
     table = {}
-    with h5py.File(path) as file:
+    with open_file(path) as file:
         for condition in family.conditions:
             if condition.name not in file:
                 continue
-            dataset = file[condition.name]
-            unit = str(dataset.attrs.get("unit", ""))
-            factor = _unit_factor(condition, unit, f"the dataset '{condition.name}' (attribute unit)")
+            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="fiu")
+            unit = dataset.attrs.get("unit", "")
+            unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
+            place = f"{path}, dataset {condition.name}, attribute unit"
+            factor = _unit_factor(condition, unit, place, "GeV")
             table[condition.name] = (np.asarray(dataset[:], np.float64).reshape(-1) * factor).astype(np.float32)
     return table

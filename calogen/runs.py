@@ -18,6 +18,7 @@ from torch import Tensor
 from .checkpoint import Card, Checkpoint, load_checkpoint, save_checkpoint
 from .config import Config
 from .errors import CheckpointError, ConfigError, StorageError
+from .hdf5 import write_atomic
 
 Record = dict[str, Any]
 
@@ -59,7 +60,7 @@ class RunFolder:
         """
         try:
             with (self.path / "log.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(_line(record))
         except OSError as error:
             raise StorageError(f"cannot write the log: {error.strerror}", where=self.path / "log.jsonl") from None
 
@@ -77,8 +78,12 @@ class RunFolder:
         return found
 
     def rewrite_log(self, records: Sequence[Record]) -> None:
-        """Replace the log."""
-        (self.path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        """Replace the log.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write_atomic(self.path / "log.jsonl", "".join(_line(record) for record in records).encode())
 
     def best(self) -> Record | None:
         """Step, score and name of the best checkpoint so far."""
@@ -97,17 +102,30 @@ class RunFolder:
             model: The averaged generator.
             training: Everything needed to resume.
         """
-        name = f"step-{card.step}"
-        save_checkpoint(self.checkpoints / name, card, model, training)
-        best = self.best()
-        if best is None or (card.score is not None and card.score < (best["score"] or math.inf)):
-            part = self.path / "best.json.part"
-            part.write_text(json.dumps({"step": card.step, "score": card.score, "checkpoint": name}))
-            part.rename(self.path / "best.json")
+        save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training)
+        self.judge(card)
         kept = {*self.steps()[-2:], (self.best() or {}).get("step")}
         for step in self.steps():
             if step not in kept:
                 _remove(self.checkpoints / f"step-{step}")
+
+    def judge(self, card: Card) -> None:
+        """Make a saved checkpoint the best one if none before it was as good.
+
+        Raises:
+            StorageError: If that cannot be written down.
+        """
+        best = self.best()
+        known = best["score"] if best else None
+        if best is None or (card.score is not None and (known is None or card.score < known)):
+            record = {"step": card.step, "score": card.score, "checkpoint": f"step-{card.step}"}
+            write_atomic(self.path / "best.json", _line(record).encode())
+
+
+def _line(record: Record) -> str:
+    """One line of strict JSON: numbers that are not finite become null."""
+    infinite = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(record | infinite) + "\n"
 
 
 def _remove(folder: Path) -> None:
@@ -162,7 +180,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
                 found=_short(value),
                 hint="resume with the same configuration, or start a new run",
             )
-    if checkpoint.card.provenance["data"] != facts["data"]:
+    if checkpoint.card.provenance.get("data") != facts["data"]:
         raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
     before = checkpoint.card.provenance
     changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]

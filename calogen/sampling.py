@@ -10,7 +10,7 @@ import copy
 import importlib.resources
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,7 @@ class Surrogate:
     def _columns(self, conditions: Mapping[str, ArrayLike], n: int | None) -> NDArray[np.float32]:
         """Conditions as columns (n, C)."""
         self._check_names(conditions)
-        arrays = {name: np.asarray(conditions[name], np.float32) for name in self.conditions}
+        arrays = {name: _numbers(name, conditions[name]) for name in self.conditions}
         lengths = {array.size for array in arrays.values() if array.ndim}
         if n is not None:
             lengths.add(n)
@@ -245,13 +245,15 @@ class Surrogate:
         """How many files and bytes a request makes, and whether they fit.
 
         Raises:
-            ConfigError: If the number of samples is not 1 to 10^12.
+            ConfigError: If the number of samples is not 1 to 10^12, or a shard is to hold none.
             StorageError: If the file system cannot hold even a quarter of the uncompressed bytes.
         """
         n = request.samples
         if not 1 <= n <= _MOST_SAMPLES:
             raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=n)
-        per_shard = shard_size or samples_per_shard(self.family, SHARD_BYTES)
+        per_shard = samples_per_shard(self.family, SHARD_BYTES) if shard_size is None else shard_size
+        if per_shard < 1:
+            raise ConfigError("a shard holds at least one sample", where="--shard-size", found=shard_size)
         raw = n * 4 * (self.family.voxels + len(self.conditions))
         where = Path(out).absolute()
         while not where.exists():
@@ -305,12 +307,14 @@ class Surrogate:
         """
         if not isinstance(request, Request):
             request = Request.from_specs(self.family, request, n)
+        elif n not in (None, request.samples):
+            raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
         out = Path(out)
         self._check_names(dict.fromkeys(request.names))
         estimate = self.estimate(request, out, shard_size)
         self.check_request(request, seed, extrapolate=extrapolate)
         if layout == "calogan":
-            _require_calogan(self.family)
+            _require_calogan(self.family, self.conditions)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError("the output folder is not empty", where=out, hint="choose another --out")
         provenance = {
@@ -368,7 +372,7 @@ class Surrogate:
             samples = Samples.concatenate(parts)
             path = out / f"shard-{number:06d}.h5"
             records.append(write_shard(path, samples, provenance=provenance, index_start=start, layout=layout))
-            signal_number = should_stop() if should_stop else 0
+            signal_number = should_stop() if should_stop and stop < total else 0
             if signal_number:
                 write_manifest(out, records, provenance=provenance)
                 raise Interrupted(
@@ -380,12 +384,25 @@ class Surrogate:
         return out
 
 
-def _require_calogan(family: Family) -> None:
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise ConditionError(
+            f"'{name}' is not a number or an array of numbers", found=repr(values)[:80], hint="in the family's unit"
+        ) from None
+
+
+def _require_calogan(family: Family, conditions: Sequence[str]) -> None:
     if family.name != "calogan":
         raise ConfigError(
             "CaloGAN's layout holds its own three layers only",
             where="--format calogan",
             found=f"family '{family.name}'",
+        )
+    if "incident_energy" not in conditions:
+        raise ConfigError(
+            "CaloGAN's layout needs incident energies", where="--format calogan", found="an unconditional surrogate"
         )
 
 
@@ -408,7 +425,7 @@ def find_model(model: str | Path) -> Path:
             raise CheckpointError("the run has no checkpoint yet", where=path)
         try:
             return path / "checkpoints" / str(json.loads(best.read_text())["checkpoint"])
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise CheckpointError("the run's best.json is damaged", where=best) from None
     if not path.exists():
         names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []

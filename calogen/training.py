@@ -122,6 +122,12 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
             )
     if len(set(names)) != len(names):
         raise ConfigError("a condition is named twice", where="conditions", found=", ".join(names))
+    if family.kind == "calorimeter" and "incident_energy" not in training.condition_names:
+        raise ShardError(
+            "the showers have no incident energies, and validation needs them",
+            found=", ".join(training.condition_names) or "no conditions",
+            hint="give files with incident energies, even to train --unconditional",
+        )
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -401,6 +407,7 @@ class TrainingLoop:
         loop.begun = begun
         if resume:
             trainer.restore(checkpoint)
+            folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
             loop.records = folder.records(trainer.done)
             folder.rewrite_log(loop.records)
             if warning:
@@ -426,7 +433,7 @@ class TrainingLoop:
         trainer, options = self.trainer, self.trainer.options
         while trainer.done < options.steps:
             self._step()
-            signal_number = should_stop()
+            signal_number = should_stop() if trainer.done < options.steps else 0
             late = options.time is not None and time.monotonic() - self.begun >= options.time
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
@@ -466,8 +473,9 @@ class TrainingLoop:
             "steps_per_second": round(self.counted / max(now - self.since, 1e-9), 3),
         }
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        if not wrong and not all(bool(torch.isfinite(p).all()) for p in trainer.trained):
-            wrong = ["generator weights"]
+        for name, weights in (("generator", trainer.trained), ("critic", trainer.critic.parameters())):
+            if not wrong and not all(bool(torch.isfinite(p).all()) for p in weights):
+                wrong = [f"{name} weights"]
         if wrong:
             self.folder.log({"step": trainer.done, "diverged": wrong})
             steps = self.folder.steps()
