@@ -11,6 +11,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.errors import ShardError
 from calogen.families import Condition, Family
 
 from .observables import Observable
@@ -46,9 +47,19 @@ class Selection:
         return f"[{self.name}]" if self.name else ""
 
     def of(self, conditions: Mapping[str, NDArray[np.floating]], count: int) -> NDArray[np.bool_]:
-        """Which of ``count`` samples belong to it, (N,)."""
+        """Which of ``count`` samples belong to it, (N,).
+
+        Raises:
+            ShardError: If the samples lack the condition.
+        """
         if not self.condition:
             return np.ones(count, dtype=bool)
+        if self.condition not in conditions:
+            raise ShardError(
+                f"the samples lack the condition '{self.condition}' that the reference has",
+                expected=self.condition,
+                found=", ".join(conditions) or "no conditions",
+            )
         values = conditions[self.condition]
         return np.asarray((values >= self.low) & (values < self.high))
 

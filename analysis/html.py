@@ -49,7 +49,7 @@ def verdict(report: Report, name: str) -> Verdict:
 
 
 def _headline(share: float, unphysical: Mapping[str, int]) -> str:
-    if unphysical.get("nonfinite_samples") or unphysical.get("negative_voxels"):
+    if any(unphysical.get(kind) for kind in ("nonfinite_samples", "negative_voxels", "dropped_samples")):
         return "Contains unphysical samples: do not use before this is understood."
     if share >= 0.99:
         return "Not distinguishable from the reference by these observables, at this sample size."
@@ -109,7 +109,8 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         report=report,
         verdicts=[verdict(report, name) for name in report.metrics],
         figures=[
-            {"name": n, "title": t, "caption": c, "image": base64.b64encode(png).decode()} for n, t, c, png in figures
+            {"name": n, "title": t, "caption": c, "image": base64.b64encode(png).decode(), "width": _shown_width(png)}
+            for n, t, c, png in figures
         ],
         rows=rows,
         left_out=total - sum(len(r) for r in rows.values()),
@@ -118,6 +119,11 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         several=len(report.metrics) > 1,
         near=_NEAR_FLOOR,
     )
+
+
+def _shown_width(png: bytes) -> int:
+    """Width on the page in pixels, so that the text of small and large figures has one size; 0 if unknown."""
+    return int(0.7 * int.from_bytes(png[16:20], "big"))  # the width field of the PNG header
 
 
 def _rows(found: Mapping[str, Metric]) -> list[dict[str, Any]]:

@@ -253,8 +253,11 @@ def _name_of(source: Source | str | Path) -> str:
 
 
 def _source_notes(name: str, source: Source, side: Survey) -> list[str]:
-    notes = [f"{name}: {note}" for note in getattr(source, "notes", ())]
+    notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
+    if name == "reference" and getattr(source, "kind", "reference") != "reference":
+        notes.append("reference: these samples are themselves generated, not simulated.")
     words = {
+        "dropped_samples": "bad samples were dropped while reading and are in no number",
         "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
         "negative_voxels": "voxels are negative",
         "response_too_high": "showers deposit more energy than the family allows",

@@ -160,6 +160,19 @@ def test_families_do_not_mix():
         score(toy("calogan", 20), toy("1-photons", 20))
 
 
+def test_missing_conditions_are_named(showers):
+    bare = replace(toy("nbody-64", 40), conditions={})
+    with pytest.raises(ShardError, match="lack the condition 'Omega_m'"):
+        compare(toy("nbody-64", 40), bare)
+    with pytest.raises(ShardError, match="lack the condition"):
+        score(toy("nbody-64", 40), bare)
+
+
+def test_a_generated_reference_is_noted(showers):
+    reference = replace(showers.read(0, 100), kind="generated")
+    assert any("themselves generated" in n for n in compare(reference, showers.read(100, 200), bins=0).notes)
+
+
 def test_too_few_samples_are_an_error_not_a_number():
     with pytest.raises(ShardError, match="too few"):
         compare(toy("calogan", 2), toy("calogan", 2))
