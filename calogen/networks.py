@@ -38,8 +38,8 @@ _FACTOR_ROWS = 12_000  # showers that the factors are fitted to
 class ShowerGenerator(nn.Module):
     """Energies first, then shapes normalised to them.
 
-    Before training it is a statistical model fitted to the data: energy scores are correlated normals, voxel scores
-    a linear factor model. Two networks with zero last layers add what training finds.
+    Before training it is a statistical model fitted to the data: independent energy scores and voxel scores that
+    follow a linear factor model. Two networks with zero last layers add what training finds.
 
     Args:
         family: A calorimeter family.
@@ -48,7 +48,6 @@ class ShowerGenerator(nn.Module):
         hidden: Widths of the hidden layers of the shape network.
     """
 
-    mixing: Tensor  # (L, L) lower triangle: correlations of the energy scores
     noise: Tensor  # (V,) spread of each voxel's own noise
 
     def __init__(self, family: Family, transform: ShowerTransform, latent: int, hidden: Sequence[int]) -> None:
@@ -57,7 +56,6 @@ class ShowerGenerator(nn.Module):
         self.family = family
         self.transform = transform
         self.splits = (layers, latent, family.voxels)
-        self.register_buffer("mixing", torch.eye(layers))
         self.register_buffer("noise", torch.ones(family.voxels))
         self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
         self.energies = _mlp([layers + count, 128, 128, layers], slope=0.1, zero_last=True)
@@ -77,25 +75,22 @@ class ShowerGenerator(nn.Module):
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         energies, factors, own = latent.split(self.splits, 1)
         scaled = scale_conditions(self.family, self.transform.conditions, conditions)
-        energy_scores = energies @ self.mixing.T + self.energies(torch.cat([energies, scaled], 1))
+        energy_scores = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_scores, factors, scaled], 1))
         voxel_scores = factors @ self.loadings.T + own * self.noise + shift
         return self.transform.inverse(energy_scores, voxel_scores, conditions)
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
-        """Fit transform, correlations and factors to training samples."""
+        """Fit transform and factors to training samples."""
         showers, conditions = self.transform.fit(samples)
         rows = torch.randperm(len(showers), generator=torch.Generator().manual_seed(seed))[:_FACTOR_ROWS]
         showers, conditions = showers[rows], conditions[rows]
         self.transform.double()
-        energy_scores, voxel_scores = self.transform(showers, conditions)
+        _, voxel_scores = self.transform(showers, conditions)
         ceiling = self.transform.ceiling(showers, conditions)
         self.transform.float()
-        layers, latent, _ = self.splits
-        correlation = torch.corrcoef(energy_scores.T).reshape(layers, layers).nan_to_num(0.0)
-        correlation.fill_diagonal_(1.0)
-        self.mixing.copy_(torch.linalg.cholesky(0.99 * correlation + 0.01 * torch.eye(layers)))
+        latent = self.splits[1]
         generator = torch.Generator().manual_seed(seed)
         loadings = fit_factors(voxel_scores.float(), showers == 0, ceiling.float(), latent, generator)
         self.loadings.zero_()[:, : loadings.shape[1]] = loadings.float()

@@ -32,8 +32,10 @@ from .shards import Samples
 _FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
 _LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
+_EMPTY = 1e-3  # of the knee: a layer with less than that is empty, not the rounding of its logarithm
 _SCORE_GRID = torch.arange(-20, 21) / 5.0  # normal scores at which energy quantiles are kept, -4 to 4
 _FITTED = slice(4, -4)  # of these, the ones data can resolve; the rest continue their slope
+_EARLIER = 3  # scores that the quantiles of a further energy variable depend on
 _CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
 
 
@@ -57,6 +59,14 @@ def _scale(condition: Condition, values: Tensor) -> Tensor:
     if condition.scale == "log":
         values, low, high = torch.log(values), math.log(low), math.log(high)
     return 2 * (values - low) / (high - low) - 1
+
+
+def _energy_design(scaled: Tensor, scores: Sequence[Tensor]) -> Tensor:
+    """Features (B, G) for the next energy variable: conditions (B, C) and the first and last two scores so far."""
+    chosen = list(dict.fromkeys([0, len(scores) - 1, len(scores) - 2]))
+    earlier = [scores[i] for i in chosen if 0 <= i < len(scores)]
+    empty = [scaled.new_zeros(len(scaled))] * (_EARLIER - len(earlier))
+    return monomials(torch.cat([scaled, torch.stack([*earlier, *empty], 1)], 1), 3)
 
 
 class MapTransform(nn.Module):
@@ -96,7 +106,8 @@ class ShowerTransform(nn.Module):
     A shower is taken apart into its total energy, the logarithms of its layer energies relative to the leading
     layer, and each voxel's share of its layer. Given the conditions c:
 
-    * each energy variable is mapped to its normal score g by quantile regressions in c;
+    * each energy variable is mapped to its normal score g by quantile regressions in c and in the scores of the total
+      and of the two layers before it, so that the scores are independent (Rosenblatt 1952);
     * voxel v is on if the upper tail S(n) of its score n is below p = sigmoid(logit), and its share of the layer is
       then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q holds the shape of the distribution.
       The share falls to 0 continuously as S rises to p, hence gradients with no straight-through trick;
@@ -113,7 +124,7 @@ class ShowerTransform(nn.Module):
     """
 
     reference: Tensor  # () index of the leading layer
-    energy_quantiles: Tensor  # (L, G, K) coefficients of energy variables, cubic in c
+    energy_quantiles: Tensor  # (L, G, K) coefficients of the energy variables' quantiles
     shape_centre: Tensor  # (F2, L + 1) log layer energies and depth, quadratic in c ...
     shape_spread: Tensor  # (L + 1,) ... and their spread about it
 
@@ -123,7 +134,7 @@ class ShowerTransform(nn.Module):
         self.conditions = tuple(conditions)
         self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
         count, layers, voxels = len(self.conditions), len(family.layers), family.voxels
-        cubic = monomials(torch.zeros(1, count), 3).shape[1]
+        cubic = monomials(torch.zeros(1, count + _EARLIER), 3).shape[1]
         quadratic = monomials(torch.zeros(1, count)).shape[1]
         features = monomials(torch.zeros(1, count + 2)).shape[1]
         self.register_buffer("reference", torch.tensor(0))
@@ -176,38 +187,61 @@ class ShowerTransform(nn.Module):
         ratios = variables.new_zeros(len(variables), len(self.family.layers))
         ratios[:, self._others()] = variables[:, 1:]
         layers = len(self.family.layers)
-        energies = (torch.softmax(ratios, 1) * (total + layers * knee)[:, None] - knee).clamp(min=0)
+        energies = torch.softmax(ratios, 1) * (total + layers * knee)[:, None] - knee
+        energies = torch.where(energies < _EMPTY * knee, 0.0, energies)
         return energies * (total / energies.sum(1).clamp(min=1e-12))[:, None]
 
     def _others(self) -> list[int]:
         leading = int(self.reference)
         return [i for i in range(len(self.family.layers)) if i != leading]
 
-    def _energy_knots(self, scaled: Tensor) -> Tensor:
-        """Quantiles of the energy variables on the grid of scores: (B, L, G), increasing."""
-        fitted = torch.einsum("bf,lfk->blk", monomials(scaled, 3), self.energy_quantiles)
-        fitted = torch.cummax(fitted, 2).values
-        steps = torch.arange(1, _FITTED.start + 1, device=scaled.device)
-        below = fitted[..., :1] - (fitted[..., 1:2] - fitted[..., :1]) * steps.flip(0)
-        above = fitted[..., -1:] + (fitted[..., -1:] - fitted[..., -2:-1]) * steps
-        return torch.cat([below, fitted, above], 2)
+    def _knots(self, design: Tensor, i: int) -> Tensor:
+        """Quantiles of energy variable i on the grid of scores, (B, K + 8), increasing; design (B, G)."""
+        fitted = torch.cummax(design @ self.energy_quantiles[i], 1).values
+        steps = torch.arange(1, _FITTED.start + 1, device=design.device)
+        below = fitted[:, :1] - (fitted[:, 1:2] - fitted[:, :1]) * steps.flip(0)
+        above = fitted[:, -1:] + (fitted[:, -1:] - fitted[:, -2:-1]) * steps
+        return torch.cat([below, fitted, above], 1)
 
     def energies_from_scores(self, scores: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV from normal scores (B, L) and conditions (B, C) in their units."""
-        knots = self._energy_knots(scale_conditions(self.family, self.conditions, conditions))
-        position = (scores.clamp(-3.999, 3.999) + 4) * 5
-        index = position.detach().long()
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        scores = scores.clamp(-3.999, 3.999)
+        position = (scores + 4) * 5
+        index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
         weight = position - index
-        low, high = (knots.gather(2, (index + i)[..., None])[..., 0] for i in (0, 1))
-        return self._energies(low + weight * (high - low), conditions)
+        columns = list(scores.unbind(1))
+        variables = []
+        for i in range(len(columns)):
+            knots = self._knots(_energy_design(scaled, columns[:i]), i)
+            low, high = (knots.gather(1, index[:, i : i + 1] + k)[:, 0] for k in (0, 1))
+            variables.append(low + weight[:, i] * (high - low))
+        return self._energies(torch.stack(variables, 1), conditions)
+
+    def _energy_score(self, variable: Tensor, design: Tensor, i: int) -> Tensor:
+        """Inverse of the quantiles of energy variable i: scores (B,)."""
+        knots = self._knots(design, i)
+        index = (torch.searchsorted(knots, variable[:, None].contiguous()) - 1).clamp(0, knots.shape[1] - 2)
+        low, high = (knots.gather(1, index + k)[:, 0] for k in (0, 1))
+        weight = ((variable - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        return (index[:, 0] + weight) / 5 - 4
 
     def _energy_scores(self, energies: Tensor, conditions: Tensor) -> Tensor:
-        knots = self._energy_knots(scale_conditions(self.family, self.conditions, conditions))
-        variables = self.energy_variables(energies, conditions)
-        index = (torch.searchsorted(knots, variables[..., None].contiguous()) - 1).clamp(0, knots.shape[2] - 2)
-        low, high = (knots.gather(2, index + i)[..., 0] for i in (0, 1))
-        weight = ((variables - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-        return (index[..., 0] + weight) / 5 - 4
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        scores: list[Tensor] = []
+        for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
+            scores.append(self._energy_score(variable, _energy_design(scaled, scores), i))
+        return torch.stack(scores, 1)
+
+    def _fit_energies(self, energies: Tensor, conditions: Tensor) -> None:
+        """Quantile regressions of the energy variables, one after another."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
+        scores: list[Tensor] = []
+        for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
+            design = _energy_design(scaled, scores)
+            self.energy_quantiles[i] = fit_quantiles(design, variable, levels)
+            scores.append(self._energy_score(variable, design, i))
 
     # --- voxels -------------------------------------------------------------------------------------------------
 
@@ -316,10 +350,7 @@ class ShowerTransform(nn.Module):
         self.double()
         energies = self.layer_energies(showers)
         self.reference.fill_(int(energies.mean(0).argmax()))
-        levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
-        variables = self.energy_variables(energies, conditions)
-        cubic = monomials(scaled, 3)
-        self.energy_quantiles.copy_(torch.stack([fit_quantiles(cubic, v, levels) for v in variables.T]))
+        self._fit_energies(energies, conditions)
         quadratic, profile = monomials(scaled), self._profile(energies)
         self.shape_centre.copy_(fit_least_squares(quadratic, profile, torch.ones_like(profile), ridge=1e-3))
         spread = (profile - quadratic @ self.shape_centre).std(0)
