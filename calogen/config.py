@@ -31,13 +31,13 @@ class GeneratorConfig(_Frozen):
 
     Attributes:
         network: ``mlp`` (showers), ``dcgan`` (maps), or ``auto``, which takes what the family needs.
-        latent: Latent numbers shared by the whole sample (for maps: channels of the latent grid).
+        latent: Factors shared by all voxels of a shower, or channels of a map's latent grid (none: 192, or 32).
         hidden: Widths of the hidden layers (``mlp``).
         channels: Channels from the smallest grid up (``dcgan``).
     """
 
     network: Literal["auto", "mlp", "dcgan"] = "auto"
-    latent: int = Field(default=64, ge=1, le=4096)
+    latent: int | None = Field(default=None, ge=1, le=4096)
     hidden: tuple[_Width, ...] = (256, 512)
     channels: tuple[_Width, ...] = Field(default=(128, 64, 32, 16), min_length=1)
 

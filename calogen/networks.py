@@ -319,8 +319,8 @@ def build_generator(family: Family, conditions: Sequence[str], config: Generator
         )
     transform = build_transform(family, conditions)
     if isinstance(transform, ShowerTransform):
-        return ShowerGenerator(family, transform, config.latent, config.hidden)
-    return MapGenerator(family, transform, conditions, config.latent, config.channels)
+        return ShowerGenerator(family, transform, config.latent or 192, config.hidden)
+    return MapGenerator(family, transform, conditions, config.latent or 32, config.channels)
 
 
 def build_critic(generator: Generator, config: CriticConfig) -> Critic:
