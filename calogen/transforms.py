@@ -339,13 +339,6 @@ class ShowerTransform(nn.Module):
             ShardError: If fewer than 16 showers have energy.
         """
         showers, conditions = _rows_to_fit(samples, self.family, self.conditions)
-        if len(showers) < 16:
-            raise ShardError(
-                "too few showers to fit a transform",
-                expected="at least 16 showers with energy",
-                found=len(showers),
-                hint="add training data",
-            )
         scaled = scale_conditions(self.family, self.conditions, conditions)
         self.double()
         energies = self.layer_energies(showers)
@@ -423,7 +416,7 @@ def _fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
     count = on.sum(0)
     ordered = torch.where(on, residual, torch.inf).sort(0).values
     index = (_SHAPE_LEVELS[:, None] * (count - 1).clamp(min=0)).round().long()
-    own = ordered.gather(0, index).nan_to_num(posinf=0.0)
+    own = ordered.gather(0, index).nan_to_num(posinf=0.0) if len(ordered) else torch.zeros_like(index).double()
     pooled = residual[on]
     if len(pooled):
         pooled = torch.quantile(pooled[:: max(1, len(pooled) // 1_000_000)], _SHAPE_LEVELS)
@@ -446,6 +439,13 @@ def _fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
 def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Showers with energy, mirrored, as many as memory allows: (N, V) and (N, C), float64."""
     with_energy = np.flatnonzero(samples.values.sum(1) > 0)
+    if len(with_energy) < 16:
+        raise ShardError(
+            "too few showers to fit a transform",
+            expected="at least 16 showers with energy",
+            found=len(with_energy),
+            hint="add training data",
+        )
     limit = max(2000, _FIT_NUMBERS // family.voxels)
     rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
     values = samples.values[rows]
