@@ -111,7 +111,8 @@ class Interrupted(CalogenError):
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """A hint naming the known word nearest to ``name``, or listing all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    spelled = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{spelled[near[0]]}'?"
     return f"known: {', '.join(known)}" if known else None
