@@ -92,7 +92,7 @@ class TrainingConfig(_Frozen):
     decay: float = Field(default=0.3, ge=0, le=1)
     ema: float = Field(default=0.999, ge=0, lt=1)
     augment: bool = True
-    tune_transform: bool = True
+    tune_transform: bool = False
     log_every: int = Field(default=50, ge=1)
     validate_every: int = Field(default=500, ge=1)
     validation_size: int = Field(default=2000, ge=16)

@@ -58,6 +58,9 @@ class ShowerGenerator(nn.Module):
         self.splits = (layers, latent, family.voxels)
         self.register_buffer("noise", torch.ones(family.voxels))
         self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
+        # Scores stay standard, whatever the adversary does: without this, the occupancy of voxels that are rarely on
+        # drifts away within a thousand steps.
+        self.standardise = nn.BatchNorm1d(family.voxels, affine=False, momentum=0.01)
         self.energies = _mlp([layers + count, 128, 128, layers], slope=0.1, zero_last=True)
         self.shapes = _mlp([layers + latent + count, *hidden, family.voxels], slope=0.1, zero_last=True)
 
@@ -77,7 +80,7 @@ class ShowerGenerator(nn.Module):
         scaled = scale_conditions(self.family, self.transform.conditions, conditions)
         energy_scores = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_scores, factors, scaled], 1))
-        voxel_scores = factors @ self.loadings.T + own * self.noise + shift
+        voxel_scores = self.standardise(factors @ self.loadings.T + own * self.noise + shift)
         return self.transform.inverse(energy_scores, voxel_scores, conditions)
 
     @torch.no_grad()
@@ -103,6 +106,9 @@ class ShowerCritic(nn.Module):
     The views, per voxel: log(1 + E / knee), with the knee at an absolute energy, and the root of the share of the
     layer; sums over rows and columns; per layer: energy, soft occupancy E / (E + knee) (a hard one has no gradient),
     centre, widths, share and asymmetry of the two hottest voxels; and the total and relative layer energies.
+
+    Views come in groups (voxels, sums, layers) of very different size; each group is given the same total weight, or
+    a critic bound to slope 1 would look at little but single voxels, and learn the training showers by heart.
 
     Args:
         family: A calorimeter family.
@@ -132,7 +138,18 @@ class ShowerCritic(nn.Module):
         values = torch.from_numpy(samples.values[rows])
         raw = self._raw(values, torch.from_numpy(condition_array(samples, conditions)[rows]))
         self.mean.copy_(raw.mean(0))
-        self.spread.copy_(raw.std(0).nan_to_num(0.0).clamp(min=1e-2))
+        self.spread.copy_(raw.std(0).nan_to_num(0.0).clamp(min=1e-2) / self._weights())
+
+    def _weights(self) -> Tensor:
+        """Weight of each view, (D,): groups of views weigh the same in all."""
+        voxels, layers = self.family.voxels, len(self.family.layers)
+        sums = sum(sum(layer.shape) for layer in self.family.layers)
+        small, middle, large = (math.sqrt(9 * layers / size) for size in (voxels, sums, 9 * layers))
+        parts = [torch.full((voxels,), small)]
+        for layer, part in zip(self.family.layers, self.family.layer_slices, strict=True):
+            sizes = (part.stop - part.start, sum(layer.shape), 8)
+            parts += [torch.full((n,), w) for n, w in zip(sizes, (small, middle, large), strict=True)]
+        return torch.cat([*parts, torch.full((layers,), large)])
 
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """Views (B, D), dimensionless, of showers (B, V) in MeV with conditions (B, C) in their units."""

@@ -172,7 +172,7 @@ class Trainer:
         self.critic.to(self.plan.device)
         if not self.options.tune_transform:
             self.generator.transform.requires_grad_(False)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.trained = [p for p in self.generator.parameters() if p.requires_grad]
         self.averaged = [
             a for a, p in zip(self.average.parameters(), self.generator.parameters(), strict=True) if p.requires_grad
@@ -221,6 +221,8 @@ class Trainer:
         # A young average would remember the start for too long: shorten its memory at first.
         keep = min(self.options.ema, (1 + self.done) / (10 + self.done))
         with torch.no_grad():
+            for mine, live in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(live)
             torch._foreach_lerp_(self.averaged, self.trained, 1 - keep)
         return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
 
