@@ -17,6 +17,8 @@ from .errors import CalogenError, ConditionError, ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from calogen.analysis import Metric, Report
+
     from .config import Config
     from .requests import Request
     from .sampling import Surrogate
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width to keep to
+    return console
 
 
 @contextmanager
@@ -385,20 +390,46 @@ def _require_report_folder(out: Path) -> None:
         )
 
 
-def _print_report(report: Any) -> None:
+def _print_report(report: Report) -> None:
+    """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
     from rich.table import Table
 
     from calogen.analysis.report import SUMMARY_HEADER
 
+    console, several = _console(), len(report.metrics) > 1
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in SUMMARY_HEADER:
-        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right")
+    for title in SUMMARY_HEADER[0 if several else 1 :]:
+        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right", no_wrap=True)
+    binned: dict[tuple[str, str], dict[str, str]] = {}
     for row in report.summary():
-        table.add_row(*row.cells)
-    console = _console()
+        name, _, where = row.key.partition("[")
+        kind, _, observable = name.partition("/")
+        if kind in ("mean", "spread") and where:
+            cell = _percent(row.metric)
+            binned.setdefault((row.generated, f"{observable}: {kind}"), {})[where.rstrip("]")] = cell
+        elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
+            table.add_row(*row.cells[0 if several else 1 :])
     console.print(table)
+    selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
+    if selections:
+        table = Table(box=None, padding=(0, 2, 0, 0), title="generated / reference - 1", title_justify="left")
+        for title in (["generated"] if several else []) + ["", *selections]:
+            table.add_column(title, justify="right" if title in selections else "left", no_wrap=True)
+        for (generated, label), cells in binned.items():
+            values = [cells.get(where, "") for where in selections]
+            table.add_row(*([generated] if several else []), label, *values)
+        console.print()
+        console.print(table)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _percent(metric: Metric) -> str:
+    if metric.value is None:
+        return "-"
+    digits = 2 if abs(metric.value) < 0.01 and (metric.error or 0) < 0.001 else 1
+    error = f" ± {100 * metric.error:.{digits}f}" if metric.error is not None else ""
+    return f"{100 * metric.value:+.{digits}f}{error} %"
 
 
 @cli.command()
