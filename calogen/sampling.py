@@ -143,6 +143,7 @@ class Surrogate:
         Raises:
             ConditionError: Missing, unknown, not finite or out of range; lengths that differ.
         """
+        _check_seed(seed)
         columns = self._columns(conditions or {}, n)
         self.check(columns, extrapolate=extrapolate)
         parts = []
@@ -212,8 +213,6 @@ class Surrogate:
     @torch.inference_mode()
     def _run(self, columns: NDArray[np.float32], seed: int, start: int) -> NDArray[np.float32]:
         """Samples start to start + len(columns) of a seed, in one pass."""
-        if not 0 <= seed < 2**63:
-            raise ConfigError("a seed is a number from 0 to 2^63 - 1", found=seed)
         coarse = self._generator.coarse
         latent = normals(seed, start, len(columns), self._generator.latent_size - coarse, coarse)
         values = self._generator(
@@ -331,11 +330,13 @@ class Surrogate:
         return self._write(out, request, estimate.samples, per_shard, provenance, seed, layout, progress, should_stop)
 
     def check_request(self, request: Request, seed: int, *, extrapolate: bool = False) -> None:
-        """Check every condition a request will use.
+        """Check the seed and every condition a request will use.
 
         Raises:
             ConditionError: As :meth:`check`.
+            ConfigError: If the seed is out of range.
         """
+        _check_seed(seed)
         limits = request.limits(self.conditions)
         if limits is not None:
             self.check(limits, extrapolate=extrapolate)
@@ -382,6 +383,11 @@ class Surrogate:
                 )
         write_manifest(out, records, provenance=provenance)
         return out
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ConfigError("a seed is a number from 0 to 2^63 - 1", where="--seed", found=seed)
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
