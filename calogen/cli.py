@@ -99,9 +99,9 @@ def cli() -> None:
 @click.option("--holdout", multiple=True, metavar="NAME=LO:HI", help="Leave a range out: incident_energy=20:30GeV.")
 @click.option("--steps", type=click.IntRange(min=1), help="Generator updates.")
 @click.option("--time", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after SECONDS.")
-@click.option("--batch-size", type=click.IntRange(min=2))
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the cores there are).")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Set any key of the configuration.")
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
@@ -336,7 +336,9 @@ def compare(
     drop_bad: bool,
     fail_above: tuple[str, ...],
 ) -> None:
-    """Compare generated samples with a reference: metrics with errors and floors, figures, one HTML page.
+    """Compare generated samples with a reference.
+
+    Writes metrics with errors and floors (metrics.json), figures (PDF, PNG) and one self-contained page (report.html).
 
     REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name.
     """
@@ -436,7 +438,7 @@ def _percent(metric: Metric) -> str:
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: str, as_json: bool) -> None:
-    """Describe shards, any known simulation file, or a trained model."""
+    """Describe shards, a simulation file or a model."""
     from .sampling import is_model
 
     if is_model(path):
@@ -454,10 +456,25 @@ def _readable(value: Any) -> Any:
     if isinstance(value, dict):
         return "\n".join(f"{k}: {_readable(v) if not isinstance(v, dict) else _inline(v)}" for k, v in value.items())
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "\n".join(_inline(entry) for entry in value[:5]) + ("\n..." if len(value) > 5 else "")
+        return _readable(_merged(value))
     if isinstance(value, list) and len(value) > 12:
         return f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"
     return value
+
+
+def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several records as one: each key with its value, or with all the values it takes."""
+    merged = {}
+    for key in dict.fromkeys(key for entry in entries for key in entry):
+        values: list[Any] = []
+        for entry in entries:
+            for value in entry.get(key) if isinstance(entry.get(key), list) else [entry.get(key)]:
+                if value is not None and value not in values:
+                    values.append(value)
+        merged[key] = (
+            values[0] if len(values) == 1 else f"{', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
+        )
+    return merged
 
 
 def _inline(entry: dict[str, Any]) -> str:
@@ -466,13 +483,16 @@ def _inline(entry: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     text = f"{value:.5g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def verify(path: Path) -> None:
-    """Check every byte of a shard or a folder of shards; exit 2 if anything is wrong."""
+    """Check every byte of shards.
+
+    PATH is a shard or a folder of shards; the exit code is 2 if anything is wrong.
+    """
     from .errors import ShardError
     from .shards import verify as check
 
@@ -486,7 +506,7 @@ def verify(path: Path) -> None:
 
 @cli.group()
 def bench() -> None:
-    """Measure calogen beside the bare minimum, in one run."""
+    """Measure calogen beside the bare minimum."""
 
 
 @bench.command("train")
