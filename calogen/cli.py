@@ -449,7 +449,7 @@ def info(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    _table(str(path), {key: _readable(value) for key, value in facts.items()})
+    _table(path, {key.replace("_", " "): _readable(value) for key, value in facts.items() if value not in ([], {}, "")})
 
 
 def _readable(value: Any) -> Any:
