@@ -207,6 +207,13 @@ class Family(_Frozen):
             raise ValueError(f"condition names must differ, got {names}")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        # By fields: pydantic would compare cached arrays too, which have no truth value.
+        return isinstance(other, Family) and all(getattr(self, n) == getattr(other, n) for n in Family.model_fields)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.kind, self.unit, self.layers, self.pixels))
+
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample in memory: (V,) for showers, (H, W) for maps."""

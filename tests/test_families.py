@@ -96,7 +96,13 @@ def test_bins_are_equal_on_the_conditions_own_scale() -> None:
 
 @pytest.mark.parametrize("family", ALL_FAMILIES, ids=lambda f: f.name)
 def test_a_family_survives_its_json(family: Family) -> None:
-    assert Family.model_validate_json(family.model_dump_json()) == family
+    again = Family.model_validate_json(family.model_dump_json())
+    assert again == family
+    for one in (again, family):
+        assert len(one.mirrors) * one.voxels > 0  # computed once and kept, which equality must not mind
+    assert again == family
+    assert hash(again) == hash(family)
+    assert again != Family.model_validate({**family.model_dump(), "threshold": 9.0})
 
 
 def test_names_and_conditions_are_found_or_suggested() -> None:

@@ -35,7 +35,7 @@ def built(family: Family, count: int = 120) -> tuple[Generator, Critic, torch.Te
     samples = toy(family, count)
     generator.fit(samples, 1)
     critic.fit(samples, names)
-    return generator, critic, torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, names))
+    return generator.eval(), critic, torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, names))
 
 
 @pytest.mark.parametrize("family", [SMALL, SINGLE, MAPS], ids=lambda f: f.name)
@@ -63,9 +63,14 @@ def test_critics_see_the_condition(family: Family) -> None:
 def test_a_shower_critics_views_are_standardised_bounded_and_have_gradients_everywhere() -> None:
     _, critic, values, conditions = built(SMALL, 400)
     views = critic.view(values, conditions)
-    assert float(views.mean(0).abs().max()) < 0.3
-    assert float(views.std(0).max()) < 1.2
+    weights = critic._weights()
+    assert float((views.mean(0).abs() / weights).max()) < 0.3
+    spread = views.std(0) / weights
+    assert float(spread.max()) < 1.2
+    assert float(spread.median()) == pytest.approx(1.0, abs=0.1)
     assert float(views.abs().max()) <= 10
+    # Four groups (voxels, their shares, sums, layers) weigh the same in all.
+    torch.testing.assert_close(weights.square().sum(), 4 * weights[: SMALL.voxels].square().sum())
     empty = torch.zeros_like(values[:4]).requires_grad_(True)
     critic.view(empty, conditions[:4]).sum().backward()
     assert empty.grad.isfinite().all()
@@ -108,6 +113,22 @@ def test_a_generators_loss_reaches_all_of_its_parameters_that_can_matter() -> No
         gradient = generator.get_parameter(name).grad
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 0, name
+
+
+def test_while_training_voxel_scores_are_standardised_and_afterwards_by_what_was_seen() -> None:
+    generator, _, _, conditions = built(SMALL, 400)
+    assert isinstance(generator, ShowerGenerator)
+    with torch.no_grad():
+        latent = torch.randn(400, generator.latent_size, generator=torch.Generator().manual_seed(1))
+        before = generator(latent, conditions)
+        generator.shapes[-1].bias += 3.0  # an adversary that wants every voxel on
+        drifted = generator(latent, conditions)
+        held = generator.train()(latent, conditions)
+        alone = generator.eval()(latent[:1], conditions[:1])
+    occupancy = [float((x > 0).double().mean()) for x in (before, drifted, held)]
+    assert occupancy[1] > 1.5 * occupancy[0]
+    assert occupancy[2] == pytest.approx(occupancy[0], rel=0.1)
+    torch.testing.assert_close(alone, generator(latent, conditions)[:1])
 
 
 def test_a_map_generator_is_periodic() -> None:

@@ -155,7 +155,7 @@ def test_forward_of_inverse_gives_the_energy_scores_back() -> None:
 
 
 def test_the_scores_of_the_data_are_standard_normal() -> None:
-    found = fitted(toy(CALOGAN, 1500))
+    found = fitted(toy(CALOGAN, 900))
     energies, voxels = found.transform(found.showers, found.conditions)
     assert float(energies.mean(0).abs().max()) < 0.15
     assert float((energies.std(0) - 1).abs().max()) < 0.25
@@ -188,7 +188,7 @@ def test_scores_that_are_not_numbers_give_showers_that_are_not_numbers() -> None
 def test_unusual_fits_give_finite_showers_like_the_data(samples: Samples, names: tuple[str, ...] | None) -> None:
     names = tuple(c.name for c in samples.family.conditions) if names is None else names
     generator = build_generator(samples.family, names, GeneratorConfig(latent=4, hidden=(8,)))
-    generator.fit(samples, 1)
+    generator.eval().fit(samples, 1)
     conditions = torch.from_numpy(condition_array(samples, names))
     latent = torch.randn(len(samples), generator.latent_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_one_energy_only_is_fitted_and_reproduced() -> None:
         samples, values=samples.values * scale[:, None], conditions={"incident_energy": np.full(400, 20e3)}
     )
     generator = build_generator(CALOGAN, ["incident_energy"], GeneratorConfig(latent=4, hidden=(8,)))
-    generator.fit(samples, 1)
+    generator.eval().fit(samples, 1)
     with torch.no_grad():
         latent = torch.randn(400, generator.latent_size, generator=torch.Generator().manual_seed(1))
         made = generator(latent, torch.full((400, 1), 20e3))
@@ -282,20 +282,20 @@ def test_maps_come_back_exactly_and_lie_in_the_unit_interval() -> None:
 
 
 def test_the_fitted_start_has_the_occupancies_and_layer_fractions_of_its_data() -> None:
-    samples = toy(CALOGAN, 2000, seed=11)
+    samples = toy(CALOGAN, 1200, seed=11)
     generator = build_generator(CALOGAN, ["incident_energy"], GeneratorConfig(latent=8, hidden=(8,)))
-    generator.fit(samples, 1)
+    generator.eval().fit(samples, 1)
     draws = torch.Generator().manual_seed(3)
     with torch.no_grad():
         conditions = torch.from_numpy(condition_array(samples, ["incident_energy"]))
-        made = generator(torch.randn(2000, generator.latent_size, generator=draws), conditions).numpy()
+        made = generator(torch.randn(1200, generator.latent_size, generator=draws), conditions).numpy()
     for i, part in enumerate(CALOGAN.layer_slices):
         for values in (
             [(x[:, part] > 1e-3).mean(1) for x in (samples.values, made)],
             [x[:, part].sum(1) / x.sum(1) for x in (samples.values, made)],
         ):
             mean, other = (v.mean() for v in values)
-            error = np.hypot(*(v.std() / np.sqrt(2000) for v in values))
+            error = np.hypot(*(v.std() / np.sqrt(1200) for v in values))
             assert abs(mean - other) < 4 * error + 0.05 * mean, (i, mean, other, error)
     response = [x.sum(1) / samples.conditions["incident_energy"] for x in (samples.values, made)]
     assert response[1].mean() == pytest.approx(response[0].mean(), abs=0.002)
