@@ -19,6 +19,14 @@ _ROWS_SHOWN = 3000  # of one set of generated samples; more would make the page 
 _NEAR_FLOOR = 3.0
 
 
+_WHOLE = {
+    "sliced_w1": "sliced Wasserstein distance of whole samples",
+    "correlation": "correlations between observables",
+    "separation/voxel": "energy spectrum of single voxels",
+    "separation/pixel": "distribution of single pixels",
+}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one set of generated samples comes to, in sentences.
@@ -43,14 +51,18 @@ def verdict(report: Report, name: str) -> Verdict:
     near = sum(1 for m in distances.values() if (m.pull or 0.0) < _NEAR_FLOOR)
     share = near / max(len(distances), 1)
     unphysical = {k: int(found[k].value or 0) for k in report.generated[name].problems if found[k].value}
+    whole = [k for k in _WHOLE if k in found and (found[k].pull or 0.0) >= _NEAR_FLOOR]
     return Verdict(
-        name, _headline(share, unphysical), _details(report, name, near, len(distances), unphysical), _numbers(found)
+        name, _headline(share, whole, unphysical), _details(report, name, near, len(distances), unphysical), _numbers(found)
     )
 
 
-def _headline(share: float, unphysical: Mapping[str, int]) -> str:
+def _headline(share: float, whole: Sequence[str], unphysical: Mapping[str, int]) -> str:
     if any(unphysical.get(kind) for kind in ("nonfinite_samples", "negative_voxels", "dropped_samples")):
         return "Contains unphysical samples: do not use before this is understood."
+    if share >= 0.99 and whole:
+        names = " and ".join(f"the {_WHOLE[key]}" for key in whole)
+        return f"Every observable agrees with the reference at this sample size, but not {names}."
     if share >= 0.99:
         return "Not distinguishable from the reference by these observables, at this sample size."
     if share >= 0.8:
