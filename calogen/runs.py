@@ -34,6 +34,14 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
 
+    def require_empty(self) -> None:
+        """Refuse a folder that holds anything.
+
+        Raises:
+            ConfigError: If it is not empty, or a file.
+        """
+        require_empty(self.path, "choose another --out, or --resume this run")
+
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
 
@@ -41,10 +49,7 @@ class RunFolder:
             ConfigError: If it is not empty.
             StorageError: If it cannot be written.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(
-                "the output folder is not empty", where=self.path, hint="choose another --out, or --resume this run"
-            )
+        self.require_empty()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.path / "config.json").write_text(config.to_json())
@@ -86,9 +91,23 @@ class RunFolder:
         write_atomic(self.path / "log.jsonl", "".join(_line(record) for record in records).encode())
 
     def best(self) -> Record | None:
-        """Step, score and name of the best checkpoint so far."""
+        """Step, score and name of the best checkpoint so far; none before the first.
+
+        Raises:
+            CheckpointError: If ``best.json`` is damaged.
+        """
         path = self.path / "best.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            record = json.loads(path.read_bytes())
+            return {"step": int(record["step"]), "score": record["score"], "checkpoint": str(record["checkpoint"])}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise CheckpointError(
+                "the run's best.json is damaged",
+                where=path,
+                hint="delete it and --resume the run, or name a folder in checkpoints/",
+            ) from None
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are."""
@@ -120,6 +139,23 @@ class RunFolder:
         if best is None or (card.score is not None and (known is None or card.score < known)):
             record = {"step": card.step, "score": card.score, "checkpoint": f"step-{card.step}"}
             write_atomic(self.path / "best.json", _line(record).encode())
+
+
+def require_empty(folder: Path, hint: str) -> None:
+    """Refuse an output folder that holds anything.
+
+    Args:
+        folder: May be absent.
+        hint: What to do otherwise.
+
+    Raises:
+        ConfigError: If it is not empty, or a file.
+    """
+    is_file = folder.exists() and not folder.is_dir()
+    if is_file or (folder.exists() and any(folder.iterdir())):
+        raise ConfigError(
+            "the output folder is not empty", where=folder, found="a file" if is_file else None, hint=hint
+        )
 
 
 def _line(record: Record) -> str:

@@ -39,6 +39,8 @@ from .runs import Record, RunFolder, environment, resumable
 from .shards import Samples, Shards, open_splits
 from .transforms import condition_array, scale_conditions
 
+_COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -64,8 +66,7 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What a person wants to know before starting."""
-        generator = build_generator(self.family, self.conditions, self.config.generator)
-        critic = build_critic(generator, self.config.critic)
+        generator, critic = self.parameters()
         return {
             "family": self.family.name,
             "conditions": list(self.conditions),
@@ -73,11 +74,22 @@ class Plan:
             "validation samples": len(self.validation),
             "objective": self.config.training.objective,
             "steps": self.config.training.steps,
-            "generator parameters": sum(p.numel() for p in generator.parameters()),
-            "critic parameters": sum(p.numel() for p in critic.parameters()),
+            "generator parameters": generator,
+            "critic parameters": critic,
             "device": str(self.device),
             "threads": self.threads,
         }
+
+    def parameters(self) -> tuple[int, int]:
+        """Parameters of generator and critic; no memory is taken for them.
+
+        Raises:
+            ConfigError: If such networks cannot make or judge samples of the family.
+        """
+        with torch.device("meta"):
+            generator = build_generator(self.family, self.conditions, self.config.generator)
+            critic = build_critic(generator, self.config.critic)
+        return sum(p.numel() for p in generator.parameters()), sum(p.numel() for p in critic.parameters())
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,19 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config = config.updated({"family": family, "conditions": names})
-    return Plan(config, family, names, training, validation, pick_device(config.device), config.threads or available)
+    threads = config.threads or available
+    plan = Plan(config, family, names, training, validation, pick_device(config.device), threads)
+    needed = 4 * sum(plan.parameters()) * _COPIES
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ConfigError(
+            "the networks do not fit into memory",
+            where="generator, critic",
+            expected=f"at most {memory / 1e9:.0f} GB",
+            found=f"{needed / 1e9:.0f} GB for weights, gradients and averages",
+            hint="make generator.hidden and critic.hidden smaller (channels for maps)",
+        )
+    return plan
 
 
 def _stream(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -393,7 +417,7 @@ class TrainingLoop:
         if resume:
             checkpoint, warning = resumable(folder, plan.config, facts)
         else:
-            folder.create(plan.config, facts)
+            folder.require_empty()
         batches = Batches(
             plan.training,
             plan.conditions,
@@ -417,6 +441,10 @@ class TrainingLoop:
         else:
             trainer.fit()
             trainer.arm()
+            folder.create(plan.config, facts)  # only now: data that cannot be used leave nothing behind
+            if plan.training.dropped:
+                what = f"left out {plan.training.dropped} bad rows of {len(plan.training)} (drop_bad)"
+                loop._tell({"step": 0, "warning": what})
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
                 loop._tell(facts | trainer.validate(loop.validation))
