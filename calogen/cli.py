@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import CalogenError, ConditionError, ConfigError
+from .errors import CalogenError, ConditionError, ConfigError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,9 +114,13 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
     """
     settings = _train_config(config, options, list(data))
     from . import training
+    from .runs import RunFolder
 
     if dry_run:
-        _table("would train", {**training.prepare(settings, data).describe(), "run folder": out})
+        plan = training.prepare(settings, data)
+        if not resume:
+            RunFolder(out).require_empty()
+        _table("would train", {**plan.describe(), "run folder": out})
         return
     with _signals() as should_stop, _training_progress() as progress:
         run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
@@ -142,15 +146,30 @@ def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -
     section = {"steps": options["steps"], "time": options["seconds"], "batch_size": options["batch_size"]}
     changes["training"] = {key: value for key, value in section.items() if value is not None}
     if options["holdout"]:
-        from .requests import Spec
-        from .shards import open_splits
-
-        family = config.resolved_family() or open_splits(data)[0].family
-        ranges = {}
-        for name, text in _pairs(options["holdout"], "--holdout").items():
-            ranges[name] = tuple(float(v) for v in Spec(family.condition(name), f"uniform:{text}").values)
-        changes["holdout"] = ranges
+        changes["holdout"] = _holdout(options["holdout"], config, data)
     return config.updated(changes)
+
+
+def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[str, tuple[float, float]]:
+    """NAME=LO:HI options as ranges in the conditions' own units."""
+    from .requests import Spec
+    from .shards import open_splits
+
+    family = config.resolved_family() or open_splits(data)[0].family
+    ranges = {}
+    for name, text in _pairs(texts, "--holdout").items():
+        condition = family.condition(name)
+        try:
+            low, high = Spec(condition, f"uniform:{text}").values
+        except ConditionError as error:
+            example = f"{condition.low:g}:{condition.high:g}{condition.unit}"
+            raise ConfigError(
+                error.what.replace("uniform:", "").replace("specification", "range"),
+                where=f"--holdout {name}={text}",
+                expected=f"NAME=LO:HI, as in {name}={example}",
+            ) from None
+        ranges[name] = (float(low), float(high))
+    return ranges
 
 
 @contextmanager
@@ -229,8 +248,14 @@ def generate(model: str, out: Path, seed: int, dry_run: bool, **options: Any) ->
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
     if dry_run:
-        surrogate.check_request(request, seed, extrapolate=options["extrapolate"])
-        estimate = surrogate.estimate(request, out, options["shard_size"])
+        estimate = surrogate.check_request(
+            request,
+            out,
+            seed=seed,
+            layout=options["layout"],
+            shard_size=options["shard_size"],
+            extrapolate=options["extrapolate"],
+        )
         facts = {
             "samples": estimate.samples,
             "files": estimate.shards,
@@ -544,6 +569,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        where = f"\n  where    {error.filename}" if error.filename else ""
+        click.echo(f"calogen: {error.strerror or error}{where}", err=True)
+        sys.exit(StorageError.exit_code)
+    except MemoryError as error:
+        click.echo(f"calogen: there is not enough memory{f': {error}' if str(error) else ''}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

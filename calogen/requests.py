@@ -51,6 +51,8 @@ class Spec:
         self.values = np.asarray(numbers) * _unit_factor(
             condition, match[2], text, f"{text.removesuffix(match[2]).rstrip()}GeV"
         )
+        if not np.all(np.abs(self.values) < np.finfo(np.float32).max):
+            raise ConditionError(f"'{text}': a number is too large", where=condition.name)
         if _KINDS[kind] == 2 and not self.values[0] < self.values[1]:
             raise ConditionError(f"'{text}': the lower end must come first", where=condition.name)
         if kind == "log-uniform" and self.values[0] <= 0:
@@ -162,9 +164,10 @@ class Request:
             rows += len(chunk)
             for name in names:
                 columns[name].append(chunk.conditions[name])
-        count = rows if n is None else n
-        table = {name: np.resize(np.concatenate(parts), count) for name, parts in columns.items()}
-        return cls(count, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
+        table = {name: np.concatenate(parts) for name, parts in columns.items()}
+        request = cls(rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
+        request.samples = rows if n is None else n  # the table goes round
+        return request
 
     @classmethod
     def from_file(cls, path: str | Path, family: Family, names: Sequence[str], n: int | None = None) -> Request:
@@ -221,7 +224,7 @@ class Request:
         uniform = uniforms(seed, CONDITIONS, start, count, len(names)) if self._specs else None
         for i, name in enumerate(names):
             if name in self._table:
-                found[:, i] = self._table[name][index]
+                found[:, i] = self._table[name][index % len(self._table[name])]
             elif uniform is not None:
                 found[:, i] = self._specs[name].draw(uniform[:, i], index)
         return found
@@ -233,6 +236,14 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
             header, *rows = [row for row in csv.reader(file) if row]
         except (ValueError, UnicodeDecodeError, csv.Error):
             raise ConditionError("the file is not CSV with a header", where=path) from None
+    for n, row in enumerate(rows, start=1):
+        if len(row) != len(header):  # one more is often a decimal comma
+            raise ConditionError(
+                "a row has not one cell per column",
+                where=f"{path}: data row {n}",
+                expected=f"{len(header)} numbers with decimal points, separated by commas",
+                found=row,
+            )
     table: dict[str, NDArray[np.float32]] = {}
     for i, title in enumerate(header):
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[\s*(\S*)\s*\])?\s*", title)
@@ -245,8 +256,8 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
         place = f"{path}, column '{title}'"
         factor = _unit_factor(family.condition(match[1]), match[2] or "", place, f"{match[1]} [GeV]")
         try:
-            table[match[1]] = (np.array([float(row[i]) for row in rows]) * factor).astype(np.float32)
-        except (ValueError, IndexError):
+            table[match[1]] = _single(np.array([float(row[i]) for row in rows]) * factor)
+        except ValueError:
             bad = next(n for n, row in enumerate(rows) if not _is_number(row, i))
             raise ConditionError(
                 "not a number", where=f"{path}: data row {bad + 1}, column '{title}'", found=rows[bad]
@@ -254,10 +265,15 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
     return table
 
 
+def _single(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused with its row
+        return values.astype(np.float32)
+
+
 def _is_number(row: Sequence[str], column: int) -> bool:
     try:
         float(row[column])
-    except (ValueError, IndexError):
+    except ValueError:
         return False
     return True
 
@@ -273,5 +289,5 @@ def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
             unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
             place = f"{path}, dataset {condition.name}, attribute unit"
             factor = _unit_factor(condition, unit, place, "GeV")
-            table[condition.name] = (np.asarray(dataset[:], np.float64).reshape(-1) * factor).astype(np.float32)
+            table[condition.name] = _single(np.asarray(dataset[:], np.float64).reshape(-1) * factor)
     return table

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .families import Family
 from .networks import MapGenerator, pick_device
 from .noise import normals
 from .requests import Request
+from .runs import RunFolder, require_empty
 from .shards import (
     SHARD_BYTES,
     Samples,
@@ -199,15 +199,21 @@ class Surrogate:
             impossible = ~np.isfinite(values) | (values <= 0 if logarithmic else False)
             margin = 1e-6 * max(abs(known.low), abs(known.high))
             outside = (values < known.low - margin) | (values > known.high + margin)
-            wrong = impossible if extrapolate else impossible | outside
+            what, wrong = "not possible", impossible
+            expected = "finite values above 0" if logarithmic else "finite values"
+            hint = None
+            if not (wrong.any() or extrapolate):
+                what, wrong = "not what the surrogate was trained on", outside
+                expected = f"{known.low:g} to {known.high:g} {known.unit}".rstrip()
+                hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
                 raise ConditionError(
-                    f"{int(wrong.sum())} value(s) of '{known.name}' are not what the surrogate was trained on",
+                    f"{int(wrong.sum())} value(s) of '{known.name}' are {what}",
                     where=f"sample {first + row}",
-                    expected=f"{known.low:g} to {known.high:g} {known.unit}".rstrip(),
+                    expected=expected,
                     found=f"{float(values[row]):g} {known.unit}".rstrip(),
-                    hint=None if extrapolate else "--extrapolate (extrapolate=True) allows it; nothing vouches for it",
+                    hint=hint,
                 )
 
     @torch.inference_mode()
@@ -309,13 +315,9 @@ class Surrogate:
         elif n not in (None, request.samples):
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
         out = Path(out)
-        self._check_names(dict.fromkeys(request.names))
-        estimate = self.estimate(request, out, shard_size)
-        self.check_request(request, seed, extrapolate=extrapolate)
-        if layout == "calogan":
-            _require_calogan(self.family, self.conditions)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError("the output folder is not empty", where=out, hint="choose another --out")
+        estimate = self.check_request(
+            request, out, seed=seed, layout=layout, shard_size=shard_size, extrapolate=extrapolate
+        )
         provenance = {
             "engine": "calogen",
             "checkpoint_sha256": self._card.model_sha256,
@@ -329,14 +331,36 @@ class Surrogate:
         per_shard = -(-per_shard // self._rows) * self._rows if shard_size is None else per_shard
         return self._write(out, request, estimate.samples, per_shard, provenance, seed, layout, progress, should_stop)
 
-    def check_request(self, request: Request, seed: int, *, extrapolate: bool = False) -> None:
-        """Check the seed and every condition a request will use.
+    def check_request(
+        self,
+        request: Request,
+        out: str | Path,
+        *,
+        seed: int = 0,
+        layout: Literal["native", "calogan"] = "native",
+        shard_size: int | None = None,
+        extrapolate: bool = False,
+    ) -> Estimate:
+        """Everything :meth:`generate` checks before it writes; arguments as there.
+
+        Returns:
+            What would be made.
 
         Raises:
-            ConditionError: As :meth:`check`.
-            ConfigError: If the seed is out of range.
+            ConditionError: As :meth:`generate`.
+            ConfigError: As :meth:`generate`.
+            StorageError: As :meth:`estimate`.
         """
         _check_seed(seed)
+        self._check_names(dict.fromkeys(request.names))
+        if layout == "calogan":
+            _require_calogan(self.family, self.conditions)
+        require_empty(Path(out), "choose another --out")
+        estimate = self.estimate(request, out, shard_size)
+        self._check_conditions(request, seed, extrapolate)
+        return estimate
+
+    def _check_conditions(self, request: Request, seed: int, extrapolate: bool) -> None:
         limits = request.limits(self.conditions)
         if limits is not None:
             self.check(limits, extrapolate=extrapolate)
@@ -426,13 +450,10 @@ def find_model(model: str | Path) -> Path:
     if not path.exists() and (shipped / path.name).is_dir() and path.name == str(model):
         return shipped / path.name
     if (path / "checkpoints").is_dir():
-        best = path / "best.json"
-        if not best.exists():
-            raise CheckpointError("the run has no checkpoint yet", where=path)
-        try:
-            return path / "checkpoints" / str(json.loads(best.read_text())["checkpoint"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError("the run's best.json is damaged", where=best) from None
+        best = RunFolder(path).best()
+        if best is None:
+            raise CheckpointError("the run has no checkpoint yet", where=path, hint="train it, or --resume it")
+        return path / "checkpoints" / str(best["checkpoint"])
     if not path.exists():
         names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
         raise CheckpointError(
@@ -445,6 +466,8 @@ def find_model(model: str | Path) -> Path:
 
 def is_model(path: str | Path) -> bool:
     """Whether a path or name means a trained model rather than data."""
+    if (Path(path) / "checkpoints").is_dir():
+        return True  # a run, whether or not it can be used
     try:
         return (find_model(path) / "checkpoint.json").exists()
     except CheckpointError:

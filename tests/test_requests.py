@@ -185,7 +185,8 @@ def test_a_csv_file_keeps_its_order_and_is_matched_by_name(tmp_path: Path) -> No
         ("angle\n5\n", "lacks the condition 'incident_energy'"),
         ("incident_energy [GeV],incident_energy [GeV]\n5,6\n", "is there twice"),
         ("angle,incident_energy [GeV]\n0,5\n0,five\n", "data row 2, column 'incident_energy [GeV]'"),
-        ("angle,incident_energy [GeV]\n0,5\n0\n", "data row 2, column 'incident_energy [GeV]'"),
+        ("angle,incident_energy [GeV]\n0,5\n0\n", "data row 2"),
+        ("incident_energy [GeV]\n5\n7,5\n", "with decimal points"),
         ("angle [GeV],incident_energy [GeV]\n0,5\n", "'GeV' is not the unit of 'angle'"),
     ],
 )

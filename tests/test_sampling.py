@@ -127,7 +127,7 @@ def test_no_samples_are_an_empty_array(surrogate: Surrogate, conditions: dict[st
         ({ENERGY: [5e3, np.inf]}, None, "sample 1"),
         ({ENERGY: 50.0}, 3, "expected 1000 to 100000 MeV"),
         ({ENERGY: [5e3, 6e3, 1.01e5, 2e5]}, None, "sample 2"),
-        ({ENERGY: -5e3}, 1, "not what the surrogate was trained on"),
+        ({ENERGY: -5e3}, 1, "not possible"),
     ],
 )
 def test_wrong_conditions_are_explained(
