@@ -81,9 +81,11 @@ class Checkpoint:
         Raises:
             CheckpointError: If the tensors do not fit the networks the card describes.
         """
-        generator = build_generator(
-            self.card.family, [c.name for c in self.card.conditions], self.card.config.generator
-        )
+        names = [c.name for c in self.card.conditions]
+        with torch.device("meta"):  # a card that asks for more than the tensors hold must not fill the memory
+            outline = build_generator(self.card.family, names, self.card.config.generator)
+        load_state(outline, {name: tensor.to("meta") for name, tensor in self.model.items()}, self.folder / _MODEL)
+        generator = build_generator(self.card.family, names, self.card.config.generator)
         load_state(generator, self.model, self.folder / _MODEL)
         return generator.eval().requires_grad_(False)
 
@@ -204,7 +206,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 def _check_schema(text: bytes, path: Path) -> None:
     try:
         found = json.loads(text)["calogen_checkpoint"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(
             "the checkpoint's description is damaged", where=path, expected="JSON with 'calogen_checkpoint'"
         ) from None
@@ -226,7 +228,7 @@ def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
     if size > _MOST_BYTES:
         raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    if _is_pickle(data[:9]):
         raise _pickled(path)
     if digest and hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(
@@ -251,10 +253,20 @@ def _pickled(path: Path) -> CheckpointError:
     )
 
 
+def _is_pickle(start: bytes) -> bool:
+    """Whether a file starts as a pickle or as the archive torch.save puts one into.
+
+    Args:
+        start: The first nine bytes; safetensors begin with the length of their header, which can look like a pickle's
+            first bytes, and then the header's brace.
+    """
+    return (start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")) and start[8:] != b"{"
+
+
 def _not_a_folder(path: Path) -> CheckpointError:
     with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        start = file.read(9)
+    if _is_pickle(start):
         return _pickled(path)
     return CheckpointError(
         "a checkpoint is a folder, not a file", where=path, expected="a run folder, a checkpoint folder or a name"

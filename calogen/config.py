@@ -162,7 +162,7 @@ class Config(_Frozen):
                 tree = tomllib.loads(path.read_text(encoding="utf-8"))
             except OSError as error:
                 raise ConfigError(f"cannot read the configuration: {error.strerror}", where=path) from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ConfigError(f"the configuration is not valid TOML: {error}", where=path) from None
             family = tree.get("family")
             if isinstance(family, str) and family.endswith(".xml") and (path.parent / family).exists():
@@ -205,7 +205,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
             raise ConfigError(f"'{section}' is a value, not a section", where=f"--set {text}")
     try:
         node[last] = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         node[last] = value.strip()
 
 

@@ -313,7 +313,7 @@ def read_manifest(folder: Path) -> Manifest | None:
                 )
             records += [_record(entry) for entry in table["shards"]]
             provenance.append(dict(table["provenance"]))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ShardError(
                 "the manifest is damaged",
                 where=path,
