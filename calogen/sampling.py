@@ -299,7 +299,7 @@ class Surrogate:
             shard_size: Samples per file (default: 128 MiB of raw samples).
             extrapolate: Allow conditions outside the trained range.
             progress: Called with (samples done, samples in all).
-            should_stop: Asked after every shard; a signal number stops the work.
+            should_stop: Asked after every block; a signal number stops the work, and full shards stay.
 
         Returns:
             The folder.
@@ -389,19 +389,24 @@ class Surrogate:
         records: list[ShardRecord] = []
         for number, start in enumerate(range(0, total, per_shard)):
             stop = min(start + per_shard, total)
-            parts = []
+            parts: list[Samples] = []
+            done, signal_number = start, 0
             for block in self.blocks(request, seed, start, stop):
                 parts.append(block)
+                done += len(block)
                 if progress:
-                    progress(start + sum(map(len, parts)), total)
-            samples = Samples.concatenate(parts)
-            path = out / f"shard-{number:06d}.h5"
-            records.append(write_shard(path, samples, provenance=provenance, index_start=start, layout=layout))
-            signal_number = should_stop() if should_stop and stop < total else 0
-            if signal_number:
-                write_manifest(out, records, provenance=provenance)
+                    progress(done, total)
+                signal_number = should_stop() if should_stop and done < total else 0
+                if signal_number:
+                    break
+            if done == stop:
+                path, samples = out / f"shard-{number:06d}.h5", Samples.concatenate(parts)
+                records.append(write_shard(path, samples, provenance=provenance, index_start=start, layout=layout))
+            if signal_number:  # a shard that is not full is given up: blocks take seconds, shards minutes
+                if records:
+                    write_manifest(out, records, provenance=provenance)
                 raise Interrupted(
-                    f"stopped by signal {signal_number} after {stop} of {total} samples",
+                    f"stopped by signal {signal_number} after {done if done == stop else start} of {total} samples",
                     signal_number=signal_number,
                     hint="the finished shards are complete; start again in an empty folder for the whole set",
                 )

@@ -32,9 +32,9 @@ from .shards import Samples
 _FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
 _LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
-_EMPTY = 1e-3  # of the knee: a layer with less than that is empty, not the rounding of its logarithm
+_SMALLEST = 1e-3  # of the knee: the least energy of a layer that is not empty
 _SCORE_GRID = torch.arange(-20, 21) / 5.0  # normal scores at which energy quantiles are kept, -4 to 4
-_FITTED = slice(4, -4)  # of these, the ones data can resolve; the rest continue their slope
+_FITTED = slice(5, -5)  # of these, the ones data can resolve; the rest continue their slope
 _EARLIER = 3  # scores that the quantiles of a further energy variable depend on
 _CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
 
@@ -107,7 +107,8 @@ class ShowerTransform(nn.Module):
     layer, and each voxel's share of its layer. Given the conditions c:
 
     * each energy variable is mapped to its normal score g by quantile regressions in c and in the scores of the total
-      and of the two layers before it, so that the scores are independent (Rosenblatt 1952);
+      and of the two layers before it, so that the scores are independent (Rosenblatt 1952); the lowest scores of a
+      layer mean that it is empty;
     * voxel v is on if the upper tail S(n) of its score n is below p = sigmoid(logit), and its share of the layer is
       then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q holds the shape of the distribution.
       The share falls to 0 continuously as S rises to p, hence gradients with no straight-through trick;
@@ -124,6 +125,8 @@ class ShowerTransform(nn.Module):
     """
 
     reference: Tensor  # () index of the leading layer
+    empty_logits: Tensor  # (L, G) coefficients of the log odds that a layer other than the leading one is empty
+    energy_range: Tensor  # (L, 2) smallest and largest value of each energy variable in the data
     energy_quantiles: Tensor  # (L, G, K) coefficients of the energy variables' quantiles
     shape_centre: Tensor  # (F2, L + 1) log layer energies and depth, quadratic in c ...
     shape_spread: Tensor  # (L + 1,) ... and their spread about it
@@ -138,6 +141,8 @@ class ShowerTransform(nn.Module):
         quadratic = monomials(torch.zeros(1, count)).shape[1]
         features = monomials(torch.zeros(1, count + 2)).shape[1]
         self.register_buffer("reference", torch.tensor(0))
+        self.register_buffer("empty_logits", torch.full((layers, cubic), 0.0))
+        self.register_buffer("energy_range", torch.zeros(layers, 2))
         self.register_buffer("energy_quantiles", torch.zeros(layers, cubic, len(_SCORE_GRID[_FITTED])))
         self.register_buffer("shape_centre", torch.zeros(quadratic, layers + 1))
         self.register_buffer("shape_spread", torch.ones(layers + 1))
@@ -174,8 +179,8 @@ class ShowerTransform(nn.Module):
         ratios = torch.log((energies + knee) / (energies[:, self.reference, None] + knee))
         return torch.cat([first[:, None], ratios[:, self._others()]], 1)
 
-    def _energies(self, variables: Tensor, conditions: Tensor) -> Tensor:
-        """Inverse of :meth:`energy_variables`."""
+    def _energies(self, variables: Tensor, empty: Tensor, conditions: Tensor) -> Tensor:
+        """Inverse of :meth:`energy_variables`, for layers that may be empty (B, L)."""
         first, knee = variables[:, 0], self.family.knee
         if self.energy_column is None:
             total = (torch.exp(first) - knee).clamp(min=0)
@@ -184,11 +189,11 @@ class ShowerTransform(nn.Module):
         else:
             most = self.family.max_response
             total = conditions[:, self.energy_column] * (torch.exp(first) - _LEAK_FLOOR).clamp(0, most)
-        ratios = variables.new_zeros(len(variables), len(self.family.layers))
-        ratios[:, self._others()] = variables[:, 1:]
-        layers = len(self.family.layers)
-        energies = torch.softmax(ratios, 1) * (total + layers * knee)[:, None] - knee
-        energies = torch.where(energies < _EMPTY * knee, 0.0, energies)
+        on, ratios = torch.ones_like(variables, dtype=torch.bool), torch.zeros_like(variables)
+        on[:, self._others()], ratios[:, self._others()] = ~empty[:, 1:], variables[:, 1:]
+        shares = torch.softmax(torch.where(on, ratios, -torch.inf), 1)
+        energies = shares * (total + on.sum(1) * knee)[:, None] - knee
+        energies = torch.where(on, energies.clamp(min=_SMALLEST * knee), 0.0)
         return energies * (total / energies.sum(1).clamp(min=1e-12))[:, None]
 
     def _others(self) -> list[int]:
@@ -199,49 +204,67 @@ class ShowerTransform(nn.Module):
         """Quantiles of energy variable i on the grid of scores, (B, K + 8), increasing; design (B, G)."""
         fitted = torch.cummax(design @ self.energy_quantiles[i], 1).values
         steps = torch.arange(1, _FITTED.start + 1, device=design.device)
-        below = fitted[:, :1] - (fitted[:, 1:2] - fitted[:, :1]) * steps.flip(0)
-        above = fitted[:, -1:] + (fitted[:, -1:] - fitted[:, -2:-1]) * steps
-        return torch.cat([below, fitted, above], 1)
+        # The outermost quantiles are noisy: continue with the slope over a whole unit of score.
+        below = fitted[:, :1] - (fitted[:, 5:6] - fitted[:, :1]) / 5 * steps.flip(0)
+        above = fitted[:, -1:] + (fitted[:, -1:] - fitted[:, -6:-5]) / 5 * steps
+        low, high = self.energy_range[i]
+        return torch.cat([below, fitted, above], 1).clamp(low, high)
 
     def energies_from_scores(self, scores: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV from normal scores (B, L) and conditions (B, C) in their units."""
         scaled = scale_conditions(self.family, self.conditions, conditions)
         scores = scores.clamp(-3.999, 3.999)
-        position = (scores + 4) * 5
-        index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
-        weight = position - index
-        columns = list(scores.unbind(1))
-        variables = []
-        for i in range(len(columns)):
-            knots = self._knots(_energy_design(scaled, columns[:i]), i)
-            low, high = (knots.gather(1, index[:, i : i + 1] + k)[:, 0] for k in (0, 1))
-            variables.append(low + weight[:, i] * (high - low))
-        return self._energies(torch.stack(variables, 1), conditions)
+        columns, variables, empties = list(scores.unbind(1)), [], []
+        for i, column in enumerate(columns):
+            design = _energy_design(scaled, columns[:i])
+            tail, full = normal_tail(column), 1 - self._empty(design, i)
+            empty = tail > full
+            # Scores that do not mean empty, stretched over all probabilities again.
+            inner = torch.where(full < 1, normal_scores(torch.where(empty, 0.5, tail / full.clamp(min=1e-6))), column)
+            position = (inner.clamp(-3.999, 3.999) + 4) * 5
+            index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
+            low, high = (self._knots(design, i).gather(1, index[:, None] + k)[:, 0] for k in (0, 1))
+            variables.append(low + (position - index) * (high - low))
+            empties.append(empty)
+        return self._energies(torch.stack(variables, 1), torch.stack(empties, 1), conditions)
 
-    def _energy_score(self, variable: Tensor, design: Tensor, i: int) -> Tensor:
-        """Inverse of the quantiles of energy variable i: scores (B,)."""
+    def _empty(self, design: Tensor, i: int) -> Tensor:
+        """Probability (B,) that the layer of energy variable i is empty; exactly 0 for the total."""
+        probability = torch.sigmoid(design @ self.empty_logits[i])
+        return torch.where(probability > 1e-5, probability, 0.0) if i else torch.zeros_like(probability)
+
+    def _energy_score(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> Tensor:
+        """Normal scores (B,) of energy variable i, and of its layer being empty."""
         knots = self._knots(design, i)
         index = (torch.searchsorted(knots, variable[:, None].contiguous()) - 1).clamp(0, knots.shape[1] - 2)
         low, high = (knots.gather(1, index + k)[:, 0] for k in (0, 1))
-        weight = ((variable - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-        return (index[:, 0] + weight) / 5 - 4
+        inner = (index[:, 0] + ((variable - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)) / 5 - 4
+        full = 1 - self._empty(design, i)
+        tail = torch.where(empty & (full < 1), (1 + full) / 2, full * normal_tail(inner))
+        return torch.where(full < 1, normal_scores(tail), inner).clamp(-4, 4)
 
-    def _energy_scores(self, energies: Tensor, conditions: Tensor) -> Tensor:
+    def _energy_scores(self, energies: Tensor, conditions: Tensor, *, fit: bool = False) -> Tensor:
+        """Normal scores (B, L) of the energies (B, L); the regressions behind them are fitted first if asked."""
         scaled = scale_conditions(self.family, self.conditions, conditions)
+        empties = (energies == 0)[:, [int(self.reference), *self._others()]]
         scores: list[Tensor] = []
         for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
-            scores.append(self._energy_score(variable, _energy_design(scaled, scores), i))
+            design, empty = _energy_design(scaled, scores), empties[:, i]
+            if fit:
+                self._fit_energy(variable, empty, design, i)
+            scores.append(self._energy_score(variable, empty, design, i))
         return torch.stack(scores, 1)
 
-    def _fit_energies(self, energies: Tensor, conditions: Tensor) -> None:
-        """Quantile regressions of the energy variables, one after another."""
-        scaled = scale_conditions(self.family, self.conditions, conditions)
+    def _fit_energy(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> None:
         levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
-        scores: list[Tensor] = []
-        for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
-            design = _energy_design(scaled, scores)
-            self.energy_quantiles[i] = fit_quantiles(design, variable, levels)
-            scores.append(self._energy_score(variable, design, i))
+        rows = ~empty if i else torch.ones_like(empty)
+        if rows.sum() >= 2:
+            self.energy_range[i] = torch.stack([variable[rows].min(), variable[rows].max()])
+            self.energy_quantiles[i] = fit_quantiles(design[rows], variable[rows], levels)
+        if empty.all() or not empty.any():  # nothing to regress: always or never
+            self.empty_logits[i, 0] = 30.0 if empty.all() else -30.0
+        else:
+            self.empty_logits[i] = fit_logistic(design, empty[:, None].double())[:, 0]
 
     # --- voxels -------------------------------------------------------------------------------------------------
 
@@ -342,8 +365,10 @@ class ShowerTransform(nn.Module):
         scaled = scale_conditions(self.family, self.conditions, conditions)
         self.double()
         energies = self.layer_energies(showers)
-        self.reference.fill_(int(energies.mean(0).argmax()))
-        self._fit_energies(energies, conditions)
+        # The leading layer is never said to be empty: take the one that is least often, then the one with most energy.
+        share = energies.mean(0) / energies.mean(0).sum()
+        self.reference.fill_(int(((energies > 0).double().mean(0) + 1e-3 * share).argmax()))
+        self._energy_scores(energies, conditions, fit=True)
         quadratic, profile = monomials(scaled), self._profile(energies)
         self.shape_centre.copy_(fit_least_squares(quadratic, profile, torch.ones_like(profile), ridge=1e-3))
         spread = (profile - quadratic @ self.shape_centre).std(0)
