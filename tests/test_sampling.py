@@ -294,7 +294,7 @@ def test_the_estimate_is_of_the_raw_bytes(surrogate: Surrogate, tmp_path: Path) 
     assert surrogate.estimate(request, tmp_path, 1000).shards == 200
 
 
-def test_progress_counts_to_the_end_and_a_signal_stops_between_shards(surrogate: Surrogate, tmp_path: Path) -> None:
+def test_progress_counts_to_the_end_and_a_signal_stops_between_blocks(surrogate: Surrogate, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     request = {ENERGY: "fixed:5GeV"}
     surrogate.generate(tmp_path / "a", request, 2500, shard_size=1024, progress=lambda *now: heard.append(now))
@@ -304,6 +304,9 @@ def test_progress_counts_to_the_end_and_a_signal_stops_between_shards(surrogate:
     assert raised.value.exit_code == 143
     assert verify(tmp_path / "b") == []
     np.testing.assert_array_equal(made(tmp_path / "b")[0], made(tmp_path / "a")[0][:1024])
+    with pytest.raises(Interrupted, match="after 0 of 2500 samples"):
+        surrogate.generate(tmp_path / "d", request, 2500, should_stop=lambda: signal.SIGTERM)
+    assert list((tmp_path / "d").iterdir()) == []
     surrogate.generate(tmp_path / "c", request, 10, should_stop=lambda: signal.SIGTERM)  # the last shard is the end
     assert len(open_shards(tmp_path / "c")) == 10
 
