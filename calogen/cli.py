@@ -411,10 +411,13 @@ def _limits(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def _require_report_folder(out: Path) -> None:
+    from .hdf5 import require_writable
+
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").exists())):
         raise ConfigError(
             "the output folder holds something else", where=out, hint="choose an empty --out, or an earlier report's"
         )
+    require_writable(out)
 
 
 def _print_report(report: Report) -> None:

@@ -201,6 +201,25 @@ def write_rows(file: h5py.File, name: str, rows: NDArray[np.generic]) -> None:
         dataset.id.write_direct_chunk((start, *(0 for _ in rows.shape[1:])), isal_zlib.compress(chunk, 1))
 
 
+def require_writable(folder: Path) -> None:
+    """Refuses an output folder that could not be made or written, before hours of work for it.
+
+    Args:
+        folder: May be absent.
+
+    Raises:
+        StorageError: If what is there of its path is not a folder, or may not be written.
+    """
+    above = folder.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    reason = "it is not a folder" if not above.is_dir() else "it may not be written" * (not os.access(above, os.W_OK))
+    if reason:
+        raise StorageError(
+            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another --out"
+        )
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Writes a file so that its final name exists only when every byte is on the disk.
 

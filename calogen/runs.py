@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 from .checkpoint import Card, Checkpoint, load_checkpoint, save_checkpoint
 from .config import Config
 from .errors import CheckpointError, ConfigError, StorageError
-from .hdf5 import write_atomic
+from .hdf5 import require_writable, write_atomic
 
 Record = dict[str, Any]
 
@@ -55,6 +57,10 @@ class RunFolder:
             (self.path / "config.json").write_text(config.to_json())
             (self.path / "run.json").write_text(json.dumps(facts, indent=2))
         except OSError as error:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for name in ("config.json", "run.json"):  # so that the folder can be used once there is space
+                with suppress(OSError):
+                    (self.path / name).unlink()
             raise StorageError(f"cannot write the run folder: {error.strerror}", where=self.path) from None
 
     def log(self, record: Record) -> None:
@@ -142,7 +148,7 @@ class RunFolder:
 
 
 def require_empty(folder: Path, hint: str) -> None:
-    """Refuse an output folder that holds anything.
+    """Refuse an output folder that holds anything, or that could not be written.
 
     Args:
         folder: May be absent.
@@ -150,12 +156,14 @@ def require_empty(folder: Path, hint: str) -> None:
 
     Raises:
         ConfigError: If it is not empty, or a file.
+        StorageError: If it could not be written.
     """
     is_file = folder.exists() and not folder.is_dir()
     if is_file or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(
             "the output folder is not empty", where=folder, found="a file" if is_file else None, hint=hint
         )
+    require_writable(folder)
 
 
 def _line(record: Record) -> str:
@@ -200,7 +208,9 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
     """
     steps = folder.steps()
     if not steps:
-        raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start without --resume")
+        raise CheckpointError(
+            "there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder"
+        )
     checkpoint = load_checkpoint(folder.checkpoints / f"step-{steps[-1]}")
     free = {"device", "threads", "training"}
     mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
