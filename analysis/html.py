@@ -53,7 +53,10 @@ def verdict(report: Report, name: str) -> Verdict:
     unphysical = {k: int(found[k].value or 0) for k in report.generated[name].problems if found[k].value}
     whole = [k for k in _WHOLE if k in found and (found[k].pull or 0.0) >= _NEAR_FLOOR]
     return Verdict(
-        name, _headline(share, whole, unphysical), _details(report, name, near, len(distances), unphysical), _numbers(found)
+        name,
+        _headline(share, whole, unphysical),
+        _details(report, name, near, len(distances), unphysical),
+        _numbers(found),
     )
 
 

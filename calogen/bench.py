@@ -96,9 +96,10 @@ class _BareLoop:
         self.scaled = scale_conditions(trainer.plan.family, trainer.plan.conditions, self.conditions)
         self.stream = torch.Generator(self.samples.device).manual_seed(0)
         rates = (self.options.learning_rate, self.options.critic_learning_rate)
+        self.trained = [p for p in self.generator.parameters() if p.requires_grad]
         self.generator_optimiser, self.critic_optimiser = (
-            torch.optim.Adam(module.parameters(), lr=rate, betas=self.options.betas)
-            for module, rate in zip((self.generator, self.critic), rates, strict=True)
+            torch.optim.Adam(parameters, lr=rate, betas=self.options.betas)
+            for parameters, rate in zip((self.trained, list(self.critic.parameters())), rates, strict=True)
         )
 
     def _generate(self) -> Tensor:
@@ -119,5 +120,5 @@ class _BareLoop:
                 self.critic_optimiser.step()
             loss = -self.critic(self._generate(), self.scaled).mean()
             self.generator_optimiser.zero_grad()
-            loss.backward(inputs=list(self.generator.parameters()))
+            loss.backward(inputs=self.trained)
             self.generator_optimiser.step()

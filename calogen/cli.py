@@ -467,13 +467,10 @@ def _percent(metric: Metric) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: str, as_json: bool) -> None:
     """Describe shards, a simulation file or a model."""
-    from .sampling import is_model
+    from .sampling import describe_model, is_model
+    from .shards import describe
 
-    if is_model(path):
-        from .sampling import describe_model as describe
-    else:
-        from .shards import describe
-    facts = describe(path)
+    facts = describe_model(path) if is_model(path) else describe(path)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -495,10 +492,8 @@ def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
     merged = {}
     for key in dict.fromkeys(key for entry in entries for key in entry):
         values: list[Any] = []
-        for entry in entries:
-            for value in entry.get(key) if isinstance(entry.get(key), list) else [entry.get(key)]:
-                if value is not None and value not in values:
-                    values.append(value)
+        for found in (entry[key] for entry in entries if key in entry):
+            values += [value for value in (found if isinstance(found, list) else [found]) if value not in values]
         merged[key] = (
             values[0] if len(values) == 1 else f"{', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
         )
@@ -558,7 +553,7 @@ def bench_train(as_json: bool, **options: Any) -> None:
 def main() -> None:
     """Entry point: errors become messages and exit codes."""
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="calogen", standalone_mode=False))
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -43,7 +43,8 @@ def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float) -> Tens
     normal = (weights.T @ outer).reshape(-1, features, features)
     shrink = torch.full((features,), ridge, dtype=design.dtype)
     shrink[0] = 1e-6
-    return torch.linalg.solve(normal + torch.diag(shrink), right).T
+    solution: Tensor = torch.linalg.solve(normal + torch.diag(shrink), right)
+    return solution.T
 
 
 def fit_logistic(design: Tensor, occupied: Tensor, ridge: float = 2.0, iterations: int = 15) -> Tensor:
@@ -137,7 +138,8 @@ def normal_tail(scores: Tensor) -> Tensor:
 
 def normal_scores(tail: Tensor) -> Tensor:
     """Inverse of :func:`normal_tail`; tails are clamped to a range of about +-6."""
-    return -torch.special.ndtri(tail.double().clamp(1e-9, 1 - 1e-9)).to(tail.dtype)
+    scores: Tensor = torch.special.ndtri(tail.double().clamp(1e-9, 1 - 1e-9))
+    return -scores.to(tail.dtype)
 
 
 def fit_factors(

@@ -78,4 +78,5 @@ def gradient_penalty(
     weight = torch.rand(shape, generator=generator, device=reference.device, dtype=reference.dtype)
     between = torch.lerp(generated.detach(), reference.detach(), weight).requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(between, conditions).sum(), between, create_graph=True)
-    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    return penalty

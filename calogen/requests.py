@@ -62,10 +62,9 @@ class Spec:
         """Values for samples ``index`` from one uniform number each."""
         if self.kind == "fixed":
             return np.full(len(index), self.values[0])
+        low, high = float(self.values[0]), float(self.values[-1])
         if self.kind == "list":
-            chosen: NDArray[np.float64] = self.values[index % len(self.values)]
-            return chosen
-        low, high = self.values
+            return np.asarray(self.values[index % len(self.values)])
         if self.kind == "uniform":
             return low + (high - low) * uniform
         return np.asarray(low * (high / low) ** uniform)

@@ -197,14 +197,15 @@ class Trainer:
         if not self.options.tune_transform:
             self.generator.transform.requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.trained = [p for p in self.generator.parameters() if p.requires_grad]
-        self.averaged = [
+        self.trained: list[Tensor] = [p for p in self.generator.parameters() if p.requires_grad]
+        self.averaged: list[Tensor] = [
             a for a, p in zip(self.average.parameters(), self.generator.parameters(), strict=True) if p.requires_grad
         ]
+        sides: tuple[list[Tensor], list[Tensor]] = self.trained, list(self.critic.parameters())
         rates = (self.options.learning_rate, self.options.critic_learning_rate)
         self.generator_optimiser, self.critic_optimiser = (
             torch.optim.Adam(parameters, lr=rate, betas=self.options.betas)
-            for parameters, rate in zip((self.trained, list(self.critic.parameters())), rates, strict=True)
+            for parameters, rate in zip(sides, rates, strict=True)
         )
 
     def _draw(self, conditions: Tensor, stream: torch.Generator) -> Tensor:
@@ -238,7 +239,7 @@ class Trainer:
         scores = self.critic(self.critic.view(generated, conditions), self._scaled(conditions))
         loss = self.objective.generator(scores)
         self.generator_optimiser.zero_grad()
-        loss.backward(inputs=self.trained)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self.trained)
         norm = _gradient_norm(self.trained)
         self.generator_optimiser.step()
         self.done += 1
@@ -264,7 +265,7 @@ class Trainer:
             penalty = gradient_penalty(self.critic, reference, generated, scaled, stream)
             loss = loss + self.options.penalty * penalty
         self.critic_optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = _gradient_norm(self.critic.parameters())
         self.critic_optimiser.step()
         if self.options.objective == "wgan-clip":

@@ -277,7 +277,8 @@ class ShowerTransform(nn.Module):
         layers = len(self.family.layers)
         pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
         variables = torch.cat([scaled[:, None, :].expand(-1, layers, -1), pair], 2)
-        return monomials(variables.flatten(0, 1)).unflatten(0, (-1, layers))
+        features: Tensor = monomials(variables.flatten(0, 1)).unflatten(0, (-1, layers))
+        return features
 
     def _profile(self, energies: Tensor) -> Tensor:
         """Log layer energies and the energy-weighted mean layer, (B, L + 1)."""

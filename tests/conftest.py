@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,64 @@ def run_python(code: str, *arguments: object, threads: int = 1) -> subprocess.Co
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command of the command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: object) -> Outcome:
+    """A command of the command line, through its entry point in this process; errors that escape it fail the test."""
+    from calogen.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["calogen", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    return Outcome(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Writing a file beyond ``size`` bytes fails, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    """Files and folders below a folder: their contents, and nothing for folders."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+TINY = """\
+threads = 1
+device = "cpu"
+[generator]
+latent = 4
+hidden = [8]
+[critic]
+hidden = [8]
+[training]
+steps = 4
+batch_size = 16
+critic_steps = 2
+log_every = 2
+validate_every = 2
+checkpoint_every = 2
+validation_size = 16
+"""
+"""What :func:`tiny` says for showers, as a file."""
 
 
 @dataclass(frozen=True)
