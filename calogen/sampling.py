@@ -421,7 +421,8 @@ def _check_seed(seed: int) -> None:
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
     try:
-        return np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+            return np.asarray(values, np.float32)
     except (TypeError, ValueError):
         raise ConditionError(
             f"'{name}' is not a number or an array of numbers", found=repr(values)[:80], hint="in the family's unit"
