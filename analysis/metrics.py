@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 _EMD_SIZES = (1000, 500, 200, 100, 50, 20, 10)
 _EMD_REPEATS = 5
-_FEWEST = 20  # reference or generated samples below which a bin is left out
+FEWEST = 20  # reference or generated samples below which a bin is left out
 
 
 def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
@@ -51,7 +51,7 @@ def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metri
     scaled: list[Draws3] = []
     for number, selection in enumerate(plan.selections):
         mine, other = reference.members(selection), generated.members(selection)
-        if min(mine.sum(), other.sum()) < _FEWEST:
+        if min(mine.sum(), other.sum()) < FEWEST:
             continue
         groups = reference.groups[mine] if reference.groups is not None else None
         draws = Draws.make(int(mine.sum()), int(other.sum()), plan.seed + number, groups=groups)

@@ -17,7 +17,7 @@ from calogen.hdf5 import write_atomic
 
 from .distances import Draws, Metric, compare_1d, scale_of, wasserstein_1d
 from .histograms import observable_edges, selections
-from .metrics import measure
+from .metrics import FEWEST, measure
 from .observables import Observable, catalogue, observables
 from .survey import Plan, Progress, Source, Survey, plan_comparison, survey
 
@@ -290,8 +290,9 @@ def _condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[
 def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
     """How far generated samples are from the reference: one number, 0 for perfect, in reference standard deviations.
 
-    The mean over all observables and bins of the conditions of W1 over the reference's standard deviation. Fast enough
-    for validation during training. A finite sample gives a floor above 0.
+    The mean over all observables and bins of the conditions of W1 over the reference's standard deviation: in the bin,
+    or in the whole reference where the bin has fewer than 20 of its samples. Fast enough for validation during
+    training. A finite sample gives a floor above 0.
 
     Args:
         reference: N samples in physical units.
@@ -314,7 +315,9 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
         a = selection.of(reference.conditions, len(reference.values))
         b = selection.of(generated.conditions, len(generated.values))
         if a.any() and b.any():
-            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][a]) for n in mine]
+            # A few samples may be all alike by chance: their spread is no yardstick.
+            yardstick = a if np.count_nonzero(a) >= FEWEST else np.ones_like(a)
+            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][yardstick]) for n in mine]
     return float(np.mean(found)) if found else math.inf
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calogen.analysis import compare, score, views
+from calogen.analysis.distances import scale_of, wasserstein_1d
+from calogen.analysis.histograms import selections
 from calogen.analysis.html import render, verdict
+from calogen.analysis.observables import observables
 from calogen.analysis.plots import draw, encode
 from calogen.analysis.report import SUMMARY_HEADER
 
@@ -215,6 +218,23 @@ def test_score_is_fast_seeded_by_nothing_and_orders_defects(showers):
     broken = other.values.copy()
     broken[0, 0] = np.nan
     assert score(reference, replace(other, values=broken)) == float("inf")
+
+
+def test_score_of_a_few_samples_stays_of_order_one():
+    reference, other = toy("calogan", 24), toy("calogan", 24, seed=1)
+    scores = [score(reference.read(k, k + 12), other.read(k, k + 12)) for k in range(13)]
+    assert max(scores) < 1.5
+    assert score(reference.read(0, 12), replace(other.read(0, 12), values=2 * other.values[:12])) > max(scores)
+
+
+def test_score_uses_the_spread_in_a_bin_that_has_enough_samples(showers):
+    reference, other = showers.read(0, 800), showers.read(800, 1600)
+    mine, theirs = observables(reference), observables(other)
+    distances = []
+    for selection in selections(reference.family, reference.conditions, 4)[1:]:
+        a, b = selection.of(reference.conditions, 800), selection.of(other.conditions, 800)
+        distances += [wasserstein_1d(mine[n][a], theirs[n][b]) / scale_of(mine[n][a]) for n in mine]
+    assert score(reference, other) == pytest.approx(np.mean(distances), rel=1e-12)
 
 
 def test_histograms_of_a_view_lose_nothing(report):
