@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@rm -rf $(DEMO)
 	$(BIN)/calogen train configs/demo.toml --data data/calogan-gamma --energy-conditioned --out $(DEMO)/run
-	$(BIN)/calogen generate $(DEMO)/run --like data/calogan-gamma/test --out $(DEMO)/showers
+	$(BIN)/calogen generate $(DEMO)/run --like data/calogan-gamma/test -n 35000 --out $(DEMO)/showers
 	$(BIN)/calogen compare data/calogan-gamma $(DEMO)/showers --out $(DEMO)/report
 	@echo "open $(DEMO)/report/report.html in a browser"
 

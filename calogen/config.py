@@ -50,7 +50,7 @@ class CriticConfig(_Frozen):
         channels: Channels from the largest grid down (``dcgan``).
     """
 
-    hidden: tuple[_Width, ...] = (512, 512)
+    hidden: tuple[_Width, ...] = (256, 128)
     channels: tuple[_Width, ...] = Field(default=(32, 64, 128, 128), min_length=1)
 
 
@@ -86,7 +86,7 @@ class TrainingConfig(_Frozen):
     critic_steps: int = Field(default=3, ge=1)
     penalty: float = Field(default=10.0, ge=0)
     clip: float = Field(default=0.01, gt=0)
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     critic_learning_rate: float = Field(default=2e-4, gt=0)
     betas: tuple[_Fraction, _Fraction] = (0.0, 0.9)
     decay: float = Field(default=0.3, ge=0, le=1)
