@@ -8,8 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Family
-
 from .distances import (
     Comparison1D,
     Draws,
@@ -23,7 +21,7 @@ from .distances import (
     spread_difference,
 )
 from .histograms import ALL, Selection, observable_edges
-from .observables import Observable, catalogue
+from .observables import Observable
 from .survey import Plan, Survey
 
 Array = NDArray[np.float64]
@@ -47,7 +45,7 @@ def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metri
         ``nonfinite_voxels``, ``negative_voxels``, ...: how many.
     """
     found: dict[str, Metric] = {}
-    table = catalogue(plan.family)
+    table = plan.observables
     scaled: list[Draws3] = []
     for number, selection in enumerate(plan.selections):
         mine, other = reference.members(selection), generated.members(selection)
@@ -62,8 +60,8 @@ def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metri
             if selection is not ALL or len(plan.selections) == 1:
                 scaled.append(_scaled(compared.w1, 1 / scale_of(r)))
         if selection is ALL:
-            found["sliced_w1"] = _sliced(reference, generated, draws, _vector_unit(plan.family))
-            found["correlation"] = _correlation(reference, generated, draws, correlated(plan.family))
+            found["sliced_w1"] = _sliced(reference, generated, draws, _vector_unit(plan))
+            found["correlation"] = _correlation(reference, generated, draws, correlated(plan))
     if scaled:
         n = min(reference.table.shape[1] // 2, generated.table.shape[1])
         found["score"] = Metric.from_splits(_mean_draws(scaled), n, "sd")
@@ -108,8 +106,10 @@ def _mean_draws(draws: list[Draws3]) -> Draws3:
     return first, second, third
 
 
-def _vector_unit(family: Family) -> str:
-    return "ln(1+delta)" if family.kind == "map" else "of incident energy"
+def _vector_unit(plan: Plan) -> str:
+    if plan.family.kind == "map":
+        return "ln(1+delta)"
+    return "of incident energy" if plan.has_energy else "of the reference's mean deposited energy"
 
 
 def _sliced(reference: Survey, generated: Survey, draws: Draws, unit: str) -> Metric:
@@ -118,16 +118,17 @@ def _sliced(reference: Survey, generated: Survey, draws: Draws, unit: str) -> Me
     return Metric.from_splits(_mean_draws([compare_1d(r, g, edges, draws).w1 for r, g in pairs]), draws.n, unit)
 
 
-def correlated(family: Family) -> list[str]:
+def correlated(plan: Plan) -> list[str]:
     """The observables whose correlations are compared: about twenty, or the layers' energies of deep families."""
-    names = list(catalogue(family))
+    names, family = list(plan.observables), plan.family
     if family.kind == "map":
         powers = [n for n in names if n.startswith("power_")]
         return ["mean", "std", "peaks", *powers[:: max(1, len(powers) // 15)]]
     if len(family.layers) > 8:
         return [n for n in names if n.startswith("energy_") and "ratio" not in n]
     kinds = ("fraction_", "energy_ratio_", "occupancy_", "width_x_", "width_y_", "width_r_")
-    return ["total_energy", "response", "shower_depth_width", *(n for n in names if n.startswith(kinds))]
+    whole = [n for n in ("total_energy", "response", "shower_depth_width") if n in names]
+    return [*whole, *(n for n in names if n.startswith(kinds))]
 
 
 def correlation_matrix(columns: NDArray[np.floating]) -> Array:
@@ -190,5 +191,5 @@ def _exact(reference: NDArray[np.float32], generated: NDArray[np.float32], size:
     # Redrawn sub-samples overlap, so their mean is no better than one of them.
     shrink = math.sqrt(repeats) if disjoint > 1 else 1.0
     errors = [float(x.std(ddof=1)) / shrink for x in (values, floors)]
-    unit = _vector_unit(plan.family)
+    unit = _vector_unit(plan)
     return Metric.of(float(values.mean()), errors[0], float(floors.mean()), errors[1], size, unit)

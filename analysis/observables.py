@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.errors import ShardError
 from calogen.families import CartesianLayer, Family, Layer
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ Array = NDArray[np.float64]
 
 _CHUNK_VALUES = 2**22  # voxels held in float64 at a time: 32 MiB
 _LOG_QUANTILES = (5, 50, 95, 99)
+_NEED_ENERGY = ("response",)  # observables of showers that exist only where the incident energy is known
 _FLOOR_PIXEL = 1e-3  # added before the logarithm of a pixel: far below the emptiest pixel of a simulated map
 
 
@@ -55,10 +55,15 @@ class Observable:
         return f"{self.label} [{self.unit}]" if self.unit else self.label
 
 
-def catalogue(family: Family) -> dict[str, Observable]:
-    """All observables of a family by name, in the order in which :func:`observables` gives them."""
+def catalogue(family: Family, *, energy: bool = True) -> dict[str, Observable]:
+    """All observables of a family by name, in the order in which :func:`observables` gives them.
+
+    Args:
+        family: What the samples are.
+        energy: Whether the incident energies of showers are known; if not, what needs them is left out.
+    """
     found = _map_catalogue(family) if family.kind == "map" else _shower_catalogue(family)
-    return {observable.name: observable for observable in found}
+    return {observable.name: observable for observable in found if energy or observable.name not in _NEED_ENERGY}
 
 
 def observables(samples: Samples) -> dict[str, Array]:
@@ -70,34 +75,25 @@ def observables(samples: Samples) -> dict[str, Array]:
         samples: N samples in physical units (MeV for showers).
 
     Returns:
-        By name, (N,) float64 in the unit that :func:`catalogue` says.
-
-    Raises:
-        ShardError: If showers come without their incident energies.
+        By name, (N,) float64 in the unit that :func:`catalogue` says; showers without incident energies have no
+        ``response``.
 
     Source: hep-lbdl/CaloGAN ``analysis/feats1d.py``; CaloChallenge/homepage ``code/HighLevelFeatures.py``.
     """
     family = samples.family
     count = len(samples.values)
-    names = list(catalogue(family))
-    table = np.zeros((len(names), count))
-    if family.kind == "calorimeter":
-        if "incident_energy" not in samples.conditions:
-            raise ShardError(
-                "these showers have no incident energies",
-                where=f"family '{family.name}'",
-                expected="condition 'incident_energy'",
-                found=", ".join(samples.conditions) or "no conditions",
-                hint="give a file with the data set 'incident_energies' (or CaloGAN's 'energy')",
-            )
+    incident: Array | None = None
+    if "incident_energy" in samples.conditions:
         incident = np.asarray(samples.conditions["incident_energy"], dtype=np.float64)
+    names = list(catalogue(family, energy=family.kind == "map" or incident is not None))
+    table = np.zeros((len(names), count))
     rows = max(1, _CHUNK_VALUES // family.voxels)
     for start in range(0, count, rows):
         part = slice(start, min(start + rows, count))
         if family.kind == "map":
             columns = _map_columns(family, samples.values[part])
         else:
-            columns = _shower_columns(family, samples.values[part], incident[part])
+            columns = _shower_columns(family, samples.values[part], None if incident is None else incident[part])
         for row, column in enumerate(columns):
             table[row, part] = column
     return dict(zip(names, table, strict=True))
@@ -152,8 +148,8 @@ def _shower_catalogue(family: Family) -> Iterator[Observable]:
             yield Observable(f"width_{axis}_{number}", width, "mm", layer=number)
 
 
-def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Array) -> Iterator[Array]:
-    """The observables of some showers, in the order of the catalogue."""
+def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Array | None) -> Iterator[Array]:
+    """The observables of some showers, in the order of the catalogue; no response without incident energies."""
     shapes: list[Array] = []
     energies = np.zeros((len(family.layers), len(showers)))
     occupied = np.zeros(len(showers))
@@ -171,7 +167,10 @@ def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Arra
     index = np.arange(len(energies), dtype=np.float64)
     depth, depth2 = index @ energies, index**2 @ energies
     reached = (energies > 0) * index[:, None]
-    yield from (total, _ratio(total, incident), occupied / family.voxels, reached.max(axis=0), depth, depth2)
+    yield total
+    if incident is not None:
+        yield _ratio(total, incident)
+    yield from (occupied / family.voxels, reached.max(axis=0), depth, depth2)
     yield from (_ratio(depth, total), _spread(_ratio(depth2, total), _ratio(depth, total)))
     following = iter(shapes)
     for layer, energy in zip(family.layers, energies, strict=True):

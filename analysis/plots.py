@@ -287,7 +287,8 @@ def _groups(report: Report) -> Iterator[tuple[str, str, list[str]]]:
         return
     shown = [family.layer_numbers[p] for p in views.shown_layers(report)]
     whole = ["total_energy", "response", "occupancy", "depth", "shower_depth", "shower_depth_width"]
-    yield "observables-shower", "Whole shower", [*whole, "lateral_depth", "lateral_depth2"]
+    whole += ["lateral_depth", "lateral_depth2"]
+    yield "observables-shower", "Whole shower", [n for n in whole if n in known]
     for quantity, title in (("energy", "Layer energies"), ("fraction", "Layer energy fractions")):
         yield f"observables-{quantity}", title, [f"{quantity}_{n}" for n in shown]
     shapes = [f"{q}_{n}" for q in ("energy_ratio", "occupancy") for n in shown]

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calogen.families import CartesianLayer, Family, Layer
+from calogen.families import CartesianLayer, Layer
 
 from . import views
 from .plots import (
@@ -31,8 +31,9 @@ Array = NDArray[np.float64]
 
 
 def draw_showers(report: Report) -> Iterator[Drawing]:
-    """The figures that only showers have."""
-    for make in (_response, _by_energy, _longitudinal, _mean_showers, _examples):
+    """The figures that only showers have; those against the incident energy only where every side knows it."""
+    energy = (_response, _by_energy) if report.plan.has_energy else ()
+    for make in (*energy, _longitudinal, _mean_showers, _examples):
         yield from make(report)
 
 
@@ -160,22 +161,26 @@ def _examples(report: Report) -> Iterator[Drawing]:
             axes.set_xticks([])
             axes.set_yticks([])
             if row == 0:
-                axes.set_title(f"{title}\n{_energy(family, conditions[k])}", fontsize=7.5)
+                axes.set_title(f"{title}\n{_energy(report, conditions[k])}", fontsize=7.5)
         panels[0].set_ylabel(f"layer {family.layer_numbers[position]}", loc="center")
         if mesh is not None:
             figure.colorbar(mesh, ax=panels, label=f"energy [{family.unit}]", fraction=0.02, pad=0.01)
+    matched = "incident" if report.plan.has_energy else "deposited"
     caption = (
-        "Single showers, not averages: at some incident energies, the nearest shower of each side. "
+        f"Single showers, not averages: at some {matched} energies, the nearest shower of each side. "
         "White cells are empty."
     )
     yield Drawing("examples", "Single showers", caption, figure)
 
 
-def _energy(family: Family, conditions: Array) -> str:
+def _energy(report: Report, conditions: Array) -> str:
     if not len(conditions) or not np.isfinite(conditions[0]):
         return ""
-    factor, _ = condition_axis(family.conditions[0])
-    return f"{conditions[0] * factor:.3g} {'GeV' if factor != 1 else family.conditions[0].unit}"
+    if not report.plan.has_energy:
+        return f"{conditions[0]:.3g} {report.family.unit}"
+    condition = report.family.conditions[0]
+    factor, _ = condition_axis(condition)
+    return f"{conditions[0] * factor:.3g} {'GeV' if factor != 1 else condition.unit}"
 
 
 def _layer_axes(figure: Figure, place: matplotlib.gridspec.SubplotSpec, layer: Layer) -> Axes:

@@ -18,8 +18,8 @@ from calogen.hdf5 import write_atomic
 from .distances import Draws, Metric, compare_1d, scale_of, wasserstein_1d
 from .histograms import observable_edges, selections
 from .metrics import FEWEST, measure
-from .observables import Observable, catalogue, observables
-from .survey import Plan, Progress, Source, Survey, plan_comparison, survey
+from .observables import Observable, observables
+from .survey import Plan, Progress, Source, Survey, common_conditions, plan_comparison, survey
 
 if TYPE_CHECKING:
     from calogen.shards import Samples
@@ -79,8 +79,8 @@ class Report:
 
     @property
     def observables(self) -> dict[str, Observable]:
-        """The family's observables by name."""
-        return catalogue(self.family)
+        """The observables compared, by name."""
+        return self.plan.observables
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``: no number in it is NaN or infinite, None stands for those."""
@@ -181,7 +181,8 @@ def _finite(value: Any) -> Any:
 def _headline(report: Report, found: Mapping[str, Metric]) -> list[str]:
     keys = [k for k in found if "/" not in k or k.split("/")[1] in ("voxel", "pixel")]
     few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
-    shown = ["response", *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
+    size = "response" if report.plan.has_energy else "total_energy"
+    shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
     for kind in ("mean", "spread"):
         for name in shown:
             inside = [f"{kind}/{name}{s.suffix}" for s in report.plan.selections[1:] or report.plan.selections]
@@ -211,6 +212,9 @@ def compare(
 
     Each source is read once, in chunks; what is kept is bounded (:class:`calogen.analysis.survey.Survey`).
 
+    Showers of one side without incident energies (of a surrogate that is not conditioned on them) are compared without:
+    no response, no bins of energy, whole showers in units of the reference's mean deposited energy.
+
     Args:
         reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands.
         generated: The same, or several by name.
@@ -226,10 +230,12 @@ def compare(
     opened = {name: _open(source) for name, source in sources.items()}
     for name, source in opened.items():
         _require_same(first.family, source.family, name)
-    plan = plan_comparison(first, bins=bins, seed=seed)
+    plan = plan_comparison(
+        first, bins=bins, seed=seed, others={name: _known_conditions(source) for name, source in opened.items()}
+    )
     base = survey(first, plan, title="reference", progress=progress)
     surveys, metrics = {}, {}
-    notes = _source_notes("reference", first, base)
+    notes = _energy_notes(plan, {"reference": first, **opened}) + _source_notes("reference", first, base)
     for name, source in opened.items():
         surveys[name] = survey(source, plan, title=name, progress=progress)
         metrics[name] = measure(base, surveys[name], plan)
@@ -250,6 +256,24 @@ def _name_of(source: Source | str | Path) -> str:
         path = Path(source)
         return (path.name if path.is_dir() else path.stem).replace("*", "") or "generated"
     return "generated"
+
+
+def _known_conditions(source: Source) -> list[str]:
+    """Names of the conditions that a source has; all of the family's for an empty one, which is refused later."""
+    if not len(source):
+        return [c.name for c in source.family.conditions]
+    return list(source.read(0, 1).conditions)
+
+
+def _energy_notes(plan: Plan, sources: Mapping[str, Source]) -> list[str]:
+    if plan.has_energy:
+        return []
+    lacking = [name for name, source in sources.items() if "incident_energy" not in _known_conditions(source)]
+    return [
+        f"{' and '.join(lacking)}: the showers come without incident energies, so nothing here uses them: no response, "
+        "no bins of energy, and whole showers are divided by the reference's mean deposited energy. If the two sides "
+        "were made for different energies, every difference contains that."
+    ]
 
 
 def _source_notes(name: str, source: Source, side: Survey) -> list[str]:
@@ -309,15 +333,17 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
     if not np.isfinite(generated.values).all():
         return math.inf
     mine, other = observables(reference), observables(generated)
+    names = [name for name in mine if name in other]
+    common = common_conditions(reference.family, [reference.conditions, generated.conditions])
     found: list[float] = []
-    parts = selections(reference.family, reference.conditions, bins)
+    parts = selections(reference.family, {n: c for n, c in reference.conditions.items() if n in common}, bins)
     for selection in parts[1:] or parts:
         a = selection.of(reference.conditions, len(reference.values))
         b = selection.of(generated.conditions, len(generated.values))
         if a.any() and b.any():
             # A few samples may be all alike by chance: their spread is no yardstick.
             yardstick = a if np.count_nonzero(a) >= FEWEST else np.ones_like(a)
-            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][yardstick]) for n in mine]
+            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][yardstick]) for n in names]
     return float(np.mean(found)) if found else math.inf
 
 

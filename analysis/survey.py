@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import hist
@@ -15,7 +15,7 @@ from calogen.families import Family
 
 from .distances import directions
 from .histograms import Means, Selection, Spectra, selections, spectrum_axis
-from .observables import catalogue, observables
+from .observables import Observable, catalogue, observables
 
 if TYPE_CHECKING:
     from calogen.shards import Samples
@@ -56,8 +56,11 @@ class Plan:
         family: What a sample is.
         selections: All samples, then the bins of each condition.
         axis: Axis of the voxel spectrum.
-        targets: Conditions of the example samples, (T, C), in the family's order and units.
+        targets: Conditions of the example samples, (T, C), in the family's order and units; their deposited energies,
+            (T, 1), where incident energies are not known.
         seed: Decides directions and which whole samples are kept.
+        fixed_scale: What whole showers are divided by where some of them have no incident energies: the reference's
+            mean deposited energy. None where every shower is divided by its own incident energy.
     """
 
     family: Family
@@ -65,6 +68,17 @@ class Plan:
     axis: hist.axis.Regular
     targets: Array
     seed: int
+    fixed_scale: float | None = None
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether nothing is left out for want of incident energies; true for maps."""
+        return self.fixed_scale is None
+
+    @property
+    def observables(self) -> dict[str, Observable]:
+        """The observables that every side has, by name."""
+        return catalogue(self.family, energy=self.has_energy)
 
 
 @dataclass
@@ -108,20 +122,46 @@ class Survey:
         return selection.of(self.conditions, self.table.shape[1])
 
 
-def vectors(samples: Samples) -> Columns:
+def vectors(samples: Samples, fixed_scale: float | None = None) -> Columns:
     """Whole samples as vectors in which distances mean something, (N, V) float32.
 
-    Showers: voxel energies over the incident energy. Maps: ln(1 + delta + 0.001).
+    Showers: voxel energies over the incident energy, or over ``fixed_scale``. Maps: ln(1 + delta + 0.001).
     """
     flat = samples.values.reshape(len(samples.values), -1)
     if samples.family.kind == "map":
         return np.log(np.maximum(flat, 0) + np.float32(_FLOOR_PIXEL))
+    if fixed_scale is not None:
+        return np.asarray(flat / np.float32(fixed_scale), dtype=np.float32)
     incident = np.maximum(samples.conditions["incident_energy"], np.finfo(np.float32).tiny)
     return np.asarray(flat / incident[:, None], dtype=np.float32)
 
 
-def plan_comparison(reference: Source, *, bins: int, seed: int) -> Plan:
+def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:
+    """The family's conditions that a comparison uses.
+
+    All of them, so that a side which lacks one is noticed; but a surrogate need not be conditioned on the incident
+    energy, so where showers come without it, whatever else every side has.
+
+    Args:
+        family: What the samples are.
+        sides: Names of the conditions that each side has.
+    """
+    names = [c.name for c in family.conditions]
+    if family.kind == "map" or all("incident_energy" in side for side in sides):
+        return names
+    return [n for n in names if all(n in side for side in sides)]
+
+
+def plan_comparison(
+    reference: Source, *, bins: int, seed: int, others: Mapping[str, Collection[str]] | None = None
+) -> Plan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
+
+    Args:
+        reference: The reference.
+        bins: Bins of each condition.
+        seed: See :class:`Plan`.
+        others: Names of the conditions of the sides to be compared with it.
 
     Raises:
         ShardError: If the reference is empty.
@@ -132,22 +172,38 @@ def plan_comparison(reference: Source, *, bins: int, seed: int) -> Plan:
     width = max(1, min(256, _CHUNK_BYTES // (4 * family.voxels)))
     starts = np.unique(np.linspace(0, max(0, count - width), min(16, -(-count // width))).astype(int))
     parts = [reference.read(int(s), min(int(s) + width, count)) for s in starts]
+    common = common_conditions(family, [parts[0].conditions, *(others or {}).values()])
     conditions = {
-        c.name: np.concatenate([p.conditions[c.name] for p in parts])
-        for c in family.conditions
-        if c.name in parts[0].conditions
+        name: np.concatenate([p.conditions[name] for p in parts]) for name in common if name in parts[0].conditions
     }
+    fixed_scale = None
+    targets = _example_targets(family, conditions)
+    if family.kind == "calorimeter" and "incident_energy" not in common:
+        with np.errstate(invalid="ignore"):  # samples that are not finite are left out
+            deposited = np.concatenate([_deposited(p) for p in parts])
+        deposited = deposited[np.isfinite(deposited)]
+        fixed_scale = (float(deposited.mean()) if len(deposited) else 0.0) or 1.0
+        targets = np.quantile(deposited, _example_quantiles())[:, None] if len(deposited) else np.zeros((_EXAMPLES, 1))
     values = np.concatenate([p.values.ravel() for p in parts])
     values = values[np.isfinite(values) & (values > 0)]
     high = float(values.max()) if len(values) else 1.0
     low = max(float(values.min()), high * 1e-9) if len(values) else 0.1
     chosen = selections(family, conditions, bins)
-    return Plan(family, chosen, spectrum_axis(low, 2 * high), _example_targets(family, conditions), seed)
+    return Plan(family, chosen, spectrum_axis(low, 2 * high), targets, seed, fixed_scale)
+
+
+def _deposited(samples: Samples) -> Array:
+    """Energy in all voxels of each shower, (N,)."""
+    return np.asarray(samples.values.reshape(len(samples.values), -1).sum(axis=1, dtype=np.float64))
+
+
+def _example_quantiles() -> Array:
+    return np.asarray((np.arange(_EXAMPLES) + 0.5) / _EXAMPLES)
 
 
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
     """Conditions at which samples are shown: quantiles of the first, medians of the others; (T, C)."""
-    quantiles = (np.arange(_EXAMPLES) + 0.5) / _EXAMPLES
+    quantiles = _example_quantiles()
     columns = [
         np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
         for position, c in enumerate(c for c in family.conditions if c.name in conditions)
@@ -159,7 +215,7 @@ class _Examples:
     """The samples nearest to the targets among all that pass by."""
 
     def __init__(self, plan: Plan, names: list[str]) -> None:
-        self._targets, self._names = plan.targets, names
+        self._targets, self._names, self._by_conditions = plan.targets, names, plan.has_energy
         self._scale = np.maximum(np.abs(plan.targets).mean(axis=0), 1e-30)
         self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
         self.conditions = np.full(plan.targets.shape, np.nan)
@@ -171,7 +227,11 @@ class _Examples:
         count = len(samples.values)
         if not count:
             return
-        mine = np.stack([samples.conditions[n] for n in self._names], axis=1) if self._names else None
+        mine: NDArray[np.floating[Any]] | None = None
+        if not self._by_conditions:
+            mine = _deposited(samples)[:, None]
+        elif self._names:
+            mine = np.stack([samples.conditions[n] for n in self._names], axis=1)
         for t, target in enumerate(self._targets):
             if mine is None:  # nothing to match: the first samples
                 if self._seen <= t < self._seen + count:
@@ -233,12 +293,15 @@ class _Pass:
         self._conditions: dict[str, list[NDArray[Any]]] = {}
         kinds = ("nonfinite_voxels", "nonfinite_samples", "negative_voxels")
         self.problems = dict.fromkeys(kinds, 0)
-        if family.kind == "calorimeter":
+        if family.kind == "calorimeter" and plan.has_energy:
             self.problems["response_too_high"] = 0
 
     def add(self, chunk: Samples) -> None:
         """Take in the next samples."""
         plan, family = self.plan, self.plan.family
+        if not plan.has_energy:  # one side's energies are of no use without the other's
+            known = {name: c for name, c in chunk.conditions.items() if name != "incident_energy"}
+            chunk = replace(chunk, conditions=known)
         good = self._inspect(chunk)
         chosen = self._wanted[self.done : self.done + len(good)][good]
         self.done += len(good)
@@ -251,9 +314,9 @@ class _Pass:
             self._examples = _Examples(plan, names[: plan.targets.shape[1]])
         self._examples.fill(samples)
         measured = observables(samples)
-        if family.kind == "calorimeter":
+        if "response" in measured:
             self.problems["response_too_high"] += int(np.count_nonzero(measured["response"] > family.max_response))
-        vector = vectors(samples)
+        vector = vectors(samples, plan.fixed_scale)
         self._keep("table", np.stack(list(measured.values())).astype(np.float32))
         self._keep("projections", (vector @ self._basis).T)
         self._keep("kept", vector[chosen])
@@ -271,7 +334,7 @@ class _Pass:
         examples = self._examples or _Examples(self.plan, [])
         return Survey(
             count=self.done,
-            names=list(catalogue(self.plan.family)),
+            names=list(self.plan.observables),
             provenance=provenance,
             conditions={name: np.concatenate(c) for name, c in self._conditions.items()},
             table=parts["table"],

@@ -209,7 +209,7 @@ def power_spectra(report: Report, selection: Selection = ALL) -> dict[str, Curve
 
 def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
     """Names of the correlated observables and their correlation matrix for each side."""
-    names = correlated(report.family)
+    names = correlated(report.plan)
     rows = [report.reference.names.index(n) for n in names]
     return names, {title: correlation_matrix(side.table[rows]) for title, side in sides(report).items()}
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from calogen.analysis.observables import catalogue, observables, wave_numbers
 
-from calogen.errors import ShardError
 from calogen.families import FAMILIES
 from calogen.shards import Samples, open_shards
 
@@ -150,7 +149,11 @@ def test_peaks_wrap_around():
     assert observables(Samples(family, maps))["peaks"] == 2
 
 
-def test_showers_without_energies_are_refused():
-    family = FAMILIES["calogan"]
-    with pytest.raises(ShardError, match="incident energies"):
-        observables(Samples(family, np.ones((2, family.voxels))))
+def test_showers_without_energies_have_everything_but_a_response():
+    samples = open_shards(ORACLES / "calogan_gamma_64.h5").read()
+    whole = observables(samples)
+    bare = observables(Samples(samples.family, samples.values))
+    assert list(bare) == list(catalogue(samples.family, energy=False))
+    assert set(whole) - set(bare) == {"response"}
+    for name, values in bare.items():
+        np.testing.assert_array_equal(values, whole[name], err_msg=name)

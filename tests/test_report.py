@@ -22,7 +22,7 @@ from calogen.analysis.plots import draw, encode
 from calogen.analysis.report import SUMMARY_HEADER
 
 from calogen.errors import ConfigError, GateError, ShardError
-from calogen.families import FAMILIES
+from calogen.families import FAMILIES, Condition
 from calogen.shards import Samples, open_shards
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -164,11 +164,72 @@ def test_families_do_not_mix():
 
 
 def test_missing_conditions_are_named(showers):
-    bare = replace(toy("nbody-64", 40), conditions={})
+    lacking = bare(toy("nbody-64", 40))
     with pytest.raises(ShardError, match="lack the condition 'Omega_m'"):
-        compare(toy("nbody-64", 40), bare)
+        compare(toy("nbody-64", 40), lacking)
     with pytest.raises(ShardError, match="lack the condition"):
-        score(toy("nbody-64", 40), bare)
+        score(toy("nbody-64", 40), lacking)
+
+
+def bare(samples):
+    return replace(samples, conditions={})
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_showers_without_energies_are_compared_without(showers, tmp_path, monkeypatch, both):
+    reference, other = showers.read(0, 300), bare(showers.read(300, 600))
+    found = compare(
+        bare(reference) if both else reference, {"free": other, "scaled": replace(other, values=1.1 * other.values)}
+    )
+    metrics = found.metrics["free"]
+    assert {"score", "sliced_w1", "emd_100", "correlation", "w1/total_energy"} <= set(metrics)
+    assert not [k for k in metrics if "response" in k or "[" in k]
+    assert metrics["sliced_w1"].unit == "of the reference's mean deposited energy"
+    assert abs(metrics["sliced_w1"].pull) < 4
+    assert found.metrics["scaled"]["mean/total_energy"].value > metrics["mean/total_energy"].value + 0.05
+    assert found.plan.fixed_scale == pytest.approx(reference.values.sum(axis=1).mean(), rel=0.1)
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("reference and free and scaled: " if both else "free and scaled: ")
+    assert "no response" in found.notes[0]
+    for side in (found.reference, *found.generated.values()):  # shown by deposited energy
+        np.testing.assert_allclose(side.examples[0].sum(axis=1), side.examples[1][:, 0], rtol=1e-5)
+        np.testing.assert_allclose(side.examples[1], found.plan.targets, rtol=0.2)
+    assert any(row.key == "mean/total_energy" for row in found.summary())
+    if both:
+        return  # the same figures
+    drawn = list(draw(found))
+    monkeypatch.setattr("calogen.analysis.plots.draw", lambda report: drawn[:1])
+    page = found.save(tmp_path / "out").read_text()
+    assert "come without incident energies" in page
+    figures = {drawing.name for drawing in drawn}
+    assert {"observables-shower", "longitudinal", "mean-showers", "examples", "correlations"} <= figures
+    assert not figures & {"response", "by-energy"}
+    json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_energies_that_one_side_lacks_change_nothing(showers):
+    reference, other = showers.read(0, 200), showers.read(200, 400)
+    pairs = [(reference, bare(other)), (bare(reference), other), (bare(reference), bare(other))]
+    first, *rest = ([compare(*pair).metrics, score(*pair)] for pair in pairs)
+    assert all(found == first for found in rest)
+    assert 0 < first[1] < 1
+
+
+def test_a_condition_that_every_side_has_is_used_without_energies():
+    known = FAMILIES["calogan"].conditions
+    family = FAMILIES["calogan"].model_copy(
+        update={"conditions": (*known, Condition(name="angle", unit="rad", low=-1, high=1))}
+    )
+    angle = np.linspace(-1, 1, 200)
+    sides = [replace(toy("calogan", 200, seed), family=family) for seed in (0, 1)]
+    sides = [replace(s, conditions={**s.conditions, "angle": angle}) for s in sides]
+    by_angle = compare(sides[0], replace(sides[1], conditions={"angle": angle}), bins=2)
+    assert [s.condition for s in by_angle.plan.selections] == ["", "angle", "angle"]
+    assert "w1/total_energy[angle=-1:0rad]" in by_angle.metrics["generated"]
+    assert len(compare(sides[0], bare(sides[1]), bins=2).plan.selections) == 1
+    assert 0 < score(sides[0], replace(sides[1], conditions={"angle": angle})) < 1
+    with pytest.raises(ShardError, match="lack the condition 'angle'"):  # energies are there, the angle is not
+        compare(sides[0], replace(sides[1], conditions=toy("calogan", 200).conditions))
 
 
 def test_a_generated_reference_is_noted(showers):
