@@ -421,7 +421,6 @@ CASES = [
     # Comparing.
     user("compare small calogan.h5 --out new", "different families", "small", "calogan"),
     user("compare small maps --out new", "different families"),
-    user("compare small free-showers --out new", "incident_energy"),
     user("compare small one --out new", "too few samples"),
     user("compare small run --out new", "holds no data files"),
     user("compare small a=small a=small --out new", "two sets", "NAME=PATH"),

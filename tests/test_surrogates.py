@@ -39,17 +39,14 @@ def sides() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("low", EDGES[:-1])
 def test_energies_of_held_out_showers_are_met_in_every_bin(sides, low):
     reference, incident, generated, energies = sides
-    mine, theirs = (
-        layers[(e >= low) & (e < low + EDGES[1] - EDGES[0])] for layers, e in ((generated, energies), (reference, incident))
-    )
-    response = [
-        (layers.sum(1) / e[(e >= low) & (e < low + EDGES[1] - EDGES[0])]).mean()
-        for layers, e in ((mine, energies), (theirs, incident))
-    ]
+    high = low + EDGES[1] - EDGES[0]
+    ours, theirs = (energies >= low) & (energies < high), (incident >= low) & (incident < high)
+    mine, data = generated[ours], reference[theirs]
+    response = [(mine.sum(1) / energies[ours]).mean(), (data.sum(1) / incident[theirs]).mean()]
     assert response[0] == pytest.approx(response[1], rel=0.002)
-    ours, data = (layers / layers.sum(1, keepdims=True) for layers in (mine, theirs))
+    shares = [layers / layers.sum(1, keepdims=True) for layers in (mine, data)]
     for layer, mean, spread in ((0, 0.05, 0.2), (1, 0.05, 0.2), (2, 0.2, None)):
-        a, b = ours[:, layer], data[:, layer]
+        a, b = (share[:, layer] for share in shares)
         error = 2 * np.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
         assert abs(a.mean() - b.mean()) < max(mean * b.mean(), error)
         if spread:
