@@ -22,7 +22,7 @@ from .distances import (
 )
 from .histograms import ALL, Selection, observable_edges
 from .observables import Observable
-from .survey import Plan, Survey
+from .survey import Plan, Survey, vectors
 
 Array = NDArray[np.float64]
 
@@ -153,7 +153,7 @@ def _correlation(reference: Survey, generated: Survey, draws: Draws, names: list
 def _whole_samples(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
     """Metrics of the samples kept whole: exact earth mover's distance and the spectrum of voxels."""
     found: dict[str, Metric] = {}
-    r, g = reference.kept, generated.kept
+    r, g = vectors(reference.kept, plan.fixed_scale), vectors(generated.kept, plan.fixed_scale)
     sizes = [s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)]
     if sizes:
         found[f"emd_{sizes[0]}"] = _exact(r, g, sizes[0], plan)

@@ -287,6 +287,9 @@ def _source_notes(name: str, source: Source, side: Survey) -> list[str]:
         "response_too_high": "showers deposit more energy than the family allows",
     }
     notes += [f"{name}: {side.problems[key]} {text}." for key, text in words.items() if side.problems.get(key)]
+    if (listed := side.table.shape[1]) < side.used:
+        of_all = f"a random {listed:,} of its {side.used:,} samples"
+        notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
     return notes
 
 

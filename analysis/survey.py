@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import hist
 import numpy as np
@@ -12,25 +12,24 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 from calogen.families import Family
+from calogen.shards import Samples
 
 from .distances import directions
 from .histograms import Means, Selection, Spectra, selections, spectrum_axis
 from .observables import Observable, catalogue, observables
-
-if TYPE_CHECKING:
-    from calogen.shards import Samples
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 PROJECTIONS = 64
-_KEPT_SAMPLES = 10_000  # whole samples kept for the exact earth mover's distance and the voxel spectrum's floor
-_KEPT_BYTES = 2**27
+KEPT = 10_000  # whole samples kept for exact earth mover's distances, classifiers and the voxel spectrum's floor
+_KEPT_BYTES = 2**28
+_ROWS = 1_000_000  # samples whose observables are kept one by one
+_ROWS_BYTES = 2**29
 _CHUNK_BYTES = 2**25
 _EXAMPLES = 4
 _FLOOR_PIXEL = 1e-3
-_WIDE = ("table", "projections")  # samples along the second axis
 
 
 class Source(Protocol):
@@ -61,6 +60,8 @@ class Plan:
         seed: Decides directions and which whole samples are kept.
         fixed_scale: What whole showers are divided by where some of them have no incident energies: the reference's
             mean deposited energy. None where every shower is divided by its own incident energy.
+        kept: Whole samples to keep of each side, at most.
+        rows: Samples of each side whose observables are kept, at most; of more, a seeded subset.
     """
 
     family: Family
@@ -69,6 +70,8 @@ class Plan:
     targets: Array
     seed: int
     fixed_scale: float | None = None
+    kept: int = KEPT
+    rows: int = _ROWS
 
     @property
     def has_energy(self) -> bool:
@@ -85,17 +88,20 @@ class Plan:
 class Survey:
     """What one pass keeps of a source of N samples.
 
+    Spectra, means and problems are of all samples; ``table``, ``projections``, ``conditions`` and ``groups`` of all or,
+    of more than ``Plan.rows``, of a seeded subset of n; ``kept`` is a subset of those.
+
     Attributes:
         count: Samples read, N; those with voxels that are not finite are left out of everything below.
         names: Names of the observables, K.
         provenance: Where the samples come from.
-        conditions: By name, (N,).
-        table: Observables, (K, N), in the order of the catalogue.
-        projections: Each sample along random directions, (P, N).
-        kept: Vectors of a seeded subset of samples, (n, V); see :func:`vectors`.
-        kept_spectra: Voxel histograms of the same samples, (n, B + 2).
-        kept_groups: Their realisations, (n,), if the source has them.
-        groups: Realisation of every sample, (N,), if the source has them.
+        conditions: By name, (n,).
+        table: Observables, (K, n), in the order of the catalogue.
+        projections: Each sample along random directions, (P, n).
+        groups: Realisations, (n,), if the source has them.
+        kept: Whole samples in physical units, at most ``Plan.kept``.
+        kept_index: Their columns in ``table``, increasing.
+        kept_spectra: Their voxel histograms, (kept, B + 2).
         spectra: Voxel spectrum of each selection.
         means: Mean sample of each selection.
         examples: Samples nearest to the plan's targets, (T, V), and their conditions, (T, C).
@@ -108,17 +114,27 @@ class Survey:
     conditions: dict[str, Columns]
     table: Columns
     projections: Columns
-    kept: Columns
-    kept_spectra: NDArray[np.int32]
-    kept_groups: NDArray[np.integer[Any]] | None
     groups: NDArray[np.integer[Any]] | None
+    kept: Samples
+    kept_index: NDArray[np.intp]
+    kept_spectra: NDArray[np.int32]
     spectra: Spectra
     means: Means
     examples: tuple[Columns, Array]
     problems: dict[str, int]
 
+    @property
+    def used(self) -> int:
+        """Samples that spectra and means are of: all but those with voxels that are not finite."""
+        return int(self.means.count[0])
+
+    @property
+    def kept_groups(self) -> NDArray[np.integer[Any]] | None:
+        """Realisations of the samples kept whole, if the source has them."""
+        return None if self.groups is None else self.groups[self.kept_index]
+
     def members(self, selection: Selection) -> NDArray[np.bool_]:
-        """Which samples belong to a selection, (N,)."""
+        """Which columns of the table belong to a selection, (n,)."""
         return selection.of(self.conditions, self.table.shape[1])
 
 
@@ -153,7 +169,12 @@ def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[
 
 
 def plan_comparison(
-    reference: Source, *, bins: int, seed: int, others: Mapping[str, Collection[str]] | None = None
+    reference: Source,
+    *,
+    bins: int,
+    seed: int,
+    others: Mapping[str, Collection[str]] | None = None,
+    kept: int = KEPT,
 ) -> Plan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
 
@@ -162,6 +183,7 @@ def plan_comparison(
         bins: Bins of each condition.
         seed: See :class:`Plan`.
         others: Names of the conditions of the sides to be compared with it.
+        kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
 
     Raises:
         ShardError: If the reference is empty.
@@ -189,7 +211,9 @@ def plan_comparison(
     high = float(values.max()) if len(values) else 1.0
     low = max(float(values.min()), high * 1e-9) if len(values) else 0.1
     chosen = selections(family, conditions, bins)
-    return Plan(family, chosen, spectrum_axis(low, 2 * high), targets, seed, fixed_scale)
+    kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
+    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(catalogue(family)) + PROJECTIONS))))
+    return Plan(family, chosen, spectrum_axis(low, 2 * high), targets, seed, fixed_scale, kept, rows)
 
 
 def _deposited(samples: Samples) -> Array:
@@ -276,21 +300,46 @@ def _rows_at_once(family: Family) -> int:
     return max(1, min(4096, _CHUNK_BYTES // (4 * family.voxels)))
 
 
+class _Buffers:
+    """Arrays filled from the left and allocated once: to concatenate parts would hold everything twice."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._filled: dict[str, int] = {}
+
+    def add(self, name: str, part: NDArray[Any]) -> None:
+        """Append along the last axis."""
+        if name not in self._arrays:
+            self._arrays[name] = np.empty((*part.shape[:-1], self._size), part.dtype)
+        start = self._filled.get(name, 0)
+        self._filled[name] = stop = start + part.shape[-1]
+        self._arrays[name][..., start:stop] = part
+
+    def get(self, name: str) -> NDArray[Any]:
+        """What has been appended."""
+        return self._arrays[name][..., : self._filled[name]]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+
 class _Pass:
     """A pass under way: what has been accumulated so far."""
 
     def __init__(self, plan: Plan, count: int) -> None:
         family = plan.family
         self.plan, self.done = plan, 0
-        most = max(1, min(count, _KEPT_SAMPLES, _KEPT_BYTES // (4 * family.voxels)))
-        self._wanted = np.zeros(count, dtype=bool)
-        self._wanted[np.random.default_rng([plan.seed, 1]).choice(count, size=most, replace=False)] = True
+        order = np.random.default_rng([plan.seed, 1]).choice(count, size=min(count, plan.rows), replace=False)
+        self._listed, self._whole = np.zeros((2, count), dtype=bool)
+        self._listed[order], self._whole[order[: plan.kept]] = True, True
         self._basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
         self._spectra = Spectra(plan.axis, plan.selections)
         self._means = Means(family.voxels, plan.selections)
         self._examples: _Examples | None = None
-        self._parts: dict[str, list[NDArray[Any]]] = {}
-        self._conditions: dict[str, list[NDArray[Any]]] = {}
+        self._columns = _Buffers(len(order))
+        self._conditions: list[str] = []
+        self._kept: list[Samples] = []
         kinds = ("nonfinite_voxels", "nonfinite_samples", "negative_voxels")
         self.problems = dict.fromkeys(kinds, 0)
         if family.kind == "calorimeter" and plan.has_energy:
@@ -303,7 +352,8 @@ class _Pass:
             known = {name: c for name, c in chunk.conditions.items() if name != "incident_energy"}
             chunk = replace(chunk, conditions=known)
         good = self._inspect(chunk)
-        chosen = self._wanted[self.done : self.done + len(good)][good]
+        rows = slice(self.done, self.done + len(good))
+        listed, whole = self._listed[rows][good], self._whole[rows][good]
         self.done += len(good)
         samples = chunk if good.all() else chunk.select(good)
         members = np.stack([s.of(samples.conditions, len(samples.values)) for s in plan.selections])
@@ -316,41 +366,42 @@ class _Pass:
         measured = observables(samples)
         if "response" in measured:
             self.problems["response_too_high"] += int(np.count_nonzero(measured["response"] > family.max_response))
-        vector = vectors(samples, plan.fixed_scale)
-        self._keep("table", np.stack(list(measured.values())).astype(np.float32))
-        self._keep("projections", (vector @ self._basis).T)
-        self._keep("kept", vector[chosen])
-        self._keep("kept_spectra", _spectrum_rows(plan, samples.values[chosen]))
-        self._keep("chosen", chosen)
+        columns = np.stack(list(measured.values())).astype(np.float32)
+        self._list(samples if listed.all() else samples.select(listed), columns[:, listed])
+        self._columns.add("whole", whole[listed])
+        self._kept.append(samples.select(whole))
+
+    def _list(self, samples: Samples, columns: Columns) -> None:
+        """Keep the observables, projections and conditions of some samples."""
+        self._columns.add("table", columns)
+        self._columns.add("projections", (vectors(samples, self.plan.fixed_scale) @ self._basis).T)
         if "realisation_id" in samples.extras:
-            self._keep("groups", np.asarray(samples.extras["realisation_id"]))
+            self._columns.add("groups", np.asarray(samples.extras["realisation_id"]))
+        self._conditions = list(samples.conditions)
         for name, values in samples.conditions.items():
-            self._conditions.setdefault(name, []).append(np.asarray(values, dtype=np.float32))
+            self._columns.add(f"condition {name}", values)
 
     def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
         """The finished survey."""
-        parts = {name: np.concatenate(p, axis=1 if name in _WIDE else 0) for name, p in self._parts.items()}
-        groups = parts.get("groups")
+        columns = self._columns
         examples = self._examples or _Examples(self.plan, [])
+        kept = Samples.concatenate(self._kept)
         return Survey(
             count=self.done,
             names=list(self.plan.observables),
             provenance=provenance,
-            conditions={name: np.concatenate(c) for name, c in self._conditions.items()},
-            table=parts["table"],
-            projections=parts["projections"],
-            kept=parts["kept"],
-            kept_spectra=parts["kept_spectra"],
-            kept_groups=groups[parts["chosen"]] if groups is not None else None,
-            groups=groups,
+            conditions={name: columns.get(f"condition {name}") for name in self._conditions},
+            table=columns.get("table"),
+            projections=columns.get("projections"),
+            groups=columns.get("groups") if "groups" in columns else None,
+            kept=kept,
+            kept_index=np.flatnonzero(columns.get("whole")),
+            kept_spectra=_spectrum_rows(self.plan, kept.values),
             spectra=self._spectra,
             means=self._means,
             examples=(examples.values, examples.conditions),
             problems=self.problems,
         )
-
-    def _keep(self, name: str, part: NDArray[Any]) -> None:
-        self._parts.setdefault(name, []).append(part)
 
     def _inspect(self, samples: Samples) -> NDArray[np.bool_]:
         """Count what is unphysical; returns which samples are finite, (N,)."""

@@ -114,7 +114,7 @@ def spectra(report: Report, selection: int = 0) -> dict[str, Histogram]:
         contents = side.spectra.counts(selection)
         # Voxels of one shower come together: scale the scatter of the showers kept to all of them.
         per_sample = side.kept_spectra[:, 1:-1]
-        scatter = per_sample.std(axis=0) * np.sqrt(side.table.shape[1])
+        scatter = per_sample.std(axis=0) * np.sqrt(side.used)
         found[title] = Histogram(edges, contents, scatter if selection == 0 else None)
     return found
 
