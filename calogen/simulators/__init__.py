@@ -1,0 +1,62 @@
+"""Simulators in the box: real simulations that run on the user's own machine, behind one call shape.
+
+``geant4`` makes showers with Geant4 (extra ``calogen[geant4]``), ``nbody`` makes density maps with a particle-mesh code
+(extra ``calogen[nbody]``), ``toy`` draws from distributions with known moments. Each engine makes sample i from (options,
+seed, i) alone, so that any split of the work over processes gives the same samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError, did_you_mean
+from .engine import Engine, Options
+
+__all__ = ["ENGINES", "Engine", "build"]
+
+ENGINES = {"geant4": "Geant4", "nbody": "NBody", "toy": "Toy"}
+"""The class of each engine, in the module of its name."""
+
+
+def build(
+    name: str, *, samples: int, seed: int = 0, conditions: Mapping[str, str] | None = None, **options: Any
+) -> Engine:
+    """An engine, its options checked, ready for :mod:`calogen.production`.
+
+    Args:
+        name: ``geant4``, ``nbody`` or ``toy``.
+        samples: How many samples will be asked for; a Latin hypercube is designed for so many.
+        seed: Seed of conditions and samples.
+        conditions: Specifications by condition name, ``{"incident_energy": "uniform:1:100GeV"}``.
+        **options: The engine's own options (see its class); text is converted, None leaves the default.
+
+    Raises:
+        ConfigError: If the engine or an option is unknown or wrong, or the engine's extra is not installed.
+        ConditionError: If a condition cannot be simulated.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"unknown engine '{name}'", found=name, hint=did_you_mean(name, ENGINES))
+    if samples < 1:
+        raise ConfigError("at least one sample", where="-n", found=samples)
+    engine: type[Options] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
+    given = {key: value for key, value in options.items() if value is not None}
+    if "samples" in engine.model_fields:
+        given["samples"] = samples
+    try:
+        return engine(seed=seed, conditions=dict(conditions or {}), **given)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise _explained(name, engine, error) from None
+
+
+def _explained(name: str, engine: type[Options], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    option = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "extra_forbidden":
+        known = [field for field in engine.model_fields if field not in ("seed", "conditions", "samples")]
+        return ConfigError(f"'{name}' has no option '{option}'", found=option, hint=did_you_mean(str(option), known))
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"engine '{name}': {message}", where=option, found=first["input"] if option else None)

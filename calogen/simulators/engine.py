@@ -1,0 +1,159 @@
+"""What every simulator offers, and what they share: seeds and conditions by sample index, missing extras."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import ConditionError, ConfigError
+from ..families import Condition, Family
+from ..requests import Request, Spec
+from ..shards import Samples
+
+_STREAM = 2  # of a seed; requests draw conditions from stream 1
+_EVERY_INDEX = 2**62  # specifications know no last sample
+
+
+class Engine(Protocol):
+    """A simulator with all its options: small, picklable, and the same samples whoever asks for which of them."""
+
+    @property
+    def family(self) -> Family:
+        """What one sample is."""
+
+    @property
+    def block(self) -> int:
+        """Samples are made in indivisible groups of this many, aligned to the index."""
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, versions, options and seed, JSON-able: two engines that differ here make different samples."""
+
+    def make(self, start: int, stop: int) -> Samples:
+        """Samples start to stop; a function of (options, seed, index) only.
+
+        Args:
+            start: First index, a multiple of ``block``.
+            stop: One past the last index, a multiple of ``block``.
+        """
+
+    def check(self) -> str:
+        """A short simulation against what is known, as a table for people."""
+
+
+class Options(BaseModel):
+    """Base of the engines: frozen options, checked when built.
+
+    Attributes:
+        seed: Seed of everything random, 0 to 2^63 - 1.
+        conditions: Specifications by condition name (``uniform:1:100GeV``), over the engine's defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    conditions: dict[str, str] = {}
+
+
+def stream(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample or realisation: independent of all others, 2^128 of them.
+
+    Args:
+        seed: Seed of the engine.
+        index: Which sample, from 0.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, 0, index, 0]))
+
+
+def checked_block(start: int, stop: int, block: int) -> range:
+    """The blocks that make samples start to stop.
+
+    Raises:
+        ConfigError: If the ends are not multiples of the block.
+    """
+    if not 0 <= start <= stop or start % block or stop % block:
+        raise ConfigError(
+            "samples are made in whole blocks",
+            where="start, stop",
+            expected=f"multiples of {block}",
+            found=(start, stop),
+        )
+    return range(start // block, stop // block)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module that an extra of calogen installs.
+
+    Raises:
+        ConfigError: If it is not installed, or cannot be loaded on this machine.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        raise ConfigError(
+            f"the package '{error.name}' is not installed" if missing else f"the package '{module}' cannot be loaded",
+            found=None if missing else str(error),
+            hint=f'pip install "calogen[{extra}]"',
+        ) from None
+
+
+class Drawn:
+    """The conditions of every sample, each a function of (seed, index).
+
+    Args:
+        known: All conditions the engine has, with the usual range of each.
+        texts: Specifications given by the user.
+        defaults: Specifications of those not given.
+        limits: The lowest and highest value the engine can do, by name.
+
+    Raises:
+        ConditionError: If a name or a specification is wrong, or a value cannot be simulated.
+    """
+
+    def __init__(
+        self,
+        known: Sequence[Condition],
+        texts: Mapping[str, str],
+        defaults: Mapping[str, str],
+        limits: Mapping[str, tuple[float, float]],
+    ) -> None:
+        every = Family.model_construct(name="simulated", conditions=tuple(known))
+        self.texts = {c.name: texts.get(c.name, defaults[c.name]) for c in known}
+        self.request = Request.from_specs(every, {**self.texts, **texts}, _EVERY_INDEX)
+        self.specs = {c.name: Spec(c, self.texts[c.name]) for c in known}
+        self._known = known
+        for condition in known:
+            low, high = limits.get(condition.name, (-np.inf, np.inf))
+            values = self.specs[condition.name].values
+            if not (low <= values.min() and values.max() <= high):
+                raise ConditionError(
+                    f"'{condition.name}' cannot be simulated there",
+                    where=self.texts[condition.name],
+                    expected=f"{low:g} to {high:g} {condition.unit}".rstrip(),
+                    found=f"{values.min():g} to {values.max():g}",
+                )
+
+    def fixed(self, name: str) -> float | None:
+        """The value of a condition that is the same for all samples; None if it varies."""
+        values = self.specs[name].values
+        return float(values[0]) if values.min() == values.max() else None
+
+    def ranged(self, name: str) -> Condition:
+        """A condition with the range it varies over; a fixed one keeps its usual range, widened to hold its value."""
+        condition = next(c for c in self._known if c.name == name)
+        values, fixed = self.specs[name].values, self.fixed(name)
+        low, high = float(values.min()), float(values.max())
+        if fixed is not None:
+            low, high = min(condition.low, low), max(condition.high, high)
+        return condition.model_copy(update={"low": low, "high": high})
+
+    def columns(self, seed: int, start: int, count: int) -> dict[str, NDArray[np.float32]]:
+        """The conditions of samples start to start + count by name, (count,) each, in their units."""
+        names = list(self.texts)
+        return dict(zip(names, self.request.columns(names, seed, start, count).T, strict=True))

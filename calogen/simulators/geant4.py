@@ -1,0 +1,328 @@
+"""Electromagnetic showers in a stack of plates, simulated by Geant4 through the wheel calzone (extra ``geant4``).
+
+Every shower has a seed of its own, so shower i is the same whichever process makes it and after which others. What
+Geant4's electromagnetic physics reads is shipped in ``calogen/data/geant4``; photonuclear reactions and hadrons are off.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tarfile
+import tempfile
+from functools import cached_property, lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from ..errors import ConfigError, did_you_mean
+from ..families import ENERGY_UNITS, Condition, Family
+from ..shards import Samples
+from .detector import Detector, Signal, load_detector
+from .engine import Drawn, Options, checked_block, require, stream
+
+PARTICLES = ("gamma", "e-", "e+")
+ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Ar", "Cr", "Fe", "Ni", "Cu", "Zn", "I", "Cs", "W", "Pb", "U")
+"""Elements whose tables are shipped."""
+
+_VACUUM = {"density": 1e-15, "state": "gas", "composition": {"Ar": 1}}
+_CM = 0.1  # calzone's unit of length, from mm
+_GAP = 1.0  # mm of vacuum between the gun and the front
+_LIMITS = {"incident_energy": (1.0, 10 * ENERGY_UNITS["TeV"]), "theta": (0.0, 80.0), "phi": (-360.0, 360.0)}
+_FIXED = {"impact_x": "fixed:0", "impact_y": "fixed:0", "theta": "fixed:0", "phi": "fixed:0"}
+
+
+class Geant4(Options):
+    """Single particles shot at a calorimeter.
+
+    Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from the
+    axis of the read-out, and the direction ``theta`` (from the normal) and ``phi`` (of the motion, from x) in degrees.
+    Those that vary become conditions of the samples.
+
+    Attributes:
+        geometry: ``calogan``, ``2`` (CaloChallenge set 2), or a TOML file with ``[family]`` and ``[detector]``.
+        particle: ``gamma``, ``e-`` or ``e+``; none: the detector's usual one.
+        signal: ``all`` deposits or those in ``active`` plates only; none: the detector's usual one.
+        physics: Geant4's constructor, ``option1`` or ``standard``; none: ``option1`` for ``all`` (right, and twice as
+            fast), ``standard`` for ``active`` (the only right one).
+        cut: Production cut in mm.
+        detector: The geometry, resolved when the engine is built: later changes of a file do not matter.
+    """
+
+    geometry: str = "calogan"
+    particle: str | None = None
+    signal: Signal | None = None
+    physics: Literal["option1", "standard"] | None = None
+    cut: float = Field(default=0.7, ge=0.01, le=10)
+    detector: Detector
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if "detector" in given:
+            raise ValueError("name the detector by 'geometry'")
+        detector = load_detector(given.get("geometry", "calogan"))
+        signal = given.get("signal") or detector.signal
+        physics = given.get("physics") or ("standard" if signal == "active" else "option1")
+        usual = {"particle": detector.particle}
+        return {**usual, **given, "detector": detector, "signal": signal, "physics": physics}
+
+    @field_validator("particle")
+    @classmethod
+    def _electromagnetic(cls, particle: str) -> str:
+        if particle not in PARTICLES:
+            raise ConfigError(
+                f"'{particle}' cannot be simulated: hadrons and nuclei need evaluated neutron and nuclear data, which are "
+                "not freely packaged, and Geant4 aborts without them",
+                where="particle",
+                expected=", ".join(PARTICLES),
+                found=particle,
+                hint=did_you_mean(particle, PARTICLES),
+            )
+        return particle
+
+    @model_validator(mode="after")
+    def _possible(self) -> Geant4:
+        if self.signal == "active":
+            if self.physics == "option1":
+                raise ConfigError(
+                    "'option1' is wrong for deposits in the active plates alone (argon: 0.160 of the energy, not 0.189)",
+                    where="physics",
+                    expected="standard",
+                    found="option1",
+                )
+            if not any(plate.active for plate in self.detector.plates):
+                raise ConfigError("no plate of the detector is active", where="signal", hint="--signal all")
+        _check_elements(self.detector)
+        _ = self.drawn
+        return self
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """Energies, impact points and directions of all samples."""
+        usual, half = self.detector.family.conditions[0], self.detector.width / 2
+        known = (
+            usual,
+            Condition(name="impact_x", unit="mm", low=-half, high=half),
+            Condition(name="impact_y", unit="mm", low=-half, high=half),
+            Condition(name="theta", unit="deg", low=0, high=80),
+            Condition(name="phi", unit="deg", low=-180, high=180),
+        )
+        sides = {"impact_x": (-half, half), "impact_y": (-half, half)}
+        return Drawn(known, self.conditions, {usual.name: self.detector.energy, **_FIXED}, {**_LIMITS, **sides})
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Names of the samples' conditions: the energy, and whatever else varies."""
+        energy, *others = self.drawn.texts
+        return (energy, *(name for name in others if self.drawn.fixed(name) is None))
+
+    @cached_property
+    def family(self) -> Family:
+        """The detector's family, with the conditions that vary and the symmetries that remain."""
+        family, drawn = self.detector.family, self.drawn
+        straight = drawn.fixed("theta") == 0
+        symmetric = {f"mirror-{axis}": straight and drawn.fixed(f"impact_{axis}") == 0 for axis in "xy"}
+        description = family.description
+        if self.signal != self.detector.signal:
+            description = f"{description.partition(';')[0]}; deposits in {self.signal} plates"
+        return family.model_copy(
+            update={
+                "description": description,
+                "conditions": tuple(drawn.ranged(name) for name in self.varying),
+                "symmetries": tuple(s for s in family.symmetries if symmetric.get(s, False)),
+            }
+        )
+
+    @property
+    def block(self) -> int:
+        """Every shower stands alone."""
+        return 1
+
+    @property
+    def scale(self) -> float:
+        """Factor on the deposits."""
+        return self.detector.scale if self.signal == "active" else 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, versions and options; a detector is described in full, so that a shard outlives its TOML file."""
+        calzone = require("calzone", "geant4")
+        return {
+            "engine": "geant4",
+            "geant4": calzone.GEANT4_VERSION,
+            "calzone": calzone.VERSION,
+            "physics": self.physics,
+            "cut": f"{self.cut:g} mm",
+            "particle": self.particle,
+            "signal": self.signal,
+            "scale": self.scale,
+            "photonuclear": "off",
+            "conditions": self.drawn.texts,
+            "geometry": Path(self.geometry).name,
+            "detector": self.detector.model_dump(mode="json", exclude_defaults=True, exclude={"energy", "particle"}),
+            "seed": self.seed,
+        }
+
+    def make(self, start: int, stop: int) -> Samples:
+        """Showers start to stop.
+
+        Raises:
+            ConfigError: If this process already simulated with other physics: Geant4 has one set a process.
+        """
+        count = len(checked_block(start, stop, self.block))
+        gun = self.drawn.columns(self.seed, start, count)
+        values = np.zeros((count, self.family.voxels), np.float32)
+        for i in range(count):
+            seed = int.from_bytes(stream(self.seed, start + i).bytes(16), "little")
+            values[i] = self._shower(seed, {name: float(column[i]) for name, column in gun.items()})
+        conditions = {name: gun[name] for name in self.varying}
+        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
+
+    def _shower(self, seed: int, gun: dict[str, float]) -> NDArray[np.float64]:
+        """The voxels of one shower in MeV, (V,)."""
+        x, y, z, plate, energy = _deposits(_simulation(self), str(self.particle), seed, gun, self.detector)
+        voxel = self.detector.voxel(x, y, z, plate)
+        cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1]
+        cells[cells < self.family.threshold] = 0
+        return cells
+
+    def check(self) -> str:
+        """Response, resolution and longitudinal shape of 50 showers of 20 GeV."""
+        fixed = {self.drawn.request.names[0]: "fixed:20GeV"}
+        given = {"geometry": self.geometry, "particle": self.particle, "signal": self.signal, "physics": self.physics}
+        engine = Geant4(**given, cut=self.cut, seed=self.seed, conditions={**self.conditions, **fixed})
+        showers = engine.make(0, 50).values.astype(np.float64)
+        layers = np.stack([showers[:, cells].sum(1) for cells in self.family.layer_slices], 1)
+        total, mid = layers.sum(1), (np.array([0.0, *self.detector.layer_ends[:-1]]) + self.detector.layer_ends) / 2
+        rows = {
+            "response": total / 20e3,
+            "mean depth [mm]": layers @ mid / total,
+            "fraction of the first layer": layers[:, 0] / total,
+            "voxels hit": (showers > 0).mean(1),
+        }
+        lines = [f"50 showers of {self.particle} at 20 GeV, {self.physics}, signal {self.signal}"]
+        lines += [f"  {name:<28}{a.mean():10.4f} +- {a.std(ddof=1) / 50**0.5:.4f}" for name, a in rows.items()]
+        spread = total.std(ddof=1) / total.mean()
+        lines.append(f"  {'resolution':<28}{spread:10.4f} = {100 * spread * 20**0.5:.2f} % / sqrt(E/GeV)")
+        if self.geometry == "calogan" and self.particle == "gamma":
+            known = {"all": "response 0.996, first layer 0.178", "active": "response 0.188, resolution 7 % / sqrt(E)"}
+            lines.append(f"  known for photons on the axis: {known[str(self.signal)]}")
+        return "\n".join(lines)
+
+
+def _check_elements(detector: Detector) -> None:
+    """Geant4 aborts the process when a table is missing, so it is found before."""
+    calzone = require("calzone", "geant4")
+    for name in dict.fromkeys(plate.material for plate in detector.plates):
+        if name in detector.materials:
+            elements = list(detector.materials[name].formula)
+        else:
+            found = calzone.describe(material=name)
+            if found is None:
+                hint = "names of Geant4's NIST list look like G4_Pb; others need [detector.materials.NAME]"
+                raise ConfigError(f"unknown material '{name}'", where="detector.modules", found=name, hint=hint)
+            elements = [element for element, _ in found.composition]
+        lacking = sorted(set(elements) - set(ELEMENTS))
+        if lacking:
+            raise ConfigError(
+                f"no evaluated tables for {', '.join(lacking)} in '{name}'",
+                where="detector.modules",
+                expected=f"elements {' '.join(ELEMENTS)}",
+                found=" ".join(elements),
+            )
+
+
+# ------------------------------------------------------------------------------------------ Geant4 in this process
+
+_physics_here: dict[str, Any] = {}  # Geant4 keeps one physics list and cut a process
+
+
+def _simulation(engine: Geant4) -> Any:
+    physics = {"physics": engine.physics, "cut": engine.cut}
+    if _physics_here and _physics_here != physics:
+        raise ConfigError(
+            "Geant4 has one set of physics a process",
+            expected=_physics_here,
+            found=physics,
+            hint="simulate the other one in a process of its own",
+        )
+    _physics_here.update(physics)
+    return _initialised(engine.detector.model_dump_json(), str(engine.physics), engine.cut, engine.signal == "active")
+
+
+@lru_cache(maxsize=4)
+def _initialised(detector_json: str, physics: str, cut: float, active: bool) -> Any:
+    """A simulation that has read all its tables, which exist on disk only meanwhile."""
+    calzone = require("calzone", "geant4")
+    detector = Detector.model_validate_json(detector_json)
+    with tempfile.TemporaryDirectory(prefix="calogen-geant4-") as folder:
+        _unpack_tables(Path(folder))
+        os.environ["GEANT4_DATA_DIR"] = folder
+        simulation = calzone.Simulation(calzone.Geometry(_volumes(detector, active)))
+        simulation.physics = calzone.Physics(physics, default_cut=cut * _CM)
+        simulation.sample_deposits = "detailed"
+        gun = {"incident_energy": 1.0, "impact_x": 0.0, "impact_y": 0.0, "theta": 0.0, "phi": 0.0}
+        for particle in PARTICLES:  # the first particle makes Geant4 read
+            _deposits(simulation, particle, 1, gun, detector)
+    return simulation
+
+
+def _unpack_tables(folder: Path) -> None:
+    archive = files("calogen.data").joinpath("geant4", "tables.tar.xz")
+    with as_file(archive) as path, tarfile.open(path) as tables:
+        tables.extractall(folder, filter="data")
+
+
+def _volumes(detector: Detector, active: bool) -> dict[str, Any]:
+    """Calzone's description: plates side by side in a box of vacuum, the depth along z, in cm."""
+    side, depth = detector.width * _CM, detector.depth * _CM
+    plates: dict[str, Any] = {}
+    for i, plate in enumerate(detector.plates):
+        low, high = detector.edges[i : i + 2] * _CM
+        plates[f"Plate{i}"] = {
+            "box": [side, side, float(high - low)],
+            "position": [0.0, 0.0, float((low + high - depth) / 2)],
+            "material": plate.material,
+            **({"role": "record_deposits"} if plate.active or not active else {}),
+        }
+    own = {
+        name: {"density": m.density, "state": m.state, "composition": m.formula}
+        for name, m in detector.materials.items()
+    }
+    return {
+        "World": {
+            "box": [1.2 * side, 1.2 * side, depth + 4 * _GAP * _CM],
+            "material": "CalogenVacuum",
+            "Stack": {"box": [side, side, depth], "material": "CalogenVacuum", **plates},
+        },
+        "materials": {"molecules": {"CalogenVacuum": _VACUUM, **own}},
+    }
+
+
+def _deposits(
+    simulation: Any, particle: str, seed: int, gun: dict[str, float], detector: Detector
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Position (x, y, depth) in mm, plate and energy in MeV of every deposit of one shower, (D,) each.
+
+    A step's energy counts where the step begins, as in CaloGAN.
+    """
+    theta, phi = math.radians(gun["theta"]), math.radians(gun["phi"])
+    direction = [math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)]
+    back = _GAP / direction[2]
+    start = [gun["impact_x"] - back * direction[0], gun["impact_y"] - back * direction[1], -detector.depth / 2 - _GAP]
+    simulation.random.seed = seed  # PCG: all of its bits must be random, seeds 2 and 3 are the same stream
+    particles = simulation.particles().pid(particle).energy(gun["incident_energy"])
+    particles = particles.position([a * _CM for a in start]).direction(direction).generate(1)
+    positions, energies, plates = [np.zeros((0, 3))], [np.zeros(0)], [np.zeros(0, np.int64)]
+    for path, found in simulation.run(particles).deposits.items():
+        plate = int(path.rpartition("Plate")[2])
+        for deposits, place in ((found.line, "start"), (found.point, "position")):
+            positions.append(deposits[place])
+            energies.append(deposits["value"])
+            plates.append(np.full(len(deposits), plate))
+    x, y, z = np.concatenate(positions).T / _CM
+    return x, y, z + detector.depth / 2, np.concatenate(plates), np.concatenate(energies)
