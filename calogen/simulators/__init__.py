@@ -1,8 +1,8 @@
 """Simulators in the box: real simulations that run on the user's own machine, behind one call shape.
 
-``geant4`` makes showers with Geant4 (extra ``calogen[geant4]``), ``nbody`` makes density maps with a particle-mesh code
-(extra ``calogen[nbody]``), ``toy`` draws from distributions with known moments. Each engine makes sample i from (options,
-seed, i) alone, so that any split of the work over processes gives the same samples.
+``geant4`` makes showers with Geant4 (extra ``calogen[geant4]``), ``nbody`` makes density maps with a particle-mesh
+code (extra ``calogen[nbody]``), ``toy`` draws from distributions with known moments. Each engine makes sample i from
+(options, seed, i) alone, so that any split of the work over processes gives the same samples.
 """
 
 from __future__ import annotations

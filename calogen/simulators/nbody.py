@@ -1,0 +1,364 @@
+"""Density maps from particle-mesh N-body simulations (extra ``nbody``), conditioned on Omega_m and sigma_8.
+
+Second-order Lagrangian initial conditions, gravity on a mesh, the BullFrog integrator (Rampf, List & Hahn 2024,
+arXiv:2409.19049); at z = 0 the box is cut into slabs along each axis and every slab projected. A consistent truth for
+surrogates, not a precision P(k): :meth:`NBody.check` prints it beside HMcode2020.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from ..errors import ConfigError
+from ..families import FAMILIES, Family
+from ..shards import Samples
+from .cosmology import FIDUCIAL, Growth, Power, hmcode_power, linear_power
+from .engine import Drawn, Options, checked_block, require, stream
+
+if TYPE_CHECKING:
+    from .mesh import Field as Mesh
+
+_FORCE_MESH = 2  # force cells per particle, a side
+_A_START = 0.05
+_LIMITS = {"Omega_m": (0.06, 1.0), "sigma_8": (0.2, 1.5)}
+_STREAM_OF_DESIGN = 2**63  # no realisation has this index
+
+
+class NBody(Options):
+    """Projected density of boxes of cold dark matter.
+
+    A realisation is one box with its own cosmology and random field; it gives ``3 * slabs`` maps, axis by axis and slab by
+    slab. The conditions ``Omega_m`` and ``sigma_8`` lie on a Latin hypercube over what their specifications say
+    (``uniform:0.1:0.5``; ``fixed:0.3`` and ``list:`` are as elsewhere), made for the number of realisations asked for.
+
+    Attributes:
+        samples: Maps asked for; the design has as many realisations as that needs.
+        pixels: Pixels a side of a map and particles a side of the box: a power of two.
+        box: Side of the box in Mpc/h.
+        slabs: Slabs a box is cut into along each axis.
+        steps: Time steps.
+    """
+
+    samples: int = Field(ge=1, le=10**9)
+    pixels: Literal[16, 32, 64, 128, 256] = 64
+    box: float = Field(default=64.0, ge=8, le=4000)
+    slabs: int = Field(default=8, ge=1)
+    steps: int = Field(default=20, ge=5, le=500)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _converted(cls, given: dict[str, Any]) -> dict[str, Any]:
+        pixels = given.get("pixels")
+        return {**given, "pixels": int(pixels)} if isinstance(pixels, str) and pixels.isdigit() else given
+
+    @model_validator(mode="after")
+    def _possible(self) -> NBody:
+        if self.pixels % self.slabs:
+            raise ConfigError(
+                "the slabs must divide the pixels",
+                where="slabs",
+                expected=f"a divisor of {self.pixels}",
+                found=self.slabs,
+            )
+        for module in ("numba", "camb"):
+            require(module, "nbody")
+        _ = self.drawn
+        return self
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """What the cosmologies are to be."""
+        known = FAMILIES["nbody-64"].conditions
+        return Drawn(known, self.conditions, {c.name: f"uniform:{c.low:g}:{c.high:g}" for c in known}, _LIMITS)
+
+    @cached_property
+    def family(self) -> Family:
+        """``nbody-64``, or its like in another size."""
+        usual = FAMILIES["nbody-64"]
+        conditions = tuple(self.drawn.ranged(c.name) for c in usual.conditions)
+        if (self.pixels, self.box, self.slabs) == (64, 64.0, 8):
+            return usual.model_copy(update={"conditions": conditions})
+        size = (
+            f"{self.pixels} x {self.pixels} pixels of {self.box / self.pixels:g} Mpc/h, {self.box / self.slabs:g} Mpc/h"
+        )
+        return usual.model_copy(
+            update={
+                "name": f"nbody-{self.pixels}",
+                "description": f"Projected N-body density, {size} deep, z = 0, periodic",
+                "conditions": conditions,
+                "pixels": (self.pixels, self.pixels),
+                "box_size": self.box,
+            }
+        )
+
+    @property
+    def block(self) -> int:
+        """Maps of one realisation."""
+        return 3 * self.slabs
+
+    @property
+    def realisations(self) -> int:
+        """Boxes in the design."""
+        return math.ceil(self.samples / self.block)
+
+    @cached_property
+    def design(self) -> dict[str, NDArray[np.float64]]:
+        """Cosmologies of all realisations by name, (realisations,) each, in random order."""
+        random, count = stream(self.seed, _STREAM_OF_DESIGN), self.realisations
+        found = {}
+        for name, spec in self.drawn.specs.items():
+            strata = (random.permutation(count) + random.random(count)) / count
+            found[name] = spec.draw(strata, np.arange(count))
+        return found
+
+    def realisation_id(self, realisation: int) -> int:
+        """The seed of a realisation's random field, its name in the shards: equal only where the field is."""
+        return int(stream(self.seed, realisation).integers(2**53))
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, versions and options."""
+        return {
+            "engine": "nbody",
+            "method": "2LPT initial conditions, particle mesh, BullFrog; slabs projected at z = 0",
+            "camb": require("camb", "nbody").__version__,
+            "numba": require("numba", "nbody").__version__,
+            "conditions": self.drawn.texts,
+            "design": f"Latin hypercube of {self.realisations} realisations",
+            "cosmology": FIDUCIAL,
+            "particles": self.pixels**3,
+            "box": f"{self.box:g} Mpc/h",
+            "depth": f"{self.box / self.slabs:g} Mpc/h",
+            "order": f"realisation, axis (3), slab ({self.slabs})",
+            "realisation_id": "seed of the realisation's random field",
+            "force_mesh": _FORCE_MESH * self.pixels,
+            "steps": self.steps,
+            "a_start": _A_START,
+            "deposit": "cloud in cell, particle lattice refined x2 a side",
+            "seed": self.seed,
+        }
+
+    def make(self, start: int, stop: int) -> Samples:
+        """Maps start to stop; both must be multiples of ``block``.
+
+        Raises:
+            ConfigError: If they are not, or lie beyond the design.
+        """
+        boxes = checked_block(start, stop, self.block)
+        if boxes.stop > self.realisations:
+            raise ConfigError(
+                "the design has no such realisation",
+                where="stop",
+                expected=f"at most {self.realisations * self.block} maps",
+                found=stop,
+            )
+        maps = np.zeros((len(boxes), self.block, self.pixels, self.pixels), np.float32)
+        for i, realisation in enumerate(boxes):
+            omega_m, sigma_8 = (float(self.design[name][realisation]) for name in ("Omega_m", "sigma_8"))
+            power, seed = linear_power(omega_m, sigma_8), self.realisation_id(realisation)
+            x = evolve(power, omega_m, self.pixels, self.box, seed=seed, steps=self.steps)
+            maps[i] = project(x, self.pixels, self.box, self.slabs)
+        rows = np.repeat(np.asarray(boxes, np.int64), self.block)
+        return Samples(
+            self.family,
+            maps.reshape(-1, self.pixels, self.pixels),
+            {name: values[rows].astype(np.float32) for name, values in self.design.items()},
+            extras={"realisation_id": np.array([self.realisation_id(r) for r in rows.tolist()], np.int64)},
+            kind="reference",
+            provenance=(self.describe(),),
+        )
+
+    def check(self) -> str:
+        """P(k) beside HMcode2020 and the growth beside linear theory, at (0.3, 0.8), in pairs of fixed amplitude."""
+        omega_m, sigma_8, n = 0.3, 0.8, self.pixels
+        k, power = paired_power(omega_m, sigma_8, n, self.box, self.steps)
+        ratio = power / hmcode_power(omega_m, sigma_8)(k)
+        lines = [f"Omega_m {omega_m}, sigma_8 {sigma_8}, z = 0: a pair of boxes of {self.box:g} Mpc/h, {n}^3 particles"]
+        lines += ["  k [h/Mpc]   P [(Mpc/h)^3]   / HMcode2020"]
+        shells = np.unique(np.geomspace(1, len(k), 12).astype(int)) - 1
+        lines += [f"  {k[i]:9.3f}   {power[i]:13.2f}   {ratio[i]:12.3f}" for i in shells]
+        wide, fraction = growth_check(omega_m, sigma_8, n, self.steps)
+        lines.append(f"growth / linear theory in boxes of 512 Mpc/h at k = {wide[0]:.3f} to {wide[-1]:.3f}")
+        lines.append("  " + "   ".join(f"{value:.4f}" for value in fraction))
+        return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ the simulation
+
+
+def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) -> tuple[Mesh, Mesh]:
+    """First and second order Lagrangian displacements, scaled to D = 1.
+
+    Args:
+        power: Linear P(k) at z = 0.
+        n: Particles a side.
+        box: Side in Mpc/h.
+        seed: Of the Gaussian field.
+        sign: +1 or -1 fixes every amplitude at its mean and flips the field (Angulo & Pontzen 2016, arXiv:1603.05253):
+            the mean of such a pair nearly cancels cosmic variance. For checks; 0 is Gaussian.
+
+    Returns:
+        In Mpc/h, (n^3, 3) each.
+    """
+    from .mesh import wavenumbers
+
+    def inverse(modes: NDArray[np.complex64]) -> Mesh:
+        return np.asarray(scipy.fft.irfftn(modes, s=(n, n, n)), np.float32)
+
+    def gradient(potential: NDArray[np.complex64]) -> Mesh:
+        return np.stack([inverse(1j * component * potential) for component in odd], -1).reshape(-1, 3)
+
+    k = wavenumbers(n, box)
+    odd = [np.where(np.isclose(abs(c), np.pi * n / box), 0, c) for c in k]  # an odd kernel has no Nyquist plane
+    square = k[0] ** 2 + k[1] ** 2 + k[2] ** 2
+    square[0, 0, 0] = 1
+    amplitude = np.sqrt(power(np.sqrt(square)) * n**3 / box**3).astype(np.float32)
+    amplitude[0, 0, 0] = 0
+    modes = scipy.fft.rfftn(np.random.default_rng(seed).standard_normal((n, n, n), np.float32))
+    if sign:
+        modes *= sign * n**1.5 / np.maximum(abs(modes), 1e-20)
+    first = modes * amplitude / square
+    tidal = {(i, j): inverse(k[i] * k[j] * first) for i in range(3) for j in range(i, 3)}
+    source = sum(tidal[i, i] * tidal[j, j] - tidal[i, j] ** 2 for i in range(3) for j in range(i + 1, 3))
+    return gradient(first), gradient(-scipy.fft.rfftn(source) / square)
+
+
+def evolve(
+    power: Power, omega_m: float, n: int, box: float, *, seed: int, steps: int, sign: int = 0, a_start: float = _A_START
+) -> Mesh:
+    """Particles at z = 0.
+
+    Args:
+        power: Linear P(k) at z = 0.
+        omega_m: Matter density.
+        n: Particles a side.
+        box: Side in Mpc/h.
+        seed: Of the initial field.
+        steps: Drift-kick-drift steps, equal in the growth factor.
+        sign: See :func:`displacements`.
+        a_start: Scale factor of the initial conditions.
+
+    Returns:
+        Positions in Mpc/h, (n^3, 3), not wrapped.
+    """
+    from . import mesh
+
+    growth, m = Growth(omega_m), _FORCE_MESH * n
+    first, second = displacements(power, n, box, seed, sign)
+    early = growth.first(a_start)
+    x = mesh.lattice(n, box).reshape(-1, 3) + np.float32(early) * first + np.float32(growth.second(early)) * second
+    v = first + np.float32(growth.second_rate(early)) * second
+    kx, ky, kz = mesh.wavenumbers(m, box)
+    square = kx**2 + ky**2 + kz**2
+    square[0, 0, 0] = 1
+    green = (-((m / n) ** 3) / square).astype(np.float32)
+    green[0, 0, 0] = 0
+    force, inverse = np.empty((m, m, m, 3), np.float32), m / box
+    times = np.linspace(early, 1, steps + 1)
+    for before, after in zip(times[:-1], times[1:], strict=True):
+        half, middle = (after - before) / 2, (before + after) / 2
+        x += np.float32(half) * v
+        modes = scipy.fft.rfftn(mesh.deposit(x, m, inverse))
+        mesh.force(scipy.fft.irfftn(modes * green, s=(m, m, m), overwrite_x=True), inverse, force)
+        # BullFrog's weights: every step is exact to second order in Lagrangian perturbation theory
+        anchor = (growth.second(before) + growth.second_rate(before) * half) / middle - middle
+        keep = (growth.second_rate(after) - anchor) / (growth.second_rate(before) - anchor)
+        mesh.kick(x, v, force, inverse, np.float32(keep), np.float32((1 - keep) / middle))
+        x += np.float32(half) * v
+    return x
+
+
+def refine(x: Mesh, n: int, box: float) -> Mesh:
+    """Eight times the particles, their displacements interpolated on the lattice.
+
+    Follows the dark-matter sheet (Abel, Hahn & Kaehler 2012, arXiv:1111.3944). Without it voids show the comb of the
+    initial lattice, which a critic learns at once.
+
+    Args:
+        x: Positions, (n^3, 3).
+        n: Particles a side.
+        box: Side in Mpc/h.
+
+    Returns:
+        Positions, (8 n^3, 3).
+    """
+    from .mesh import lattice
+
+    moved = x.reshape(n, n, n, 3) - lattice(n, box)
+    for axis in range(3):
+        shape = [2 * size if i == axis else size for i, size in enumerate(moved.shape)]
+        moved = np.stack([moved, (moved + np.roll(moved, -1, axis)) / 2], axis + 1).reshape(shape)
+    return (moved + lattice(2 * n, box)).reshape(-1, 3)
+
+
+def project(x: Mesh, pixels: int, box: float, slabs: int) -> Mesh:
+    """Surface density over the box's mean, (3 * slabs, pixels, pixels), slabs along x, then y, then z.
+
+    Args:
+        x: Positions of pixels^3 particles, (P, 3).
+        pixels: Pixels a side.
+        box: Side in Mpc/h.
+        slabs: Slabs along each axis.
+    """
+    from .mesh import deposit
+
+    density = deposit(refine(x, pixels, box), pixels, pixels / box)
+    density /= density.mean(dtype=np.float64)
+    split = [np.moveaxis(density, axis, 0).reshape(slabs, -1, pixels, pixels).mean(1) for axis in range(3)]
+    return np.concatenate(split)
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def paired_power(
+    omega_m: float, sigma_8: float, n: int, box: float, steps: int, seed: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """P(k) at z = 0, the mean of a pair of fixed amplitude.
+
+    Args:
+        omega_m: Matter density.
+        sigma_8: Linear rms in 8 Mpc/h.
+        n: Particles a side.
+        box: Side in Mpc/h.
+        steps: Time steps.
+        seed: Of the phases.
+
+    Returns:
+        k in h/Mpc and P in (Mpc/h)^3, (n/2 - 1,) each.
+    """
+    from .mesh import deposit, power_spectrum
+
+    power = linear_power(omega_m, sigma_8)
+    pair = []
+    for sign in (1, -1):
+        x = evolve(power, omega_m, n, box, seed=seed, steps=steps, sign=sign)
+        pair.append(power_spectrum(deposit(x, n, n / box), box))
+    return pair[0][0], (pair[0][1] + pair[1][1]) / 2
+
+
+def growth_check(
+    omega_m: float, sigma_8: float, n: int, steps: int, box: float = 512.0, k_max: float = 0.035
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Growth of the largest modes over linear theory.
+
+    Args:
+        omega_m: Matter density.
+        sigma_8: Linear rms in 8 Mpc/h.
+        n: Particles a side.
+        steps: Time steps.
+        box: Side in Mpc/h, large enough that its first modes are linear.
+        k_max: Up to this k in h/Mpc.
+
+    Returns:
+        k in h/Mpc and D / D_linear.
+    """
+    k, power = paired_power(omega_m, sigma_8, n, box, steps)
+    linear = k < k_max
+    return k[linear], np.sqrt(power[linear] / linear_power(omega_m, sigma_8)(k[linear]))
