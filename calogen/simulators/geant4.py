@@ -1,7 +1,8 @@
 """Electromagnetic showers in a stack of plates, simulated by Geant4 through the wheel calzone (extra ``geant4``).
 
 Every shower has a seed of its own, so shower i is the same whichever process makes it and after which others. What
-Geant4's electromagnetic physics reads is shipped in ``calogen/data/geant4``; photonuclear reactions and hadrons are off.
+Geant4's electromagnetic physics reads is shipped in ``calogen/data/geant4``; photonuclear reactions and hadrons are
+off.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ _FIXED = {"impact_x": "fixed:0", "impact_y": "fixed:0", "theta": "fixed:0", "phi
 class Geant4(Options):
     """Single particles shot at a calorimeter.
 
-    Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from the
-    axis of the read-out, and the direction ``theta`` (from the normal) and ``phi`` (of the motion, from x) in degrees.
-    Those that vary become conditions of the samples.
+    Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from
+    the axis of the read-out, and the direction ``theta`` (from the normal) and ``phi`` (of the motion, from x) in
+    degrees. Those that vary become conditions of the samples.
 
     Attributes:
         geometry: ``calogan``, ``2`` (CaloChallenge set 2), or a TOML file with ``[family]`` and ``[detector]``.
@@ -76,8 +77,8 @@ class Geant4(Options):
     def _electromagnetic(cls, particle: str) -> str:
         if particle not in PARTICLES:
             raise ConfigError(
-                f"'{particle}' cannot be simulated: hadrons and nuclei need evaluated neutron and nuclear data, which are "
-                "not freely packaged, and Geant4 aborts without them",
+                f"'{particle}' cannot be simulated: hadrons and nuclei need evaluated neutron and nuclear data, which "
+                "are not freely packaged, and Geant4 aborts without them",
                 where="particle",
                 expected=", ".join(PARTICLES),
                 found=particle,
@@ -90,7 +91,7 @@ class Geant4(Options):
         if self.signal == "active":
             if self.physics == "option1":
                 raise ConfigError(
-                    "'option1' is wrong for deposits in the active plates alone (argon: 0.160 of the energy, not 0.189)",
+                    "'option1' is wrong for deposits in active plates alone (argon: 0.160 of the energy, not 0.189)",
                     where="physics",
                     expected="standard",
                     found="option1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,8 +35,8 @@ _STREAM_OF_DESIGN = 2**63  # no realisation has this index
 class NBody(Options):
     """Projected density of boxes of cold dark matter.
 
-    A realisation is one box with its own cosmology and random field; it gives ``3 * slabs`` maps, axis by axis and slab by
-    slab. The conditions ``Omega_m`` and ``sigma_8`` lie on a Latin hypercube over what their specifications say
+    A realisation is one box with its own cosmology and random field; it gives ``3 * slabs`` maps, axis by axis and
+    slab by slab. The conditions ``Omega_m`` and ``sigma_8`` lie on a Latin hypercube over what their specifications say
     (``uniform:0.1:0.5``; ``fixed:0.3`` and ``list:`` are as elsewhere), made for the number of realisations asked for.
 
     Attributes:
@@ -261,7 +262,7 @@ def evolve(
     green[0, 0, 0] = 0
     force, inverse = np.empty((m, m, m, 3), np.float32), m / box
     times = np.linspace(early, 1, steps + 1)
-    for before, after in zip(times[:-1], times[1:], strict=True):
+    for before, after in pairwise(times):
         half, middle = (after - before) / 2, (before + after) / 2
         x += np.float32(half) * v
         modes = scipy.fft.rfftn(mesh.deposit(x, m, inverse))
