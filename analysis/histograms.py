@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,10 @@ Array = NDArray[np.float64]
 _MAX_BINS = 50
 _SHOWN = (0.001, 0.999)  # quantiles of the reference that the bins of an observable span
 _BINS_PER_DECADE = 10
+_BLOCK_VALUES = 2**16  # values sorted at a time: they stay in the cache
+
+Parts = Sequence[tuple[NDArray[np.bool_], NDArray[np.intp]]]
+"""Which selections, and the rows of the samples that belong to just those."""
 
 
 @dataclass(frozen=True)
@@ -192,36 +196,91 @@ class Spectra:
     """
 
     def __init__(self, axis: hist.axis.Regular, selected: tuple[Selection, ...]) -> None:
-        self.selections = selected
-        self.histograms = [hist.Hist(axis, storage=hist.storage.Int64()) for _ in selected]
+        self.selections, self.axis = selected, axis
+        self._edges = float32_edges(np.asarray(axis.edges))
+        self._counts = np.zeros((len(selected), axis.size + 2), dtype=np.int64)
 
-    def fill(self, samples: NDArray[np.float32], members: NDArray[np.bool_]) -> None:
-        """Add samples (N, ...); ``members`` (selections, N) says where each belongs."""
-        for histogram, mine in zip(self.histograms, members, strict=True):
-            values = samples[mine].ravel()
-            positive = values[values > 0]
-            histogram.fill(positive)
-            histogram.view(flow=True)[0] += len(values) - len(positive)
+    def fill(self, samples: NDArray[np.float32], parts: Parts) -> None:
+        """Add samples (N, ...); ``parts`` says where each belongs, see :func:`disjoint`."""
+        flat = samples.reshape(len(samples), -1)
+        size = max(1, _BLOCK_VALUES // flat.shape[1])
+        for chosen, rows in parts:
+            for start in range(0, len(rows), size):
+                block = flat[rows[start : start + size]].ravel()
+                block.sort()
+                self._counts[chosen] += _count_sorted(block, self._edges)
 
     def counts(self, selection: int) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""
-        return np.array(self.histograms[selection].view(flow=True), dtype=np.int64)
+        return self._counts[selection].copy()
+
+    def histogram(self, selection: int) -> hist.Hist:
+        """The same as a histogram of ``hist``."""
+        return _filled(self.axis, self._counts[selection])
 
 
-class Means:
-    """Streaming mean of every voxel, for each selection, in float64."""
+class Histograms:
+    """Streaming histograms of observables, one for each observable and selection.
 
-    def __init__(self, voxels: int, selected: tuple[Selection, ...]) -> None:
-        self.selections = selected
-        self.count = np.zeros(len(selected), dtype=np.int64)
-        self._sum = np.zeros((len(selected), voxels))
+    Args:
+        edges: By observable, the edges of each selection, fixed by the reference.
+    """
 
-    def fill(self, samples: NDArray[np.float32], members: NDArray[np.bool_]) -> None:
-        """Add samples (N, ...); ``members`` (selections, N) says where each belongs."""
-        self.count += members.sum(axis=1)
-        self._sum += members.astype(np.float64) @ samples.reshape(len(samples), -1).astype(np.float64)
+    def __init__(self, edges: Mapping[str, Sequence[Array]]) -> None:
+        self.edges = edges
+        self._sharp = {name: [float32_edges(e) for e in each] for name, each in edges.items()}
+        self._counts = {name: [np.zeros(len(e) + 1, dtype=np.int64) for e in each] for name, each in edges.items()}
 
-    @property
-    def mean(self) -> Array:
-        """Mean samples, (selections, V); zero for an empty selection."""
-        return self._sum / np.maximum(self.count, 1)[:, None]
+    def fill(self, table: NDArray[np.float32], parts: Parts) -> None:
+        """Add the observables (K, N) of samples, in the order of ``edges``; ``parts`` says where each belongs."""
+        for chosen, rows in parts:
+            columns = np.sort(table[:, rows], axis=1)
+            for column, edges, found in zip(columns, self._sharp.values(), self._counts.values(), strict=True):
+                for selection in np.flatnonzero(chosen):
+                    found[selection] += _count_sorted(column, edges[selection])
+
+    def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
+        """Contents with under- and overflow, (B + 2,)."""
+        return self._counts[name][selection].copy()
+
+    def histogram(self, name: str, selection: int = 0) -> hist.Hist:
+        """The same as a histogram of ``hist``."""
+        axis = hist.axis.Variable(self.edges[name][selection], name=name)
+        return _filled(axis, self._counts[name][selection])
+
+
+def disjoint(members: NDArray[np.bool_]) -> Parts:
+    """Samples put together that belong to the same selections, so that each is looked at once.
+
+    Args:
+        members: Which samples belong to which selection, (S, N).
+
+    Returns:
+        For each set of selections that occurs: which they are (S,), and the rows of its samples.
+    """
+    parts = [np.arange(members.shape[1])]
+    for mine in members:
+        halves = [half for rows in parts for half in (rows[mine[rows]], rows[~mine[rows]])]
+        parts = [half for half in halves if len(half)]
+    return [(members[:, rows[0]], rows) for rows in parts]
+
+
+def float32_edges(edges: Array) -> NDArray[np.float32]:
+    """Edges that float32 values are on the same side of as of the exact ones."""
+    rounded = edges.astype(np.float32)
+    return np.where(rounded < edges, np.nextafter(rounded, np.float32(np.inf)), rounded)
+
+
+def _count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Contents of a histogram of values in increasing order, with under- and overflow, (B + 2,)."""
+    below = values.searchsorted(edges)
+    found = np.empty(len(edges) + 1, dtype=np.int64)
+    found[0], found[-1] = below[0], len(values) - below[-1]
+    np.subtract(below[1:], below[:-1], out=found[1:-1])
+    return found
+
+
+def _filled(axis: hist.axis.Regular | hist.axis.Variable, counts: NDArray[np.int64]) -> hist.Hist:
+    histogram = hist.Hist(axis, storage=hist.storage.Int64())
+    histogram.view(flow=True)[:] = counts
+    return histogram

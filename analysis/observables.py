@@ -2,6 +2,9 @@
 
 The definitions are CaloGAN's (arXiv:1705.02355, table IV) and CaloChallenge's (arXiv:2410.21611), on every calorimeter
 family. An empty layer or shower, where the published code divides zero by zero, gives 0 for each quantity.
+
+Showers are read once: a block of one layer that fits into the processor's cache gives all its sums (moments, hits, the
+hottest pair), and everything else follows from those.
 """
 
 from __future__ import annotations
@@ -14,14 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import CartesianLayer, Family, Layer
+from calogen.families import ENERGY_UNITS, CartesianLayer, Family, Layer
 
 if TYPE_CHECKING:
     from calogen.shards import Samples
 
 Array = NDArray[np.float64]
 
-_CHUNK_VALUES = 2**22  # voxels held in float64 at a time: 32 MiB
+_CHUNK_VALUES = 2**16  # voxels held in float64 at a time: 512 KiB stay in the cache
+_CHUNK_PIXELS = 2**22
+_CHUNK_SHOWERS = 4096  # showers whose sums are held at a time
+_THRESHOLDS = {"15keV": ("15 keV", 0.015), "100keV": ("0.1 MeV", 0.1), "1MeV": ("1 MeV", 1.0)}  # name: label, in MeV
 _LOG_QUANTILES = (5, 50, 95, 99)
 _NEED_ENERGY = ("response",)  # observables of showers that exist only where the incident energy is known
 _FLOOR_PIXEL = 1e-3  # added before the logarithm of a pixel: far below the emptiest pixel of a simulated map
@@ -87,13 +93,14 @@ def observables(samples: Samples) -> dict[str, Array]:
         incident = np.asarray(samples.conditions["incident_energy"], dtype=np.float64)
     names = list(catalogue(family, energy=family.kind == "map" or incident is not None))
     table = np.zeros((len(names), count))
-    rows = max(1, _CHUNK_VALUES // family.voxels)
+    rows = max(1, _CHUNK_PIXELS // family.voxels) if family.kind == "map" else _CHUNK_SHOWERS
     for start in range(0, count, rows):
         part = slice(start, min(start + rows, count))
         if family.kind == "map":
             columns = _map_columns(family, samples.values[part])
         else:
-            columns = _shower_columns(family, samples.values[part], None if incident is None else incident[part])
+            sums = _sums(family, samples.values[part])
+            columns = _shower_columns(family, sums, None if incident is None else incident[part])
         for row, column in enumerate(columns):
             table[row, part] = column
     return dict(zip(names, table, strict=True))
@@ -112,7 +119,7 @@ def _axes(layer: Layer) -> dict[str, Array]:
     """Coordinates of a layer's cells along the axes it resolves, in mm, each (V_layer,)."""
     x, y = layer.centres.T
     if isinstance(layer, CartesianLayer):
-        return {"x": x, "y": y}
+        return {"x": x, "y": y, "r": np.hypot(x, y)}
     radius = {"r": layer.polar[:, 1]}
     # One sector has no direction: its cell centres are not where the energy is.
     return {"x": x, "y": y, **radius} if layer.n_alpha > 1 else radius
@@ -127,10 +134,19 @@ def _moment_basis(layer: Layer) -> Array:
     return np.stack(columns, axis=1)
 
 
+def _thresholds(family: Family) -> dict[str, tuple[str, float]]:
+    """Label and value, in the family's unit, of the thresholds above what is read out anyway, by name."""
+    scale = ENERGY_UNITS.get(family.unit, 1.0)
+    found = {name: (label, mev / scale) for name, (label, mev) in _THRESHOLDS.items()}
+    return {name: (label, value) for name, (label, value) in found.items() if value > family.threshold}
+
+
 def _shower_catalogue(family: Family) -> Iterator[Observable]:
     yield Observable("total_energy", r"$E_\mathrm{tot}$", family.unit, log=True)
     yield Observable("response", r"$E_\mathrm{tot}\,/\,E_\mathrm{inc}$")
     yield Observable("occupancy", "occupied voxels / all voxels", step=1 / family.voxels)
+    for name, (label, _) in _thresholds(family).items():
+        yield Observable(f"occupancy_{name}", f"voxels above {label} / all voxels", step=1 / family.voxels)
     yield Observable("depth", "deepest layer hit", step=1.0)
     yield Observable("lateral_depth", r"$\Sigma_i\,i\,E_i$", family.unit, log=True)
     yield Observable("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", family.unit, log=True)
@@ -148,21 +164,65 @@ def _shower_catalogue(family: Family) -> Iterator[Observable]:
             yield Observable(f"width_{axis}_{number}", width, "mm", layer=number)
 
 
-def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Array | None) -> Iterator[Array]:
-    """The observables of some showers, in the order of the catalogue; no response without incident energies."""
-    shapes: list[Array] = []
-    energies = np.zeros((len(family.layers), len(showers)))
-    occupied = np.zeros(len(showers))
+@dataclass(frozen=True)
+class _Sums:
+    """What the observables of N showers follow from.
+
+    Attributes:
+        moments: Of each layer, (1 + 2 axes, N): see :func:`_moment_basis`.
+        hottest: The two hottest cells of each layer, (L, 2, N).
+        hits: Cells of each layer with energy, (L, N).
+        above: Voxels above each threshold, (T, N).
+    """
+
+    moments: list[Array]
+    hottest: Array
+    hits: Array
+    above: Array
+
+
+def _sums(family: Family, showers: NDArray[np.float32]) -> _Sums:
+    """Read some showers once, block by block."""
+    count, thresholds = len(showers), [np.float32(value) for _, value in _thresholds(family).values()]
+    layers = len(family.layers)
+    found = _Sums(
+        moments=[np.empty((_moment_basis(layer).shape[1], count)) for layer in family.layers],
+        hottest=np.zeros((layers, 2, count)),
+        hits=np.empty((layers, count)),
+        above=np.zeros((len(thresholds), count)),
+    )
     for position, (layer, cells) in enumerate(zip(family.layers, family.layer_slices, strict=True)):
-        block = showers[:, cells].astype(np.float64)
-        moments = (block @ _moment_basis(layer)).T
-        energy = energies[position] = moments[0]
-        hit = np.count_nonzero(block > 0, axis=1)
-        occupied += hit
-        shapes += [_hottest_pair(block), hit / block.shape[1]]
-        for first, second in zip(moments[1::2], moments[2::2], strict=True):
-            centre = _ratio(first, energy)
-            shapes += [centre, _spread(_ratio(second, energy), centre)]
+        rows = max(1, _CHUNK_VALUES // (cells.stop - cells.start))
+        for start in range(0, count, rows):
+            part = slice(start, min(start + rows, count))
+            energies = np.ascontiguousarray(showers[part, cells])
+            block = energies.astype(np.float64)
+            found.moments[position][:, part] = (block @ _moment_basis(layer)).T
+            found.hits[position, part] = _count(energies > 0)
+            for above, threshold in zip(found.above, thresholds, strict=True):
+                above[part] += _count(energies > threshold)
+            _pop_hottest(block, found.hottest[position, :, part])
+    return found
+
+
+def _count(mask: NDArray[np.bool_]) -> NDArray[np.unsignedinteger]:
+    """How many are true in each row, (N,); several times faster than summing booleans."""
+    counter = np.uint16 if mask.shape[1] < 2**16 else np.uint64
+    return np.asarray(np.add.reduce(mask.view(np.uint8), axis=1, dtype=counter))
+
+
+def _pop_hottest(block: Array, found: Array) -> None:
+    """Energies of the two hottest cells, into (2, N); the hottest is removed from the block."""
+    rows = np.arange(len(block))
+    for rank in range(min(2, block.shape[1])):
+        hottest = (rows, block.argmax(axis=1))
+        found[rank] = block[hottest]
+        block[hottest] = -np.inf
+
+
+def _shower_columns(family: Family, sums: _Sums, incident: Array | None) -> Iterator[Array]:
+    """The observables of some showers, in the order of the catalogue; no response without incident energies."""
+    energies = np.stack([moments[0] for moments in sums.moments])
     total = energies.sum(axis=0)
     index = np.arange(len(energies), dtype=np.float64)
     depth, depth2 = index @ energies, index**2 @ energies
@@ -170,21 +230,20 @@ def _shower_columns(family: Family, showers: NDArray[np.float32], incident: Arra
     yield total
     if incident is not None:
         yield _ratio(total, incident)
-    yield from (occupied / family.voxels, reached.max(axis=0), depth, depth2)
+    yield sums.hits.sum(axis=0) / family.voxels
+    yield from sums.above / family.voxels
+    yield from (reached.max(axis=0), depth, depth2)
     yield from (_ratio(depth, total), _spread(_ratio(depth2, total), _ratio(depth, total)))
-    following = iter(shapes)
-    for layer, energy in zip(family.layers, energies, strict=True):
+    for moments, (first, second), hits, cells in zip(
+        sums.moments, sums.hottest, sums.hits, family.layer_slices, strict=True
+    ):
+        energy = moments[0]
         yield from (energy, _ratio(energy, total))
-        for _ in range(2 + 2 * len(_axes(layer))):
-            yield next(following)
-
-
-def _hottest_pair(block: Array) -> Array:
-    """(I1 - I2) / (I1 + I2) of the two hottest cells; 1 for a single hit, 0 for an empty layer."""
-    if block.shape[1] < 2:
-        return np.asarray(block[:, 0] > 0, dtype=np.float64)
-    second, first = np.partition(block, -2, axis=1)[:, -2:].T
-    return _ratio(first - second, first + second)
+        # 1 for a single hit, 0 for an empty layer.
+        yield from (_ratio(first - second, first + second), hits / (cells.stop - cells.start))
+        for mean, square in zip(moments[1::2], moments[2::2], strict=True):
+            centre = _ratio(mean, energy)
+            yield from (centre, _spread(_ratio(square, energy), centre))
 
 
 def _map_catalogue(family: Family) -> Iterator[Observable]:

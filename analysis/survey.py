@@ -15,7 +15,17 @@ from calogen.families import Family
 from calogen.shards import Samples
 
 from .distances import directions
-from .histograms import Means, Selection, Spectra, selections, spectrum_axis
+from .histograms import (
+    Histograms,
+    Selection,
+    Spectra,
+    disjoint,
+    float32_edges,
+    observable_edges,
+    selections,
+    spectrum_axis,
+)
+from .moments import Covariance, Means
 from .observables import Observable, catalogue, observables
 
 Array = NDArray[np.float64]
@@ -30,6 +40,9 @@ _ROWS_BYTES = 2**29
 _CHUNK_BYTES = 2**25
 _EXAMPLES = 4
 _FLOOR_PIXEL = 1e-3
+_PLANNED = 2**14  # reference samples that decide bins and edges
+_FEWEST_PLANNED = 50  # of them in a selection, for edges of its own
+_COVARIANCE_VOXELS = 1000  # largest samples whose voxel covariance is accumulated
 
 
 class Source(Protocol):
@@ -55,6 +68,7 @@ class Plan:
         family: What a sample is.
         selections: All samples, then the bins of each condition.
         axis: Axis of the voxel spectrum.
+        edges: By observable, histogram edges of each selection.
         targets: Conditions of the example samples, (T, C), in the family's order and units; their deposited energies,
             (T, 1), where incident energies are not known.
         seed: Decides directions and which whole samples are kept.
@@ -67,6 +81,7 @@ class Plan:
     family: Family
     selections: tuple[Selection, ...]
     axis: hist.axis.Regular
+    edges: Mapping[str, tuple[Array, ...]]
     targets: Array
     seed: int
     fixed_scale: float | None = None
@@ -88,8 +103,8 @@ class Plan:
 class Survey:
     """What one pass keeps of a source of N samples.
 
-    Spectra, means and problems are of all samples; ``table``, ``projections``, ``conditions`` and ``groups`` of all or,
-    of more than ``Plan.rows``, of a seeded subset of n; ``kept`` is a subset of those.
+    Histograms, spectra, means, covariance and problems are of all samples; ``table``, ``projections``, ``conditions``
+    and ``groups`` of all or, of more than ``Plan.rows``, of a seeded subset of n; ``kept`` is a subset of those.
 
     Attributes:
         count: Samples read, N; those with voxels that are not finite are left out of everything below.
@@ -102,8 +117,10 @@ class Survey:
         kept: Whole samples in physical units, at most ``Plan.kept``.
         kept_index: Their columns in ``table``, increasing.
         kept_spectra: Their voxel histograms, (kept, B + 2).
+        histograms: Of every observable in each selection.
         spectra: Voxel spectrum of each selection.
         means: Mean sample of each selection.
+        covariance: Of the voxels of samples as :func:`vectors`; None for samples of more than 1,000 voxels.
         examples: Samples nearest to the plan's targets, (T, V), and their conditions, (T, C).
         problems: How many samples or voxels are unphysical, by kind.
     """
@@ -118,8 +135,10 @@ class Survey:
     kept: Samples
     kept_index: NDArray[np.intp]
     kept_spectra: NDArray[np.int32]
+    histograms: Histograms
     spectra: Spectra
     means: Means
+    covariance: Covariance | None
     examples: tuple[Columns, Array]
     problems: dict[str, int]
 
@@ -188,32 +207,80 @@ def plan_comparison(
     Raises:
         ShardError: If the reference is empty.
     """
-    count, family = len(reference), reference.family
-    if count == 0:
-        raise ShardError("the reference has no samples", hint="give a file or folder with samples")
-    width = max(1, min(256, _CHUNK_BYTES // (4 * family.voxels)))
-    starts = np.unique(np.linspace(0, max(0, count - width), min(16, -(-count // width))).astype(int))
-    parts = [reference.read(int(s), min(int(s) + width, count)) for s in starts]
-    common = common_conditions(family, [parts[0].conditions, *(others or {}).values()])
-    conditions = {
-        name: np.concatenate([p.conditions[name] for p in parts]) for name in common if name in parts[0].conditions
-    }
-    fixed_scale = None
-    targets = _example_targets(family, conditions)
+    family, glance = reference.family, _glance(reference)
+    common = common_conditions(family, [glance.conditions, *(others or {}).values()])
+    conditions = {name: values for name, values in glance.conditions.items() if name in common}
+    fixed_scale, targets = None, _example_targets(family, conditions)
     if family.kind == "calorimeter" and "incident_energy" not in common:
-        with np.errstate(invalid="ignore"):  # samples that are not finite are left out
-            deposited = np.concatenate([_deposited(p) for p in parts])
-        deposited = deposited[np.isfinite(deposited)]
+        deposited = glance.table["total_energy"]
         fixed_scale = (float(deposited.mean()) if len(deposited) else 0.0) or 1.0
         targets = np.quantile(deposited, _example_quantiles())[:, None] if len(deposited) else np.zeros((_EXAMPLES, 1))
-    values = np.concatenate([p.values.ravel() for p in parts])
-    values = values[np.isfinite(values) & (values > 0)]
-    high = float(values.max()) if len(values) else 1.0
-    low = max(float(values.min()), high * 1e-9) if len(values) else 0.1
     chosen = selections(family, conditions, bins)
     kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
-    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(catalogue(family)) + PROJECTIONS))))
-    return Plan(family, chosen, spectrum_axis(low, 2 * high), targets, seed, fixed_scale, kept, rows)
+    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
+    return Plan(
+        family=family,
+        selections=chosen,
+        axis=spectrum_axis(max(glance.low, glance.high * 1e-9), 2 * glance.high),
+        edges=_edges(catalogue(family, energy=fixed_scale is None), chosen, glance),
+        targets=targets,
+        seed=seed,
+        fixed_scale=fixed_scale,
+        kept=kept,
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """Some reference samples, spread evenly over the source: their observables and conditions by name, (n,) each.
+
+    Those with voxels that are not finite are left out; ``low`` and ``high`` are the smallest and largest voxel above 0.
+    """
+
+    table: dict[str, Array]
+    conditions: dict[str, NDArray[np.floating[Any]]]
+    low: float
+    high: float
+
+
+def _glance(reference: Source) -> _Glance:
+    count, voxels = len(reference), reference.family.voxels
+    if count == 0:
+        raise ShardError("the reference has no samples", hint="give a file or folder with samples")
+    width = max(1, min(256, _CHUNK_BYTES // (4 * voxels)))
+    parts = max(16, _PLANNED // (256 * max(1, voxels // 1000)))  # fewer of large samples
+    starts = np.arange(0, count, width)
+    if count > parts * width:
+        starts = np.linspace(0, count - width, parts).astype(int)
+    tables: list[dict[str, Array]] = []
+    conditions: dict[str, list[NDArray[np.float32]]] = {}
+    low, high = np.inf, 0.0
+    for start in starts.tolist():
+        part = reference.read(start, min(start + width, count))
+        part = part.select(np.isfinite(part.values.reshape(len(part), -1)).all(axis=1))
+        positive = part.values[part.values > 0]
+        if len(positive):
+            low, high = min(low, float(positive.min())), max(high, float(positive.max()))
+        tables.append(observables(part))
+        for name, values in part.conditions.items():
+            conditions.setdefault(name, []).append(values)
+    joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    low, high = (low, high) if high else (0.1, 1.0)
+    return _Glance(joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high)
+
+
+def _edges(
+    known: Mapping[str, Observable], chosen: Sequence[Selection], glance: _Glance
+) -> dict[str, tuple[Array, ...]]:
+    """Histogram edges of every observable in each selection; those of all samples where there are too few."""
+    count = len(next(iter(glance.table.values())))
+    members = [selection.of(glance.conditions, count) for selection in chosen]
+    own = [mine if np.count_nonzero(mine) >= _FEWEST_PLANNED else np.ones(count, dtype=bool) for mine in members]
+    return {
+        name: tuple(observable_edges(observable, glance.table[name][mine].astype(np.float32)) for mine in own)
+        for name, observable in known.items()
+    }
 
 
 def _deposited(samples: Samples) -> Array:
@@ -335,7 +402,9 @@ class _Pass:
         self._listed[order], self._whole[order[: plan.kept]] = True, True
         self._basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
         self._spectra = Spectra(plan.axis, plan.selections)
+        self._histograms = Histograms(plan.edges)
         self._means = Means(family.voxels, plan.selections)
+        self._covariance = Covariance(family.voxels) if family.voxels <= _COVARIANCE_VOXELS else None
         self._examples: _Examples | None = None
         self._columns = _Buffers(len(order))
         self._conditions: list[str] = []
@@ -357,7 +426,8 @@ class _Pass:
         self.done += len(good)
         samples = chunk if good.all() else chunk.select(good)
         members = np.stack([s.of(samples.conditions, len(samples.values)) for s in plan.selections])
-        self._spectra.fill(samples.values, members)
+        parts = disjoint(members)
+        self._spectra.fill(samples.values, parts)
         self._means.fill(samples.values, members)
         if self._examples is None:
             names = [c.name for c in family.conditions if c.name in chunk.conditions]
@@ -366,20 +436,25 @@ class _Pass:
         measured = observables(samples)
         if "response" in measured:
             self.problems["response_too_high"] += int(np.count_nonzero(measured["response"] > family.max_response))
-        columns = np.stack(list(measured.values())).astype(np.float32)
-        self._list(samples if listed.all() else samples.select(listed), columns[:, listed])
+        table = np.stack(list(measured.values())).astype(np.float32)
+        self._histograms.fill(table, parts)
+        vector = vectors(samples, plan.fixed_scale)
+        if self._covariance is not None:
+            self._covariance.fill(vector)
+        self._list(samples, table, vector, listed)
         self._columns.add("whole", whole[listed])
         self._kept.append(samples.select(whole))
 
-    def _list(self, samples: Samples, columns: Columns) -> None:
+    def _list(self, samples: Samples, table: Columns, vector: Columns, listed: NDArray[np.bool_]) -> None:
         """Keep the observables, projections and conditions of some samples."""
-        self._columns.add("table", columns)
-        self._columns.add("projections", (vectors(samples, self.plan.fixed_scale) @ self._basis).T)
+        rows = slice(None) if listed.all() else np.flatnonzero(listed)
+        self._columns.add("table", table[:, rows])
+        self._columns.add("projections", (vector[rows] @ self._basis).T)
         if "realisation_id" in samples.extras:
-            self._columns.add("groups", np.asarray(samples.extras["realisation_id"]))
+            self._columns.add("groups", np.asarray(samples.extras["realisation_id"])[rows])
         self._conditions = list(samples.conditions)
         for name, values in samples.conditions.items():
-            self._columns.add(f"condition {name}", values)
+            self._columns.add(f"condition {name}", values[rows])
 
     def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
         """The finished survey."""
@@ -397,8 +472,10 @@ class _Pass:
             kept=kept,
             kept_index=np.flatnonzero(columns.get("whole")),
             kept_spectra=_spectrum_rows(self.plan, kept.values),
+            histograms=self._histograms,
             spectra=self._spectra,
             means=self._means,
+            covariance=self._covariance,
             examples=(examples.values, examples.conditions),
             problems=self.problems,
         )
@@ -406,6 +483,8 @@ class _Pass:
     def _inspect(self, samples: Samples) -> NDArray[np.bool_]:
         """Count what is unphysical; returns which samples are finite, (N,)."""
         flat = samples.values.reshape(len(samples.values), -1)
+        if flat.size and flat.min() >= 0 and flat.max() < np.inf:  # NaN fails both; quick when all is well
+            return np.ones(len(flat), dtype=bool)
         finite = np.isfinite(flat)
         good = np.asarray(finite.all(axis=1))
         self.problems["nonfinite_voxels"] += int(finite.size - np.count_nonzero(finite))
@@ -418,5 +497,5 @@ def _spectrum_rows(plan: Plan, values: Columns) -> NDArray[np.int32]:
     """The voxel histogram of each sample, (n, B + 2)."""
     flat = values.reshape(len(values), -1)
     width = plan.axis.size + 2
-    place = np.searchsorted(plan.axis.edges, flat, side="right") + width * np.arange(len(flat))[:, None]
+    place = np.searchsorted(float32_edges(plan.axis.edges), flat, side="right") + width * np.arange(len(flat))[:, None]
     return np.bincount(place.ravel(), minlength=width * len(flat)).reshape(len(flat), width).astype(np.int32)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from calogen.analysis.histograms import (
     ALL,
-    Means,
+    Histograms,
     Spectra,
     condition_edges,
     counts,
+    disjoint,
     is_logarithmic,
     observable_edges,
     selections,
@@ -90,18 +91,49 @@ def test_maps_are_binned_in_every_parameter():
     assert names == ["", "Omega_m=0.1:0.3", "Omega_m=0.3:0.5", "sigma_8=0.6:0.8", "sigma_8=0.8:1"]
 
 
+def streamed(energy, chosen, *accumulators):
+    """Fill (accumulator, values) pairs in two chunks; values have samples along their last axis or are samples."""
+    for part in (slice(0, 13), slice(13, 60)):
+        members = np.stack([s.of({"incident_energy": energy[part]}, len(energy[part])) for s in chosen])
+        for accumulator, take in accumulators:
+            accumulator.fill(take(part), disjoint(members))
+
+
 def test_streamed_equals_whole():
     rng = np.random.default_rng(4)
     samples = (rng.exponential(size=(60, 20)) * (rng.random((60, 20)) < 0.5)).astype(np.float32)
+    table = rng.normal(size=(2, 60)).astype(np.float32)
     energy = rng.uniform(1e3, 1e5, 60).astype(np.float32)
     chosen = selections(FAMILIES["calogan"], {"incident_energy": energy}, 2)
     axis = spectrum_axis(0.01, 3.0)
-    spectra, means = Spectra(axis, chosen), Means(20, chosen)
-    for part in (slice(0, 13), slice(13, 60)):
-        members = np.stack([s.of({"incident_energy": energy[part]}, len(energy[part])) for s in chosen])
-        spectra.fill(samples[part], members)
-        means.fill(samples[part], members)
+    edges = {"a": (np.linspace(-1, 1, 11),) * 3, "b": (np.linspace(-0.1, 0.1, 4), np.array([0.0, 1]), np.array([0, 2]))}
+    spectra, histograms = Spectra(axis, chosen), Histograms(edges)
+    streamed(energy, chosen, (spectra, lambda p: samples[p]), (histograms, lambda p: table[:, p]))
     np.testing.assert_array_equal(spectra.counts(0), counts(samples.ravel(), np.asarray(axis.edges)))
     assert spectra.counts(0).sum() == samples.size
     np.testing.assert_array_equal(spectra.counts(1) + spectra.counts(2), spectra.counts(0))
-    np.testing.assert_allclose(means.mean[0], samples.mean(axis=0), rtol=1e-6)
+    for number, selection in enumerate(chosen):
+        mine = selection.of({"incident_energy": energy}, 60)
+        for column, name in zip(table, edges, strict=True):
+            expected = counts(column[mine], edges[name][number])
+            np.testing.assert_array_equal(histograms.counts(name, number), expected)
+            found = histograms.histogram(name, number)
+            np.testing.assert_array_equal(found.view(flow=True), expected)
+            np.testing.assert_allclose(found.axes[0].edges, edges[name][number])
+    assert spectra.histogram(1).sum(flow=True) == spectra.counts(1).sum()
+
+
+def test_a_value_on_an_edge_is_in_the_bin_above_as_its_float32_says():
+    edges = np.linspace(0, 1, 11)  # 0.1, 0.2, ... are no float32 numbers
+    values = edges.astype(np.float32)
+    histograms = Histograms({"a": (edges,)})
+    histograms.fill(values[None], disjoint(np.ones((1, 11), dtype=bool)))
+    np.testing.assert_array_equal(histograms.counts("a"), counts(values, edges))
+
+
+def test_disjoint_parts_hold_every_sample_once():
+    members = np.random.default_rng(5).random((11, 200)) < 0.3
+    parts = disjoint(members)
+    assert sorted(np.concatenate([rows for _, rows in parts])) == list(range(200))
+    for chosen, rows in parts:
+        assert (members[:, rows] == chosen[:, None]).all()
