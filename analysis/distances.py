@@ -62,6 +62,28 @@ class Metric:
         floor_error = float(floor.std(ddof=1)) / math.sqrt(len(floor))
         return cls.of(float(value.mean()), float(resampled.std(ddof=1)), float(floor.mean()), floor_error, n, unit)
 
+    @classmethod
+    def from_subsamples(cls, values: ArrayLike, floors: ArrayLike, n: int, available: int, unit: str = "") -> Metric:
+        """A metric from D(R1, G) and D(R1, R2) of S splits into sub-samples of n, for distances no resample can bear.
+
+        Repeated samples are each other's nearest neighbours, so a bootstrap says nothing about such distances. The
+        spread of sub-samples does: the delete-d jackknife gives the variance of the whole sample's value, n / (N - n)
+        times that of the sub-samples', and 1 / S is what a finite number of them adds.
+
+        Args:
+            values: D(R1, G), (S,).
+            floors: D(R1, R2), (S,).
+            n: Samples on each side of each split.
+            available: Samples on the smaller side, N.
+            unit: Unit of the value.
+
+        Source: Shao and Wu 1989, Annals of Statistics 17, 1176.
+        """
+        value, floor = np.asarray(values, dtype=np.float64), np.asarray(floors, dtype=np.float64)
+        shrink = math.sqrt(min(1.0, 1 / len(value) + n / max(available - n, 1)))
+        errors = float(value.std(ddof=1)) * shrink, float(floor.std(ddof=1)) / math.sqrt(len(floor))
+        return cls.of(float(value.mean()), errors[0], float(floor.mean()), errors[1], n, unit)
+
 
 Draws3 = tuple[ArrayLike, ArrayLike, ArrayLike]  # D(R1, G), D(R1, R2), D(R1*, G*), one of each per split
 
@@ -118,14 +140,26 @@ def earth_mover(a: ArrayLike, b: ArrayLike) -> float:
         a: (N, V) samples.
         b: (M, V) samples in the same unit.
 
-    Source: network simplex of POT (``ot.emd2``), Flamary et al. 2021.
+    Source: equal sizes are an assignment (Crouse 2016, scipy's); others POT's network simplex (Flamary et al. 2021).
     """
-    import ot  # slow to import; only this function needs it
-
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    square = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
-    cost = np.sqrt(np.maximum(square, 0.0))
+    cost = np.sqrt(squared_distances(x, y))
+    if len(x) == len(y):
+        from scipy.optimize import linear_sum_assignment
+
+        return float(cost[linear_sum_assignment(cost)].mean())
+    import ot  # takes ten seconds to import
+
     return float(ot.emd2([], [], cost, numItermax=1_000_000))
+
+
+def squared_distances(a: Columns, b: Columns) -> Columns:
+    """Squared Euclidean distances between the rows of (N, V) and (M, V), (N, M), in the precision of the rows."""
+    found = a @ b.T
+    found *= -2
+    found += (a**2).sum(axis=1)[:, None]
+    found += (b**2).sum(axis=1)
+    return np.maximum(found, 0, out=found)
 
 
 def separation_power(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
@@ -212,8 +246,8 @@ class Draws:
             ShardError: If there are too few samples to split.
         """
         rng = np.random.default_rng(seed)
-        halves = [_halves(rng, reference, groups) for _ in range(splits)]
-        n = min(cap, generated, *(min(len(a), len(b)) for a, b in halves))
+        split = [halves(rng, reference, groups) for _ in range(splits)]
+        n = min(cap, generated, *(min(len(a), len(b)) for a, b in split))
         if n < MIN_COMPARED:
             raise ShardError(
                 "too few samples to compare",
@@ -225,7 +259,7 @@ class Draws:
         chosen = np.zeros((splits, generated), dtype=bool)
         again = np.zeros((splits, reference), dtype=np.uint16)
         generated_again = np.zeros((splits, generated), dtype=np.uint16)
-        for s, (a, b) in enumerate(halves):
+        for s, (a, b) in enumerate(split):
             first[s, rng.permutation(a)[:n]] = True
             second[s, rng.permutation(b)[:n]] = True
             chosen[s, rng.permutation(generated)[:n]] = True
@@ -246,9 +280,10 @@ class Draws:
         return value_, floor_, again_
 
 
-def _halves(
+def halves(
     rng: np.random.Generator, count: int, groups: NDArray[np.integer] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two random halves of ``count`` samples; of whole realisations where there are four or more."""
     names = np.unique(groups) if groups is not None else np.empty(0)
     if groups is None or len(names) < 4:
         order = rng.permutation(count)
@@ -269,10 +304,14 @@ def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.i
 
 @dataclass(frozen=True)
 class Comparison1D:
-    """One observable compared on every split of a :class:`Draws`; each field is a :data:`Draws3`."""
+    """One observable compared on every split of a :class:`Draws`; each field is a :data:`Draws3`.
+
+    ``separation`` is within the range of the bins, ``separation_flow`` counts what lies outside as two more bins.
+    """
 
     w1: Draws3
     separation: Draws3
+    separation_flow: Draws3
     chi2: Draws3
     core: Draws3
 
@@ -301,8 +340,9 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
     inside_g = [_counts(values_g, p, edges) for p in picks_g]
     pairs = [(inside[0], inside_g[0]), (inside[0], inside[1]), (inside[2], inside_g[1])]
     separation = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
+    flow = [separation_power(a, b) for a, b in pairs]
     chi2 = [chi2_per_ndf(a, b) for a, b in pairs]
-    return Comparison1D(_three(w1), _three(separation), _three(chi2), _three(core))
+    return Comparison1D(_three(w1), _three(separation), _three(flow), _three(chi2), _three(core))
 
 
 def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import duplicates, memorisation, tails
 from .distances import (
+    Columns,
     Comparison1D,
     Draws,
     Draws3,
@@ -21,28 +22,42 @@ from .distances import (
     spread_difference,
 )
 from .histograms import ALL, Selection, observable_edges
+from .multivariate import correlated as correlated
+from .multivariate import correlation_distance, manifold_metrics, physics_distances
+from .multivariate import correlation_matrix as correlation_matrix
 from .observables import Observable
+from .permutation import overall
 from .survey import Plan, Survey, vectors
 
 Array = NDArray[np.float64]
 
-_EMD_SIZES = (1000, 500, 200, 100, 50, 20, 10)
-_EMD_REPEATS = 5
+_EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
 
-def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Survey | None = None) -> dict[str, Metric]:
     """All metrics of one comparison by key, ``quantity/observable[bin]``.
+
+    Args:
+        reference: The reference.
+        generated: The generated samples.
+        plan: Shared by all surveys.
+        training: What the surrogate was trained on, if generated samples shall be looked for in it.
 
     Keys:
         ``w1/O[B]``: Wasserstein-1 distance in the observable's unit; ``w1_sd/O[B]`` in reference standard deviations.
-        ``separation/O[B]``: CaloChallenge's separation power, within the range of the bins.
+        ``separation/O[B]``: CaloChallenge's separation power, within the range of the bins; ``separation_flow/O[B]``
+        counts what lies outside as two more bins.
         ``chi2/O[B]``: chi-square per degree of freedom, under- and overflow included.
         ``mean/O[B]``, ``spread/O[B]``, ``core/O[B]``: generated over reference mean, standard deviation and half width
         of the central 68 %, minus 1 (mean of signed observables: difference in reference standard deviations).
         ``score``: mean of all ``w1_sd`` in the bins. ``correlation``: root mean square difference of the correlation
         matrices. ``sliced_w1``, ``emd_SIZE``: whole samples. ``separation/voxel``: spectrum of voxels.
         ``nonfinite_voxels``, ``negative_voxels``, ...: how many.
+        ``fpd_SIZE``, ``kpd_SIZE``, ``density``, ``coverage``: see :mod:`calogen.analysis.multivariate`.
+        ``duplicates``, ``near_duplicates``, ``tail_low/O``, ``quantile_low/O``, ``late_conversion``, ...,
+        ``memorisation``: see :mod:`calogen.analysis.checks`.
+        ``overall``, ``overall_p``: the largest pull and its p-value, see :mod:`calogen.analysis.permutation`.
     """
     found: dict[str, Metric] = {}
     table = plan.observables
@@ -66,6 +81,14 @@ def measure(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metri
         n = min(reference.table.shape[1] // 2, generated.table.shape[1])
         found["score"] = Metric.from_splits(_mean_draws(scaled), n, "sd")
     found.update(_whole_samples(reference, generated, plan))
+    if min(reference.table.shape[1], generated.table.shape[1]) >= FEWEST:
+        found.update(physics_distances(reference, generated, plan))
+        found.update(manifold_metrics(reference, generated, plan))
+        found.update(duplicates(reference, generated, plan))
+        found.update(tails(reference, generated, plan))
+        found.update(overall(reference, generated, plan))
+        if training is not None:
+            found.update(memorisation(reference, generated, training, plan))
     samples = generated.count
     for name, count in generated.problems.items():
         unit = "voxels" if name.endswith("voxels") else "samples"
@@ -85,6 +108,7 @@ def _observable_metrics(
     yield f"w1/{name}", Metric.from_splits(compared.w1, n, unit)
     yield f"w1_sd/{name}", Metric.from_splits(compared.w1, n, "sd", scale=1 / scale_of(reference))
     yield f"separation/{name}", Metric.from_splits(compared.separation, n)
+    yield f"separation_flow/{name}", Metric.from_splits(compared.separation_flow, n)
     yield f"chi2/{name}", Metric.from_splits(compared.chi2, n, "per ndf")
     sizes = min(len(reference), len(generated))
     # Differences of moments average to zero between halves of one sample: their floor is 0 without a split.
@@ -118,35 +142,9 @@ def _sliced(reference: Survey, generated: Survey, draws: Draws, unit: str) -> Me
     return Metric.from_splits(_mean_draws([compare_1d(r, g, edges, draws).w1 for r, g in pairs]), draws.n, unit)
 
 
-def correlated(plan: Plan) -> list[str]:
-    """The observables whose correlations are compared: about twenty, or the layers' energies of deep families."""
-    names, family = list(plan.observables), plan.family
-    if family.kind == "map":
-        powers = [n for n in names if n.startswith("power_")]
-        return ["mean", "std", "peaks", *powers[:: max(1, len(powers) // 15)]]
-    if len(family.layers) > 8:
-        return [n for n in names if n.startswith("energy_") and "ratio" not in n]
-    kinds = ("fraction_", "energy_ratio_", "occupancy_", "width_x_", "width_y_", "width_r_")
-    whole = [n for n in ("total_energy", "response", "shower_depth_width") if n in names]
-    return [*whole, *(n for n in names if n.startswith(kinds))]
-
-
-def correlation_matrix(columns: NDArray[np.floating]) -> Array:
-    """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
-    centred = columns.astype(np.float64) - columns.mean(axis=1, dtype=np.float64)[:, None]
-    covariance = centred @ centred.T
-    size = np.sqrt(np.diag(covariance))
-    scale = np.outer(size, size)
-    return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
-
-
 def _correlation(reference: Survey, generated: Survey, draws: Draws, names: list[str]) -> Metric:
-    def distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-        difference = correlation_matrix(a.T) - correlation_matrix(b.T)
-        return math.sqrt(float(np.mean(difference**2)))
-
     rows = [reference.names.index(n) for n in names]
-    splits = draws.each(distance, reference.table[rows].T, generated.table[rows].T)
+    splits = draws.each(correlation_distance, reference.table[rows].T, generated.table[rows].T)
     return Metric.from_splits(splits, draws.n)
 
 
@@ -156,7 +154,7 @@ def _whole_samples(reference: Survey, generated: Survey, plan: Plan) -> dict[str
     r, g = vectors(reference.kept, plan.fixed_scale), vectors(generated.kept, plan.fixed_scale)
     sizes = [s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)]
     if sizes:
-        found[f"emd_{sizes[0]}"] = _exact(r, g, sizes[0], plan)
+        found[f"emd_{sizes[0]}"] = _exact(reference, r, g, sizes[0], plan)
     if len(r) >= 4 and len(g) >= 2:
         draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
         picked = [p.astype(np.float64) @ reference.kept_spectra for p in (draws.first, draws.second, draws.first_again)]
@@ -173,23 +171,12 @@ def _whole_samples(reference: Survey, generated: Survey, plan: Plan) -> dict[str
     return found
 
 
-def _exact(reference: NDArray[np.float32], generated: NDArray[np.float32], size: int, plan: Plan) -> Metric:
-    """Exact earth mover's distance between sub-samples: disjoint ones if there are enough samples, else redrawn."""
-    disjoint = min(_EMD_REPEATS, len(reference) // (2 * size), len(generated) // size)
-    rng = np.random.default_rng([plan.seed, 2])
-    repeats = disjoint if disjoint > 1 else 3
-    order, order_g = rng.permutation(len(reference)), rng.permutation(len(generated))
-    values, floors = np.empty((2, repeats))
-    for k in range(repeats):
-        if disjoint == 1:
-            order, order_g = rng.permutation(len(reference)), rng.permutation(len(generated))
-        place = k if disjoint > 1 else 0
-        first, second = order[2 * place * size :][:size], order[(2 * place + 1) * size :][:size]
-        mine = generated[order_g[place * size :][:size]]
-        values[k] = earth_mover(reference[first], mine)
-        floors[k] = earth_mover(reference[first], reference[second])
-    # Redrawn sub-samples overlap, so their mean is no better than one of them.
-    shrink = math.sqrt(repeats) if disjoint > 1 else 1.0
-    errors = [float(x.std(ddof=1)) / shrink for x in (values, floors)]
-    unit = _vector_unit(plan)
-    return Metric.of(float(values.mean()), errors[0], float(floors.mean()), errors[1], size, unit)
+def _exact(reference: Survey, r: Columns, g: Columns, size: int, plan: Plan) -> Metric:
+    """Exact earth mover's distance of sub-samples of whole samples (N, V) and (M, V)."""
+    draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups, cap=size)
+    found = []
+    for s in range(len(draws.first)):
+        half = r[draws.first[s]]
+        found.append([earth_mover(half, g[draws.generated[s]]), earth_mover(half, r[draws.second[s]])])
+    values, floors = np.transpose(found)
+    return Metric.from_subsamples(values, floors, draws.n, min(len(r), len(g)), _vector_unit(plan))
