@@ -62,6 +62,7 @@ def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Surve
     found: dict[str, Metric] = {}
     table = plan.observables
     scaled: list[Draws3] = []
+    binned = any(s.condition for s in plan.selections)
     for number, selection in enumerate(plan.selections):
         mine, other = reference.members(selection), generated.members(selection)
         if min(mine.sum(), other.sum()) < FEWEST:
@@ -72,7 +73,7 @@ def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Surve
             r, g = reference.table[row, mine], generated.table[row, other]
             compared = compare_1d(r, g, observable_edges(observable, r), draws)
             found.update(_observable_metrics(observable, selection, compared, r, g, draws.n))
-            if selection is not ALL or len(plan.selections) == 1:
+            if selection.condition or not binned:
                 scaled.append(_scaled(compared.w1, 1 / scale_of(r)))
         if selection is ALL:
             found["sliced_w1"] = _sliced(reference, generated, draws, _vector_unit(plan))

@@ -194,6 +194,7 @@ def plan_comparison(
     seed: int,
     others: Mapping[str, Collection[str]] | None = None,
     kept: int = KEPT,
+    more: Sequence[Selection] = (),
 ) -> Plan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
 
@@ -203,6 +204,7 @@ def plan_comparison(
         seed: See :class:`Plan`.
         others: Names of the conditions of the sides to be compared with it.
         kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
+        more: Selections to be added to the bins.
 
     Raises:
         ShardError: If the reference is empty.
@@ -215,7 +217,7 @@ def plan_comparison(
         deposited = glance.table["total_energy"]
         fixed_scale = (float(deposited.mean()) if len(deposited) else 0.0) or 1.0
         targets = np.quantile(deposited, _example_quantiles())[:, None] if len(deposited) else np.zeros((_EXAMPLES, 1))
-    chosen = selections(family, conditions, bins)
+    chosen = (*selections(family, conditions, bins), *more)
     kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
     rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
     return Plan(
