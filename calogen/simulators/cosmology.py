@@ -68,7 +68,7 @@ def linear_power(omega_m: float, sigma_8: float) -> Power:
     log_k, log_power = np.log(k), np.log(power)
 
     def interpolated(q: NDArray[Any]) -> NDArray[np.float64]:
-        return np.exp(np.interp(np.log(np.maximum(q, 1e-6)), log_k, log_power))
+        return np.asarray(np.exp(np.interp(np.log(np.maximum(q, 1e-6)), log_k, log_power)))
 
     return interpolated
 

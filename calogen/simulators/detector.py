@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError, did_you_mean
 from ..families import FAMILIES, Family, resolve_family
+from .engine import read_toml
 
 Signal = Literal["all", "active"]
 _MOST_PLATES = 2000
@@ -217,12 +217,7 @@ def load_detector(source: str | Path) -> Detector:
     if path.suffix != ".toml":
         hint = did_you_mean(str(source), GEOMETRIES)
         raise ConfigError("unknown geometry", found=source, expected="a name, or a .toml file", hint=hint)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the detector: {error.strerror or error}", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not TOML: {error}", where=path) from None
+    table = read_toml(path)
     if not isinstance(table.get("detector"), dict) or not isinstance(table.get("family"), dict | str):
         raise ConfigError(
             "a detector needs the tables [family] and [detector]", where=path, found=", ".join(table) or "nothing"

@@ -187,7 +187,7 @@ class Geant4(Options):
         """The voxels of one shower in MeV, (V,)."""
         x, y, z, plate, energy = _deposits(_simulation(self), str(self.particle), seed, gun, self.detector)
         voxel = self.detector.voxel(x, y, z, plate)
-        cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1]
+        cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1].astype(np.float64)
         cells[cells < self.family.threshold] = 0
         return cells
 
@@ -296,7 +296,7 @@ def _volumes(detector: Detector, active: bool) -> dict[str, Any]:
     }
     return {
         "World": {
-            "box": [1.2 * side, 1.2 * side, depth + 4 * _GAP * _CM],
+            "box": [side + 20 * _GAP * _CM, side + 20 * _GAP * _CM, depth + 4 * _GAP * _CM],
             "material": "CalogenVacuum",
             "Stack": {"box": [side, side, depth], "material": "CalogenVacuum", **plates},
         },

@@ -90,7 +90,7 @@ def kick(x: Field, v: Field, mesh: NDArray[np.float32], inverse: float, keep: fl
         gain: Weight of the force.
     """
     n = mesh.shape[0]
-    one = np.float32(1)
+    one, old, new = np.float32(1), np.float32(keep), np.float32(gain)
     for p in range(x.shape[0]):
         u, s, w = x[p, 0] * inverse, x[p, 1] * inverse, x[p, 2] * inverse
         fu, fs, fw = np.floor(u), np.floor(s), np.floor(w)
@@ -106,7 +106,7 @@ def kick(x: Field, v: Field, mesh: NDArray[np.float32], inverse: float, keep: fl
             total += w2 * mesh[i, j1, k, d] + w3 * mesh[i, j1, k1, d]
             total += w4 * mesh[i1, j, k, d] + w5 * mesh[i1, j, k1, d]
             total += w6 * mesh[i1, j1, k, d] + w7 * mesh[i1, j1, k1, d]
-            v[p, d] = keep * v[p, d] + gain * total
+            v[p, d] = old * v[p, d] + new * total
 
 
 def lattice(n: int, box: float) -> Field:

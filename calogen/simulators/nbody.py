@@ -209,10 +209,10 @@ def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) ->
     """
     from .mesh import wavenumbers
 
-    def inverse(modes: NDArray[np.complex64]) -> Mesh:
+    def inverse(modes: NDArray[Any]) -> Mesh:
         return np.asarray(scipy.fft.irfftn(modes, s=(n, n, n)), np.float32)
 
-    def gradient(potential: NDArray[np.complex64]) -> Mesh:
+    def gradient(potential: NDArray[Any]) -> Mesh:
         return np.stack([inverse(1j * component * potential) for component in odd], -1).reshape(-1, 3)
 
     k = wavenumbers(n, box)
@@ -226,8 +226,8 @@ def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) ->
         modes *= sign * n**1.5 / np.maximum(abs(modes), 1e-20)
     first = modes * amplitude / square
     tidal = {(i, j): inverse(k[i] * k[j] * first) for i in range(3) for j in range(i, 3)}
-    source = sum(tidal[i, i] * tidal[j, j] - tidal[i, j] ** 2 for i in range(3) for j in range(i + 1, 3))
-    return gradient(first), gradient(-scipy.fft.rfftn(source) / square)
+    minors = [tidal[i, i] * tidal[j, j] - tidal[i, j] ** 2 for i in range(3) for j in range(i + 1, 3)]
+    return gradient(first), gradient(-scipy.fft.rfftn(minors[0] + minors[1] + minors[2]) / square)
 
 
 def evolve(
@@ -253,7 +253,9 @@ def evolve(
     growth, m = Growth(omega_m), _FORCE_MESH * n
     first, second = displacements(power, n, box, seed, sign)
     early = growth.first(a_start)
-    x = mesh.lattice(n, box).reshape(-1, 3) + np.float32(early) * first + np.float32(growth.second(early)) * second
+    x: Mesh = (
+        mesh.lattice(n, box).reshape(-1, 3) + np.float32(early) * first + np.float32(growth.second(early)) * second
+    )
     v = first + np.float32(growth.second_rate(early)) * second
     kx, ky, kz = mesh.wavenumbers(m, box)
     square = kx**2 + ky**2 + kz**2
@@ -270,7 +272,7 @@ def evolve(
         # BullFrog's weights: every step is exact to second order in Lagrangian perturbation theory
         anchor = (growth.second(before) + growth.second_rate(before) * half) / middle - middle
         keep = (growth.second_rate(after) - anchor) / (growth.second_rate(before) - anchor)
-        mesh.kick(x, v, force, inverse, np.float32(keep), np.float32((1 - keep) / middle))
+        mesh.kick(x, v, force, inverse, keep, (1 - keep) / middle)
         x += np.float32(half) * v
     return x
 

@@ -1,0 +1,216 @@
+"""Toys: analytic showers and random fields whose mean and variance are known exactly. For tests and teaching.
+
+Nothing here simulates physics; families, descriptions and provenance say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy.special import betainc
+from scipy.stats import gamma
+
+from ..errors import ConfigError
+from ..families import ENERGY_UNITS, Condition, Family
+from ..formats import resolve_family_source
+from ..shards import Samples
+from .engine import Drawn, Options, checked_block, read_toml, stream
+
+_QUANTUM = 0.002  # of the usual energy: what one independent part of a shower carries
+_DEPTH = 10.0  # of the calorimeter, in scale lengths of the longitudinal profile
+
+
+class Toy(Options):
+    """Samples of any family, drawn from known distributions.
+
+    **Showers.** The voxels of a shower of energy E, and what leaks, share E as a Dirichlet distribution: mean fractions
+    f_v(E) from a gamma profile in depth and an exponential one across, concentration K = 1 + E / w. So every voxel is
+    E x Beta(K f_v, K (1 - f_v)), the sum never exceeds E, and its relative variance is f (1 - f) / (K + 1).
+
+    **Maps.** A periodic Gaussian field g with spectrum k^-(1 + Omega_m) and standard deviation ``amplitude * sigma_8``;
+    pixels are exp(g - var / 2) (``lognormal``: mean 1, variance exp(var) - 1) or 1 + g (``gaussian``).
+
+    Conditions that a family has beyond these are drawn and have no effect.
+
+    Attributes:
+        source: The family as the user gives it: a name, or the file of one.
+        model: The family resolved.
+        field: Kind of map.
+        amplitude: Standard deviation of g at sigma_8 = 1; none: 0.8 (lognormal) or 0.15 (gaussian).
+    """
+
+    source: str | Family = Field(default="calogan", alias="family")
+    model: Family
+    field: Literal["lognormal", "gaussian"] = "lognormal"
+    amplitude: float | None = Field(default=None, gt=0, le=3)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load(cls, given: dict[str, Any]) -> dict[str, Any]:
+        source = given.get("family", "calogan")
+        if isinstance(source, str) and source.endswith(".toml"):
+            source = read_toml(source).get("family", {})
+        return {**given, "model": resolve_family_source(source)}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Toy:
+        if self.model.kind == "map" and min(self.model.sample_shape) < 4:
+            raise ConfigError("a toy map needs at least 4 x 4 pixels", where="family", found=self.model.sample_shape)
+        _ = self.drawn
+        return self
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """Conditions of all samples: over their usual ranges unless said otherwise."""
+        conditions = self.model.conditions
+        limits = {conditions[0].name: (0.0, np.inf)} if self.model.kind == "calorimeter" else {}
+        usual = {}
+        for c in conditions:
+            spread = "log-uniform" if c.scale == "log" else "uniform"
+            usual[c.name] = f"{spread}:{c.low!r}:{c.high!r}{c.unit if c.unit in ENERGY_UNITS else ''}"
+        return Drawn(conditions, self.conditions, usual, limits)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family, called a toy."""
+        conditions = tuple(self.drawn.ranged(c.name) for c in self.model.conditions)
+        name, description = f"toy-{self.model.name}", f"TOY, not a simulation: {self.model.description}"
+        return self.model.model_copy(update={"name": name, "description": description, "conditions": conditions})
+
+    @property
+    def block(self) -> int:
+        """Every sample stands alone."""
+        return 1
+
+    @property
+    def cut(self) -> float:
+        """Voxels below this are exactly zero; a family without a threshold is given a low one."""
+        return self.model.threshold or 0.2 * self.model.knee
+
+    def describe(self) -> dict[str, Any]:
+        """Engine and options."""
+        own: dict[str, Any] = {"cut": self.cut}
+        if self.model.kind == "map":
+            own = {"field": self.field, "amplitude": self._amplitude}
+        return {
+            "engine": "toy",
+            "note": "TOY: drawn from analytic distributions, not a simulation",
+            "numpy": np.__version__,
+            "family": self.model.model_dump(mode="json", exclude_defaults=True),
+            "conditions": self.drawn.texts,
+            **own,
+            "seed": self.seed,
+        }
+
+    def make(self, start: int, stop: int) -> Samples:
+        """Samples start to stop."""
+        count = len(checked_block(start, stop, self.block))
+        conditions = self.drawn.columns(self.seed, start, count)
+        values = np.zeros((count, *self.model.sample_shape), np.float32)
+        draw = self._shower if self.model.kind == "calorimeter" else self._map
+        for i in range(count):
+            own = {name: float(column[i]) for name, column in conditions.items()}
+            values[i] = draw(own, stream(self.seed, start + i))
+        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
+
+    def moments(self, conditions: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and variance of every voxel or pixel, exactly.
+
+        Args:
+            conditions: One value each, in the conditions' units.
+
+        Returns:
+            Two arrays of the family's sample shape, in its unit and its square.
+        """
+        if self.model.kind == "map":
+            variance = self._deviation(conditions) ** 2
+            shape = self.model.sample_shape
+            return np.ones(shape), np.full(shape, np.expm1(variance) if self.field == "lognormal" else variance)
+        energy = conditions[self.model.conditions[0].name]
+        total, fraction = self._concentration(energy), self.fractions(energy)
+        a, b, cut = total * fraction, total * (1 - fraction), min(self.cut / energy, 1.0)
+        first = a / total * (1 - betainc(a + 1, b, cut))  # of the part of Beta(a, b) above the cut
+        second = a * (a + 1) / (total * (total + 1)) * (1 - betainc(a + 2, b, cut))
+        return energy * first, energy**2 * (second - first**2)
+
+    def fractions(self, energy: float) -> NDArray[np.float64]:
+        """Mean share of the energy in each voxel before the cut, (V,); what lacks to 1 leaks out of the back."""
+        usual = self.model.conditions[0]
+        shape = 4 + 0.5 * np.clip(np.log(energy / _middle(usual)), -4, 4)
+        ends = np.linspace(0, _DEPTH, len(self.model.layers) + 1)
+        return np.asarray(np.diff(gamma.cdf(ends, shape))[self.model.layer_of_voxel] * self._lateral)
+
+    @cached_property
+    def _lateral(self) -> NDArray[np.float64]:
+        """Share of its layer's energy in each voxel, (V,)."""
+        shares = []
+        for layer in self.model.layers:
+            radius = np.hypot(*layer.centres.T)
+            area = np.ones(len(radius))
+            if layer.geometry == "cylindrical":
+                area = np.tile(np.diff(np.square(layer.r_edges)), layer.n_alpha)
+            weight = area * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
+            shares.append(weight / weight.sum())
+        return np.concatenate(shares)
+
+    def _concentration(self, energy: float) -> float:
+        usual = self.model.conditions[0]
+        return float(1 + energy / (_QUANTUM * _middle(usual)))
+
+    def _shower(self, conditions: Mapping[str, float], random: np.random.Generator) -> NDArray[np.float64]:
+        energy = conditions[self.model.conditions[0].name]
+        fraction = self.fractions(energy)
+        leak = max(1 - fraction.sum(), 0.0)
+        parts = random.standard_gamma(self._concentration(energy) * np.append(fraction, leak))
+        cells = energy * parts[:-1] / parts.sum()
+        cells[cells < self.cut] = 0
+        return np.asarray(cells, np.float64)
+
+    @property
+    def _amplitude(self) -> float:
+        return self.amplitude or (0.8 if self.field == "lognormal" else 0.15)
+
+    def _deviation(self, conditions: Mapping[str, float]) -> float:
+        return self._amplitude * conditions.get("sigma_8", 1.0)
+
+    def _map(self, conditions: Mapping[str, float], random: np.random.Generator) -> NDArray[np.float64]:
+        height, width = self.model.sample_shape
+        k = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+        k[0, 0] = np.inf
+        power = k ** -(1 + conditions.get("Omega_m", 0.3))
+        stored = np.full(power.shape, 2.0)  # half of the modes are not stored, save the planes 0 and Nyquist
+        stored[:, 0] = 1
+        if width % 2 == 0:
+            stored[:, -1] = 1
+        power *= self._deviation(conditions) ** 2 * height * width / (stored * power).sum()
+        white = random.standard_normal((height, width))
+        field = np.asarray(scipy.fft.irfft2(scipy.fft.rfft2(white) * np.sqrt(power), s=(height, width)))
+        if self.field == "gaussian":
+            return 1 + field
+        return np.exp(field - self._deviation(conditions) ** 2 / 2)
+
+    def check(self) -> str:
+        """Mean and standard deviation of 400 samples at one point, beside the exact ones."""
+        point = {c.name: _middle(c) for c in self.family.conditions}
+        draw = self._shower if self.model.kind == "calorimeter" else self._map
+        values = np.stack([draw(point, stream(self.seed, i)) for i in range(400)]).reshape(400, -1)
+        mean, variance = (moment.ravel() for moment in self.moments(point))
+        lines = [f"TOY {self.family.name}: 400 samples at {', '.join(f'{n} = {v:g}' for n, v in point.items())}"]
+        lines += ["  voxel         mean (exact)        standard deviation (exact)"]
+        for v in np.argsort(-mean, kind="stable")[:: max(len(mean) // 8, 1)][:8]:
+            found, spread = values[:, v].mean(), values[:, v].std()
+            lines.append(f"  {v:5d} {found:12.5g} ({mean[v]:.5g})   {spread:12.5g} ({variance[v] ** 0.5:.5g})")
+        return "\n".join(lines)
+
+
+def _middle(condition: Condition) -> float:
+    """Between the ends of a condition's range, on its own scale."""
+    if condition.scale == "log":
+        return float(np.sqrt(condition.low * condition.high))
+    return (condition.low + condition.high) / 2
