@@ -1,114 +1,69 @@
-"""One self-contained page: verdict, figures, every metric, provenance of both sides."""
+"""One self-contained page: verdict, tables, figures, every metric, settings and provenance of both sides."""
 
 from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from . import views
+from .conditioning import RESOLUTIONS
 from .distances import Metric
-from .report import Report, number, worst
+from .report import Report
+from .tables import SideBySide, number, pull_text, with_error
+from .verdict import NEAR_FLOOR, verdict
 
-_ROWS_SHOWN = 3000  # of one set of generated samples; more would make the page slow, metrics.json has them all
-_NEAR_FLOOR = 3.0
+_ROWS_SHOWN = 3000  # of one surrogate; more would make the page slow, metrics.json has them all
 
-
-_WHOLE = {
-    "sliced_w1": "sliced Wasserstein distance of whole samples",
-    "correlation": "correlations between observables",
-    "separation/voxel": "energy spectrum of single voxels",
-    "separation/pixel": "distribution of single pixels",
+GLOSSARY = {
+    "w1, w1_sd": "Wasserstein-1 distance of one observable, in its unit and in standard deviations of the reference.",
+    "separation, separation_flow": "Separation power of two histograms as in the CaloChallenge: 0 equal, 1 disjoint; "
+    "blind beyond the axis, or with under- and overflow as two more bins.",
+    "chi2": "Chi-square per degree of freedom of the same histograms, with under- and overflow.",
+    "mean, spread, core": "Generated over reference mean, standard deviation and half width of the central 68 %, minus "
+    "1; for signed observables the difference of means in standard deviations.",
+    "stochastic, noise, constant": "Terms of the fitted resolution a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E "
+    "\N{CIRCLED PLUS} c (E in GeV), generated minus reference.",
+    "score": "Mean of w1_sd over all observables and bins of the conditions.",
+    "sliced_w1, emd_N": "Distances of whole samples: over random directions, and exact between sub-samples of N.",
+    "correlation": "Root mean square difference of the correlation matrices of observables.",
+    "fpd_N, kpd_N": "Fr\u00e9chet and kernel distance of observables (jetnet's definitions) with N samples a side.",
+    "density, coverage": "How crowded with reference samples the generated ones lie, and how much of the reference has "
+    "a generated neighbour (Naeem et al. 2020); 1 would be perfect.",
+    "auc": "Area under the ROC curve of classifiers trained to tell generated from reference samples: 0.5 they cannot, "
+    "1 they always can.",
+    "jsd": "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint.",
+    "calibration": "What a user would suffer who calibrates the energy with one side and applies it to the other.",
+    "duplicates, near_duplicates": "Share of generated samples that repeat another one, exactly or nearly.",
+    "training_copies, memorisation": "Share of generated samples that are training samples, and that are nearer to "
+    "training samples than 99 % of held-out ones; memorisation_p is the p-value of being no nearer.",
+    "tail_low, tail_high, quantile_low, quantile_high": "Share beyond the reference's 0.1 % and 99.9 % quantiles, and "
+    "how far those quantiles differ, in standard deviations.",
+    "early_conversion, late_conversion": "Share of showers shallower or deeper than 99 % of the reference's.",
+    "overall": "The largest of all pulls; overall_p how often chance gives a larger one.",
 }
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one set of generated samples comes to, in sentences.
+class Table:
+    """A table of the page.
 
     Attributes:
-        name: The generated samples.
-        headline: One sentence.
-        details: Further sentences.
-        numbers: Figures worth a large print: value and what it is.
+        title: Above it.
+        header: Names of the columns.
+        rows: Cells as text.
+        caption: Below it.
     """
 
-    name: str
-    headline: str
-    details: tuple[str, ...]
-    numbers: tuple[tuple[str, str], ...]
-
-
-def verdict(report: Report, name: str) -> Verdict:
-    """Say in plain words how one set of generated samples compares with the reference."""
-    found = report.metrics[name]
-    distances = {k: m for k, m in found.items() if k.startswith("w1_sd/") and m.pull is not None}
-    near = sum(1 for m in distances.values() if (m.pull or 0.0) < _NEAR_FLOOR)
-    share = near / max(len(distances), 1)
-    unphysical = {k: int(found[k].value or 0) for k in report.generated[name].problems if found[k].value}
-    whole = [k for k in _WHOLE if k in found and (found[k].pull or 0.0) >= _NEAR_FLOOR]
-    return Verdict(
-        name,
-        _headline(share, whole, unphysical),
-        _details(report, name, near, len(distances), unphysical),
-        _numbers(found),
-    )
-
-
-def _headline(share: float, whole: Sequence[str], unphysical: Mapping[str, int]) -> str:
-    if any(unphysical.get(kind) for kind in ("nonfinite_samples", "negative_voxels", "dropped_samples")):
-        return "Contains unphysical samples: do not use before this is understood."
-    if share >= 0.99 and whole:
-        names = " and ".join(f"the {_WHOLE[key]}" for key in whole)
-        return f"Every observable agrees with the reference at this sample size, but not {names}."
-    if share >= 0.99:
-        return "Not distinguishable from the reference by these observables, at this sample size."
-    if share >= 0.8:
-        return "Close to the reference: most observables agree within their uncertainties, some do not."
-    if share >= 0.4:
-        return "Partly like the reference: many observables differ by more than chance."
-    return "Clearly different from the reference: most observables differ by more than chance."
-
-
-def _details(report: Report, name: str, near: int, total: int, unphysical: Mapping[str, int]) -> tuple[str, ...]:
-    found = report.metrics[name]
-    sentences = [
-        f"{near} of {total} one-dimensional distances (every observable, in all samples and in bins) are within "
-        f"{_NEAR_FLOOR:g} uncertainties of what reference against reference gives."
-    ]
-    score = found.get("score")
-    if score is not None and score.value is not None and score.floor:
-        sentences.append(
-            f"On average the observables are {number(score.value, 3)} standard deviations of the reference away "
-            "(Wasserstein distance, in bins of the conditions); two independent reference samples of the same size "
-            f"are {number(score.floor, 3)} apart."
-        )
-    far = [k for k in worst(found) if (found[k].pull or math.inf) >= _NEAR_FLOOR]
-    if far:
-        names = ", ".join(f"{k.split('/')[1]} ({number(found[k].value, 2)} sd)" for k in far)
-        sentences.append(f"Farthest from the reference: {names}.")
-    sentences += [f"{count} {kind.replace('_', ' ')}." for kind, count in unphysical.items()]
-    return tuple(sentences)
-
-
-def _numbers(found: Mapping[str, Metric]) -> tuple[tuple[str, str], ...]:
-    shown = []
-    for key, title in (
-        ("score", "mean distance [sd]"),
-        ("sliced_w1", "sliced Wasserstein"),
-        *((k, f"earth mover's distance, {k.split('_')[1]} samples") for k in found if k.startswith("emd_")),
-        ("separation/voxel", "voxel spectrum, separation power"),
-        ("separation/pixel", "pixel spectrum, separation power"),
-        ("correlation", "correlation matrix, rms difference"),
-    ):
-        if key in found and found[key].value is not None:
-            shown.append((f"{number(found[key].value, 3)}", f"{title}; floor {number(found[key].floor, 3)}"))
-    return tuple(shown)
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
 
 
 def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> str:
@@ -118,21 +73,27 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         report: The report.
         figures: Name, title, caption and PNG of each figure.
     """
-    rows = {name: _rows(found) for name, found in report.metrics.items()}
+    rows = [row for name, found in report.metrics.items() for row in _rows(name, found)]
     total = sum(len(found) for found in report.metrics.values())
+    sources = {"reference": report.reference, **report.generated}
+    if report.training is not None:
+        sources["training"] = report.training
     return _template().render(
         report=report,
         verdicts=[verdict(report, name) for name in report.metrics],
+        tables=list(_tables(report)),
         figures=[
             {"name": n, "title": t, "caption": c, "image": base64.b64encode(png).decode(), "width": _shown_width(png)}
             for n, t, c, png in figures
         ],
+        glossary=_glossary(report),
+        header=("generated", "metric", "observable", "bin", *_NUMBERS, "pull", "n", "unit"),
         rows=rows,
-        left_out=total - sum(len(r) for r in rows.values()),
-        provenance={"reference": _provenance(report.reference.provenance)}
-        | {name: _provenance(side.provenance) for name, side in report.generated.items()},
+        left_out=total - len(rows),
+        settings=_provenance([report.settings]),
+        provenance={name: _provenance(side.provenance) for name, side in sources.items()},
         several=len(report.metrics) > 1,
-        near=_NEAR_FLOOR,
+        near=NEAR_FLOOR,
     )
 
 
@@ -141,39 +102,142 @@ def _shown_width(png: bytes) -> int:
     return int(0.7 * int.from_bytes(png[16:20], "big"))  # the width field of the PNG header
 
 
-def _rows(found: Mapping[str, Metric]) -> list[dict[str, Any]]:
-    """Table rows with text to read and numbers to sort by."""
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    if len(report.metrics) > 1:
+        yield _side_by_side(report.side_by_side())
+    if any(key.startswith("auc/") for found in report.metrics.values() for key in found):
+        yield from _classifiers(report)
+    yield from _calibration(report)
+    if report.fits:
+        yield _resolution(report)
+
+
+def _side_by_side(table: SideBySide) -> Table:
+    rows = []
+    for key, metrics in table.rows:
+        unit = next(m.unit for m in metrics if m is not None)
+        cells = ["-" if m is None else f"{with_error(m.value, m.error)} ({pull_text(m)})" for m in metrics]
+        rows.append((key, unit, table.floor(metrics), *cells))
+    caption = "Values with errors, pulls in brackets. The same table is in table.csv and table.tex."
+    return Table("Side by side", ("metric", "unit", "floor", *table.names), tuple(rows), caption)
+
+
+def _classifiers(report: Report) -> Iterator[Table]:
+    rows: list[tuple[str, ...]] = []
+    for name, found in report.metrics.items():
+        for key, metric in found.items():
+            kind, _, view = key.partition("/")
+            if kind in ("auc", "jsd"):
+                values = (with_error(metric.value, metric.error), with_error(metric.floor, metric.floor_error))
+                rows.append((name, kind, view.replace("_", " "), *values, pull_text(metric), f"{metric.n:,}"))
+    header = ("generated", "quantity", "view", "value", "reference against reference", "pull", "n")
+    caption = "Two-sample classifiers on held-out samples; the worst view counts."
+    yield Table("Classifiers", header, tuple(rows), caption)
+    controls: list[tuple[str, ...]] = []
+    telling: list[tuple[str, ...]] = []
+    for name, found_by in report.classifications.items():
+        telling += [(name, observable, number(value, 3)) for observable, value in found_by.tell_tales]
+        for key, metric in found_by.controls.items():
+            cells = (key, with_error(metric.value, metric.error), pull_text(metric))
+            controls.append((name, *cells, "seen" if (metric.pull or 0) >= NEAR_FLOOR else "not seen"))
+    if controls:
+        caption = "Reference changed on purpose against other reference samples: what these classifiers can see."
+        yield Table("Positive controls", ("beside", "change/view", "AUC", "pull", ""), tuple(controls), caption)
+    if telling:
+        caption = "AUC that the classifier on observables loses when one of them is shuffled."
+        yield Table("What gives the surrogate away", ("generated", "observable", "loss"), tuple(telling), caption)
+
+
+def _calibration(report: Report) -> Iterator[Table]:
+    rows = [
+        (name, key, with_error(m.value, m.error), number(m.floor, 3), pull_text(m), m.unit)
+        for name, found in report.metrics.items()
+        for key, m in found.items()
+        if key.startswith("calibration/")
+    ]
+    if rows:
+        caption = (
+            "An energy calibration fitted to one side and applied to the other: differences from a calibration fitted "
+            "to the side it is applied to."
+        )
+        header = ("generated", "metric", "value", "floor", "pull", "unit")
+        yield Table("Downstream: calibration of the energy", header, tuple(rows), caption)
+
+
+def _resolution(report: Report) -> Table:
+    words = {"core_resolution": "central 68 % / 2 median", "rms_resolution": "standard deviation / mean"}
+    rows = []
+    for kind in RESOLUTIONS:
+        for title, fits in views.fits_of(report, kind).items():
+            if fits:
+                terms = [with_error(100 * value, 100 * error) for value, error in views.fit_terms(fits)]
+                quality = ", ".join(f"{fit.chi2:.1f}/{fit.ndf}" for fit in fits)
+                rows.append((words[kind], title, *terms, quality))
+    header = ("resolution", "side", "a [% \N{SQUARE ROOT}GeV]", "b [% GeV]", "c [%]", "chi2/ndf")
+    caption = (
+        "Fits of a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E \N{CIRCLED PLUS} c to the resolution in bins of the incident "
+        "energy. The error of a term at 0 is what one standard deviation allows."
+    )
+    return Table("Resolution", header, tuple(rows), caption)
+
+
+def _glossary(report: Report) -> dict[str, str]:
+    """The entries of quantities that this report has."""
+    known = {_quantity(key) for found in report.metrics.values() for key in found}
+    return {names: text for names, text in GLOSSARY.items() if known.intersection(names.split(", "))}
+
+
+def _quantity(key: str) -> str:
+    kind = key.partition("/")[0]
+    stem, _, size = kind.rpartition("_")
+    return f"{stem}_N" if size.isdigit() else kind
+
+
+_NUMBERS = ("value", "error", "floor", "floor_error")
+
+
+def _rows(name: str, found: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """Rows of the table of all metrics: text to read and numbers to sort by."""
     keys = sorted(found, key=lambda k: -abs(found[k].pull or 0.0))[:_ROWS_SHOWN]
     rows = []
     for key in keys:
         metric = found[key]
         kind, _, rest = key.partition("/")
         where, _, selection = rest.partition("[")
-        cells = [(kind, kind), (where, where), (selection.rstrip("]") or "all",) * 2]
-        numbers = (metric.value, metric.error, metric.floor, metric.floor_error)
-        cells += [(number(x, 3), "" if x is None else repr(x)) for x in numbers]
+        words = (name, kind, where, selection.rstrip("]") or "all")
+        values = [getattr(metric, part) for part in _NUMBERS]
+        cells = [{"text": word} for word in words]
+        cells += [{"text": number(x, 3), "value": "" if x is None else f"{x:.6g}"} for x in values]
         pull = metric.pull
-        cells += [("-" if pull is None else f"{pull:+.1f}", "" if pull is None else repr(pull))]
-        cells += [(f"{metric.n}", f"{metric.n}"), (metric.unit, metric.unit)]
-        rows.append({"cells": cells, "far": pull is not None and abs(pull) >= _NEAR_FLOOR})
+        cells += [{"text": pull_text(metric), "value": "" if pull is None else f"{pull:.3f}"}]
+        cells += [{"text": f"{metric.n}", "value": f"{metric.n}"}, {"text": metric.unit}]
+        rows.append({"cells": cells, "far": pull is not None and abs(pull) >= NEAR_FLOOR})
     return rows
+
+
+# ------------------------------------------------------------------------------------------------ provenance
 
 
 def _provenance(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What is common to all entries first, then how the rest varies: many files differ only by a seed."""
-    if not entries:
-        return []
-    keys = list(dict.fromkeys(k for entry in entries for k in entry))
+    flat = [dict(_flattened(entry)) for entry in entries]
     merged: dict[str, str] = {}
-    for key in keys:
-        values = list(dict.fromkeys(_text(entry[key]) for entry in entries if key in entry))
+    for key in dict.fromkeys(k for entry in flat for k in entry):
+        values = list(dict.fromkeys(entry[key] for entry in flat if key in entry))
         more = f" ... ({len(values)} values)" if len(values) > 4 else ""
         merged[key] = ", ".join(values[:4]) + more
     return [{"key": k, "value": v} for k, v in merged.items()]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _flattened(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in entry.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @lru_cache(maxsize=1)

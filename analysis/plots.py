@@ -35,6 +35,7 @@ Array = NDArray[np.float64]
 REFERENCE_COLOUR = "#4d4d4d"
 COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd")  # Petroff 2021: told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D", "v")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0, (8, 1, 1, 1)))
 _RATIO_RANGE = (0.5, 1.5)
 _STYLE = {
     **{k: v for k, v in mplhep.style.CMS.items() if not k.startswith(("font.", "mathtext.", "figure.", "axes.prop"))},
@@ -131,23 +132,58 @@ def ratio_panels(figure: Figure, place: Place) -> tuple[Axes, Axes]:
     return main, ratio
 
 
-def colour_of(titles: Sequence[str], title: str) -> str:
-    """The colour of a side: grey for the reference, then the palette in order."""
-    position = list(titles).index(title)
-    return REFERENCE_COLOUR if position == 0 else COLOURS[(position - 1) % len(COLOURS)]
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and line of a side, so that none needs colours to be told apart."""
+
+    colour: str
+    marker: str = "o"
+    line: Any = "-"
 
 
-def legend(figure: Figure, titles: Sequence[str]) -> None:
-    """One legend above all panels."""
+def look_of(titles: Sequence[str], title: str) -> Look:
+    """The look of a side: grey for the reference, then the palettes in order."""
+    k = list(titles).index(title) - 1
+    if k < 0:
+        return Look(REFERENCE_COLOUR)
+    return Look(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)])
+
+
+def legend(figure: Figure, report: Report) -> None:
+    """One legend above all panels, on as many lines as its names need."""
+    sides = views.sides(report)
+    titles = list(sides)
     entries: list[Any] = [Patch(facecolor="#d9d9d9", edgecolor=REFERENCE_COLOUR, label=f"{titles[0]} (band: stat.)")]
-    for k, title in enumerate(titles[1:]):
-        colour, marker = colour_of(titles, title), MARKERS[k % len(MARKERS)]
-        entries.append(Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=1.3, label=title))
-    figure.legend(handles=entries, loc="upper center", ncols=len(entries), borderaxespad=0.1)
+    for title in titles[1:]:
+        look, seeds = look_of(titles, title), len(sides[title])
+        label = title if seeds == 1 else f"{title} (band: {seeds} seeds)"
+        entries.append(
+            Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, markersize=4, label=label)
+        )
+    letters = max(len(entry.get_label()) for entry in entries) + 6
+    fit = max(1, int(figure.get_size_inches()[0] / (0.085 * letters)))
+    figure.legend(handles=entries, loc="upper center", ncols=min(fit, len(entries)), borderaxespad=0.1)
 
 
-def draw_histograms(main: Axes, ratio: Axes, histograms: Mapping[str, Histogram], label: str) -> None:
-    """Reference as a filled step with its uncertainty, generated as steps with error bars, ratios below."""
+def legend_height(report: Report, width: float) -> float:
+    """Room for the legend of a figure of some width, in inches."""
+    titles = list(views.sides(report))
+    fit = max(1, int(width / (0.085 * (max(len(t) for t in titles) + 22))))
+    return 0.35 + 0.19 * (-(-len(titles) // fit) - 1)
+
+
+def draw_histograms(
+    main: Axes, ratio: Axes, histograms: Mapping[str, Histogram], label: str, *, flow: bool = True
+) -> None:
+    """Reference as a filled step with its uncertainty, generated as steps with error bars, ratios below.
+
+    Args:
+        main: Panel of the densities.
+        ratio: Panel of the ratios to the reference.
+        histograms: By side, reference first; several seeds of one surrogate become a band.
+        label: Of the horizontal axis.
+        flow: Whether to print the shares beyond the axis.
+    """
     if label.endswith("[MeV]") and max(h.edges[-1] for h in histograms.values()) >= 1e4:
         label = label.replace("[MeV]", "[GeV]")
         histograms = {t: replace(h, edges=h.edges * 1e-3) for t, h in histograms.items()}
@@ -164,20 +200,40 @@ def draw_histograms(main: Axes, ratio: Axes, histograms: Mapping[str, Histogram]
     low = np.nan_to_num(1 - error / safe, nan=1.0)
     high = np.nan_to_num(1 + error / safe, nan=1.0)
     ratio.stairs(high, edges, baseline=low, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
-    for k, title in enumerate(titles[1:]):
-        mine, colour = histograms[title], colour_of(titles, title)
-        main.stairs(mine.density, edges, color=colour, linewidth=1.3)
+    for title in titles[1:]:
+        mine, look = histograms[title], look_of(titles, title)
+        main.stairs(mine.density, edges, color=look.colour, linewidth=1.3, linestyle=look.line)
         centres = views.middles(edges)
-        main.errorbar(centres, mine.density, mine.error, fmt="none", ecolor=colour, elinewidth=0.8)
-        points(ratio, Curve(centres, mine.density / safe, mine.error / safe), colour, MARKERS[k % len(MARKERS)], 2.5)
+        curve = Curve(centres, mine.density / safe, mine.error / safe, mine.seeds)
+        if mine.seeds > 1:
+            low, high = mine.density - mine.error, mine.density + mine.error
+            main.stairs(high, edges, baseline=low, fill=True, color=look.colour, alpha=0.3)
+            band(ratio, curve, edges, look)
+        else:
+            main.errorbar(centres, mine.density, mine.error, fmt="none", ecolor=look.colour, elinewidth=0.8)
+            points(ratio, curve, look, 2.5)
     main.set_xlim(edges[0], edges[-1])
     if ratio.get_xscale() == "linear":
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
     _vertical_scale(main, [h.density for h in histograms.values()])
     ratio.set_xlabel(label)
-    beyond = " | ".join(f"{100 * h.outside:.2g}" for h in histograms.values())
-    main.text(1, 1.03, f"beyond axis: {beyond} %", fontsize=6.5, ha="right", color="#666666", transform=main.transAxes)
+    if flow:
+        _flow(main, list(histograms.values()))
+
+
+def _flow(main: Axes, histograms: Sequence[Histogram]) -> None:
+    """Under- and overflow of every side in percent, above the ends of the axis they lie beyond."""
+    shown = histograms[:3]
+    more = " | ..." if len(histograms) > 3 else ""
+    below = " | ".join(f"{100 * h.below:.2g}" for h in shown)
+    above = " | ".join(f"{100 * h.above:.2g}" for h in shown)
+    options: dict[str, Any] = {"fontsize": 6.5, "color": "#666666", "transform": main.transAxes}
+    if any(h.below for h in histograms):
+        main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {below}{more} %", **options)
+    if any(h.above for h in histograms):
+        text = f"{above}{more} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+        main.text(1, 1.03, text, ha="right", **options)
 
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
@@ -192,7 +248,14 @@ def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
         main.yaxis.get_offset_text().set_fontsize(7)
 
 
-def points(axes: Axes, curve: Curve, colour: str, marker: str, size: float = 4, **options: Any) -> None:
+def band(axes: Axes, curve: Curve, edges: Array, look: Look) -> None:
+    """The mean of several seeds as a line with a band, in bins."""
+    y, error = np.nan_to_num(curve.y), np.nan_to_num(curve.error)
+    axes.stairs(y + error, edges, baseline=y - error, fill=True, color=look.colour, alpha=0.3)
+    axes.stairs(curve.y, edges, baseline=None, color=look.colour, linewidth=1.2, linestyle=look.line)
+
+
+def points(axes: Axes, curve: Curve, look: Look, size: float = 4) -> None:
     """Points with error bars; in a ratio panel those off the scale become arrows at its edge."""
     low, high = axes.get_ylim()
     known = np.isfinite(curve.y)
@@ -201,17 +264,16 @@ def points(axes: Axes, curve: Curve, colour: str, marker: str, size: float = 4, 
         curve.x[inside],
         curve.y[inside],
         curve.error[inside],
-        fmt=marker,
-        color=colour,
+        fmt=look.marker,
+        color=look.colour,
         markersize=size,
         elinewidth=0.8,
-        **options,
     )
     margin = 0.03 * (high - low)
     for beyond, at, arrow in ((curve.y > high, high - margin, "^"), (curve.y < low, low + margin, "v")):
         if (beyond & known).any():
             x = curve.x[beyond & known]
-            axes.plot(x, np.full(len(x), at), arrow, color=colour, markersize=size, fillstyle="none")
+            axes.plot(x, np.full(len(x), at), arrow, color=look.colour, markersize=size, fillstyle="none")
 
 
 def draw_curves(main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve]) -> None:
@@ -226,11 +288,14 @@ def draw_curves(main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curv
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
     ratio.set_ylim(*ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)]))
     main.margins(y=0.15)
-    for k, title in enumerate(titles[1:]):
-        colour, marker = colour_of(titles, title), MARKERS[k % len(MARKERS)]
-        curve = curves[title]
-        main.errorbar(curve.x, curve.y, curve.error, fmt=marker, color=colour, markersize=4, elinewidth=1)
-        points(ratio, ratios[title], colour, marker)
+    for title in titles[1:]:
+        look, curve = look_of(titles, title), curves[title]
+        if curve.seeds > 1:
+            band(main, curve, edges, look)
+            band(ratio, ratios[title], edges, look)
+            continue
+        main.errorbar(curve.x, curve.y, curve.error, fmt=look.marker, color=look.colour, markersize=4, elinewidth=1)
+        points(ratio, ratios[title], look)
     main.set_xlim(edges[0], edges[-1])
     if is_logarithmic(edges):
         ratio.set_xscale("log")
@@ -252,13 +317,14 @@ def condition_axis(condition: Condition) -> tuple[float, str]:
 
 
 def grid_of(
-    count: int, columns: int = 4, size: tuple[float, float] = (3.0, 2.9), left: float = 0.58
+    report: Report, count: int, columns: int = 4, size: tuple[float, float] = (3.0, 2.9), left: float = 0.58
 ) -> tuple[Figure, list[Place]]:
-    """A figure with room for some panels below a legend, and their places.
+    """A figure with a legend and room for some panels below it, and their places.
 
     Panels of one size need no layout engine, which would measure every tick twice.
 
     Args:
+        report: What is drawn; its names decide the size of the legend, which is drawn as well.
         count: Number of panels.
         columns: Panels side by side, at most.
         size: Width and height of a panel with its labels, in inches.
@@ -266,7 +332,9 @@ def grid_of(
     """
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns + 0.1, size[1] * rows + 0.35))
+    width = size[0] * columns + 0.1
+    figure = Figure(figsize=(width, size[1] * rows + legend_height(report, width)))
+    legend(figure, report)
     inner = (size[0] - left - 0.12, size[1] - 0.48 - 0.26)
     corners = [(k // columns, k % columns) for k in range(count)]
     return figure, [
@@ -300,7 +368,7 @@ def _groups(report: Report) -> Iterator[tuple[str, str, list[str]]]:
 
 def _observables(report: Report) -> Iterator[Drawing]:
     for name, title, members in _groups(report):
-        figure, places = grid_of(len(members), 4 if len(members) % 3 else 3)
+        figure, places = grid_of(report, len(members), 4 if len(members) % 3 else 3)
         for member, place in zip(members, places, strict=True):
             main, ratio = ratio_panels(figure, place)
             draw_histograms(
@@ -309,10 +377,10 @@ def _observables(report: Report) -> Iterator[Drawing]:
             if place.column == 0:
                 main.set_ylabel("density")
                 ratio.set_ylabel("ratio", loc="center")
-        legend(figure, list(views.sides(report)))
         caption = (
-            "All samples. Bins and ranges are fixed by the reference; the share beyond the axis is above each panel, "
-            "reference first. Lower panels: generated over reference; bands and bars are statistical uncertainties."
+            "All samples. Bins and ranges are fixed by the reference; shares beyond either end of the axis are above "
+            "each panel, in the order of the legend. Lower panels: generated over reference; bands and bars are "
+            "statistical uncertainties."
         )
         yield Drawing(name, title, caption, figure)
 
@@ -323,44 +391,58 @@ def _spectrum(report: Report) -> Iterator[Drawing]:
     if not len(filled):
         return
     keep = slice(int(filled[0]), int(filled[-1]) + 1)
-    figure, (place,) = grid_of(1, size=(5.6, 4.6), left=0.75)
+    figure, (place,) = grid_of(report, 1, size=(5.6, 4.6), left=0.75)
     main, ratio = ratio_panels(figure, place)
     word = "pixel" if report.family.kind == "map" else "voxel"
     label = r"pixel $1+\delta$" if word == "pixel" else f"voxel energy [{report.family.unit}]"
-    draw_histograms(main, ratio, {t: views.rebinned(h, keep) for t, h in found.items()}, label)
+    draw_histograms(main, ratio, {t: views.rebinned(h, keep) for t, h in found.items()}, label, flow=False)
     main.set_yscale("log")
     shown = replace(views.rebinned(next(iter(found.values())), keep), decades=True).density
     shown = shown[shown > 0]
     main.set_ylim(max(shown.min() / 3, shown.max() * 1e-8), shown.max() * 5)
-    main.texts[0].set_visible(False)  # what is beyond the axis are the empty ones, in the caption
     main.set_ylabel(f"share of all {word}s per decade")
     ratio.set_ylabel("ratio", loc="center")
-    legend(figure, list(found))
     empty = ", ".join(f"{title} {100 * h.contents[0] / max(h.total, 1):.2f} %" for title, h in found.items())
     caption = f"Spectrum of single {word}s over all samples. Zero or below the first bin: {empty}."
     yield Drawing("spectrum", f"{word.capitalize()} spectrum", caption, figure)
 
 
 def _correlations(report: Report) -> Iterator[Drawing]:
-    names, matrices = views.correlations(report)
-    titles = list(matrices)
-    columns = [(title, matrices[title]) for title in titles]
-    columns += [(f"{title} - {titles[0]}", matrices[title] - matrices[titles[0]]) for title in titles[1:]]
-    figure = Figure(figsize=(min(4.6 * len(columns), 24.0), 5.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(columns)))
-    step = max(1, len(names) // 24)
-    for axes, (title, matrix) in zip(panels, columns, strict=True):
-        limit = 1.0 if title in titles else max(0.1, float(np.abs(matrix).max()))
-        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axes.set_title(title)
-        ticks = np.arange(0, len(names), step)
-        axes.set_xticks(ticks, [names[t] for t in ticks], rotation=90, fontsize=6.5)
-        axes.set_yticks(ticks, [names[t] for t in ticks] if axes is panels[0] else [], fontsize=6.5)
-        axes.tick_params(length=0)
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom")
-        bar.set_label("correlation" if title in titles else "difference", loc="center")
+    names, found = views.correlations(report)
+    ticks = np.arange(0, len(names), max(1, len(names) // 24))
+    figure = matrices(found, ticks, [names[t] for t in ticks], turned=True)
     caption = "Pearson correlations between observables over all samples, and their difference."
     yield Drawing("correlations", "Correlations", caption, figure)
+
+
+def matrices(found: Mapping[str, Array], ticks: Array, labels: Sequence[str], *, turned: bool) -> Figure:
+    """Correlation matrices of all sides and their differences from the reference.
+
+    One row for one surrogate; of several the differences are in a second one.
+    """
+    titles = list(found)
+    several = len(titles) > 2
+    columns = len(titles) if several else 3
+    figure = Figure(figsize=(4.3 * columns, 5.6 * (1 + several)), layout="constrained")
+    panels = figure.subplots(1 + several, columns, squeeze=False)
+    differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
+    limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
+    shown = [(panels[0, k], title, matrix, 1.0) for k, (title, matrix) in enumerate(found.items())]
+    rest = panels[1, 1:] if several else panels[0, 2:]
+    shown += [(axes, title, d, limit) for axes, (title, d) in zip(rest, differences.items(), strict=True)]
+    if several:
+        panels[1, 0].set_axis_off()
+    for axes, title, matrix, scale in shown:
+        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest", rasterized=True)
+        axes.set_title(title)
+        first = axes in (panels[0, 0], rest[0]) if several else axes is panels[0, 0]
+        axes.set_xticks(ticks, labels, rotation=90 if turned else 0, fontsize=6.5)
+        axes.set_yticks(ticks, labels if first else [], fontsize=6.5)
+        axes.tick_params(length=0)
+        extend = "neither" if title in titles else "both"
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom", extend=extend)
+        bar.set_label("correlation" if title in titles else "difference", loc="center")
+    return figure
 
 
 def _overview(report: Report) -> Iterator[Drawing]:

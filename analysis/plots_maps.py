@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from . import views
 from .histograms import Selection
-from .plots import Drawing, draw_curves, grid_of, legend, log_norm, ratio_panels
+from .plots import Drawing, draw_curves, grid_of, log_norm, ratio_panels
 from .report import Report
 
 
@@ -21,8 +21,8 @@ def draw_maps(report: Report) -> Iterator[Drawing]:
 
 
 def _power(report: Report) -> Iterator[Drawing]:
-    filled = [s for s in report.plan.selections if all(d.members(s).sum() > 1 for d in views.sides(report).values())]
-    figure, places = grid_of(len(filled), 3, (3.6, 3.6), left=0.75)
+    filled = [s for s in report.plan.selections if views.filled(report, s)]
+    figure, places = grid_of(report, len(filled), 3, (3.6, 3.6), left=0.75)
     box = report.family.box_size > 0
     for place, selection in zip(places, filled, strict=True):
         main, ratio = ratio_panels(figure, place)
@@ -31,7 +31,6 @@ def _power(report: Report) -> Iterator[Drawing]:
         ratio.set_xlabel("k [h/Mpc]" if box else "k [1/pixel]")
         main.set_ylabel("P(k) [(Mpc/h)$^2$]" if box else "P(k) [pixel$^2$]")
         ratio.set_ylabel("ratio", loc="center")
-    legend(figure, list(views.sides(report)))
     caption = (
         "Mean power spectrum of the maps' overdensity and its ratio to the reference. Uncertainties come from "
         "the scatter between realisations where they are known, else between maps."
@@ -49,7 +48,7 @@ def _power_panel(report: Report, selection: Selection, main: Axes, ratio: Axes) 
 
 
 def _wall(report: Report) -> Iterator[Drawing]:
-    sides = views.sides(report)
+    sides = {title: surveys[0] for title, surveys in views.sides(report).items()}
     count = len(report.plan.targets)
     figure = Figure(figsize=(2.3 * count, 2.25 * len(sides) + 0.3), layout="constrained")
     panels = figure.subplots(len(sides), count, squeeze=False)

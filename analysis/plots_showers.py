@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -15,14 +16,17 @@ from numpy.typing import NDArray
 from calogen.families import CartesianLayer, Layer
 
 from . import views
+from .conditioning import HeldOut
+from .histograms import Selection
 from .plots import (
     Drawing,
     condition_axis,
     draw_curves,
     draw_histograms,
     grid_of,
-    legend,
     log_norm,
+    look_of,
+    matrices,
     ratio_panels,
 )
 from .report import Report
@@ -32,47 +36,80 @@ Array = NDArray[np.float64]
 
 def draw_showers(report: Report) -> Iterator[Drawing]:
     """The figures that only showers have; those against the incident energy only where every side knows it."""
-    energy = (_response, _by_energy) if report.plan.has_energy else ()
-    for make in (*energy, _longitudinal, _mean_showers, _examples):
+    energy = (_response, _by_energy, _held_out) if report.plan.has_energy else ()
+    for make in (*energy, _longitudinal, _radial, _mean_showers, _examples, _voxel_correlations):
         yield from make(report)
 
 
 def _response(report: Report) -> Iterator[Drawing]:
     condition = report.family.conditions[0]
     factor, label = condition_axis(condition)
-    figure, places = grid_of(3, 3, (4.1, 4.2), left=0.8)
+    figure, places = grid_of(report, 3, 3, (4.1, 4.2), left=0.8)
     panels = (
-        (views.mean_of, r"mean response $\langle E_\mathrm{tot}/E_\mathrm{inc} \rangle$"),
-        (views.relative_core, "core resolution (central 68 %)"),
-        (views.relative_spread, "resolution: st. dev. / mean"),
+        (views.mean_of, "", r"mean response $\langle E_\mathrm{tot}/E_\mathrm{inc} \rangle$"),
+        (views.relative_core, "core_resolution", "resolution: central 68 % / 2 median"),
+        (views.relative_spread, "rms_resolution", "resolution: st. dev. / mean"),
     )
-    for place, (statistic, title) in zip(places, panels, strict=True):
+    for place, (statistic, kind, title) in zip(places, panels, strict=True):
         main, ratio = ratio_panels(figure, place)
         edges, curves = views.condition_curves(report, "response", condition, statistic)
-        scaled = {t: views.Curve(c.x * factor, c.y, c.error) for t, c in curves.items()}
-        draw_curves(main, ratio, edges * factor, scaled)
+        draw_curves(main, ratio, edges * factor, {t: replace(c, x=c.x * factor) for t, c in curves.items()})
         main.set_ylabel(title)
         main.ticklabel_format(axis="y", useOffset=False)
-        if statistic is not views.mean_of:
-            main.set_ylim(bottom=0)
+        if kind:
+            _draw_fits(main, report, kind, edges, factor)
+        for gap in [
+            s for s in report.plan.selections if isinstance(s, HeldOut) and s.inside and s.held == condition.name
+        ]:
+            for axes in (main, ratio):
+                axes.axvspan(gap.low * factor, gap.high * factor, color="#c98a00", alpha=0.08, linewidth=0)
         ratio.set_ylabel("ratio", loc="center")
         ratio.set_xlabel(label)
-    legend(figure, list(views.sides(report)))
     caption = (
-        "Response and energy resolution against the incident energy. The central 68 % shows the core; the standard "
-        "deviation includes rare showers that lose much of their energy, so it scatters with few showers."
+        "Response and energy resolution against the incident energy. Lines are fits of a/\u221aE \u2295 b/E \u2295 c "
+        "with E in GeV, their terms in percent. The central 68 % shows the core; the standard deviation includes rare "
+        "showers that lose much of their energy, so it scatters with few showers. Ranges held out of training are "
+        "shaded."
     )
     yield Drawing("response", "Response and resolution", caption, figure)
 
 
+def _draw_fits(main: Axes, report: Report, kind: str, edges: Array, factor: float) -> None:
+    """The fitted curves, and their terms in the corner."""
+    titles = list(views.sides(report))
+    main.set_ylim(0, 1.45 * main.get_ylim()[1])  # room for the terms
+    for title, curve in views.fit_curves(report, kind, edges).items():
+        look = look_of(titles, title)
+        main.plot(curve.x * factor, curve.y, color=look.colour, linewidth=1.0, linestyle=look.line)
+    lines = [(title, views.fit_text(fits)) for title, fits in views.fits_of(report, kind).items() if fits][:5]
+    for row, (title, text) in enumerate(lines):
+        colour = look_of(titles, title).colour
+        main.text(
+            0.97, 0.96 - 0.062 * row, text, color=colour, fontsize=7, ha="right", va="top", transform=main.transAxes
+        )
+
+
 def _by_energy(report: Report) -> Iterator[Drawing]:
-    bins = report.plan.selections[1:]
+    bins = [s for s in report.plan.selections[1:] if not isinstance(s, HeldOut)]
+    caption = "Response and energy fractions of layers in bins of the incident energy."
+    yield from _in_selections(report, bins, "by-energy", "In bins of incident energy", caption)
+
+
+def _held_out(report: Report) -> Iterator[Drawing]:
+    gaps = [s for s in report.plan.selections if isinstance(s, HeldOut)]
+    caption = "Response and energy fractions of layers inside ranges that training left out, and outside."
+    yield from _in_selections(report, gaps, "held-out", "Inside and outside held-out ranges", caption)
+
+
+def _in_selections(
+    report: Report, selections: Sequence[Selection], file: str, title: str, caption: str
+) -> Iterator[Drawing]:
     layers = [report.family.layer_numbers[p] for p in views.shown_layers(report)][:4]
     names = ["response", *(f"fraction_{n}" for n in layers)]
-    filled = [s for s in bins if all(side.members(s).sum() > 1 for side in views.sides(report).values())]
+    filled = [s for s in selections if views.filled(report, s)]
     if not filled:
         return
-    figure, places = grid_of(len(names) * len(filled), len(filled), (2.9, 2.75))
+    figure, places = grid_of(report, len(names) * len(filled), len(filled), (2.9, 2.75))
     for k, place in enumerate(places):
         name, selection = names[k // len(filled)], filled[k % len(filled)]
         main, ratio = ratio_panels(figure, place)
@@ -83,16 +120,14 @@ def _by_energy(report: Report) -> Iterator[Drawing]:
         if k % len(filled) == 0:
             main.set_ylabel("density")
             ratio.set_ylabel("ratio", loc="center")
-    legend(figure, list(views.sides(report)))
-    caption = "Response and energy fractions of layers in bins of the incident energy."
-    yield Drawing("by-energy", "In bins of incident energy", caption, figure)
+    yield Drawing(file, title, caption, figure)
 
 
 def _longitudinal(report: Report) -> Iterator[Drawing]:
     if len(report.family.layers) < 2:
         return
     curves = views.longitudinal(report)
-    figure, (place,) = grid_of(1, size=(5.6, 4.4), left=0.75)
+    figure, (place,) = grid_of(report, 1, size=(5.6, 4.4), left=0.75)
     main, ratio = ratio_panels(figure, place)
     edges = np.arange(len(report.family.layers) + 1, dtype=np.float64) - 0.5
     draw_curves(main, ratio, edges, curves)
@@ -103,15 +138,49 @@ def _longitudinal(report: Report) -> Iterator[Drawing]:
     numbers = report.family.layer_numbers
     step = max(1, len(numbers) // 12)
     ratio.set_xticks(np.arange(0, len(numbers), step), [str(n) for n in numbers[::step]])
-    legend(figure, list(curves))
     caption = "Mean share of the deposited energy in each layer, all showers."
     yield Drawing("longitudinal", "Longitudinal profile", caption, figure)
+
+
+def _radial(report: Report) -> Iterator[Drawing]:
+    profiles = views.radial(report)
+    figure, places = grid_of(report, len(profiles), 3 if len(profiles) % 4 else 4, (3.7, 3.6), left=0.75)
+    for profile, place in zip(profiles, places, strict=True):
+        main, ratio = ratio_panels(figure, place)
+        draw_curves(main, ratio, profile.edges, profile.curves)
+        main.set_yscale("log")
+        if len(shown := np.concatenate([c.y[c.y > 0] for c in profile.curves.values()])):
+            main.set_ylim(shown.min() / 3, shown.max() * 4)
+        main.set_title(profile.title, loc="left")
+        ratio.set_xlabel("r [mm]")
+        if place.column == 0:
+            main.set_ylabel(r"$\langle \mathrm{d}E/\mathrm{d}r \rangle\,/\,E_\mathrm{inc}$ [1/mm]")
+            ratio.set_ylabel("ratio", loc="center")
+    caption = (
+        "Mean share of the incident energy by distance of a voxel's centre from the axis; bins follow the size of the "
+        "voxels. Bands and bars are statistical uncertainties."
+    )
+    yield Drawing("radial", "Radial profile", caption, figure)
+
+
+def _voxel_correlations(report: Report) -> Iterator[Drawing]:
+    found = views.voxel_correlations(report)
+    if not found:
+        return
+    starts = np.array([cells.start for cells in report.family.layer_slices], dtype=np.float64)
+    figure = matrices(found, starts, [f"layer {n}" for n in report.family.layer_numbers], turned=False)
+    caption = (
+        "Pearson correlations between the energies of single voxels over the incident energy, and their difference; "
+        "ticks are at the first voxel of each layer. Voxels that are rarely hit scatter most."
+    )
+    yield Drawing("voxel-correlations", "Correlations between voxels", caption, figure)
 
 
 def _mean_showers(report: Report) -> Iterator[Drawing]:
     positions = views.shown_layers(report)
     titles = list(views.sides(report))
-    columns = len(titles) + len(titles) - 1
+    means = titles if len(titles) <= 3 else titles[:1]  # of many surrogates only the ratios
+    columns = len(means) + len(titles) - 1
     figure = Figure(figsize=(3.3 * columns, 2.7 * len(positions) + 0.2), layout="constrained")
     grid = figure.add_gridspec(len(positions), columns)
     for row, position in enumerate(positions):
@@ -119,7 +188,7 @@ def _mean_showers(report: Report) -> Iterator[Drawing]:
         images = views.layer_images(report, position)
         norm = log_norm(list(images.values()))
         reference = images[titles[0]]
-        panels: list[tuple[str, Array, Normalize, str]] = [(t, images[t], norm, "viridis") for t in titles]
+        panels: list[tuple[str, Array, Normalize, str]] = [(t, images[t], norm, "viridis") for t in means]
         for title in titles[1:]:
             ratio = np.divide(images[title], reference, out=np.full_like(reference, np.nan), where=(reference > 0))
             panels.append((f"{title} / {titles[0]}", ratio, TwoSlopeNorm(1.0, 0.5, 1.5), "PuOr_r"))
@@ -127,7 +196,7 @@ def _mean_showers(report: Report) -> Iterator[Drawing]:
             axes = _layer_axes(figure, grid[row, column], layer)
             mesh = _draw_layer(axes, layer, image, scale, colours)
             axes.set_title(f"layer {number}: {title}")
-            is_ratio = column >= len(titles)
+            is_ratio = column >= len(means)
             text = "ratio" if is_ratio else f"mean energy [{report.family.unit}]"
             figure.colorbar(mesh, ax=axes, label=text, extend="both" if is_ratio else "neither")
     caption = "Mean energy of each voxel over all showers, on one logarithmic scale a layer, and the ratio."
@@ -135,7 +204,7 @@ def _mean_showers(report: Report) -> Iterator[Drawing]:
 
 
 def _examples(report: Report) -> Iterator[Drawing]:
-    sides = views.sides(report)
+    sides = {title: surveys[0] for title, surveys in views.sides(report).items()}
     titles = list(sides)[:3]
     positions = views.shown_layers(report)[:5]
     count = len(report.plan.targets)

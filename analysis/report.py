@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,43 +15,48 @@ from calogen.errors import ConfigError, GateError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.hdf5 import write_atomic
 
-from .distances import Draws, Metric, compare_1d, scale_of, wasserstein_1d
-from .histograms import observable_edges, selections
+from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
+from .distances import Metric, scale_of, wasserstein_1d
+from .histograms import selections
 from .metrics import FEWEST, measure
+from .notes import condition_notes, energy_notes, known_conditions, source_notes
 from .observables import Observable, observables
-from .survey import Plan, Progress, Source, Survey, common_conditions, plan_comparison, survey
+from .survey import KEPT, Plan, Progress, Source, Survey, common_conditions, plan_comparison, survey
+from .tables import SUMMARY_HEADER, Row, SideBySide, headline, number, worst
 
 if TYPE_CHECKING:
     from calogen.shards import Samples
 
+    from .classifiers import Classification
+
+__all__ = ["SCHEMA", "SCHEMA_DOCS", "SUMMARY_HEADER", "Report", "Row", "compare", "score"]
+
+Recipe = Literal["none", "light", "calochallenge"]
+Given = Source | str | Path
+
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the summary: which generated samples, which metric, and its key."""
-
-    generated: str
-    key: str
-    metric: Metric
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """Name, key, value with error, floor, pull and unit as text for a table."""
-        m = self.metric
-        value = number(m.value) + (f" ± {number(m.error, 2)}" if m.error is not None else "")
-        pull = f"{m.pull:+.1f}" if m.pull is not None else "-"
-        return self.generated, self.key, value, number(m.floor), pull, m.unit
-
-
-SUMMARY_HEADER = ("generated", "metric", "value", "floor", "pull", "unit")
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number for people; a dash for None."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.{digits}g}"
+SCHEMA_DOCS = {
+    "schema": "Version of this layout; additions do not change it.",
+    "docs": "This description.",
+    "family": "Name of the family: geometry, units and conditions.",
+    "settings": "What the comparison was asked for: bins, seed, classifier, training.",
+    "bins": "Ranges of conditions in which everything is repeated, [low, high) in the condition's unit; 'name' is what "
+    "keys print in square brackets; 'inside' tells a held-out range (true) from everything but it (false).",
+    "notes": "Sentences to read before believing any number.",
+    "reference": "provenance: one entry for each kind of file; samples: how many; resolution: fits of sigma/E = "
+    "a/sqrt(E) (+) b/E (+) c, E in GeV, terms stochastic (a), noise (b), constant (c), for the half width of the "
+    "central 68 % over the median (core_resolution) and standard deviation over mean (rms_resolution).",
+    "training": "The same of the training samples, null if none were given.",
+    "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), and for "
+    "several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their errors "
+    "contain the spread between seeds.",
+    "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
+    "deviation), floor (the same for reference against reference), floor_error, pull = (value - floor) / "
+    "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference). null: "
+    "undefined.",
+    "classifier": "tell_tales: observables that give the generated samples away, most telling first; controls: what "
+    "known defects of the reference give with the same classifier; notes.",
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,16 @@ class Report:
     Attributes:
         plan: Family, selections and axes that all sides share.
         reference: The reference's survey.
-        generated: The survey of each set of generated samples, by name.
-        metrics: By name of the generated samples and key; :func:`calogen.analysis.metrics.measure` explains the keys.
+        generated: The survey of each set of generated samples, by name; seeds of one surrogate are ``NAME #1``, ...
+        metrics: By name of the surrogate and key; :func:`calogen.analysis.metrics.measure` explains the keys. For
+            several seeds their mean; the error is that of one seed and the spread between seeds, in quadrature.
         notes: Sentences a reader must know before believing any number.
+        training: The survey of the training samples, if they were given.
+        settings: What was asked for.
+        seeds: Names in ``generated`` of the seeds of a surrogate that has several.
+        seed_metrics: The metrics of every seed by its name in ``generated``.
+        fits: Fits of the resolution by side, ``reference`` and names in ``generated``; empty without energies.
+        classifications: What classifiers found, by names in ``generated``.
     """
 
     plan: Plan
@@ -71,6 +83,12 @@ class Report:
     generated: Mapping[str, Survey]
     metrics: Mapping[str, Mapping[str, Metric]]
     notes: tuple[str, ...] = ()
+    training: Survey | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seed_metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    fits: Mapping[str, Fits] = field(default_factory=dict)
+    classifications: Mapping[str, Classification] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -82,35 +100,81 @@ class Report:
         """The observables compared, by name."""
         return self.plan.observables
 
+    def members(self, name: str) -> tuple[str, ...]:
+        """Names in ``generated`` of one surrogate: its own, or those of its seeds."""
+        return self.seeds.get(name, (name,))
+
+    def count(self, name: str) -> int:
+        """Samples of one surrogate, all its seeds together."""
+        return sum(self.generated[member].count for member in self.members(name))
+
+    def problems(self, name: str) -> dict[str, int]:
+        """How many samples or voxels of one surrogate are unphysical, by kind, all its seeds together."""
+        sides = [self.generated[member].problems for member in self.members(name)]
+        return {kind: sum(side[kind] for side in sides) for kind in sides[0]}
+
     def to_json(self) -> dict[str, Any]:
-        """The content of ``metrics.json``: no number in it is NaN or infinite, None stands for those."""
-        generated = {
-            name: {
-                "provenance": list(self.generated[name].provenance),
-                "samples": self.generated[name].count,
-                "metrics": {key: asdict(metric) for key, metric in found.items()},
-            }
-            for name, found in self.metrics.items()
-        }
-        reference = {"provenance": list(self.reference.provenance), "samples": self.reference.count}
+        """The content of ``metrics.json``, which :data:`SCHEMA_DOCS` describes and the file repeats under ``docs``.
+
+        No number in it is NaN or infinite, None stands for those.
+        """
+        training = None if self.training is None else _source_json(self.training)
         content = {
             "schema": SCHEMA,
+            "docs": SCHEMA_DOCS,
             "family": self.family.name,
-            "seed": self.plan.seed,
+            "settings": dict(self.settings),
             "bins": [asdict(s) for s in self.plan.selections[1:]],
             "notes": list(self.notes),
-            "reference": reference,
-            "generated": generated,
+            "reference": {**_source_json(self.reference), "resolution": self._fits_json("reference")},
+            "training": training,
+            "generated": {name: self._generated_json(name) for name in self.metrics},
         }
         cleaned: dict[str, Any] = _finite(content)
         return cleaned
+
+    def _generated_json(self, name: str) -> dict[str, Any]:
+        if name not in self.seeds:
+            return self._member_json(name, self.metrics[name])
+        members = self.members(name)
+        provenance = [entry for member in members for entry in self.generated[member].provenance]
+        metrics = {key: asdict(metric) for key, metric in self.metrics[name].items()}
+        seeds = {member: self._member_json(member, self.seed_metrics[member]) for member in members}
+        return {"provenance": provenance, "samples": self.count(name), "metrics": metrics, "seeds": seeds}
+
+    def _member_json(self, name: str, found: Mapping[str, Metric]) -> dict[str, Any]:
+        classification = self.classifications.get(name)
+        classifier = None
+        if classification is not None:
+            classifier = {
+                "tell_tales": classification.tell_tales,
+                "controls": {key: _as_json(control) for key, control in classification.controls.items()},
+                "notes": classification.notes,
+            }
+        return {
+            **_source_json(self.generated[name]),
+            "resolution": self._fits_json(name),
+            "classifier": classifier,
+            "metrics": {key: asdict(metric) for key, metric in found.items()},
+        }
+
+    def _fits_json(self, name: str) -> dict[str, Any]:
+        return {kind: None if fit is None else fit.to_json() for kind, fit in self.fits.get(name, {}).items()}
 
     def summary(self) -> list[Row]:
         """The lines a terminal shows: overall numbers, then response and layer fractions in every bin, then the worst.
 
         See :data:`SUMMARY_HEADER` and :attr:`Row.cells`.
         """
-        return [Row(name, key, found[key]) for name, found in self.metrics.items() for key in _headline(self, found)]
+        return [
+            Row(name, key, found[key])
+            for name, found in self.metrics.items()
+            for key in [*headline(self, found), *worst(found)]
+        ]
+
+    def side_by_side(self) -> SideBySide:
+        """One table with the surrogates as columns."""
+        return SideBySide.of(self)
 
     def check(self, limits: Mapping[str, float]) -> None:
         """Compare metrics with limits: a metric passes if its absolute value is at most the limit.
@@ -138,7 +202,7 @@ class Report:
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``metrics.json``, ``report.html`` and ``figures/*.pdf`` and ``*.png``.
+        """Write ``metrics.json``, ``report.html``, ``table.csv``, ``table.tex`` and ``figures/*.pdf`` and ``*.png``.
 
         Args:
             folder: Made if absent; files of an earlier report are replaced.
@@ -155,6 +219,9 @@ class Report:
         folder = Path(folder)
         text = json.dumps(self.to_json(), indent=1, allow_nan=False, default=str)
         write_atomic(folder / "metrics.json", text.encode())
+        table = self.side_by_side()
+        write_atomic(folder / "table.csv", table.to_csv().encode())
+        write_atomic(folder / "table.tex", table.to_latex().encode())
         figures = []
         for figure in draw(self):
             png = encode(figure, "png")
@@ -164,6 +231,14 @@ class Report:
         page = folder / "report.html"
         write_atomic(page, render(self, figures).encode())
         return page
+
+
+def _source_json(side: Survey) -> dict[str, Any]:
+    return {"provenance": list(side.provenance), "samples": side.count}
+
+
+def _as_json(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Metric) else value
 
 
 def _finite(value: Any) -> Any:
@@ -178,34 +253,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _headline(report: Report, found: Mapping[str, Metric]) -> list[str]:
-    keys = [k for k in found if "/" not in k or k.split("/")[1] in ("voxel", "pixel")]
-    few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
-    size = "response" if report.plan.has_energy else "total_energy"
-    shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
-    for kind in ("mean", "spread"):
-        for name in shown:
-            inside = [f"{kind}/{name}{s.suffix}" for s in report.plan.selections[1:] or report.plan.selections]
-            keys += [key for key in inside if key in found]
-    return keys + worst(found)
-
-
-def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
-    """The observables farthest from the reference: keys of ``w1_sd`` over all samples with the largest pulls."""
-    keys = [k for k in found if k.startswith("w1_sd/") and "[" not in k]
-    return sorted(keys, key=lambda k: -_pull(found[k]))[:count]
-
-
-def _pull(metric: Metric) -> float:
-    return math.inf if metric.pull is None else metric.pull
-
-
 def compare(
-    reference: Source | str | Path,
-    generated: Source | str | Path | Mapping[str, Source | str | Path],
+    reference: Given,
+    generated: Given | Mapping[str, Given | Sequence[Given]],
     *,
     bins: int = 4,
     seed: int = 0,
+    training: Given | None = None,
+    classifier: Recipe = "none",
     progress: Progress | None = None,
 ) -> Report:
     """Compare generated samples with the reference.
@@ -215,35 +270,134 @@ def compare(
     Showers of one side without incident energies (of a surrogate that is not conditioned on them) are compared without:
     no response, no bins of energy, whole showers in units of the reference's mean deposited energy.
 
+    Ranges of conditions that a surrogate was trained without (``holdout`` in the provenance of its samples) are
+    reported inside and outside, as selections of their own.
+
     Args:
         reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands.
-        generated: The same, or several by name.
+        generated: The same, or several by name; a list stands for seeds of one surrogate, which become a band.
         bins: Bins of each condition in which everything is repeated.
         seed: Decides splits, directions and sub-samples.
+        training: The samples that the surrogates were trained on, to look for showers learnt by heart.
+        classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
         progress: Called with the name of a source, samples done and samples in all.
 
     Raises:
+        ConfigError: If names of generated samples clash.
         ShardError: If a source is empty, unreadable, too small, or of another family.
     """
     first = _open(reference)
-    sources = generated if isinstance(generated, Mapping) else {_name_of(generated): generated}
-    opened = {name: _open(source) for name, source in sources.items()}
+    groups = _named(generated)
+    opened = {name: _open(source) for members in groups.values() for name, source in members.items()}
     for name, source in opened.items():
         _require_same(first.family, source.family, name)
-    plan = plan_comparison(
-        first, bins=bins, seed=seed, others={name: _known_conditions(source) for name, source in opened.items()}
-    )
+    plan = _plan(first, opened, bins, seed, classifier)
     base = survey(first, plan, title="reference", progress=progress)
-    surveys, metrics = {}, {}
-    notes = _energy_notes(plan, {"reference": first, **opened}) + _source_notes("reference", first, base)
+    notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
+    learnt = None
+    if training is not None:
+        source = _open(training)
+        _require_same(first.family, source.family, "training")
+        learnt = survey(source, plan, title="training", progress=progress)
+        notes += source_notes("training", source, learnt)
+    sides, found, classified = {}, {}, {}
+    fits = _fits("reference", base, base, plan)
     for name, source in opened.items():
-        surveys[name] = survey(source, plan, title=name, progress=progress)
-        metrics[name] = measure(base, surveys[name], plan)
-        notes += _source_notes(name, source, surveys[name]) + _condition_notes(name, base, surveys[name], plan)
-    return Report(plan, base, surveys, metrics, tuple(notes))
+        side = sides[name] = survey(source, plan, title=name, progress=progress)
+        fits |= _fits(name, side, base, plan)
+        found[name] = measure(base, side, plan, training=learnt)
+        if fits:
+            found[name] |= fit_metrics(fits["reference"], fits[name], min(base.count, side.count))
+        if classifier != "none":
+            classified[name] = _classified(base, side, classifier, seed, progress)
+            found[name] |= classified[name].metrics
+            notes += [f"{name}: {note}" for note in classified[name].notes]
+        notes += source_notes(name, source, side) + condition_notes(name, base, side, plan)
+    return Report(
+        plan=plan,
+        reference=base,
+        generated=sides,
+        metrics={name: over_seeds([found[member] for member in members]) for name, members in groups.items()},
+        notes=tuple(notes),
+        training=learnt,
+        settings={"bins": bins, "seed": seed, "classifier": classifier, "training": learnt is not None},
+        seeds={name: tuple(members) for name, members in groups.items() if len(members) > 1},
+        seed_metrics={m: found[m] for members in groups.values() if len(members) > 1 for m in members},
+        fits=fits,
+        classifications=classified,
+    )
 
 
-def _open(source: Source | str | Path) -> Source:
+def _plan(first: Source, opened: Mapping[str, Source], bins: int, seed: int, classifier: Recipe) -> Plan:
+    """What all sides share, with the ranges that some surrogate was trained without as selections of their own."""
+    known = {name: known_conditions(source) for name, source in opened.items()}
+    everywhere = set(known_conditions(first)).intersection(*known.values())
+    provenances = [entry for source in opened.values() for entry in source.provenance]
+    gaps = held_out_selections(first.family, provenances, everywhere)
+    kept = 100_000 if classifier == "calochallenge" else KEPT
+    return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
+
+
+def _fits(name: str, side: Survey, base: Survey, plan: Plan) -> dict[str, Fits]:
+    if plan.family.kind == "map" or not plan.has_energy:
+        return {}
+    condition = plan.family.conditions[0]
+    return {name: resolution_fits(side, condition, curve_edges(base, condition))}
+
+
+def _classified(base: Survey, side: Survey, classifier: Recipe, seed: int, progress: Progress | None) -> Classification:
+    from .classifiers import classify
+
+    recipe: Literal["light", "calochallenge"] = "light" if classifier == "light" else "calochallenge"
+    return classify(base.kept, side.kept, recipe=recipe, seed=seed, progress=progress)
+
+
+def over_seeds(found: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """Metrics of several seeds of one surrogate as one: means, the spread between seeds part of the error.
+
+    The error is the root mean square of the seeds' own errors and their standard deviation in quadrature: what one
+    further training may give. Metrics that are undefined for a seed are left out.
+    """
+    if len(found) == 1:
+        return dict(found[0])
+    combined = {}
+    for key, first in found[0].items():
+        metrics = [seed[key] for seed in found if key in seed and seed[key].value is not None]
+        if len(metrics) < len(found):
+            continue
+        values, errors, floors, floor_errors = (
+            np.array([math.nan if (x := getattr(m, part)) is None else x for m in metrics])
+            for part in ("value", "error", "floor", "floor_error")
+        )
+        error = math.hypot(float(values.std(ddof=1)), math.sqrt(float(np.mean(np.nan_to_num(errors) ** 2))))
+        size = min(m.n for m in metrics)
+        combined[key] = Metric.of(
+            float(values.mean()), error, float(floors.mean()), float(floor_errors.mean()), size, first.unit
+        )
+    return combined
+
+
+def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str, dict[str, Given]]:
+    """Every surrogate's sources by name: one called like it, or its seeds numbered from 1."""
+    if not isinstance(generated, Mapping):
+        return {(name := _name_of(generated)): {name: generated}}
+    groups: dict[str, dict[str, Given]] = {}
+    for name, given in generated.items():
+        if not isinstance(given, list | tuple):
+            groups[name] = {name: given}
+        elif len(given) == 1:
+            groups[name] = {name: given[0]}
+        else:
+            groups[name] = {f"{name} #{k}": source for k, source in enumerate(given, start=1)}
+    names = ["reference", "training", *(member for members in groups.values() for member in members)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not all(groups.values()):
+        found = ", ".join(twice) or "an empty list"
+        raise ConfigError("every set of generated samples needs a name of its own", found=found, hint="rename it")
+    return groups
+
+
+def _open(source: Given) -> Source:
     if isinstance(source, str | Path):
         from calogen.shards import open_shards
 
@@ -251,67 +405,12 @@ def _open(source: Source | str | Path) -> Source:
     return source
 
 
-def _name_of(source: Source | str | Path) -> str:
+def _name_of(source: Given) -> str:
     if isinstance(source, str | Path):
         path = Path(source)
-        return (path.name if path.is_dir() else path.stem).replace("*", "") or "generated"
+        name = (path.name if path.is_dir() else path.stem).replace("*", "") or "generated"
+        return "generated" if name in ("reference", "training") else name
     return "generated"
-
-
-def _known_conditions(source: Source) -> list[str]:
-    """Names of the conditions that a source has; all of the family's for an empty one, which is refused later."""
-    if not len(source):
-        return [c.name for c in source.family.conditions]
-    return list(source.read(0, 1).conditions)
-
-
-def _energy_notes(plan: Plan, sources: Mapping[str, Source]) -> list[str]:
-    if plan.has_energy:
-        return []
-    lacking = [name for name, source in sources.items() if "incident_energy" not in _known_conditions(source)]
-    return [
-        f"{' and '.join(lacking)}: the showers come without incident energies, so nothing here uses them: no response, "
-        "no bins of energy, and whole showers are divided by the reference's mean deposited energy. If the two sides "
-        "were made for different energies, every difference contains that."
-    ]
-
-
-def _source_notes(name: str, source: Source, side: Survey) -> list[str]:
-    notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
-    if name == "reference" and getattr(source, "kind", "reference") != "reference":
-        notes.append("reference: these samples are themselves generated, not simulated.")
-    words = {
-        "dropped_samples": "bad samples were dropped while reading and are in no number",
-        "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
-        "negative_voxels": "voxels are negative",
-        "response_too_high": "showers deposit more energy than the family allows",
-    }
-    notes += [f"{name}: {side.problems[key]} {text}." for key, text in words.items() if side.problems.get(key)]
-    if (listed := side.table.shape[1]) < side.used:
-        of_all = f"a random {listed:,} of its {side.used:,} samples"
-        notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
-    return notes
-
-
-def _condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[str]:
-    """Say so if the two sides were made for different conditions: then every other number is off as well."""
-    notes = []
-    for condition in plan.family.conditions:
-        if condition.name not in base.conditions or condition.name not in side.conditions:
-            continue
-        r, g = base.conditions[condition.name], side.conditions[condition.name]
-        draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
-        metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
-        if metric.pull is not None and metric.pull > 5:
-            notes.append(
-                f"{name}: its {condition.name} is not distributed as in the reference (Wasserstein distance "
-                f"{number(metric.value)} {condition.unit}, {number(metric.floor)} expected), so part of every "
-                "difference comes from that; generate with --like REFERENCE."
-            )
-        outside = ~np.any([s.of(side.conditions, len(g)) for s in plan.selections if s.condition == condition.name], 0)
-        if len(plan.selections) > 1 and outside.any():
-            notes.append(f"{name}: {int(outside.sum())} samples lie outside all bins of {condition.name}.")
-    return notes
 
 
 def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:

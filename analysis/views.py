@@ -1,32 +1,48 @@
 """What the figures show, worked out from a report: histograms, curves against a condition, images, correlations.
 
-Figures draw these and compute nothing, so the same numbers serve a page, a paper and a test.
+Figures draw these and compute nothing, so the same numbers serve a page, a paper and a test. Several seeds of one
+surrogate are joined here: their mean, with the spread between seeds in the error.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Condition
+from calogen.families import CartesianLayer, Condition, Family
 
-from .histograms import ALL, Selection, condition_edges, counts, is_logarithmic, observable_edges
+from .conditioning import (
+    Curve,
+    ResolutionFit,
+    Statistic,
+    condition_curve,
+    curve_edges,
+    in_gev,
+    mean_of,
+    relative_core,
+    relative_spread,
+)
+from .histograms import ALL, Selection, is_logarithmic
 from .metrics import correlated, correlation_matrix
 from .observables import wave_numbers
+from .survey import vectors
+from .tables import with_error
 
 if TYPE_CHECKING:
     from .report import Report
     from .survey import Survey
 
-Array = NDArray[np.float64]
+__all__ = ["Curve", "Histogram", "mean_of", "relative_core", "relative_spread"]
 
-_CURVE_BINS = 10
-_FEWEST_IN_BIN = 10
+Array = NDArray[np.float64]
+T = TypeVar("T")
+
+_RADIUS_BINS = 12
 
 
 @dataclass(frozen=True)
@@ -36,14 +52,16 @@ class Histogram:
     Attributes:
         edges: (B + 1,).
         contents: Counts with under- and overflow, (B + 2,).
-        correlated_error: Statistical error of each inner bin's count if entries are not independent, (B,).
+        correlated_error: Error of each inner bin's count if entries are not independent, (B,).
         decades: Whether densities are per decade.
+        seeds: How many seeds of one surrogate are joined in it.
     """
 
     edges: Array
     contents: NDArray[np.int64]
     correlated_error: Array | None = None
     decades: bool = False
+    seeds: int = 1
 
     @property
     def total(self) -> int:
@@ -62,65 +80,87 @@ class Histogram:
 
     @property
     def error(self) -> Array:
-        """Statistical uncertainty of the density, (B,)."""
+        """Uncertainty of the density, (B,)."""
         inner = self.contents[1:-1]
         error = np.sqrt(inner) if self.correlated_error is None else self.correlated_error
         return np.asarray(error / (max(self.total, 1) * self.widths))
 
     @property
+    def below(self) -> float:
+        """Share of entries below the first edge."""
+        return float(self.contents[0]) / max(self.total, 1)
+
+    @property
+    def above(self) -> float:
+        """Share of entries above the last edge."""
+        return float(self.contents[-1]) / max(self.total, 1)
+
+    @property
     def outside(self) -> float:
         """Share of entries beyond the edges."""
-        return float(self.contents[0] + self.contents[-1]) / max(self.total, 1)
+        return self.below + self.above
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A quantity against a condition or a wave number.
-
-    Attributes:
-        x: Where each point is, (K,).
-        y: The quantity, (K,); NaN where there are too few samples.
-        error: Its statistical uncertainty, (K,).
-    """
-
-    x: Array
-    y: Array
-    error: Array
-
-    def over(self, reference: Curve) -> Curve:
-        """This curve divided by another at the same points, without the other's error."""
-        below = np.where(reference.y != 0, reference.y, np.nan)
-        return Curve(self.x, self.y / below, self.error / np.abs(below))
+def _joined(histograms: Sequence[Histogram]) -> Histogram:
+    """The seeds of one surrogate as one histogram: all entries, the spread between seeds in the error."""
+    if len(histograms) == 1:
+        return histograms[0]
+    contents = np.sum([h.contents for h in histograms], axis=0)
+    shares = np.array([h.contents[1:-1] / max(h.total, 1) for h in histograms])
+    own = [np.sqrt(h.contents[1:-1]) if h.correlated_error is None else h.correlated_error for h in histograms]
+    error = np.hypot(np.sqrt(np.sum(np.square(own), axis=0)), shares.std(axis=0, ddof=1) * contents.sum())
+    return replace(histograms[0], contents=contents, correlated_error=error, seeds=len(histograms))
 
 
-def sides(report: Report) -> dict[str, Survey]:
-    """The reference first, then the generated samples, by the name a legend prints."""
-    return {"reference": report.reference, **report.generated}
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of the curves of several seeds, the spread between seeds in the error."""
+    if len(curves) == 1:
+        return curves[0]
+    x, y, error = (np.array([getattr(c, part) for c in curves]) for part in ("x", "y", "error"))
+    statistical = np.sqrt(np.mean(error**2, axis=0) / len(curves))
+    return Curve(x.mean(axis=0), y.mean(axis=0), np.hypot(y.std(axis=0, ddof=1), statistical), len(curves))
+
+
+def _mean(arrays: Sequence[Array]) -> Array:
+    return np.asarray(np.mean(arrays, axis=0))
+
+
+def sides(report: Report) -> dict[str, tuple[Survey, ...]]:
+    """The reference first, then the surrogates with all their seeds, by the name a legend prints."""
+    surrogates = {name: tuple(report.generated[m] for m in report.members(name)) for name in report.metrics}
+    return {"reference": (report.reference,), **surrogates}
+
+
+def _each(report: Report, make: Callable[[Survey], T], join: Callable[[Sequence[T]], T]) -> dict[str, T]:
+    return {title: join([make(side) for side in surveys]) for title, surveys in sides(report).items()}
+
+
+def filled(report: Report, selection: Selection) -> bool:
+    """Whether every side has samples in a selection."""
+    return all(np.count_nonzero(s.members(selection)) > 1 for surveys in sides(report).values() for s in surveys)
 
 
 def observable_histograms(report: Report, name: str, selection: Selection = ALL) -> dict[str, Histogram]:
-    """One observable's histogram for each side, on edges fixed by the reference."""
-    row = report.reference.names.index(name)
-    columns = {title: side.table[row, side.members(selection)] for title, side in sides(report).items()}
-    edges = observable_edges(report.observables[name], columns["reference"])
-    return {title: Histogram(edges, counts(column, edges)) for title, column in columns.items()}
+    """One observable's histogram for each side, of all samples, on edges fixed by the reference."""
+    number = report.plan.selections.index(selection)
+    edges = report.plan.edges[name][number]
+    return _each(report, lambda side: Histogram(edges, side.histograms.counts(name, number)), _joined)
 
 
 def spectra(report: Report, selection: int = 0) -> dict[str, Histogram]:
     """Spectrum of single voxels (pixels) for each side; errors from the scatter between samples."""
-    found = {}
     edges = np.asarray(report.plan.axis.edges, dtype=np.float64)
-    for title, side in sides(report).items():
-        contents = side.spectra.counts(selection)
+
+    def spectrum(side: Survey) -> Histogram:
         # Voxels of one shower come together: scale the scatter of the showers kept to all of them.
-        per_sample = side.kept_spectra[:, 1:-1]
-        scatter = per_sample.std(axis=0) * np.sqrt(side.used)
-        found[title] = Histogram(edges, contents, scatter if selection == 0 else None)
-    return found
+        scatter = side.kept_spectra[:, 1:-1].std(axis=0) * np.sqrt(side.used)
+        return Histogram(edges, side.spectra.counts(selection), scatter if selection == 0 else None)
+
+    return _each(report, spectrum, _joined)
 
 
 def condition_curves(
-    report: Report, name: str, condition: Condition, statistic: Callable[[Array], tuple[float, float]]
+    report: Report, name: str, condition: Condition, statistic: Statistic
 ) -> tuple[Array, dict[str, Curve]]:
     """A statistic of one observable in bins of a condition, for each side.
 
@@ -133,69 +173,138 @@ def condition_curves(
     Returns:
         The bin edges (K + 1,) and the curves by side.
     """
-    row = report.reference.names.index(name)
-    known = report.reference.conditions[condition.name].astype(np.float64)
-    edges = condition_edges(condition, known, _CURVE_BINS)
-    if len(edges) < 2:  # one energy only
-        edges = known[0] * np.array([0.99, 1.01])
+    edges = curve_edges(report.reference, condition)
+    return edges, _each(report, lambda s: condition_curve(s, name, condition, edges, statistic), _mean_curve)
+
+
+def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
+    """The fitted resolution of each side that has a fit, on a fine grid over some bins of the energy.
+
+    Args:
+        report: The report.
+        kind: A key of :data:`calogen.analysis.conditioning.RESOLUTIONS`.
+        edges: Bins of the incident energy in its own unit, (K + 1,).
+    """
+    low = max(float(edges[0]), 1e-3 * float(edges[-1]))
+    x = np.geomspace(low, float(edges[-1]), 200)
+    energies = x * in_gev(report.family.conditions[0])
     found = {}
-    for title, side in sides(report).items():
-        values, x = side.table[row].astype(np.float64), side.conditions[condition.name]
-        place = np.searchsorted(edges, x, side="right") - 1
-        place[x == edges[-1]] = len(edges) - 2
-        points = np.full((3, len(edges) - 1), np.nan)
-        for k in range(len(edges) - 1):
-            inside = place == k
-            if inside.sum() >= _FEWEST_IN_BIN:
-                points[:, k] = (float(x[inside].mean()), *statistic(values[inside]))
-        points[0] = np.where(np.isnan(points[0]), (edges[:-1] + edges[1:]) / 2, points[0])
-        found[title] = Curve(*points)
-    return edges, found
+    for title, fits in fits_of(report, kind).items():
+        if fits:
+            found[title] = _mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
+    return found
 
 
-def mean_of(values: Array) -> tuple[float, float]:
-    """Mean and its error."""
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
+    """The fits of one kind of resolution for each side, one for each seed that has one."""
+    members = {"reference": ("reference",), **{name: report.members(name) for name in report.metrics}}
+    return {
+        title: [fit for m in names if (fit := report.fits.get(m, {}).get(kind)) is not None]
+        for title, names in members.items()
+    }
 
 
-def relative_core(values: Array) -> tuple[float, float]:
-    """Half width of the central 68 % over the median, and its error: the resolution, blind to tails."""
-    middle, size = float(np.median(values)), len(values)
-    quantiles, errors = [], []
-    for p in (0.16, 0.84):
-        step = np.sqrt(p * (1 - p) / size)  # a quantile's rank scatters by this much
-        low, at, high = np.quantile(values, np.clip([p - step, p, p + step], 0, 1))
-        quantiles.append(float(at))
-        errors.append(float(high - low) / 2)
-    scale = 2 * middle if middle else np.nan
-    return (quantiles[1] - quantiles[0]) / scale, math.hypot(*errors) / abs(scale)
+def fit_terms(fits: Sequence[ResolutionFit]) -> list[tuple[float, float]]:
+    """Each fitted term with its error; of several seeds the mean, with the spread between seeds in the error."""
+    terms, errors = np.array([fit.terms for fit in fits]), np.array([fit.errors for fit in fits])
+    spread = terms.std(axis=0, ddof=1) if len(fits) > 1 else np.zeros(terms.shape[1])
+    found = zip(terms.mean(axis=0), np.hypot(errors.mean(axis=0), spread), strict=True)
+    return [(float(value), float(error)) for value, error in found]
 
 
-def relative_spread(values: Array) -> tuple[float, float]:
-    """Standard deviation over the mean, and its error: the resolution, tails included."""
-    mean, spread = float(values.mean()), float(values.std())
-    if mean == 0 or spread == 0:
-        return 0.0, 0.0
-    kurtosis = float(np.mean((values - mean) ** 4)) / spread**4
-    return spread / mean, spread / abs(mean) * float(np.sqrt(max(kurtosis - 1, 0.0) / (4 * len(values))))
+def fit_text(fits: Sequence[ResolutionFit]) -> str:
+    """The terms of a fit in percent: a, b and c with their errors."""
+    named = zip("abc", fit_terms(fits), strict=True)
+    return ", ".join(f"{name} = {with_error(100 * value, 100 * error)}" for name, (value, error) in named)
 
 
 def longitudinal(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
     """Mean share of the deposited energy in each layer, for each side; x is the position of the layer."""
-    found = {}
     rows = [report.reference.names.index(f"fraction_{n}") for n in report.family.layer_numbers]
-    for title, side in sides(report).items():
+
+    def profile(side: Survey) -> Curve:
         values = side.table[rows][:, side.members(selection)].astype(np.float64)
         error = values.std(axis=1) / np.sqrt(max(values.shape[1], 1))
-        found[title] = Curve(np.arange(len(rows), dtype=np.float64), values.mean(axis=1), error)
+        return Curve(np.arange(len(rows), dtype=np.float64), values.mean(axis=1), error)
+
+    return _each(report, profile, _mean_curve)
+
+
+@dataclass(frozen=True)
+class Radial:
+    """Energy per millimetre of radius in a group of layers.
+
+    Attributes:
+        title: The layers.
+        edges: Of the bins of radius in mm, (B + 1,).
+        curves: By side; y the mean share of the incident energy (or of what whole showers are divided by without it)
+            per mm, x the middle of the bin.
+    """
+
+    title: str
+    edges: Array
+    curves: dict[str, Curve]
+
+
+def radial(report: Report) -> list[Radial]:
+    """Radial profile in every layer, or in three groups of layers of deep families."""
+    family, radius, found = report.family, radii(report.family), []
+    for title, positions in layer_groups(family):
+        cells = np.concatenate([np.arange(family.voxels)[family.layer_slices[p]] for p in positions])
+        edges = _radius_edges(radius[cells])
+        rings = np.zeros((family.voxels, len(edges) - 1))
+        place = np.searchsorted(edges, radius[cells], side="right") - 1
+        rings[cells, place] = 1 / np.diff(edges)[place]
+        make = partial(_radial_curve, report.plan.fixed_scale, edges, rings)
+        found.append(Radial(title, edges, _each(report, make, _mean_curve)))
     return found
+
+
+def _radial_curve(fixed_scale: float | None, edges: Array, rings: Array, side: Survey) -> Curve:
+    """Of all samples where their covariance is known, else of those kept whole."""
+    x = (edges[:-1] + edges[1:]) / 2
+    if side.covariance is not None:
+        variance = np.einsum("vb,vb->b", rings, side.covariance.covariance @ rings)
+        return Curve(x, side.covariance.mean @ rings, np.sqrt(np.maximum(variance, 0) / side.covariance.count))
+    profiles = vectors(side.kept, fixed_scale) @ rings.astype(np.float32)
+    return Curve(x, profiles.mean(axis=0, dtype=np.float64), profiles.std(axis=0) / np.sqrt(len(profiles)))
+
+
+def radii(family: Family) -> Array:
+    """Distance of every voxel's centre from the axis in mm, (V,)."""
+    parts = [
+        np.hypot(*layer.centres.T) if isinstance(layer, CartesianLayer) else layer.polar[:, 1]
+        for layer in family.layers
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def layer_groups(family: Family, most: int = 7) -> list[tuple[str, list[int]]]:
+    """Title and positions of every layer, or of three groups of neighbouring layers where there are more than most."""
+    numbers = family.layer_numbers
+    if len(numbers) <= most:
+        return [(f"layer {number}", [position]) for position, number in enumerate(numbers)]
+    groups = np.array_split(np.arange(len(numbers)), 3)
+    return [(f"layers {numbers[g[0]]} to {numbers[g[-1]]}", [int(p) for p in g]) for g in groups]
+
+
+def _radius_edges(radius: Array) -> Array:
+    """Bins of radius that widen outwards, each with at least one cell."""
+    rings = np.unique(np.round(radius, 6))
+    if len(rings) == 1:
+        return np.array([0.0, 2 * rings[0] or 1.0])
+    steps = (rings[1:] + rings[:-1]) / 2
+    if len(steps) >= _RADIUS_BINS:
+        wanted = np.geomspace(max(steps[0], rings[-1] / 100), rings[-1], _RADIUS_BINS)[:-1]
+        steps = np.unique(steps[np.clip(np.searchsorted(steps, wanted), 0, len(steps) - 1)])
+    return np.concatenate([[0.0], steps, [rings[-1] + (rings[-1] - steps[-1])]])
 
 
 def power_spectra(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
     """Mean P(k) of maps for each side; errors from realisations where the source has them."""
     rows = [i for i, n in enumerate(report.reference.names) if n.startswith("power_")]
-    found = {}
-    for title, side in sides(report).items():
+
+    def power(side: Survey) -> Curve:
         mine = side.members(selection)
         values = side.table[rows][:, mine].astype(np.float64)
         mean = values.mean(axis=1)
@@ -203,22 +312,36 @@ def power_spectra(report: Report, selection: Selection = ALL) -> dict[str, Curve
             # Maps cut from one box are not independent, boxes are.
             groups = side.groups[mine]
             values = np.stack([values[:, groups == name].mean(axis=1) for name in names], axis=1)
-        found[title] = Curve(wave_numbers(report.family), mean, values.std(axis=1) / np.sqrt(values.shape[1]))
-    return found
+        return Curve(wave_numbers(report.family), mean, values.std(axis=1) / np.sqrt(values.shape[1]))
+
+    return _each(report, power, _mean_curve)
 
 
 def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
     """Names of the correlated observables and their correlation matrix for each side."""
     names = correlated(report.plan)
     rows = [report.reference.names.index(n) for n in names]
-    return names, {title: correlation_matrix(side.table[rows]) for title, side in sides(report).items()}
+    return names, _each(report, lambda side: correlation_matrix(side.table[rows]), _mean)
+
+
+def voxel_correlations(report: Report) -> dict[str, Array]:
+    """Correlations between voxels in units of the incident energy, (V, V), of all samples of each side.
+
+    Empty for families of more than 1,000 voxels.
+    """
+    found = {}
+    for title, surveys in sides(report).items():
+        known = [side.covariance.correlation for side in surveys if side.covariance is not None]
+        if known:
+            found[title] = _mean(known)
+    return found
 
 
 def layer_images(report: Report, position: int, selection: int = 0) -> dict[str, Array]:
     """Mean voxel energies of one layer for each side, in the layer's shape."""
     family = report.family
     cells, shape = family.layer_slices[position], family.layers[position].shape
-    return {title: side.means.mean[selection, cells].reshape(shape) for title, side in sides(report).items()}
+    return _each(report, lambda side: side.means.mean[selection, cells].reshape(shape), _mean)
 
 
 def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array, Array]:

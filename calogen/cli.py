@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import click
 
 from .errors import CalogenError, ConditionError, ConfigError, StorageError
 
+_PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .requests import Request
     from .sampling import Surrogate
+    from .shards import Shards
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -228,56 +232,56 @@ def _plain_line(record: dict[str, Any]) -> None:
 @click.option("--conditions", "table", metavar="FILE", help="CSV or HDF5 with one row per sample, in order.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
 @click.option("--format", "layout", type=click.Choice(["native", "calogan"]), default="native", show_default=True)
 @click.option(
     "--shard-size", type=click.IntRange(min=1), help="Samples per file (default: 128 MiB before compression)."
 )
+@click.option(
+    "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
+)
 @click.option("--extrapolate", is_flag=True, help="Allow conditions outside the trained range.")
 @click.option("--size", type=click.IntRange(min=1), help="Side of the maps in pixels (maps only).")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-def generate(model: str, out: Path, seed: int, dry_run: bool, **options: Any) -> None:
-    """Generate samples with a trained surrogate.
+def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
+    """Generate samples with a trained surrogate, or finish what an earlier call began.
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen.
     Sample i depends on the checkpoint, the seed, the conditions and i alone.
     """
+    from .production import Part
     from .sampling import Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
+    names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate", "workers")
+    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part else None}
     if dry_run:
-        estimate = surrogate.check_request(
-            request,
-            out,
-            seed=seed,
-            layout=options["layout"],
-            shard_size=options["shard_size"],
-            extrapolate=options["extrapolate"],
+        plan, estimate = surrogate.plan(request, out, **how)
+        _table(
+            "would generate",
+            {
+                "samples": estimate.samples,
+                **({"part": f"{plan.part.index} of {plan.part.count}"} if plan.part.count > 1 else {}),
+                "files": estimate.shards,
+                "size": f"about {_gigabytes(estimate.bytes)} ({_gigabytes(estimate.raw_bytes)} before compression)",
+                "free": _gigabytes(estimate.free_bytes),
+                "conditions": json.dumps(request.describe()),
+                "folder": out,
+            },
         )
-        facts = {
-            "samples": estimate.samples,
-            "files": estimate.shards,
-            "before compression": f"{estimate.raw_bytes / 1e9:.3f} GB",
-            "free": f"{estimate.free_bytes / 1e9:.1f} GB",
-            "conditions": json.dumps(request.describe()),
-            "folder": out,
-        }
-        _table("would generate", facts)
         return
-    with _signals() as should_stop, _sample_progress() as progress:
-        surrogate.generate(
-            out,
-            request,
-            seed=seed,
-            layout=options["layout"],
-            shard_size=options["shard_size"],
-            extrapolate=options["extrapolate"],
-            progress=progress,
-            should_stop=should_stop,
-        )
-    click.echo(f"generated {request.samples} samples: {out}")
+    with _signals() as should_stop, _sample_progress("generating") as progress:
+        surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
+    what = f"part {part} of {request.samples}" if part else f"{request.samples}"
+    click.echo(f"generated {what} samples: {out}")
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.3f} GB" if number < 1e10 else f"{number / 1e9:,.1f} GB"
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
@@ -313,28 +317,45 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 
 
 @contextmanager
-def _sample_progress() -> Iterator[Callable[[int, int], None] | None]:
+def _sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A live line on a terminal, a plain line twice a minute elsewhere."""
     console = _console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _PlainProgress(verb)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("generating"),
+        TextColumn(verb),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("generate", total=None, rate="")
+        task = bar.add_task(verb, total=None, rate="")
 
         def update(done: int, total: int) -> None:
             speed = bar.tasks[0].speed
             bar.update(task, total=total, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield update
+
+
+class _PlainProgress:
+    """Samples done, rate and time left, for log files."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb, self._begun, self._told = verb, time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told < _PLAIN_SECONDS or not done:
+            return
+        self._told = now
+        rate = done / (now - self._begun)
+        left = f"{(total - done) / rate / 60:.1f} min left"
+        click.echo(f"{self._verb}: {done} of {total}, {rate:,.0f}/s, {left}", err=True)
 
 
 # --- compare, info, verify, bench -----------------------------------------------------------------------------------
@@ -348,6 +369,14 @@ def _sample_progress() -> Iterator[Callable[[int, int], None] | None]:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and sub-samples.")
 @click.option("--bins", type=click.IntRange(min=1), default=4, show_default=True, help="Bins of each condition.")
+@click.option("--training", metavar="PATH", help="What the surrogate was trained on: look for samples learnt by heart.")
+@click.option(
+    "--classifier",
+    type=click.Choice(["none", "light", "calochallenge"]),
+    default="none",
+    show_default=True,
+    help="Two-sample classifiers: light takes a minute or more, calochallenge hours.",
+)
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @click.option(
     "--fail-above", multiple=True, metavar="KEY=V", help="Exit 3 if |metric KEY| exceeds V (may be repeated)."
@@ -356,40 +385,58 @@ def compare(
     reference: str,
     generated: tuple[str, ...],
     out: Path,
-    seed: int,
-    bins: int,
+    training: str | None,
     drop_bad: bool,
     fail_above: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Compare generated samples with a reference.
 
-    Writes metrics with errors and floors (metrics.json), figures (PDF, PNG) and one self-contained page (report.html).
+    Writes metrics with errors and floors (metrics.json), figures (PDF, PNG), one self-contained page (report.html) and
+    a table with the surrogates as columns (table.csv, table.tex).
 
-    REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name.
+    REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name. The same NAME given
+    several times stands for seeds of one surrogate, which are drawn as a band.
     """
     from calogen.analysis import compare as run
 
-    from .shards import open_shards
-
     limits = _limits(fail_above)
     _require_report_folder(out)
-    named = {}
-    for text in generated:
-        name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
-        path = path if sign or not name else name
-        name = name if sign else Path(path).name or path
-        if name in named:
-            raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
-        named[name] = open_shards(path, drop_bad=drop_bad)
-    split = "test" if (Path(reference) / "test").is_dir() else None
-    source = open_shards(reference, split=split, drop_bad=drop_bad)
+    named = _named_samples(generated, drop_bad)
+    source = _open_split(reference, "test", drop_bad)
+    learnt = None if training is None else _open_split(training, "train", drop_bad)
     console = _console(stderr=True)
     with console.status("comparing") if console.is_terminal else _nothing():
-        report = run(source, named, bins=bins, seed=seed)
+        report = run(source, named, training=learnt, **options)
         report.save(out)
     _print_report(report)
     click.echo(f"report: {out / 'report.html'}")
     report.check(limits)
+
+
+def _open_split(path: str, split: str, drop_bad: bool) -> Shards:
+    """Shards, or one split of a folder that has it."""
+    from .shards import open_shards
+
+    return open_shards(path, split=split if (Path(path) / split).is_dir() else None, drop_bad=drop_bad)
+
+
+def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
+    """Generated samples by name; those given the same name on purpose are seeds of one surrogate."""
+    from .shards import open_shards
+
+    found: dict[str, list[Shards]] = {}
+    unnamed = set()
+    for text in texts:
+        name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
+        path = path if sign or not name else name
+        if not sign:
+            name = Path(path).name or path
+            unnamed.add(name)
+        if name in found and name in unnamed:
+            raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
+        found.setdefault(name, []).append(open_shards(path, drop_bad=drop_bad))
+    return found
 
 
 @contextmanager

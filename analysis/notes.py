@@ -1,0 +1,71 @@
+"""Sentences a reader must know before believing any number of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .distances import Draws, Metric, compare_1d
+from .histograms import observable_edges
+from .observables import Observable
+from .survey import Plan, Source, Survey
+from .tables import number
+
+
+def known_conditions(source: Source) -> list[str]:
+    """Names of the conditions that a source has; all of the family's for an empty one, which is refused later."""
+    if not len(source):
+        return [c.name for c in source.family.conditions]
+    return list(source.read(0, 1).conditions)
+
+
+def energy_notes(plan: Plan, sources: Mapping[str, Source]) -> list[str]:
+    """Say so where incident energies are missing and what that leaves out."""
+    if plan.has_energy:
+        return []
+    lacking = [name for name, source in sources.items() if "incident_energy" not in known_conditions(source)]
+    return [
+        f"{' and '.join(lacking)}: the showers come without incident energies, so nothing here uses them: no response, "
+        "no bins of energy, and whole showers are divided by the reference's mean deposited energy. If the two sides "
+        "were made for different energies, every difference contains that."
+    ]
+
+
+def source_notes(name: str, source: Source, side: Survey) -> list[str]:
+    """What the reader of one source noticed, what is unphysical in it, and what is a sub-sample."""
+    notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
+    if name in ("reference", "training") and getattr(source, "kind", "reference") != "reference":
+        notes.append(f"{name}: these samples are themselves generated, not simulated.")
+    words = {
+        "dropped_samples": "bad samples were dropped while reading and are in no number",
+        "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
+        "negative_voxels": "voxels are negative",
+        "response_too_high": "showers deposit more energy than the family allows",
+    }
+    notes += [f"{name}: {side.problems[key]} {text}." for key, text in words.items() if side.problems.get(key)]
+    if (listed := side.table.shape[1]) < side.used:
+        of_all = f"a random {listed:,} of its {side.used:,} samples"
+        notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
+    return notes
+
+
+def condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[str]:
+    """Say so if the two sides were made for different conditions: then every other number is off as well."""
+    notes = []
+    for condition in plan.family.conditions:
+        if condition.name not in base.conditions or condition.name not in side.conditions:
+            continue
+        r, g = base.conditions[condition.name], side.conditions[condition.name]
+        draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
+        metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
+        if metric.pull is not None and metric.pull > 5:
+            notes.append(
+                f"{name}: its {condition.name} is not distributed as in the reference (Wasserstein distance "
+                f"{number(metric.value)} {condition.unit}, {number(metric.floor)} expected), so part of every "
+                "difference comes from that; generate with --like REFERENCE."
+            )
+        mine = [s.of(side.conditions, len(g)) for s in plan.selections if s.condition == condition.name]
+        if mine and (outside := ~np.any(mine, 0)).any():
+            notes.append(f"{name}: {int(outside.sum())} samples lie outside all bins of {condition.name}.")
+    return notes

@@ -1,0 +1,150 @@
+"""What a report says in rows and columns: the lines of a terminal, and surrogates side by side for a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .distances import Metric
+
+if TYPE_CHECKING:
+    from .report import Report
+
+SUMMARY_HEADER = ("generated", "metric", "value", "floor", "pull", "unit")
+COUNTS = ("voxels", "samples")  # units of metrics that count what is unphysical
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary: which generated samples, which metric, and its key."""
+
+    generated: str
+    key: str
+    metric: Metric
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Name, key, value with error, floor, pull and unit as text for a table."""
+        m = self.metric
+        value = number(m.value) + (f" ± {number(m.error, 2)}" if m.error is not None else "")
+        return self.generated, self.key, value, number(m.floor), pull_text(m), m.unit
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for people; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def pull_text(metric: Metric) -> str:
+    """The pull with its sign; a dash where it is not defined."""
+    return "-" if metric.pull is None else f"{metric.pull:+.1f}"
+
+
+def with_error(value: float | None, error: float | None, plus_minus: str = " ± ") -> str:
+    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones."""
+    if value is None or error is None or error == 0 or not math.isfinite(error):
+        return number(value)
+    places = 1 - math.floor(math.log10(error))
+    if places <= 6:
+        places = max(0, places)
+        return f"{value:.{places}f}{plus_minus}{error:.{places}f}"
+    power = math.floor(math.log10(max(abs(value), error)))
+    scaled = with_error(value * 10.0**-power, error * 10.0**-power, plus_minus)
+    return f"({scaled})e{power}"
+
+
+def headline(report: Report, found: Mapping[str, Metric]) -> list[str]:
+    """Keys of the metrics that matter first: of whole samples, then response and layer fractions in every bin."""
+    keys = [k for k in found if "/" not in k or k.split("/")[1] in ("voxel", "pixel") or k.startswith("auc/")]
+    few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
+    size = "response" if report.plan.has_energy else "total_energy"
+    shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
+    for kind in ("mean", "spread"):
+        for name in shown:
+            inside = [f"{kind}/{name}{s.suffix}" for s in report.plan.selections[1:] or report.plan.selections]
+            keys += [key for key in inside if key in found]
+    return keys
+
+
+def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
+    """The observables farthest from the reference: keys of ``w1_sd`` over all samples with the largest pulls."""
+    keys = [k for k in found if k.startswith("w1_sd/") and "[" not in k]
+    return sorted(keys, key=lambda k: -(math.inf if (pull := found[k].pull) is None else pull))[:count]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Surrogates as columns.
+
+    Attributes:
+        names: The surrogates.
+        rows: Key and, by surrogate, the metric; None where it has none.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]
+
+    @classmethod
+    def of(cls, report: Report) -> SideBySide:
+        """The headline metrics of a report, and the five worst observables of each surrogate."""
+        keys = {key: None for found in report.metrics.values() for key in headline(report, found)}
+        keys |= {key: None for found in report.metrics.values() for key in worst(found)}
+        rows = []
+        for key in keys:
+            metrics = tuple(found.get(key) for found in report.metrics.values())
+            known = [m for m in metrics if m is not None]
+            if known[0].unit not in COUNTS or any(m.value for m in known):
+                rows.append((key, metrics))
+        return cls(tuple(report.metrics), tuple(rows))
+
+    @staticmethod
+    def floor(metrics: Sequence[Metric | None]) -> str:
+        """The floor of a row, or its range where sample sizes make it differ."""
+        floors = sorted({number(m.floor, 3) for m in metrics if m is not None and m.floor is not None}, key=float)
+        return " to ".join([floors[0], floors[-1]] if len(floors) > 1 else floors) or "-"
+
+    @staticmethod
+    def best(metrics: Sequence[Metric | None]) -> int | None:
+        """Position of the surrogate nearest to its floor, if that says something: several, and not all at it."""
+        away = [abs(m.pull) if m is not None and m.pull is not None else math.inf for m in metrics]
+        clear = len(away) > 1 and math.isfinite(min(away)) and max(away) >= min(away) + 2
+        return away.index(min(away)) if clear else None
+
+    def to_csv(self) -> str:
+        """Full precision: metric, unit, then value, error, floor and pull of every surrogate."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        parts = ("value", "error", "floor", "pull")
+        writer.writerow(["metric", "unit", *(f"{name} {part}" for name in self.names for part in parts)])
+        for key, metrics in self.rows:
+            unit = next(m.unit for m in metrics if m is not None)
+            cells = [None if m is None else getattr(m, part) for m in metrics for part in parts]
+            writer.writerow([key, unit, *cells])
+        return stream.getvalue()
+
+    def to_latex(self) -> str:
+        """A ``tabular`` with values, errors and floors; needs no package."""
+        lines = [rf"\begin{{tabular}}{{ll{'r' * (len(self.names) + 1)}}}", r"\hline"]
+        lines.append(" & ".join(["metric", "unit", "floor", *map(_escaped, self.names)]) + r" \\")
+        lines.append(r"\hline")
+        for key, metrics in self.rows:
+            unit = next(m.unit for m in metrics if m is not None)
+            cells = ["--" if m is None else f"${with_error(m.value, m.error, _PM)}$" for m in metrics]
+            floor = self.floor(metrics).replace("-", "--") if self.floor(metrics) == "-" else self.floor(metrics)
+            lines.append(" & ".join([_escaped(key), _escaped(unit), floor, *cells]) + r" \\")
+        return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+
+
+_PM = r" \pm "
+_SPECIAL = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "#": r"\#", "&": r"\&", "$": r"\$", "{": r"\{"}
+
+
+def _escaped(text: str) -> str:
+    special = _SPECIAL | {"}": r"\}", "^": r"\^{}", "~": r"\~{}"}
+    return "".join(special.get(letter, letter) for letter in text)
