@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import hist
 import numpy as np
@@ -212,9 +213,9 @@ class Spectra:
 
     def counts(self, selection: int) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""
-        return self._counts[selection].copy()
+        return np.array(self._counts[selection])
 
-    def histogram(self, selection: int) -> hist.Hist:
+    def histogram(self, selection: int) -> hist.Hist[Any]:
         """The same as a histogram of ``hist``."""
         return _filled(self.axis, self._counts[selection])
 
@@ -241,9 +242,9 @@ class Histograms:
 
     def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""
-        return self._counts[name][selection].copy()
+        return np.array(self._counts[name][selection])
 
-    def histogram(self, name: str, selection: int = 0) -> hist.Hist:
+    def histogram(self, name: str, selection: int = 0) -> hist.Hist[Any]:
         """The same as a histogram of ``hist``."""
         axis = hist.axis.Variable(self.edges[name][selection], name=name)
         return _filled(axis, self._counts[name][selection])
@@ -280,7 +281,7 @@ def _count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> 
     return found
 
 
-def _filled(axis: hist.axis.Regular | hist.axis.Variable, counts: NDArray[np.int64]) -> hist.Hist:
+def _filled(axis: hist.axis.Regular | hist.axis.Variable, counts: NDArray[np.int64]) -> hist.Hist[Any]:
     histogram = hist.Hist(axis, storage=hist.storage.Int64())
     histogram.view(flow=True)[:] = counts
     return histogram

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .histograms import Selection
+from .histograms import Parts, Selection
 
 Array = NDArray[np.float64]
 
@@ -22,11 +20,15 @@ class Means:
         self.count = np.zeros(len(selected), dtype=np.int64)
         self._sum = np.zeros((len(selected), voxels))
 
-    def fill(self, samples: NDArray[np.float32], members: NDArray[np.bool_]) -> None:
-        """Add samples (N, ...); ``members`` (selections, N) says where each belongs."""
-        self.count += members.sum(axis=1)
-        for rows, block in _blocks(samples):
-            self._sum += members[:, rows].astype(np.float64) @ block
+    def fill(self, samples: NDArray[np.float32], parts: Parts) -> None:
+        """Add samples (N, ...); ``parts`` says where each belongs, see :func:`calogen.analysis.histograms.disjoint`."""
+        flat = samples.reshape(len(samples), -1)
+        size = max(1, _BLOCK_VALUES // flat.shape[1])
+        for chosen, rows in parts:
+            self.count[chosen] += len(rows)
+            for start in range(0, len(rows), size):
+                block = flat[rows[start : start + size]]
+                self._sum[chosen] += block.astype(np.float64).sum(axis=0)
 
     @property
     def mean(self) -> Array:
@@ -78,12 +80,3 @@ class Covariance:
         size = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         scale = np.outer(size, size)
         return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
-
-
-def _blocks(samples: NDArray[np.floating]) -> Iterator[tuple[slice, Array]]:
-    """Rows and values (n, V) in float64, a few samples at a time."""
-    flat = samples.reshape(len(samples), -1)
-    size = max(1, _BLOCK_VALUES // flat.shape[1])
-    for start in range(0, len(flat), size):
-        rows = slice(start, min(start + size, len(flat)))
-        yield rows, flat[rows].astype(np.float64)

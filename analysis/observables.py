@@ -189,7 +189,7 @@ def _sums(family: Family, showers: NDArray[np.float32]) -> _Sums:
         moments=[np.empty((_moment_basis(layer).shape[1], count)) for layer in family.layers],
         hottest=np.zeros((layers, 2, count)),
         hits=np.empty((layers, count)),
-        above=np.zeros((len(thresholds), count)),
+        above=np.empty((len(thresholds), count)),
     )
     for position, (layer, cells) in enumerate(zip(family.layers, family.layer_slices, strict=True)):
         rows = max(1, _CHUNK_VALUES // (cells.stop - cells.start))
@@ -199,9 +199,12 @@ def _sums(family: Family, showers: NDArray[np.float32]) -> _Sums:
             block = energies.astype(np.float64)
             found.moments[position][:, part] = (block @ _moment_basis(layer)).T
             found.hits[position, part] = _count(energies > 0)
-            for above, threshold in zip(found.above, thresholds, strict=True):
-                above[part] += _count(energies > threshold)
             _pop_hottest(block, found.hottest[position, :, part])
+    rows = max(16, _CHUNK_VALUES // showers.shape[1])
+    for start in range(0, count, rows):
+        part = slice(start, min(start + rows, count))
+        for above, threshold in zip(found.above, thresholds, strict=True):
+            above[part] = _count(showers[part] > threshold)
     return found
 
 
@@ -213,11 +216,11 @@ def _count(mask: NDArray[np.bool_]) -> NDArray[np.unsignedinteger]:
 
 def _pop_hottest(block: Array, found: Array) -> None:
     """Energies of the two hottest cells, into (2, N); the hottest is removed from the block."""
-    rows = np.arange(len(block))
+    flat, first = block.reshape(-1), np.arange(len(block)) * block.shape[1]
     for rank in range(min(2, block.shape[1])):
-        hottest = (rows, block.argmax(axis=1))
-        found[rank] = block[hottest]
-        block[hottest] = -np.inf
+        hottest = first + block.argmax(axis=1)
+        found[rank] = flat[hottest]
+        flat[hottest] = -np.inf
 
 
 def _shower_columns(family: Family, sums: _Sums, incident: Array | None) -> Iterator[Array]:
