@@ -56,7 +56,8 @@ def _explained(name: str, engine: type[Options], error: ValidationError) -> Conf
     first = error.errors()[0]
     option = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":
-        known = [field for field in engine.model_fields if field not in ("seed", "conditions", "samples")]
+        inner = ("seed", "conditions", "samples", "detector", "model")
+        known = [field.alias or key for key, field in engine.model_fields.items() if key not in inner]
         return ConfigError(f"'{name}' has no option '{option}'", found=option, hint=did_you_mean(str(option), known))
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"engine '{name}': {message}", where=option, found=first["input"] if option else None)

@@ -141,7 +141,7 @@ class Drawn:
         limits: Mapping[str, tuple[float, float]],
     ) -> None:
         every = Family.model_construct(name="simulated", conditions=tuple(known))
-        self.texts = {c.name: texts.get(c.name, defaults[c.name]) for c in known}
+        self.texts = {c.name: texts.get(c.name) or defaults[c.name] for c in known}
         self.request = Request.from_specs(every, {**self.texts, **texts}, _EVERY_INDEX)
         self.specs = {c.name: Spec(c, self.texts[c.name]) for c in known}
         self._known = known

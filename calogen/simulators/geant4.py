@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -260,9 +263,7 @@ def _initialised(detector_json: str, physics: str, cut: float, active: bool) -> 
     """A simulation that has read all its tables, which exist on disk only meanwhile."""
     calzone = require("calzone", "geant4")
     detector = Detector.model_validate_json(detector_json)
-    with tempfile.TemporaryDirectory(prefix="calogen-geant4-") as folder:
-        _unpack_tables(Path(folder))
-        os.environ["GEANT4_DATA_DIR"] = folder
+    with _tables():
         simulation = calzone.Simulation(calzone.Geometry(_volumes(detector, active)))
         simulation.physics = calzone.Physics(physics, default_cut=cut * _CM)
         simulation.sample_deposits = "detailed"
@@ -272,10 +273,23 @@ def _initialised(detector_json: str, physics: str, cut: float, active: bool) -> 
     return simulation
 
 
-def _unpack_tables(folder: Path) -> None:
+@lru_cache(maxsize=1)
+def _data_here() -> Path:
+    return Path(tempfile.mkdtemp(prefix="calogen-geant4-"))
+
+
+@contextmanager
+def _tables() -> Iterator[None]:
+    """Geant4's data on disk, always in the same place: Geant4 never looks elsewhere once it has read."""
+    folder = _data_here()
+    os.environ["GEANT4_DATA_DIR"] = str(folder)
     archive = files("calogen.data").joinpath("geant4", "tables.tar.xz")
-    with as_file(archive) as path, tarfile.open(path) as tables:
-        tables.extractall(folder, filter="data")
+    try:
+        with as_file(archive) as path, tarfile.open(path) as tables:
+            tables.extractall(folder, filter="data")
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _volumes(detector: Detector, active: bool) -> dict[str, Any]:
