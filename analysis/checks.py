@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 from calogen.families import Family
 
 from .distances import Columns, Draws, Metric, halves, squared_distances
+from .multivariate import main_observables
 from .survey import Plan, Survey, vectors
 
 Array = NDArray[np.float64]
 
 TAIL = 0.001  # share of the reference beyond each of its outer quantiles
-CONVERSION = 0.01  # the same for early and late showers
+CONVERSION = 0.05  # the same for early and late showers
 CLOSEST = 0.01  # share of held-out samples that lie closest to the training samples by chance
 _FEWEST_IN_TAILS = 1000
-_FEWEST_IN_BIN = 100
+_FEWEST_IN_TREND = 200
+_TREND = 3  # degree of the depth's trend in the logarithm of the energy
 _MOST_QUERIES = 2000
 _FEWEST_QUERIES = 20
 _WORK = 1e11  # multiplications and additions of one check's distances: some seconds of one core
 _SPLITS = 10
-_LAYERS_WITH_TAILS = 8
 _POOL_BLOCK = 2048
 
 
@@ -87,13 +88,13 @@ def _nearer(mine: Array, others: Array) -> float:
 
 def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
     """Distance of each query (N, V) to the nearest of a pool (M, V) or of its mirror images, (N,)."""
-    best = np.full(len(queries), np.inf)
+    best: Array = np.full(len(queries), np.inf)
     for order in family.mirrors if family.kind == "calorimeter" else (slice(None),):
         mirrored = queries[:, order]  # every element of the group is its own inverse
         for start in range(0, len(pool), _POOL_BLOCK):
             square = squared_distances(mirrored, pool[start : start + _POOL_BLOCK])
             np.minimum(best, square.min(axis=1), out=best)
-    return np.sqrt(best)
+    return np.asarray(np.sqrt(best), dtype=np.float64)
 
 
 def _shape_vectors(side: Survey, plan: Plan) -> Columns:
@@ -109,7 +110,9 @@ def sample_codes(side: Survey, plan: Plan) -> NDArray[np.uint64]:
     """
     mixing = np.random.default_rng(0).integers(1, 2**63, size=len(side.table), dtype=np.uint64) | np.uint64(1)
     codes = np.zeros(side.table.shape[1], dtype=np.uint64)
-    for row, factor in zip(side.table, mixing, strict=True):
+    for name, row, factor in zip(side.names, side.table, mixing, strict=True):
+        if "width" in name:  # of a single hit it is the root of a rounding error
+            continue
         row = np.abs(row) if plan.family.symmetries else row + np.float32(0)  # -0 equals 0
         codes += row.astype(np.float32).view(np.uint32).astype(np.uint64) * factor
     return codes[np.any(side.table != 0, axis=0)]
@@ -141,7 +144,7 @@ def duplicates(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Me
         limit = np.quantile(_nearest_other(others[draws.first[s]]), CLOSEST)
         for k, side in enumerate((mine[draws.generated[s]], others[draws.second[s]])):
             shares[k, s] = np.mean(_nearest_other(side) <= limit)
-    found["near_duplicates"] = Metric.from_subsamples(*shares, draws.n, min(len(others), len(mine)))
+    found["near_duplicates"] = Metric.from_subsamples(shares[0], shares[1], draws.n, min(len(others), len(mine)))
     return found
 
 
@@ -162,7 +165,7 @@ def tails(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]
     """Rare samples: outer quantiles and the share of samples beyond them, early and late showers.
 
     Args:
-        reference: The reference; at least 1,000 samples a side, or there is nothing to say.
+        reference: The reference; below 1,000 samples a side there is nothing to say of tails, below 200 of depths.
         generated: The generated samples.
         plan: Shared by both.
 
@@ -170,12 +173,10 @@ def tails(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]
         ``tail_low/O``, ``tail_high/O``: share of generated samples beyond the reference's 0.1 % and 99.9 % quantiles;
         floor: the reference's. ``quantile_low/O``, ``quantile_high/O``: difference of those quantiles in reference
         standard deviations. ``early_conversion``, ``late_conversion``: share of showers whose depth lies beyond the
-        reference's 1 % and 99 % quantiles for their energy. Errors are binomial.
+        reference's 5 % and 95 % quantiles for their energy. Errors are binomial.
     """
-    if min(reference.table.shape[1], generated.table.shape[1]) < _FEWEST_IN_TAILS:
-        return {}
-    found = {}
-    for name in tail_observables(reference, plan):
+    count, found = min(reference.table.shape[1], generated.table.shape[1]), {}
+    for name in main_observables(reference, plan) if count >= _FEWEST_IN_TAILS else ():
         r, g = (side.table[side.names.index(name)].astype(np.float64) for side in (reference, generated))
         spread = float(r.std()) or 1.0
         for end, level in (("low", TAIL), ("high", 1 - TAIL)):
@@ -185,38 +186,29 @@ def tails(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]
             (value, error), (floor, floor_error) = _quantile(g, level), _quantile(r, level)
             difference, total = (value - floor) / spread, math.hypot(error, floor_error) / spread
             found[f"quantile_{end}/{name}"] = Metric.of(difference, total, 0.0, 0.0, min(len(r), len(g)), "sd")
-    return found | (_conversions(reference, generated, plan) if plan.family.kind == "calorimeter" else {})
-
-
-def tail_observables(reference: Survey, plan: Plan) -> list[str]:
-    """The observables whose tails are compared; of many layers, those that hold most of the energy."""
-    if plan.family.kind == "map":
-        return [name for name in ("mean", "std", "maximum") if name in reference.names]
-    layers = [f"fraction_{number}" for number in plan.family.layer_numbers]
-    means = {name: float(reference.table[reference.names.index(name)].mean(dtype=np.float64)) for name in layers}
-    chosen = sorted(layers, key=lambda name: -means[name])[:_LAYERS_WITH_TAILS]
-    size = "response" if plan.has_energy else "total_energy"
-    return [size, "shower_depth", *(name for name in layers if name in chosen)]
+    if plan.family.kind == "calorimeter" and count >= _FEWEST_IN_TREND:
+        found.update(_conversions(reference, generated, plan))
+    return found
 
 
 def _conversions(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
-    """Early and late showers, each told by its depth in its bin of the first condition."""
-    first = plan.selections[1].condition if len(plan.selections) > 1 else ""
-    bins = [s for s in plan.selections if s.condition == first]
-    beyond: dict[str, list[list[NDArray[np.bool_]]]] = {"early": [[], []], "late": [[], []]}
+    """Early and late showers, told by their depth less its trend with the incident energy, over its spread's trend."""
     row = reference.names.index("shower_depth")
-    for selection in bins:
-        depths = [side.table[row, side.members(selection)] for side in (generated, reference)]
-        if min(len(d) for d in depths) < _FEWEST_IN_BIN:
-            continue
-        low, high = np.quantile(depths[1], (CONVERSION, 1 - CONVERSION))
-        for k, depth in enumerate(depths):
-            beyond["early"][k].append(depth < low)
-            beyond["late"][k].append(depth > high)
+    depths = [side.table[row].astype(np.float64) for side in (reference, generated)]
+    bases: list[Array] = [np.ones((len(d), 1)) for d in depths]
+    first = plan.family.conditions[0].name
+    if all(first in side.conditions for side in (reference, generated)):
+        x = [np.log(np.maximum(side.conditions[first], 1e-30).astype(np.float64)) for side in (reference, generated)]
+        middle, width = float(x[0].mean()), float(x[0].std()) or 1.0
+        bases = [np.asarray(np.vander((column - middle) / width, _TREND + 1), dtype=np.float64) for column in x]
+    trend = np.linalg.lstsq(bases[0], depths[0], rcond=None)[0]
+    depths = [d - basis @ trend for d, basis in zip(depths, bases, strict=True)]
+    spread = np.linalg.lstsq(bases[0], np.abs(depths[0]), rcond=None)[0]
+    depths = [d / np.maximum(basis @ spread, 1e-9) for d, basis in zip(depths, bases, strict=True)]
+    low, high = np.quantile(depths[0], (CONVERSION, 1 - CONVERSION))
     return {
-        f"{kind}_conversion": _share(np.concatenate(sides[0]), np.concatenate(sides[1]))
-        for kind, sides in beyond.items()
-        if sides[0]
+        "early_conversion": _share(depths[1] < low, depths[0] < low),
+        "late_conversion": _share(depths[1] > high, depths[0] > high),
     }
 
 

@@ -59,6 +59,29 @@ def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Surve
         ``memorisation``: see :mod:`calogen.analysis.checks`.
         ``overall``, ``overall_p``: the largest pull and its p-value, see :mod:`calogen.analysis.permutation`.
     """
+    found = observable_metrics(reference, generated, plan)
+    found.update(earth_mover_metrics(reference, generated, plan))
+    found.update(spectrum_metrics(reference, generated, plan))
+    if min(reference.table.shape[1], generated.table.shape[1]) >= FEWEST:
+        found.update(physics_distances(reference, generated, plan))
+        found.update(manifold_metrics(reference, generated, plan))
+        found.update(duplicates(reference, generated, plan))
+        found.update(tails(reference, generated, plan))
+        found.update(overall(reference, generated, plan))
+        if training is not None:
+            found.update(memorisation(reference, generated, training, plan))
+    samples = generated.count
+    for name, count in generated.problems.items():
+        unit = "voxels" if name.endswith("voxels") else "samples"
+        found[name] = Metric(float(count), None, float(reference.problems[name]), None, None, samples, unit)
+    return found
+
+
+def observable_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """The metrics of single observables in every selection, their mean, and those of sums of voxels and correlations.
+
+    See :func:`measure` for the keys.
+    """
     found: dict[str, Metric] = {}
     table = plan.observables
     scaled: list[Draws3] = []
@@ -81,19 +104,6 @@ def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Surve
     if scaled:
         n = min(reference.table.shape[1] // 2, generated.table.shape[1])
         found["score"] = Metric.from_splits(_mean_draws(scaled), n, "sd")
-    found.update(_whole_samples(reference, generated, plan))
-    if min(reference.table.shape[1], generated.table.shape[1]) >= FEWEST:
-        found.update(physics_distances(reference, generated, plan))
-        found.update(manifold_metrics(reference, generated, plan))
-        found.update(duplicates(reference, generated, plan))
-        found.update(tails(reference, generated, plan))
-        found.update(overall(reference, generated, plan))
-        if training is not None:
-            found.update(memorisation(reference, generated, training, plan))
-    samples = generated.count
-    for name, count in generated.problems.items():
-        unit = "voxels" if name.endswith("voxels") else "samples"
-        found[name] = Metric(float(count), None, float(reference.problems[name]), None, None, samples, unit)
     return found
 
 
@@ -149,13 +159,17 @@ def _correlation(reference: Survey, generated: Survey, draws: Draws, names: list
     return Metric.from_splits(splits, draws.n)
 
 
-def _whole_samples(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
-    """Metrics of the samples kept whole: exact earth mover's distance and the spectrum of voxels."""
-    found: dict[str, Metric] = {}
+def earth_mover_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """``emd_SIZE``: exact earth mover's distance of samples kept whole."""
     r, g = vectors(reference.kept, plan.fixed_scale), vectors(generated.kept, plan.fixed_scale)
     sizes = [s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)]
-    if sizes:
-        found[f"emd_{sizes[0]}"] = _exact(reference, r, g, sizes[0], plan)
+    return {f"emd_{sizes[0]}": _exact(reference, r, g, sizes[0], plan)} if sizes else {}
+
+
+def spectrum_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """``separation/voxel`` and ``empty_voxels``: the spectrum of voxels (pixels) of samples kept whole."""
+    found: dict[str, Metric] = {}
+    r, g = reference.kept, generated.kept
     if len(r) >= 4 and len(g) >= 2:
         draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
         picked = [p.astype(np.float64) @ reference.kept_spectra for p in (draws.first, draws.second, draws.first_again)]

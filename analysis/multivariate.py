@@ -27,6 +27,7 @@ _MANIFOLD_SAMPLES = 2000
 _MANIFOLD_ROWS = 20_000  # samples that the splits of density and coverage are drawn from
 _FEWEST_FRECHET = 50
 _FEWEST_KERNEL = 10
+_MAIN_LAYERS = 8
 _BLOCK = 256  # rows of a kernel matrix held at a time
 _EMPTY = 1e-8  # MeV added before the logarithm of a layer's energy, as in CaloChallenge
 
@@ -73,7 +74,9 @@ def scaled_by_largest(reference: ArrayLike, *others: ArrayLike) -> list[Array]:
 
 def moments(x: Array) -> tuple[Array, Array]:
     """Mean (F,) and covariance (F, F) of (n, F) features."""
-    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+    mean = x.mean(axis=0)
+    centred = x - mean
+    return mean, centred.T @ centred / (len(x) - 1)
 
 
 def frechet_distance(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
@@ -192,7 +195,7 @@ def _frechet_metric(x: Array, y: Array, draws: Draws, seed: int) -> Metric:
 def rounded_down(count: int) -> int:
     """A count to two significant digits, never more than it is: sizes in keys should not depend on every sample."""
     step = 10 ** max(0, len(str(count)) - 2)
-    return count // step * step
+    return int(count // step * step)
 
 
 def kernel_distance(a: Columns, b: Columns) -> float:
@@ -207,16 +210,23 @@ def _kernel_mean(a: Columns, b: Columns) -> float:
     """Mean kernel of all pairs; of a sample with itself, of all pairs of different samples."""
     total = 0.0
     for start in range(0, len(a), _BLOCK):
-        kernel = a[start : start + _BLOCK] @ b.T
-        kernel /= a.shape[1]
-        kernel += 1
-        for _ in range(2):
-            np.multiply(kernel, kernel, out=kernel)
-        total += float(kernel.sum())
-    if a is b:
-        total -= float((((a**2).sum(axis=1) / a.shape[1] + 1) ** 4).sum())
-        return total / (len(a) * (len(a) - 1))
-    return total / (len(a) * len(b))
+        block = a[start : start + _BLOCK]
+        if a is b:  # each pair once: those within the block, then those with what follows
+            within = fourth_power_kernel(block, block)
+            total += float(within.sum() - np.trace(within))
+            total += 2 * float(fourth_power_kernel(block, b[start + len(block) :]).sum())
+        else:
+            total += float(fourth_power_kernel(block, b).sum())
+    return total / (len(a) * (len(b) - (a is b)))
+
+
+def fourth_power_kernel(a: Columns, b: Columns) -> Columns:
+    """(x.y / F + 1)^4 of all pairs of (N, F) and (M, F), (N, M)."""
+    kernel = a @ b.T
+    kernel /= a.shape[1]
+    kernel += 1
+    np.multiply(kernel, kernel, out=kernel)
+    return np.multiply(kernel, kernel, out=kernel)
 
 
 def kernel_physics_distance(
@@ -245,7 +255,7 @@ def kernel_physics_distance(
 
 
 def _half_width(values: ArrayLike) -> float:
-    low, high = np.percentile(values, (16.275, 83.725))
+    low, high = np.percentile(np.asarray(values, dtype=np.float64), (16.275, 83.725))
     return float(high - low) / 2
 
 
@@ -265,8 +275,8 @@ def density_coverage(reference: Columns, generated: Columns, neighbours: int = N
     """Density and coverage of generated samples with respect to the reference.
 
     Around each reference sample lies a ball that reaches to its k-th nearest reference neighbour. Density: balls that
-    a generated sample lies in, on average, over k; 1 for equal distributions, more where samples crowd in the
-    densest parts. Coverage: share of balls with a generated sample in them; 1 - 2^-k for equal distributions and
+    a generated sample lies in, on average, over k; 1 for equal distributions, less where samples lie where no
+    reference does. Coverage: share of balls with a generated sample in them; 1 - 2^-k for equal distributions and
     sizes, less where modes are missing.
 
     Args:
@@ -283,14 +293,41 @@ def density_coverage(reference: Columns, generated: Columns, neighbours: int = N
     return float(inside.sum(axis=0).mean()) / neighbours, float(inside.any(axis=1).mean())
 
 
+def modes(reference: Survey, plan: Plan) -> list[str]:
+    """Observables whose joint distribution shows whether kinds of samples are missing: how much energy lies where.
+
+    Deposited energy and response, depth and its spread, and the shares of the layers that hold most of the energy.
+    Maps: mean, standard deviation, maximum and some of the power spectrum.
+    """
+    if plan.family.kind == "map":
+        return [*(n for n in ("maximum",) if n in reference.names), *correlated(plan)]
+    return ["total_energy", *main_observables(reference, plan), "shower_depth_width"]
+
+
+def main_observables(reference: Survey, plan: Plan) -> list[str]:
+    """Response, depth, and the shares of the (at most eight) layers with most energy; of maps the plainest moments."""
+    if plan.family.kind == "map":
+        return [name for name in ("mean", "std", "maximum") if name in reference.names]
+    layers = [f"fraction_{number}" for number in plan.family.layer_numbers]
+    means = {name: float(reference.table[reference.names.index(name)].mean(dtype=np.float64)) for name in layers}
+    chosen = sorted(layers, key=lambda name: -means[name])[:_MAIN_LAYERS]
+    size = ["response"] if plan.has_energy else []
+    return [*size, "shower_depth", *(name for name in layers if name in chosen)]
+
+
 def manifold_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
-    """``density`` and ``coverage`` of all observables, each in reference standard deviations; none for few samples."""
-    sides = (reference, generated)
+    """``density`` and ``coverage`` of the reference's main observables, each in its standard deviations.
+
+    Few observables on purpose (:func:`modes`): among dozens, neighbours are so far apart that their balls reach over a
+    gap. Nothing for a few samples.
+    """
+    sides, names = (reference, generated), modes(reference, plan)
+    chosen = [reference.names.index(name) for name in names]
     rows = [thinned(side.table.shape[1], _MANIFOLD_ROWS, plan.seed) for side in sides]
     n = min(_MANIFOLD_SAMPLES, *(len(r) // 2 for r in rows))
     if n <= NEIGHBOURS:
         return {}
-    base, other = (side.table[:, r].astype(np.float64) for side, r in zip(sides, rows, strict=True))
+    base, other = (side.table[chosen][:, r].astype(np.float64) for side, r in zip(sides, rows, strict=True))
     centre, spread = base.mean(axis=1), base.std(axis=1)
     varies = spread > 1e-6 * np.abs(base).max(axis=1)
     # Differences of large numbers would lose digits, hence the centre.

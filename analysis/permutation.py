@@ -8,14 +8,14 @@ statistics and their correlations are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .distances import Columns, Metric, halves
 from .histograms import ALL, observable_edges
-from .multivariate import correlated, features, scaled_by_largest, thinned
+from .multivariate import correlated, features, fourth_power_kernel, scaled_by_largest, thinned
 from .survey import Plan, Survey
 
 Array = NDArray[np.float64]
@@ -93,13 +93,13 @@ def _statistics(
     reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: Plan
 ) -> Iterator[tuple[str, Array]]:
     """Every statistic for every labelling: key and (P,)."""
-    sides = list(zip((reference, generated), rows, strict=True))
 
-    def pooled(column: Callable[[Survey], Columns]) -> Columns:
-        return np.concatenate([np.asarray(column(side))[..., r] for side, r in sides], axis=-1)
+    def joined(*sides: Columns) -> Columns:
+        return np.concatenate([side[..., r] for side, r in zip(sides, rows, strict=True)], axis=-1)
 
-    table = pooled(lambda side: side.table)
-    conditions = {name: pooled(lambda side, n=name: side.conditions[n]) for name in reference.conditions}  # type: ignore[misc]
+    table = joined(reference.table, generated.table)
+    known = [name for name in reference.conditions if name in generated.conditions]
+    conditions = {name: joined(reference.conditions[name], generated.conditions[name]) for name in known}
     for selection in plan.selections:
         mine = selection.of(conditions, table.shape[1])
         if min(np.count_nonzero(labels[mine, 0] == side) for side in (1, -1)) < _FEWEST:
@@ -113,7 +113,7 @@ def _statistics(
         if selection is ALL:
             for name, column in conditions.items():
                 yield f"w1/{name}", label_distances(column, labels)[0]
-            projections = pooled(lambda side: side.projections)
+            projections = joined(reference.projections, generated.projections)
             yield "sliced_w1", np.mean([label_distances(p, labels)[0] for p in projections], axis=0)
             chosen = [reference.names.index(name) for name in correlated(plan)]
             yield "correlation", _correlation_distances(table[chosen], labels)
@@ -176,11 +176,7 @@ def _kernel_distances(
     chosen = np.random.default_rng([plan.seed, 7]).permutation(len(x))[: 2 * _MOST_KERNEL]
     (x,) = scaled_by_largest(x)
     x, placed = x[chosen].astype(np.float32), labels[chosen]
-    kernel = x @ x.T
-    kernel /= x.shape[1]
-    kernel += 1
-    for _ in range(2):
-        np.multiply(kernel, kernel, out=kernel)
+    kernel = fourth_power_kernel(x, x)
     np.fill_diagonal(kernel, 0)
     a, b = ((placed == side).astype(np.float32) for side in (1, -1))
     with_a, with_b = kernel @ a, kernel @ b
