@@ -597,6 +597,23 @@ def bench_train(as_json: bool, **options: Any) -> None:
         _table("training step, calogen against a bare torch loop", facts)
 
 
+@bench.command("analysis")
+@click.option("--data", "-d", multiple=True, help="Showers (default: made by the surrogate calogan-gamma).")
+@click.option("-n", "samples", type=click.IntRange(min=1000), default=100_000, show_default=True, help="Showers.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of ours; plain numpy has 1.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench_analysis(as_json: bool, **options: Any) -> None:
+    """Time observables and histograms against the same, one feature after another in plain numpy."""
+    from .bench import analysis_ratio
+
+    facts = analysis_ratio(**options)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _table("observables and histograms, calogen against plain numpy", facts)
+
+
 def main() -> None:
     """Entry point: errors become messages and exit codes."""
     try:
