@@ -118,11 +118,11 @@ def _tables(report: Report) -> Iterator[Table]:
 def _side_by_side(table: SideBySide) -> Table:
     rows = []
     for key, metrics in table.rows:
-        unit = next(m.unit for m in metrics if m is not None)
+        unit = table.unit(metrics)
         cells = ["-" if m is None else f"{with_error(m.value, m.error)} ({pull_text(m)})" for m in metrics]
-        rows.append((key, unit, table.floor(metrics), *cells))
-    caption = "Values with errors, pulls in brackets. The same table is in table.csv and table.tex."
-    return Table("Side by side", ("metric", "unit", "floor", *table.names), tuple(rows), caption)
+        rows.append((f"{key} [{unit}]" if unit else key, table.floor(metrics), *cells))
+    caption = "All samples: values with errors, pulls in brackets. The same table is in table.csv and table.tex."
+    return Table("Side by side", ("metric", "floor", *table.names), tuple(rows), caption)
 
 
 def _classifiers(report: Report) -> Iterator[Table]:

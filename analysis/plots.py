@@ -224,16 +224,18 @@ def draw_histograms(
 
 def _flow(main: Axes, histograms: Sequence[Histogram]) -> None:
     """Under- and overflow of every side in percent, above the ends of the axis they lie beyond."""
-    shown = histograms[:3]
-    more = " | ..." if len(histograms) > 3 else ""
-    below = " | ".join(f"{100 * h.below:.2g}" for h in shown)
-    above = " | ".join(f"{100 * h.above:.2g}" for h in shown)
+    below, above = ([100 * getattr(h, end) for h in histograms] for end in ("below", "above"))
     options: dict[str, Any] = {"fontsize": 6.5, "color": "#666666", "transform": main.transAxes}
-    if any(h.below for h in histograms):
-        main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {below}{more} %", **options)
-    if any(h.above for h in histograms):
-        text = f"{above}{more} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
-        main.text(1, 1.03, text, ha="right", **options)
+    if any(below):
+        main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {_shares(below)} %", **options)
+    if any(above):
+        main.text(1, 1.03, f"{_shares(above)} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", ha="right", **options)
+
+
+def _shares(percent: Sequence[float]) -> str:
+    """The reference's share, then the generated one, or the range of several."""
+    low, high = min(percent[1:]), max(percent[1:])
+    return f"{percent[0]:.2g} | {low:.2g}" + (f"-{high:.2g}" if len(percent) > 2 else "")
 
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
@@ -379,7 +381,7 @@ def _observables(report: Report) -> Iterator[Drawing]:
                 ratio.set_ylabel("ratio", loc="center")
         caption = (
             "All samples. Bins and ranges are fixed by the reference; shares beyond either end of the axis are above "
-            "each panel, in the order of the legend. Lower panels: generated over reference; bands and bars are "
+            "each panel: reference | generated. Lower panels: generated over reference; bands and bars are "
             "statistical uncertainties."
         )
         yield Drawing(name, title, caption, figure)

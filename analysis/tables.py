@@ -59,15 +59,22 @@ def with_error(value: float | None, error: float | None, plus_minus: str = " ± 
     return f"({scaled})e{power}"
 
 
-def headline(report: Report, found: Mapping[str, Metric]) -> list[str]:
-    """Keys of the metrics that matter first: of whole samples, then response and layer fractions in every bin."""
+def headline(report: Report, found: Mapping[str, Metric], *, binned: bool = True) -> list[str]:
+    """Keys of the metrics that matter first: of whole samples, then response and layer fractions.
+
+    Args:
+        report: The report.
+        found: Metrics of one of its surrogates.
+        binned: Whether response and fractions are wanted in every bin; else of all samples.
+    """
     keys = [k for k in found if "/" not in k or k.split("/")[1] in ("voxel", "pixel") or k.startswith("auc/")]
     few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
     size = "response" if report.plan.has_energy else "total_energy"
     shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
     for kind in ("mean", "spread"):
         for name in shown:
-            inside = [f"{kind}/{name}{s.suffix}" for s in report.plan.selections[1:] or report.plan.selections]
+            chosen = report.plan.selections[1:] if binned else ()
+            inside = [f"{kind}/{name}{s.suffix}" for s in chosen or report.plan.selections[:1]]
             keys += [key for key in inside if key in found]
     return keys
 
@@ -92,8 +99,8 @@ class SideBySide:
 
     @classmethod
     def of(cls, report: Report) -> SideBySide:
-        """The headline metrics of a report, and the five worst observables of each surrogate."""
-        keys = {key: None for found in report.metrics.values() for key in headline(report, found)}
+        """The headline metrics of a report over all samples, and the five worst observables of each surrogate."""
+        keys = {key: None for found in report.metrics.values() for key in headline(report, found, binned=False)}
         keys |= {key: None for found in report.metrics.values() for key in worst(found)}
         rows = []
         for key in keys:
@@ -110,11 +117,9 @@ class SideBySide:
         return " to ".join([floors[0], floors[-1]] if len(floors) > 1 else floors) or "-"
 
     @staticmethod
-    def best(metrics: Sequence[Metric | None]) -> int | None:
-        """Position of the surrogate nearest to its floor, if that says something: several, and not all at it."""
-        away = [abs(m.pull) if m is not None and m.pull is not None else math.inf for m in metrics]
-        clear = len(away) > 1 and math.isfinite(min(away)) and max(away) >= min(away) + 2
-        return away.index(min(away)) if clear else None
+    def unit(metrics: Sequence[Metric | None]) -> str:
+        """The unit of a row, without what surrogates need not share."""
+        return next(m.unit for m in metrics if m is not None).partition(",")[0]
 
     def to_csv(self) -> str:
         """Full precision: metric, unit, then value, error, floor and pull of every surrogate."""
@@ -123,9 +128,8 @@ class SideBySide:
         parts = ("value", "error", "floor", "pull")
         writer.writerow(["metric", "unit", *(f"{name} {part}" for name in self.names for part in parts)])
         for key, metrics in self.rows:
-            unit = next(m.unit for m in metrics if m is not None)
             cells = [None if m is None else getattr(m, part) for m in metrics for part in parts]
-            writer.writerow([key, unit, *cells])
+            writer.writerow([key, self.unit(metrics), *cells])
         return stream.getvalue()
 
     def to_latex(self) -> str:
@@ -134,10 +138,10 @@ class SideBySide:
         lines.append(" & ".join(["metric", "unit", "floor", *map(_escaped, self.names)]) + r" \\")
         lines.append(r"\hline")
         for key, metrics in self.rows:
-            unit = next(m.unit for m in metrics if m is not None)
             cells = ["--" if m is None else f"${with_error(m.value, m.error, _PM)}$" for m in metrics]
-            floor = self.floor(metrics).replace("-", "--") if self.floor(metrics) == "-" else self.floor(metrics)
-            lines.append(" & ".join([_escaped(key), _escaped(unit), floor, *cells]) + r" \\")
+            floor = self.floor(metrics)
+            start = [_escaped(key), _escaped(self.unit(metrics)), "--" if floor == "-" else floor]
+            lines.append(" & ".join([*start, *cells]) + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

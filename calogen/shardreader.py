@@ -353,11 +353,22 @@ def _check_response(file: h5py.File, piece: Piece, head: Samples | None) -> None
     samples = samples.select(~_bad_rows(samples))
     if not len(samples):
         return
-    energies = samples.conditions[family.conditions[0].name]
-    response = float(np.median(samples.values.sum(axis=1, dtype=np.float64) / energies))
-    strict = layout.kind == "reference" and len(samples) >= 32
+    responses = samples.values.sum(axis=1, dtype=np.float64) / samples.conditions[family.conditions[0].name]
+    filled = responses[responses > 0]  # an empty shower is empty in any unit
+    if not len(filled):
+        if layout.kind == "generated":
+            return
+        raise ShardError(
+            f"all of the first {len(samples)} showers are empty",
+            where=piece.path,
+            expected="showers that deposit energy",
+            found="voxels that are all 0",
+            hint="check how the file was written; showers may be empty, but a simulation of nothing else is of no use",
+        )
+    response = float(np.median(filled))
+    strict = layout.kind == "reference" and len(filled) >= 32
     highest = family.max_response if strict else _HIGHEST_LOOSE_RESPONSE
-    if _LOWEST_RESPONSE <= response <= highest or (response == 0 and layout.kind == "generated"):
+    if _LOWEST_RESPONSE <= response <= highest:
         return
     guess = (
         "probably the incident energies are in GeV (or the voxels in keV) but were taken for MeV"
