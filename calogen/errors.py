@@ -84,6 +84,12 @@ class DivergenceError(CalogenError):
     exit_code = 1
 
 
+class ProductionError(CalogenError):
+    """A worker process died or failed, again and again."""
+
+    exit_code = 1
+
+
 class GateError(CalogenError):
     """A measured value did not meet the limit the user set."""
 

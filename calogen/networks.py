@@ -32,6 +32,9 @@ def _mlp(sizes: Sequence[int], *, slope: float, zero_last: bool = False) -> nn.S
     return nn.Sequential(*layers)
 
 
+SLOPE = 0.1
+"""Of the shower generator's LeakyReLUs."""
+
 _FACTOR_ROWS = 12_000  # showers that the factors are fitted to
 
 
@@ -61,8 +64,8 @@ class ShowerGenerator(nn.Module):
         # Scores stay standard, whatever the adversary does: without this, the occupancy of voxels that are rarely on
         # drifts away within a thousand steps.
         self.standardise = nn.BatchNorm1d(family.voxels, affine=False, momentum=0.01)
-        self.energies = _mlp([layers + count, 128, 128, layers], slope=0.1, zero_last=True)
-        self.shapes = _mlp([layers + latent + count, *hidden, family.voxels], slope=0.1, zero_last=True)
+        self.energies = _mlp([layers + count, 128, 128, layers], slope=SLOPE, zero_last=True)
+        self.shapes = _mlp([layers + latent + count, *hidden, family.voxels], slope=SLOPE, zero_last=True)
 
     @property
     def latent_size(self) -> int:
@@ -71,8 +74,8 @@ class ShowerGenerator(nn.Module):
 
     @property
     def coarse(self) -> int:
-        """How many of them, at the end, may be of low resolution: the voxels' own noise."""
-        return self.splits[2]
+        """How many of them, at the end, may be of low resolution: factors and the voxels' own noise."""
+        return self.splits[1] + self.splits[2]
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""

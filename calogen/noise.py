@@ -42,10 +42,10 @@ def normals(seed: int, start: int, count: int, fine: int, coarse: int) -> NDArra
         (count, fine + coarse), the fine ones first.
     """
     fine_words, coarse_words = -(-fine // 2), -(-coarse // 4)
-    raw = np.ascontiguousarray(_words(seed, LATENTS, start, count, fine_words + coarse_words))
+    raw = _words(seed, LATENTS, start, count, fine_words + coarse_words)
     out = np.empty((count, fine + coarse), np.float32)
     whole = raw[:, :fine_words].copy().view("<u4")[:, :fine]
     out[:, :fine] = ndtri((whole.astype(np.float64) + 0.5) / 2.0**32)
-    halves = raw[:, fine_words : fine_words + coarse_words].copy().view("<u2")[:, :coarse]
-    out[:, fine:] = _NORMALS[halves]
+    halves = raw.view("<u2")[:, 4 * fine_words : 4 * fine_words + coarse]
+    out[:, fine:] = np.take(_NORMALS, halves, mode="clip")  # clip: every index fits, so do not check each
     return out

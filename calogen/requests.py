@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -207,6 +208,14 @@ class Request:
         """For provenance: samples, specifications or source."""
         specs = {name: spec.text for name, spec in self._specs.items()}
         return {"samples": self.samples, **specs, **({"source": self._source} if self._source else {})}
+
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the conditions of every sample."""
+        found = hashlib.sha256(repr((self.samples, sorted((n, s.text) for n, s in self._specs.items()))).encode())
+        for name, column in sorted(self._table.items()):
+            found.update(name.encode() + b"\0")
+            found.update(np.ascontiguousarray(column, "<f4"))
+        return found.hexdigest()
 
     def limits(self, names: Sequence[str]) -> NDArray[np.float32] | None:
         """Every extreme or listed value a request of specifications can take, (rows, C); none for tables."""

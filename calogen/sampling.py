@@ -7,6 +7,7 @@ its own range of Philox counters, and the network runs on fixed blocks of sample
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.resources
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,24 +20,22 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .checkpoint import Card, Checkpoint, load_checkpoint
-from .errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError, did_you_mean
+from .errors import CheckpointError, ConditionError, ConfigError, StorageError, did_you_mean
 from .families import Family
-from .networks import MapGenerator, pick_device
+from .hdf5 import compressed
+from .inference import FoldedShowers
+from .networks import MapGenerator, ShowerGenerator, pick_device
 from .noise import normals
+from .production import ALIGNMENT, Part, Plan, check_folder, produce, usable_cores
 from .requests import Request
-from .runs import RunFolder, require_empty
-from .shards import (
-    SHARD_BYTES,
-    Samples,
-    ShardRecord,
-    samples_per_shard,
-    write_manifest,
-    write_shard,
-)
+from .runs import RunFolder, environment
+from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 
-BLOCK = 1024
+BLOCK = ALIGNMENT
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
 _MOST_SAMPLES = 10**12
+_PROBE = 64  # samples made to see how well they compress
+_MANTISSA = 23  # bits of a float32
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,90 @@ class Estimate:
     """What a request will make.
 
     Attributes:
-        samples: How many.
+        samples: How many, of this part.
         shards: Files.
-        raw_bytes: Bytes before compression: the most the files can take.
+        raw_bytes: Bytes before compression.
+        bytes: About how many the files will take.
         free_bytes: What the file system has.
     """
 
     samples: int
     shards: int
     raw_bytes: int
+    bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A :class:`calogen.production.Maker` of generated samples.
+
+    Attributes:
+        surrogate: Makes them.
+        request: Their conditions.
+        seed: Of latents and drawn conditions.
+        mantissa_bits: Bits kept of every value's mantissa; none: all 23.
+    """
+
+    surrogate: Surrogate
+    request: Request
+    seed: int = 0
+    mantissa_bits: int | None = None
+
+    @property
+    def family(self) -> Family:
+        """What is made."""
+        return self.surrogate.family
+
+    def describe(self) -> dict[str, Any]:
+        """Where the samples come from: checkpoint, seed, request, versions."""
+        card = self.surrogate.card
+        return {
+            "engine": "calogen",
+            "checkpoint_sha256": card.model_sha256,
+            "checkpoint_step": card.step,
+            "sample_shape": self.family.sample_shape,
+            "seed": self.seed,
+            "request": self.request.describe(),
+            "request_sha256": self.request.digest(),
+            "holdout": card.holdout,
+            "training": card.provenance,
+            "versions": environment(),
+            **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits is not None else {}),
+        }
+
+    def pieces(self, start: int, stop: int) -> Iterator[Samples]:
+        """Samples start to stop, in blocks aligned to the global index."""
+        surrogate, rows = self.surrogate, self.surrogate.block
+        before: Callable[[], Samples] | None = None
+        for low in range(start - start % rows, stop, rows):
+            # Always a full block, so that a sample's bits do not depend on where a shard or part ends. One block ahead,
+            # so that a GPU computes the next while this one is compressed.
+            columns = self.request.columns(surrogate.conditions, self.seed, low, rows)
+            keep = slice(max(start - low, 0), min(stop - low, rows))
+            after = functools.partial(self._finish, surrogate.launch(columns, self.seed, low), columns, keep)
+            if before:
+                yield before()
+            before = after
+        if before:
+            yield before()
+
+    def _finish(self, values: Callable[[], NDArray[np.float32]], columns: NDArray[np.float32], keep: slice) -> Samples:
+        kept = values()[keep]
+        if self.mantissa_bits is not None:
+            kept = rounded(kept, self.mantissa_bits)
+        named = {name: columns[keep, i] for i, name in enumerate(self.surrogate.conditions)}
+        return Samples(self.family, kept, named, kind="generated")
+
+
+def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Values with mantissas rounded to so many bits: a relative error of at most 2^-(bits + 1)."""
+    drop = _MANTISSA - bits
+    if not drop:
+        return values
+    raw = values.view(np.uint32) + np.uint32(1 << (drop - 1))
+    raw &= np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    return raw.view(np.float32)
 
 
 class Surrogate:
@@ -72,6 +145,9 @@ class Surrogate:
         self._card = checkpoint.card
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
+        self._folded: FoldedShowers | None = None
+        if isinstance(self._generator, ShowerGenerator) and self._device.type == "cpu":
+            self._folded = FoldedShowers(self._generator)
         self._rows = BLOCK if self.family.voxels <= _BLOCK_NUMBERS // BLOCK else 128
 
     @classmethod
@@ -117,6 +193,11 @@ class Surrogate:
         return self._card.family
 
     @property
+    def block(self) -> int:
+        """Samples computed at a time by :meth:`generate`, aligned to the global index."""
+        return self._rows
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions it takes."""
         return tuple(c.name for c in self._card.conditions)
@@ -149,7 +230,9 @@ class Surrogate:
         parts = []
         for start in range(0, len(columns), self._rows):
             rows = columns[start : start + self._rows]
-            parts.append(self._run(rows, seed, start))
+            parts.append(self.launch(rows, seed, start)())
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
 
     def _columns(self, conditions: Mapping[str, ArrayLike], n: int | None) -> NDArray[np.float32]:
@@ -217,62 +300,109 @@ class Surrogate:
                 )
 
     @torch.inference_mode()
-    def _run(self, columns: NDArray[np.float32], seed: int, start: int) -> NDArray[np.float32]:
-        """Samples start to start + len(columns) of a seed, in one pass."""
+    def launch(self, columns: NDArray[np.float32], seed: int, start: int) -> Callable[[], NDArray[np.float32]]:
+        """Start computing samples start to start + n, with conditions (n, C).
+
+        Returns:
+            Waits for them, if they are computed on a GPU, and returns them in physical units.
+        """
         coarse = self._generator.coarse
         latent = normals(seed, start, len(columns), self._generator.latent_size - coarse, coarse)
-        values = self._generator(
-            torch.from_numpy(latent).to(self._device), torch.from_numpy(np.ascontiguousarray(columns)).to(self._device)
-        )
+        if self._folded:
+            values = self._gated(self._folded(latent, columns))
+            return lambda: values
+        inputs = (torch.from_numpy(np.ascontiguousarray(array)) for array in (latent, columns))
+        made = self._generator(*(tensor.to(self._device, non_blocking=True) for tensor in inputs))
+        if self._device.type != "cuda":
+            return lambda: self._gated(made.numpy())
+        there = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+        there.copy_(made, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def collect() -> NDArray[np.float32]:
+            copied.synchronize()
+            return self._gated(there.numpy())
+
+        return collect
+
+    def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values with those below the family's threshold put to exactly zero, in place."""
         if self.family.threshold:
-            values = torch.where(values >= self.family.threshold, values, 0.0)
-        result: NDArray[np.float32] = values.cpu().numpy()
-        return result
+            values[values < self.family.threshold] = 0
+        return values
 
-    def blocks(self, request: Request, seed: int, start: int, stop: int) -> Iterator[Samples]:
-        """Samples start to stop of a request, in blocks aligned to the global index.
-
-        Args:
-            request: Their conditions.
-            seed: Of latents and drawn conditions.
-            start: First index.
-            stop: One past the last.
-        """
-        for low in range(start - start % self._rows, stop, self._rows):
-            # Always a full block, so that a sample's bits do not depend on where a shard or part ends.
-            columns = request.columns(self.conditions, seed, low, self._rows)
-            values = self._run(columns, seed, low)
-            keep = slice(max(start - low, 0), min(stop - low, self._rows))
-            named = {name: columns[keep, i] for i, name in enumerate(self.conditions)}
-            yield Samples(self.family, values[keep], named, kind="generated")
-
-    def estimate(self, request: Request, out: str | Path, shard_size: int | None = None) -> Estimate:
-        """How many files and bytes a request makes, and whether they fit.
+    def plan(
+        self,
+        request: Request,
+        out: str | Path,
+        *,
+        seed: int = 0,
+        layout: WrittenLayout = "native",
+        shard_size: int | None = None,
+        part: Part | None = None,
+        mantissa_bits: int | None = None,
+        extrapolate: bool = False,
+        workers: int | None = None,
+    ) -> tuple[Plan, Estimate]:
+        """Everything :meth:`generate` checks before it writes; arguments as there.
 
         Raises:
-            ConfigError: If the number of samples is not 1 to 10^12, or a shard is to hold none.
-            StorageError: If the file system cannot hold even a quarter of the uncompressed bytes.
+            ConditionError: As :meth:`generate`.
+            ConfigError: As :meth:`generate`.
+            StorageError: If the file system cannot hold the files.
         """
-        n = request.samples
-        if not 1 <= n <= _MOST_SAMPLES:
-            raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=n)
-        per_shard = samples_per_shard(self.family, SHARD_BYTES) if shard_size is None else shard_size
-        if per_shard < 1:
-            raise ConfigError("a shard holds at least one sample", where="--shard-size", found=shard_size)
-        raw = n * 4 * (self.family.voxels + len(self.conditions))
-        where = Path(out).absolute()
+        _check_seed(seed)
+        self._check_names(dict.fromkeys(request.names))
+        part = part or Part()
+        if not 1 <= request.samples <= _MOST_SAMPLES:
+            raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=request.samples)
+        if layout == "calogan":
+            _require_calogan(self.family, self.conditions)
+        if mantissa_bits is not None and not 1 <= mantissa_bits <= _MANTISSA:
+            raise ConfigError(f"a mantissa has 1 to {_MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
+        per_shard = self._per_shard(request.samples, part, shard_size)
+        maker = Generation(self, request, seed, mantissa_bits)
+        threads = 0 if self._device.type == "cpu" else workers or usable_cores()
+        plan = Plan(maker, request.samples, per_shard, part, layout, threads)
+        check_folder(plan, Path(out))
+        self._check_conditions(request, seed, extrapolate)
+        return plan, self._estimate(plan, Path(out))
+
+    def _per_shard(self, total: int, part: Part, shard_size: int | None) -> int:
+        if shard_size is not None:
+            if shard_size < 1:
+                raise ConfigError("a shard holds at least one sample", where="--shard-size", found=shard_size)
+            return shard_size
+        most = samples_per_shard(self.family, SHARD_BYTES)
+        in_part = min(total, -(-total // (part.count * BLOCK)) * BLOCK)
+        shards = -(-in_part // most)
+        return min(most, -(-in_part // (shards * BLOCK)) * BLOCK)  # all about equally long
+
+    def _estimate(self, plan: Plan, out: Path) -> Estimate:
+        shards = plan.shards()
+        samples = sum(shard.samples for shard in shards)
+        raw = samples * 4 * (self.family.voxels + len(self.conditions))
+        probe = min(_PROBE, self._rows, plan.total)
+        columns = plan.maker.request.columns(self.conditions, plan.maker.seed, 0, probe)  # type: ignore[attr-defined]
+        values = self.launch(columns, 0, 0)()
+        if plan.maker.mantissa_bits is not None:  # type: ignore[attr-defined]
+            values = rounded(values, plan.maker.mantissa_bits)  # type: ignore[attr-defined]
+        taken = int(samples * len(compressed(values)) / probe) + 5000 * len(shards)
+        where = out.absolute()
         while not where.exists():
             where = where.parent
         free = shutil.disk_usage(where).free
-        if raw / 4 > free:  # showers compress about twofold, never fourfold
+        there = sum(file.stat().st_size for file in out.glob("shard*.h5")) if out.is_dir() else 0
+        if taken > free + there:
             raise StorageError(
                 "the samples will not fit on the disk",
                 where=out,
-                expected=f"{raw / 8e9:.1f} to {raw / 2e9:.1f} GB of space",
+                expected=f"about {taken / 1e9:.1f} GB of space",
                 found=f"{free / 1e9:.1f} GB free",
                 hint="generate fewer, or in parts on other disks",
             )
-        return Estimate(n, -(-n // per_shard), raw, free)
+        return Estimate(samples, len(shards), raw, taken, free)
 
     def generate(
         self,
@@ -281,84 +411,60 @@ class Surrogate:
         n: int | None = None,
         *,
         seed: int = 0,
-        layout: Literal["native", "calogan"] = "native",
+        layout: WrittenLayout = "native",
         shard_size: int | None = None,
+        part: Part | None = None,
+        mantissa_bits: int | None = None,
         extrapolate: bool = False,
+        workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], int] | None = None,
     ) -> Path:
-        """Write a folder of shards.
+        """Write a folder of shards, or finish one.
 
         Args:
-            out: Folder; must be empty or absent.
+            out: Folder; empty, absent, or what an earlier call with the same arguments left.
             request: Conditions of every sample, or a mapping of condition names to specifications such as
                 ``"uniform:1:100GeV"`` (then ``n`` is needed).
-            n: How many samples.
+            n: How many samples, up to 10^12.
             seed: Of latents and drawn conditions.
             layout: ``native``, or ``calogan`` for files in CaloGAN's own layout.
             shard_size: Samples per file (default: 128 MiB of raw samples).
+            part: Make only this part of the samples; parts may share the folder.
+            mantissa_bits: Round values to so many bits of mantissa: smaller files (10 bits: 5e-4 of each value).
             extrapolate: Allow conditions outside the trained range.
-            progress: Called with (samples done, samples in all).
-            should_stop: Asked after every block; a signal number stops the work, and full shards stay.
+            workers: Processes (default: the cores this process may use); with a GPU, threads that compress.
+            progress: Called with (samples done, samples in all), of the part.
+            should_stop: Asked all the time; a signal number stops the work, and full shards stay.
 
         Returns:
             The folder.
 
         Raises:
             ConditionError: Conditions missing, unknown or out of range: found before anything is written.
-            ConfigError: ``out`` not empty, or a bad number.
+            ConfigError: ``out`` holds something else or is being written, or a bad number.
             StorageError: The disk cannot hold the result.
+            ProductionError: A worker process failed again and again.
             Interrupted: ``should_stop`` asked for it.
         """
         if not isinstance(request, Request):
             request = Request.from_specs(self.family, request, n)
         elif n not in (None, request.samples):
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
-        out = Path(out)
-        estimate = self.check_request(
-            request, out, seed=seed, layout=layout, shard_size=shard_size, extrapolate=extrapolate
+        workers = workers or usable_cores()
+        plan, _ = self.plan(
+            request,
+            out,
+            seed=seed,
+            layout=layout,
+            shard_size=shard_size,
+            part=part,
+            mantissa_bits=mantissa_bits,
+            extrapolate=extrapolate,
+            workers=workers,
         )
-        provenance = {
-            "engine": "calogen",
-            "checkpoint_sha256": self._card.model_sha256,
-            "checkpoint_step": self._card.step,
-            "seed": seed,
-            "request": request.describe(),
-            "holdout": self._card.holdout,
-            "training": self._card.provenance,
-        }
-        per_shard = -(-estimate.samples // estimate.shards) if shard_size is None else shard_size
-        per_shard = -(-per_shard // self._rows) * self._rows if shard_size is None else per_shard
-        return self._write(out, request, estimate.samples, per_shard, provenance, seed, layout, progress, should_stop)
-
-    def check_request(
-        self,
-        request: Request,
-        out: str | Path,
-        *,
-        seed: int = 0,
-        layout: Literal["native", "calogan"] = "native",
-        shard_size: int | None = None,
-        extrapolate: bool = False,
-    ) -> Estimate:
-        """Everything :meth:`generate` checks before it writes; arguments as there.
-
-        Returns:
-            What would be made.
-
-        Raises:
-            ConditionError: As :meth:`generate`.
-            ConfigError: As :meth:`generate`.
-            StorageError: As :meth:`estimate`.
-        """
-        _check_seed(seed)
-        self._check_names(dict.fromkeys(request.names))
-        if layout == "calogan":
-            _require_calogan(self.family, self.conditions)
-        require_empty(Path(out), "choose another --out")
-        estimate = self.estimate(request, out, shard_size)
-        self._check_conditions(request, seed, extrapolate)
-        return estimate
+        on_gpu = bool(plan.threads)
+        return produce(plan, Path(out), workers=1 if on_gpu else workers, progress=progress, should_stop=should_stop)
 
     def _check_conditions(self, request: Request, seed: int, extrapolate: bool) -> None:
         limits = request.limits(self.conditions)
@@ -369,49 +475,6 @@ class Surrogate:
             count = min(2**16, request.samples - start)
             columns = request.columns(self.conditions, seed, start, count)
             self.check(columns, extrapolate=extrapolate, first=start)
-
-    def _write(
-        self,
-        out: Path,
-        request: Request,
-        total: int,
-        per_shard: int,
-        provenance: Mapping[str, Any],
-        seed: int,
-        layout: Literal["native", "calogan"],
-        progress: Callable[[int, int], None] | None,
-        should_stop: Callable[[], int] | None,
-    ) -> Path:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
-        records: list[ShardRecord] = []
-        for number, start in enumerate(range(0, total, per_shard)):
-            stop = min(start + per_shard, total)
-            parts: list[Samples] = []
-            done, signal_number = start, 0
-            for block in self.blocks(request, seed, start, stop):
-                parts.append(block)
-                done += len(block)
-                if progress:
-                    progress(done, total)
-                signal_number = should_stop() if should_stop and done < total else 0
-                if signal_number:
-                    break
-            if done == stop:
-                path, samples = out / f"shard-{number:06d}.h5", Samples.concatenate(parts)
-                records.append(write_shard(path, samples, provenance=provenance, index_start=start, layout=layout))
-            if signal_number:  # a shard that is not full is given up: blocks take seconds, shards minutes
-                if records:
-                    write_manifest(out, records, provenance=provenance)
-                raise Interrupted(
-                    f"stopped by signal {signal_number} after {done if done == stop else start} of {total} samples",
-                    signal_number=signal_number,
-                    hint="the finished shards are complete; start again in an empty folder for the whole set",
-                )
-        write_manifest(out, records, provenance=provenance)
-        return out
 
 
 def _check_seed(seed: int) -> None:

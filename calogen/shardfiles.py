@@ -7,9 +7,11 @@ density maps), with attributes that say what it is. A folder of shards has a man
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +23,16 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import ShardError
 from .families import Family
 from .formats import INDEX_EXTRAS, SCHEMA
-from .hdf5 import hdf5_image, write_atomic, write_rows
+from .hdf5 import RowWriter, hdf5_image, write_atomic
 
 SHARD_BYTES = 128 << 20
 """Raw bytes of samples in one shard, at most."""
 
+WrittenLayout = Literal["native", "calogan"]
+
 _BLOCK = 1024  # generation computes in blocks of this many samples; shards hold whole blocks
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""Name of the manifest of a folder made in one part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +162,12 @@ class Manifest:
     Attributes:
         records: One a file, by global index.
         provenance: Where the samples come from: one entry a manifest file.
+        planned: How many samples its files will hold when the production is finished; None if nothing says.
     """
 
     records: tuple[ShardRecord, ...]
     provenance: tuple[dict[str, Any], ...] = ()
+    planned: int | None = None
 
     @property
     def samples(self) -> int:
@@ -181,68 +188,82 @@ def samples_per_shard(family: Family, shard_bytes: int = SHARD_BYTES) -> int:
 
 def write_shard(
     path: Path,
-    samples: Samples,
+    samples: Samples | Iterable[Samples],
     *,
     provenance: Mapping[str, Any],
     index_start: int = 0,
-    layout: Literal["native", "calogan"] = "native",
+    layout: WrittenLayout = "native",
+    count: int | None = None,
+    pool: Executor | None = None,
 ) -> ShardRecord:
     """Writes one shard; the file appears under its name only when complete.
 
     Args:
         path: The file to write.
-        samples: At least one; stored exactly as they are.
+        samples: At least one; stored exactly as they are. Or pieces of the shard in order, taken one at a time.
         provenance: Engine or checkpoint digest, versions, seed: JSON-able.
         index_start: Global index of the first sample.
         layout: ``native``, or ``calogan`` for CaloGAN's own datasets and units.
+        count: How many samples the pieces hold in all.
+        pool: Compresses while the next piece is made; none: in turn.
 
     Raises:
         ShardError: If there are no samples, or the layout cannot hold them.
         StorageError: If the file system refuses.
     """
     path = Path(path)
-    if not len(samples):
+    pieces = iter([samples] if isinstance(samples, Samples) else samples)
+    first = next(pieces, None)
+    if first is None or not len(first):
         raise ShardError("a shard needs at least one sample", where=path)
-    unknown = set(samples.extras) - set(INDEX_EXTRAS)
+    unknown = set(first.extras) - set(INDEX_EXTRAS)
     if unknown:
         raise ShardError("a shard cannot hold these extras", where=path, expected=INDEX_EXTRAS, found=sorted(unknown))
+    total = len(first) if count is None else count
+    columns = _native_columns if layout == "native" else _calogan_columns
 
     def fill(file: h5py.File) -> None:
-        fill_datasets(file, samples)
-        for name, array in samples.extras.items():
-            write_rows(file, name, np.asarray(array))
+        writers: dict[str, RowWriter] = {}
+        for piece in itertools.chain([first], pieces):
+            for name, rows in itertools.chain(columns(piece), piece.extras.items()):
+                if name not in writers:
+                    writers[name] = RowWriter(file, name, total, rows, pool)
+                writers[name].append(rows)
+        for writer in writers.values():
+            writer.close()
         attributes = file.attrs
+        if layout == "calogan":
+            attributes.update(energy_unit="GeV", cell_unit="MeV", overflow="not modelled: zeros")
         attributes["calogen_schema"] = SCHEMA
-        attributes["kind"] = samples.kind
-        attributes["family"] = samples.family.model_dump_json()
-        names = list(samples.conditions)
+        attributes["kind"] = first.kind
+        attributes["family"] = first.family.model_dump_json()
+        names = list(first.conditions)
         for attribute, texts in (
             ("condition_names", names),
-            ("condition_units", [samples.family.condition(name).unit for name in names]),
+            ("condition_units", [first.family.condition(name).unit for name in names]),
         ):
             attributes.create(attribute, np.array(texts, dtype=object), dtype=h5py.string_dtype())
         attributes["provenance"] = json.dumps(dict(provenance), sort_keys=True)
         attributes["index_start"] = index_start
 
-    fill_datasets = _fill_native if layout == "native" else _fill_calogan
     image = hdf5_image(fill)
     write_atomic(path, image)
-    return ShardRecord(path.name, len(samples), index_start, hashlib.sha256(image).hexdigest(), len(image))
+    return ShardRecord(path.name, total, index_start, hashlib.sha256(image).hexdigest(), len(image))
 
 
-def _fill_native(file: h5py.File, samples: Samples) -> None:
+def _native_columns(samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
     if samples.family.kind == "map":
-        write_rows(file, "maps", samples.values)
+        yield "maps", samples.values
         if samples.conditions:
-            write_rows(file, "params", np.stack(list(samples.conditions.values()), axis=1))
+            yield "params", np.stack(list(samples.conditions.values()), axis=1)
         return
-    write_rows(file, "showers", samples.values)
+    yield "showers", samples.values
     first = samples.family.conditions[0].name
     for name, array in samples.conditions.items():
-        write_rows(file, *(("incident_energies", array[:, None]) if name == first else (f"conditions/{name}", array)))
+        yield ("incident_energies", array[:, None]) if name == first else (f"conditions/{name}", array)
 
 
-def _fill_calogan(file: h5py.File, samples: Samples) -> None:
+def _calogan_columns(samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
     family = samples.family
     first = family.conditions[0].name if family.conditions else ""
     if family.kind != "calorimeter" or any(layer.geometry != "cartesian" for layer in family.layers):
@@ -250,24 +271,23 @@ def _fill_calogan(file: h5py.File, samples: Samples) -> None:
     if first not in samples.conditions:
         raise ShardError("CaloGAN's layout needs the incident energies", expected=first, found=list(samples.conditions))
     for number, layer, cells in zip(family.layer_numbers, family.layers, family.layer_slices, strict=True):
-        write_rows(file, f"layer_{number}", samples.values[:, cells].reshape(-1, *layer.shape))
+        yield f"layer_{number}", samples.values[:, cells].reshape(-1, *layer.shape)
     for name, array in samples.conditions.items():
-        if name == first:
-            energy = (array.astype(np.float64) / 1e3).astype(np.float32)
-            write_rows(file, "energy", energy[:, None])
-        else:
-            write_rows(file, f"conditions/{name}", array)
-    write_rows(file, "overflow", np.zeros((len(samples), len(family.layers)), np.float32))
-    file.attrs["energy_unit"] = "GeV"
-    file.attrs["cell_unit"] = "MeV"
-    file.attrs["overflow"] = "not modelled: zeros"
+        gev = (array.astype(np.float64) / 1e3).astype(np.float32)
+        yield ("energy", gev[:, None]) if name == first else (f"conditions/{name}", array)
+    yield "overflow", np.zeros((len(samples), len(family.layers)), np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- manifests
 
 
 def write_manifest(
-    folder: Path, records: Sequence[ShardRecord], *, provenance: Mapping[str, Any], name: str = _MANIFEST
+    folder: Path,
+    records: Sequence[ShardRecord],
+    *,
+    provenance: Mapping[str, Any],
+    name: str = MANIFEST,
+    planned: int | None = None,
 ) -> None:
     """Writes the manifest of a folder of shards.
 
@@ -276,6 +296,7 @@ def write_manifest(
         records: What :func:`write_shard` returned.
         provenance: Where the samples come from: JSON-able.
         name: ``manifest.json``, or ``manifest-i-of-n.json`` for a part.
+        planned: How many samples there will be when the production is finished, if it goes on.
 
     Raises:
         StorageError: If the file system refuses.
@@ -283,6 +304,7 @@ def write_manifest(
     table = {
         "calogen_schema": SCHEMA,
         "samples": sum(record.samples for record in records),
+        "planned": planned,
         "provenance": dict(provenance),
         "shards": [asdict(record) for record in records],
     }
@@ -298,33 +320,47 @@ def read_manifest(folder: Path) -> Manifest | None:
     paths = sorted(Path(folder).glob("manifest*.json"))
     if not paths:
         return None
-    records: list[ShardRecord] = []
-    provenance = []
-    for path in paths:
-        try:
-            table = json.loads(path.read_bytes())
-            if table["calogen_schema"] > SCHEMA:
-                raise ShardError(
-                    "the manifest was written by a newer calogen",
-                    where=path,
-                    expected=f"calogen_schema at most {SCHEMA}",
-                    found=table["calogen_schema"],
-                    hint="update calogen",
-                )
-            records += [_record(entry) for entry in table["shards"]]
-            provenance.append(dict(table["provenance"]))
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ShardError(
-                "the manifest is damaged",
-                where=path,
-                found=f"{type(error).__name__}: {error}",
-                hint="delete it if the shards beside it are whole",
-            ) from None
+    parts = [read_part(path) for path in paths]
+    records = [record for part in parts for record in part.records]
     names = [record.name for record in records]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise ShardError("the manifest names a file twice", where=folder, found=", ".join(twice))
-    return Manifest(tuple(sorted(records, key=lambda record: (record.index_start, record.name))), tuple(provenance))
+    planned = [part.planned for part in parts]
+    return Manifest(
+        tuple(sorted(records, key=lambda record: (record.index_start, record.name))),
+        tuple(entry for part in parts for entry in part.provenance),
+        None if None in planned else sum(n for n in planned if n is not None),
+    )
+
+
+def read_part(path: Path) -> Manifest:
+    """One manifest file.
+
+    Raises:
+        ShardError: If it is damaged or newer than this program.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+        if table["calogen_schema"] > SCHEMA:
+            raise ShardError(
+                "the manifest was written by a newer calogen",
+                where=path,
+                expected=f"calogen_schema at most {SCHEMA}",
+                found=table["calogen_schema"],
+                hint="update calogen",
+            )
+        planned = table.get("planned")
+        if planned is not None and not isinstance(planned, int):
+            raise ValueError(f"planned must be a number, got {planned!r}")
+        return Manifest(tuple(map(_record, table["shards"])), (dict(table["provenance"]),), planned)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ShardError(
+            "the manifest is damaged",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            hint="delete it if the shards beside it are whole",
+        ) from None
 
 
 def _record(entry: Mapping[str, Any]) -> ShardRecord:

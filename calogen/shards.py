@@ -6,8 +6,10 @@ This is the room's front door: samples, collections, writer and manifests are na
 from __future__ import annotations
 
 import glob
+import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
@@ -24,6 +26,7 @@ from .shardfiles import (
     Samples,
     ShardRecord,
     read_manifest,
+    read_part,
     samples_per_shard,
     write_manifest,
     write_shard,
@@ -234,6 +237,7 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     problems += [f"{part}: the file was never finished" for part in sorted(path.glob("*.part"))]
     for file, record in files:
         problems += _verify_file(file, record, family)
+    problems += _unfinished(path)
     records = [record for _, record in files if record is not None]
     for one, two in pairwise(records):
         gap = two.index_start - one.index_start - one.samples
@@ -242,6 +246,22 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
             problems.append(f"{path}: {what} between {one.name} and {two.name}")
     if not records and any(_is_native(file) for file, _ in files):
         problems.append(f"{path}: there is no manifest, so the bytes cannot be compared with what was written")
+    return problems
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """What a production still has to make."""
+    manifests = sorted(folder.glob("manifest*.json"))
+    matches = [re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", path.name) for path in manifests]
+    counts = {int(match[2]) for match in matches if match}
+    lacking = max(counts, default=len(manifests)) - len(manifests)
+    problems = [f"{folder}: {lacking} of {max(counts)} parts have not begun"] if lacking > 0 else []
+    for path in manifests:
+        with suppress(ShardError):
+            part = read_part(path)
+            if part.planned is not None and part.samples < part.planned:
+                missing = f"{part.planned - part.samples} of {part.planned} samples are still to be made"
+                problems.append(f"{path}: {missing} (the same command again makes them)")
     return problems
 
 

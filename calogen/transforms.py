@@ -8,6 +8,8 @@ with the right marginal distributions; all it has to learn is how they go togeth
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -18,7 +20,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from .errors import ShardError
-from .families import Condition, Family
+from .families import Family
 from .fitting import (
     fit_least_squares,
     fit_logistic,
@@ -31,12 +33,16 @@ from .shards import Samples
 
 _FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
-_LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
-_SMALLEST = 1e-3  # of the knee: the least energy of a layer that is not empty
-_SCORE_GRID = torch.arange(-20, 21) / 5.0  # normal scores at which energy quantiles are kept, -4 to 4
+LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
+SMALLEST = 1e-3  # of the knee: the least energy of a layer that is not empty
+PER_SCORE = 5
+# Normal scores at which energy quantiles are kept, -4 to 4.
+_SCORE_GRID = torch.arange(-4 * PER_SCORE, 4 * PER_SCORE + 1) / PER_SCORE
+MOST_SCORE = 3.999
 _FITTED = slice(5, -5)  # of these, the ones data can resolve; the rest continue their slope
 _EARLIER = 3  # scores that the quantiles of a further energy variable depend on
-_CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
+_ALL = slice(None)
+CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
 
 
 def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
@@ -50,23 +56,53 @@ def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Te
     Returns:
         (B, C), dimensionless.
     """
-    columns = [_scale(family.condition(name), values[:, i]) for i, name in enumerate(names)]
-    return torch.stack(columns, 1) if columns else values.new_zeros(len(values), 0)
+    if not names:
+        return values.new_zeros(len(values), 0)
+    offset, slope, logarithmic = _scaling_tensors(family, tuple(names), values.dtype, values.device)
+    if logarithmic is not None:
+        values = torch.where(logarithmic, torch.log(values), values)
+    return torch.addcmul(offset, values, slope)
 
 
-def _scale(condition: Condition, values: Tensor) -> Tensor:
-    low, high = condition.low, condition.high
-    if condition.scale == "log":
-        values, low, high = torch.log(values), math.log(low), math.log(high)
-    return 2 * (values - low) / (high - low) - 1
+def scaling(family: Family, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Offset, slope and whether it is of the logarithm, (C,) each, of :func:`scale_conditions`."""
+    conditions = [family.condition(name) for name in names]
+    ends = np.array([(c.low, c.high) for c in conditions]).reshape(-1, 2)
+    logarithmic = np.array([c.scale == "log" for c in conditions], bool)
+    ends[logarithmic] = np.log(ends[logarithmic])
+    slope = 2 / (ends[:, 1] - ends[:, 0])
+    return -1 - slope * ends[:, 0], slope, logarithmic
 
 
-def _energy_design(scaled: Tensor, scores: Sequence[Tensor]) -> Tensor:
-    """Features (B, G) for the next energy variable: conditions (B, C) and the first and last two scores so far."""
-    chosen = list(dict.fromkeys([0, len(scores) - 1, len(scores) - 2]))
-    earlier = [scores[i] for i in chosen if 0 <= i < len(scores)]
-    empty = [scaled.new_zeros(len(scaled))] * (_EARLIER - len(earlier))
-    return monomials(torch.cat([scaled, torch.stack([*earlier, *empty], 1)], 1), 3)
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _scaling_tensors(
+    family: Family, names: tuple[str, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    offset, slope, logarithmic = (torch.from_numpy(a).to(device) for a in scaling(family, names))
+    return offset.to(dtype), slope.to(dtype), logarithmic if logarithmic.any() else None
+
+
+def _powers(conditions: int, layers: int) -> Tensor:
+    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier scores.
+
+    The columns are: one, the conditions, the scores, and zero (in place of scores that do not exist).
+    """
+    none = 1 + conditions + layers
+    chosen = []
+    for layer in range(layers):
+        earlier = [1 + conditions + i for i in dict.fromkeys([0, layer - 1, layer - 2]) if 0 <= i < layer]
+        variables = [*range(1, 1 + conditions), *earlier, *[none] * (_EARLIER - len(earlier))]
+        pairs = list(itertools.combinations_with_replacement(variables, 2))
+        singles = [(v, 0, 0) for v in variables]
+        chosen.append([(0, 0, 0), *singles, *((a, b, 0) for a, b in pairs), *((v, v, v) for v in variables)])
+    return torch.tensor(chosen).permute(2, 0, 1)
+
+
+def _orders(layers: int) -> Tensor:
+    """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
+    orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
+    return torch.tensor(orders)
 
 
 class MapTransform(nn.Module):
@@ -124,6 +160,10 @@ class ShowerTransform(nn.Module):
         ShardError: From :meth:`fit`, if the samples hold no energy.
     """
 
+    powers: Tensor  # (3, L * G) which three columns are multiplied for each feature of each energy variable
+    orders: Tensor  # (L, L) for each leading layer, the column of every layer's energy variable
+    _beyond: Tensor  # steps beyond the outermost fitted quantiles, in units of score
+    _never: Tensor  # (L, 1) added to the log odds of a layer being empty: the total never is
     reference: Tensor  # () index of the leading layer
     empty_logits: Tensor  # (L, G) coefficients of the log odds that a layer other than the leading one is empty
     energy_range: Tensor  # (L, 2) smallest and largest value of each energy variable in the data
@@ -137,9 +177,14 @@ class ShowerTransform(nn.Module):
         self.conditions = tuple(conditions)
         self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
         count, layers, voxels = len(self.conditions), len(family.layers), family.voxels
-        cubic = monomials(torch.zeros(1, count + _EARLIER), 3).shape[1]
+        powers = _powers(count, layers)
+        cubic = powers.shape[2]
         quadratic = monomials(torch.zeros(1, count)).shape[1]
         features = monomials(torch.zeros(1, count + 2)).shape[1]
+        self.register_buffer("powers", powers.flatten(1), persistent=False)
+        self.register_buffer("orders", _orders(layers), persistent=False)
+        self.register_buffer("_beyond", -torch.arange(1, _FITTED.start + 1) / 5, persistent=False)
+        self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
         self.register_buffer("reference", torch.tensor(0))
         self.register_buffer("empty_logits", torch.full((layers, cubic), 0.0))
         self.register_buffer("energy_range", torch.zeros(layers, 2))
@@ -173,87 +218,94 @@ class ShowerTransform(nn.Module):
         if self.energy_column is None:
             first = torch.log(total + knee)
         elif self.family.conserves_energy:
-            first = torch.log((1 - total / conditions[:, self.energy_column]).clamp(min=0) + _LEAK_FLOOR)
+            first = torch.log((1 - total / conditions[:, self.energy_column]).clamp(min=0) + LEAK_FLOOR)
         else:
-            first = torch.log(total / conditions[:, self.energy_column] + _LEAK_FLOOR)
+            first = torch.log(total / conditions[:, self.energy_column] + LEAK_FLOOR)
         ratios = torch.log((energies + knee) / (energies[:, self.reference, None] + knee))
         return torch.cat([first[:, None], ratios[:, self._others()]], 1)
 
     def _energies(self, variables: Tensor, empty: Tensor, conditions: Tensor) -> Tensor:
         """Inverse of :meth:`energy_variables`, for layers that may be empty (B, L)."""
-        first, knee = variables[:, 0], self.family.knee
+        first, knee = variables[:, :1], self.family.knee
         if self.energy_column is None:
             total = (torch.exp(first) - knee).clamp(min=0)
-        elif self.family.conserves_energy:
-            total = conditions[:, self.energy_column] * (1 - (torch.exp(first) - _LEAK_FLOOR).clamp(0, 1))
         else:
-            most = self.family.max_response
-            total = conditions[:, self.energy_column] * (torch.exp(first) - _LEAK_FLOOR).clamp(0, most)
-        on, ratios = torch.ones_like(variables, dtype=torch.bool), torch.zeros_like(variables)
-        on[:, self._others()], ratios[:, self._others()] = ~empty[:, 1:], variables[:, 1:]
-        shares = torch.softmax(torch.where(on, ratios, -torch.inf), 1)
-        energies = shares * (total + on.sum(1) * knee)[:, None] - knee
-        energies = torch.where(on, energies.clamp(min=_SMALLEST * knee), 0.0)
-        return energies * (total / energies.sum(1).clamp(min=1e-12))[:, None]
+            incident = conditions[:, self.energy_column : self.energy_column + 1]
+            if self.family.conserves_energy:
+                total = incident * (1 + LEAK_FLOOR - torch.exp(first)).clamp(0, 1)
+            else:
+                total = incident * (torch.exp(first) - LEAK_FLOOR).clamp(0, self.family.max_response)
+        order = self.orders[self.reference]
+        ratios = torch.where(empty, -torch.inf, torch.cat([torch.zeros_like(first), variables[:, 1:]], 1))
+        shares = torch.softmax(ratios.index_select(1, order), 1)
+        layers = len(order) - empty.sum(1, keepdim=True)
+        energies = (shares * (total + layers * knee) - knee).clamp(min=SMALLEST * knee)
+        energies = torch.where(shares > 0, energies, 0.0)
+        return energies * (total / energies.sum(1, keepdim=True).clamp(min=1e-12))
 
     def _others(self) -> list[int]:
         leading = int(self.reference)
         return [i for i in range(len(self.family.layers)) if i != leading]
 
-    def _knots(self, design: Tensor, i: int) -> Tensor:
-        """Quantiles of energy variable i on the grid of scores, (B, K + 8), increasing; design (B, G)."""
-        fitted = torch.cummax(design @ self.energy_quantiles[i], 1).values
-        steps = torch.arange(1, _FITTED.start + 1, device=design.device)
+    def _designs(self, conditions: Tensor, scores: Tensor) -> Tensor:
+        """Features (L, B, G) of the energy variables: of the conditions, and the first and last two scores before each.
+
+        Args: conditions (B, C) in their units, scores (B, L); those not known yet are not looked at.
+        """
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        columns = nn.functional.pad(nn.functional.pad(torch.cat([scaled, scores], 1), (0, 1)), (1, 0), value=1.0)
+        one, two, three = (columns.index_select(1, power) for power in self.powers)
+        return (one * two * three).unflatten(1, (len(self.energy_range), -1)).transpose(0, 1)
+
+    def _knots(self, designs: Tensor, which: slice = _ALL) -> Tensor:
+        """Quantiles of some energy variables on the grid of scores, (K, B, Q), increasing; designs (K, B, G)."""
+        fitted = torch.cummax(designs @ self.energy_quantiles[which], 2).values
         # The outermost quantiles are noisy: continue with the slope over a whole unit of score.
-        below = fitted[:, :1] - (fitted[:, 5:6] - fitted[:, :1]) / 5 * steps.flip(0)
-        above = fitted[:, -1:] + (fitted[:, -1:] - fitted[:, -6:-5]) / 5 * steps
-        low, high = self.energy_range[i]
-        return torch.cat([below, fitted, above], 1).clamp(low, high)
+        low, high = fitted[..., :1], fitted[..., -1:]
+        below = torch.lerp(low, fitted[..., 5:6], self._beyond.flip(0))
+        above = torch.lerp(high, fitted[..., -6:-5], self._beyond)
+        least, most = self.energy_range[which, None].split(1, 2)
+        return torch.cat([below, fitted, above], 2).clamp(least, most)
 
     def energies_from_scores(self, scores: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV from normal scores (B, L) and conditions (B, C) in their units."""
-        scaled = scale_conditions(self.family, self.conditions, conditions)
-        scores = scores.clamp(-3.999, 3.999)
-        columns, variables, empties = list(scores.unbind(1)), [], []
-        for i, column in enumerate(columns):
-            design = _energy_design(scaled, columns[:i])
-            tail, full = normal_tail(column), 1 - self._empty(design, i)
-            empty = tail > full
-            # Scores that do not mean empty, stretched over all probabilities again.
-            inner = torch.where(full < 1, normal_scores(torch.where(empty, 0.5, tail / full.clamp(min=1e-6))), column)
-            position = (inner.clamp(-3.999, 3.999) + 4) * 5
-            index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
-            low, high = (self._knots(design, i).gather(1, index[:, None] + k)[:, 0] for k in (0, 1))
-            variables.append(low + (position - index) * (high - low))
-            empties.append(empty)
-        return self._energies(torch.stack(variables, 1), torch.stack(empties, 1), conditions)
+        scores = scores.clamp(-MOST_SCORE, MOST_SCORE)
+        designs, rows = self._designs(conditions, scores), scores.T
+        tail, full = normal_tail(rows), 1 - self._empty(designs)
+        empty = tail > full
+        # Scores that do not mean empty, stretched over all probabilities again.
+        stretched = normal_scores(torch.where(empty, 0.5, tail / full.clamp(min=1e-6)))
+        position = torch.where(full < 1, stretched, rows).clamp(-MOST_SCORE, MOST_SCORE) * PER_SCORE + 4 * PER_SCORE
+        index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
+        low, high = self._knots(designs).gather(2, torch.stack([index, index + 1], 2)).unbind(2)
+        return self._energies(torch.lerp(low, high, position - index).T, empty.T, conditions)
 
-    def _empty(self, design: Tensor, i: int) -> Tensor:
-        """Probability (B,) that the layer of energy variable i is empty; exactly 0 for the total."""
-        probability = torch.sigmoid(design @ self.empty_logits[i])
-        return torch.where(probability > 1e-5, probability, 0.0) if i else torch.zeros_like(probability)
+    def _empty(self, designs: Tensor, which: slice = _ALL) -> Tensor:
+        """Probability (K, B) that the layers of some energy variables are empty; exactly 0 for the total."""
+        logits = (designs @ self.empty_logits[which, :, None])[..., 0]
+        probability = torch.sigmoid(logits + self._never[which])
+        return torch.where(probability > 1e-5, probability, 0.0)
 
     def _energy_score(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> Tensor:
-        """Normal scores (B,) of energy variable i, and of its layer being empty."""
-        knots = self._knots(design, i)
+        """Normal scores (B,) of energy variable i, and of its layer being empty; design (1, B, G)."""
+        knots = self._knots(design, slice(i, i + 1))[0]
         index = (torch.searchsorted(knots, variable[:, None].contiguous()) - 1).clamp(0, knots.shape[1] - 2)
         low, high = (knots.gather(1, index + k)[:, 0] for k in (0, 1))
         inner = (index[:, 0] + ((variable - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)) / 5 - 4
-        full = 1 - self._empty(design, i)
+        full = 1 - self._empty(design, slice(i, i + 1))[0]
         tail = torch.where(empty & (full < 1), (1 + full) / 2, full * normal_tail(inner))
         return torch.where(full < 1, normal_scores(tail), inner).clamp(-4, 4)
 
     def _energy_scores(self, energies: Tensor, conditions: Tensor, *, fit: bool = False) -> Tensor:
         """Normal scores (B, L) of the energies (B, L); the regressions behind them are fitted first if asked."""
-        scaled = scale_conditions(self.family, self.conditions, conditions)
         empties = (energies == 0)[:, [int(self.reference), *self._others()]]
-        scores: list[Tensor] = []
+        scores = torch.zeros_like(energies)
         for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
-            design, empty = _energy_design(scaled, scores), empties[:, i]
+            design, empty = self._designs(conditions, scores)[i : i + 1], empties[:, i]
             if fit:
-                self._fit_energy(variable, empty, design, i)
-            scores.append(self._energy_score(variable, empty, design, i))
-        return torch.stack(scores, 1)
+                self._fit_energy(variable, empty, design[0], i)
+            scores[:, i] = self._energy_score(variable, empty, design, i)
+        return scores
 
     def _fit_energy(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> None:
         levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
@@ -273,7 +325,7 @@ class ShowerTransform(nn.Module):
         scaled = scale_conditions(self.family, self.conditions, conditions)
         profile = self._profile(energies)
         standard = (profile - monomials(scaled) @ self.shape_centre) / self.shape_spread
-        standard = standard.clamp(-_CLIP, _CLIP)
+        standard = standard.clamp(-CLIP, CLIP)
         layers = len(self.family.layers)
         pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
         variables = torch.cat([scaled[:, None, :].expand(-1, layers, -1), pair], 2)
@@ -407,7 +459,7 @@ _SHAPE_LEVELS = torch.tensor(
     [0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98, 0.99, 0.997, 0.999],
     dtype=torch.float64,
 )  # fmt: skip
-_KINK = 2.5
+KINK = 2.5
 
 
 def _quantile(excess: Tensor, shape: Tensor) -> Tensor:
@@ -418,7 +470,7 @@ def _quantile(excess: Tensor, shape: Tensor) -> Tensor:
         shape: (4, V): constant, and the weights of log, root and of the lower tail beyond a kink.
     """
     log = torch.log(excess)
-    return shape[0] + shape[1] * log + shape[2] * torch.sqrt(excess) + shape[3] * (log + _KINK).clamp(max=0)
+    return shape[0] + shape[1] * log + shape[2] * torch.sqrt(excess) + shape[3] * (log + KINK).clamp(max=0)
 
 
 def _exponential(residual: Tensor, shape: Tensor) -> Tensor:
@@ -432,7 +484,7 @@ def _exponential(residual: Tensor, shape: Tensor) -> Tensor:
     middle = (low + high) / 2
     for _ in range(5):
         excess = torch.exp(middle)
-        slope = shape[1] + shape[2] * torch.sqrt(excess) / 2 + shape[3] * (middle < -_KINK)
+        slope = shape[1] + shape[2] * torch.sqrt(excess) / 2 + shape[3] * (middle < -KINK)
         middle = torch.clamp(middle - (_quantile(excess, shape) - residual) / slope, low, high)
     return torch.exp(middle)
 
@@ -450,7 +502,7 @@ def _fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
         pooled = -normal_scores(_SHAPE_LEVELS)
     target = (trust * own + (1 - trust) * pooled[:, None]).numpy()
     excess = -torch.log1p(-_SHAPE_LEVELS)
-    basis = torch.stack([torch.log(excess), torch.sqrt(excess), (torch.log(excess) + _KINK).clamp(max=0)], 1)
+    basis = torch.stack([torch.log(excess), torch.sqrt(excess), (torch.log(excess) + KINK).clamp(max=0)], 1)
     design = torch.cat([torch.ones(len(basis), 1), -torch.ones(len(basis), 1), basis], 1).double().numpy()
     # Sampling variance of a quantile is F (1 - F) / density^2; the density is nearly normal.
     levels = _SHAPE_LEVELS
