@@ -432,16 +432,16 @@ class _Pool:
             self._hear(worker, message)
 
     def _hear(self, worker: Worker, message: object) -> None:
-        assert worker.task is not None  # only those at work are listened to
+        name = worker.task.shard.name if worker.task else ""
         if isinstance(message, int):
-            self._ledger.begun(worker.task.shard.name, message)
+            self._ledger.begun(name, message)
         elif isinstance(message, ShardRecord):
             self._ledger.finished(message)
             self._next(worker)
         elif isinstance(message, CalogenError):
             raise message
         else:
-            raise ProductionError("a worker failed", where=self._job.out / worker.task.shard.name, found=str(message))
+            raise ProductionError("a worker failed", where=self._job.out / name, found=str(message))
 
     def _died(self, worker: Worker) -> None:
         """Give the shard of a dead worker to a new one, once."""

@@ -34,11 +34,12 @@ LEVEL = {room: level for level, group in enumerate(ORDER) for room in group}
 def imported_rooms(path: Path) -> set[str]:
     """Rooms a file imports, at its top or inside functions."""
     inside_analysis = path.parent.name == "analysis"
+    own = 2 if path.parent.name == "simulators" else 1  # dots up to the package
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level == 1 and not inside_analysis:
+            if node.level == own and not inside_analysis:
                 names = [module] if module else [alias.name for alias in node.names]
                 found |= {name.split(".")[0] for name in names}
             elif module.startswith("calogen."):
@@ -50,20 +51,23 @@ def imported_rooms(path: Path) -> set[str]:
     return found
 
 
-FILES = [*sorted((ROOT / "calogen").glob("*.py")), *sorted((ROOT / "analysis").glob("*.py"))]
+FILES = [
+    path for folder in ("calogen", "calogen/simulators", "analysis") for path in sorted((ROOT / folder).glob("*.py"))
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_imports_point_one_way(path):
     if path.name == "__init__.py" and path.parent.name == "calogen":
         return  # public names, taken lazily from everywhere
-    room = "analysis" if path.parent.name == "analysis" else path.stem
+    room = path.stem if path.parent.name == "calogen" else path.parent.name
     for other in imported_rooms(path) - ({"analysis"} if room == "analysis" else set()):
         assert LEVEL[other] > LEVEL[room], f"{room} imports {other}"
 
 
 def test_every_room_has_its_place():
-    assert {path.stem for path in (ROOT / "calogen").glob("*.py")} - {"__init__"} == set(LEVEL) - {"analysis"}
+    rooms = {path.stem for path in (ROOT / "calogen").glob("*.py")} - {"__init__"}
+    assert rooms | {"simulators", "analysis"} == set(LEVEL)
 
 
 def test_help_is_light():
@@ -81,12 +85,11 @@ def test_help_is_light():
 
 def test_only_torch_rooms_import_torch():
     allowed = {"bench", "training", "sampling", "runs", "checkpoint", "dataset", "networks", "objectives"}
-    allowed |= {"transforms", "fitting"}
+    allowed |= {"transforms", "fitting", "inference", "classifiers"}
     for path in FILES:
         imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = [getattr(n, "module", None) or n.names[0].name for n in imports]
         if any(name.split(".")[0] == "torch" for name in names):
-            assert path.parent.name == "calogen", f"{path.name} imports torch"
             assert path.stem in allowed, f"{path.name} imports torch"
 
 
@@ -96,6 +99,7 @@ def test_no_pickle_and_no_assert_in_the_package():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), f"assert in {path.name}"
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                assert "pickle" not in [alias.name for alias in node.names], path.name
+                # Workers talk to their own parent; no file is a pickle.
+                assert "pickle" not in [alias.name for alias in node.names] or path.stem == "workers", path.name
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
                 assert node.attr not in ("load", "save"), path.name
