@@ -38,6 +38,7 @@ Scorer = Callable[[Columns], Array]
 
 FEWEST_A_SIDE = 100  # fewer held-out samples say nothing
 _MOST_LOOKED_AT = 2000  # held-out samples from which the tell-tale observables are worked out
+_NODES, _EPOCHS = 2048, 50  # of the CaloChallenge's network
 _SIGNIFICANT = 3.0  # errors above 0.5 at which a difference counts as seen
 
 
@@ -362,7 +363,7 @@ def _layers(views: Views, inputs: int) -> list[nn.Module]:
 
 
 def _fit_light(views: Views, table: Columns, label: Columns, train: Rows, seed: int) -> Scorer:
-    """20 epochs, at most 400 steps, of AdamW; its learning rate rises and falls to zero: there is no epoch to choose."""
+    """20 epochs, at most 400 steps, of AdamW; the learning rate ends at zero, so there is no epoch to choose."""
     batch = min(256, len(train))
     steps = int(np.clip(20 * len(train) // batch, 40, 400))
     with torch.random.fork_rng(devices=[]):
@@ -390,12 +391,12 @@ def _fit_published(table: Columns, label: Columns, train: Rows, choose: Rows, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = [_Standard(table[train])] if scaled else []
-        for inputs in (table.shape[1], 2048, 2048):
-            layers += [nn.Linear(inputs, 2048), nn.LeakyReLU()]
-        network = nn.Sequential(*layers, nn.Linear(2048, 1)).to(device)
+        for inputs in (table.shape[1], _NODES, _NODES):
+            layers += [nn.Linear(inputs, _NODES), nn.LeakyReLU()]
+        network = nn.Sequential(*layers, nn.Linear(_NODES, 1)).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-4)
         scorer, best, weights = _scorer(network), -1.0, network.state_dict()
-        for _ in range(50):
+        for _ in range(_EPOCHS):
             network.train()
             for rows in torch.from_numpy(train)[torch.randperm(len(train))].split(1000):
                 _descend(network, optimiser, table, label, rows)
