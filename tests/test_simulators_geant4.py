@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 from test_simulators import own_detector  # noqa: F401
 
 from calogen.errors import ConditionError, ConfigError
@@ -18,6 +19,8 @@ from calogen.simulators import build
 from calogen.simulators.geant4 import ELEMENTS
 
 pytest.importorskip("calzone")
+
+ROOT = Path(__file__).resolve().parents[1]
 
 X0 = 6 / (2 / 5.612 + 4 / 140.0)  # mm of the stack a radiation length: 5.612 mm of lead, 140 mm of argon
 
@@ -43,6 +46,21 @@ def simulate(pools):
         return Samples.concatenate([job.result() for job in jobs])
 
     return run
+
+
+SHAPES = ("response", "layer 0", "layer 2", "hit in layer 1", "hit in layer 2", "width in layer 1")
+
+
+def shapes(samples):
+    """Observables of CaloGAN's showers, (N,) each."""
+    values = samples.values.astype(np.float64)
+    layers = [values[:, cells] for cells in samples.family.layer_slices]
+    total, x = values.sum(1), samples.family.layers[1].centres[:, 0]
+    mean = layers[1] @ x / layers[1].sum(1)
+    width = np.sqrt(layers[1] @ x**2 / layers[1].sum(1) - mean**2)
+    hits = [(layer > 0).mean(1) for layer in layers[1:]]
+    energy = samples.conditions["incident_energy"]
+    return total / energy, layers[0].sum(1) / total, layers[2].sum(1) / total, *hits, width
 
 
 def engine(energy="fixed:20GeV", seed=1, conditions=None, **options):
@@ -239,6 +257,10 @@ def test_photons_in_full(simulate):
     samples = simulate(engine("uniform:10:100GeV"), 240, parts=24)
     response, error = mean_error(samples.values.sum(1, dtype=np.float64) / samples.conditions["incident_energy"])
     assert abs(response - 0.9962) < 0.0003 + 2 * error
+    shipped = open_shards(ROOT / "data" / "calogan-gamma" / "test").read()
+    shipped = shipped.select(shipped.conditions["incident_energy"] > 10e3)
+    for name, ours, theirs in zip(SHAPES, shapes(samples), shapes(shipped), strict=True):
+        assert ks_2samp(ours, theirs).pvalue > 1e-3, name
     at_20 = simulate(engine(seed=2), 300, parts=20)
     first, error = mean_error(at_20.values[:, :288].sum(1) / at_20.values.sum(1))
     assert error < 0.008

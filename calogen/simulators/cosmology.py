@@ -15,6 +15,8 @@ from .engine import require
 FIDUCIAL = {"Omega_b": 0.049, "h": 0.6711, "n_s": 0.9624, "T_cmb": 2.7255}
 """What does not vary: CAMELS' cosmology (arXiv:2010.00619), massless neutrinos left out."""
 
+_AMPLITUDE = 2e-9  # A_s, before scaling to sigma_8
+
 Power = Callable[[NDArray[Any]], NDArray[np.float64]]
 """P(k) in (Mpc/h)^3 of k in h/Mpc."""
 
@@ -53,7 +55,14 @@ def sigma_8_of(k: NDArray[np.float64], power: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.trapezoid(power * window**2 * k**3 / (2 * np.pi**2), np.log(k))))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
+def _linear_shape(omega_m: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """k and the linear P(k) at a fixed A_s, (K,) each."""
+    k = np.geomspace(1e-4, 60, 1200)
+    spectrum = _camb(omega_m, _AMPLITUDE, False).get_matter_power_interpolator(nonlinear=False, extrap_kmax=100)
+    return k, np.asarray(spectrum.P(0, k), np.float64)
+
+
 def linear_power(omega_m: float, sigma_8: float) -> Power:
     """Linear P(k) at z = 0, scaled to sigma_8.
 
@@ -61,11 +70,8 @@ def linear_power(omega_m: float, sigma_8: float) -> Power:
         omega_m: Matter density.
         sigma_8: Its rms in 8 Mpc/h.
     """
-    k = np.geomspace(1e-4, 60, 1200)
-    spectrum = _camb(omega_m, 2e-9, False).get_matter_power_interpolator(nonlinear=False, extrap_kmax=100)
-    power = spectrum.P(0, k)
-    power = power * (sigma_8 / sigma_8_of(k, power)) ** 2
-    log_k, log_power = np.log(k), np.log(power)
+    k, power = _linear_shape(omega_m)
+    log_k, log_power = np.log(k), np.log(power * (sigma_8 / sigma_8_of(k, power)) ** 2)
 
     def interpolated(q: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.exp(np.interp(np.log(np.maximum(q, 1e-6)), log_k, log_power)))
@@ -73,6 +79,7 @@ def linear_power(omega_m: float, sigma_8: float) -> Power:
     return interpolated
 
 
+@lru_cache(maxsize=8)
 def hmcode_power(omega_m: float, sigma_8: float) -> Power:
     """Nonlinear P(k) at z = 0 of HMcode2020 (Mead et al. 2021, arXiv:2009.01858), for checks.
 
@@ -80,7 +87,7 @@ def hmcode_power(omega_m: float, sigma_8: float) -> Power:
         omega_m: Matter density.
         sigma_8: Its linear rms in 8 Mpc/h.
     """
-    amplitude = 2e-9 * (sigma_8 / float(_camb(omega_m, 2e-9, False).get_sigma8_0())) ** 2
+    amplitude = _AMPLITUDE * (sigma_8 / sigma_8_of(*_linear_shape(omega_m))) ** 2
     spectrum = _camb(omega_m, amplitude, True).get_matter_power_interpolator(nonlinear=True)
     return lambda k: np.asarray(spectrum.P(0, k), np.float64)
 
