@@ -38,7 +38,8 @@ GLOSSARY = {
     "auc": "Area under the ROC curve of classifiers trained to tell generated from reference samples: 0.5 they cannot, "
     "1 they always can.",
     "jsd": "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint.",
-    "calibration": "What a user would suffer who calibrates the energy with one side and applies it to the other.",
+    "calibration, calibration_back": "What a user suffers who calibrates the energy with generated showers and applies "
+    "that to the reference, and the other way round: shift of the median, and relative loss of resolution.",
     "duplicates, near_duplicates": "Share of generated samples that repeat another one, exactly or nearly.",
     "training_copies, memorisation": "Share of generated samples that are training samples, and that are nearer to "
     "training samples than 99 % of held-out ones; memorisation_p is the p-value of being no nearer.",
@@ -156,12 +157,12 @@ def _calibration(report: Report) -> Iterator[Table]:
         (name, key, with_error(m.value, m.error), number(m.floor, 3), pull_text(m), m.unit)
         for name, found in report.metrics.items()
         for key, m in found.items()
-        if key.startswith("calibration/")
+        if key.startswith("calibration")
     ]
     if rows:
         caption = (
-            "An energy calibration fitted to one side and applied to the other: differences from a calibration fitted "
-            "to the side it is applied to."
+            "An energy calibration made with generated showers and applied to the reference, or back: bias and "
+            "resolution beside those of a calibration made with the side that it is applied to."
         )
         header = ("generated", "metric", "value", "floor", "pull", "unit")
         yield Table("Downstream: calibration of the energy", header, tuple(rows), caption)

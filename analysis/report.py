@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from calogen.hdf5 import write_atomic
 
 from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
 from .distances import Metric, scale_of, wasserstein_1d
+from .downstream import calibration
 from .histograms import selections
 from .metrics import FEWEST, measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
@@ -308,6 +310,8 @@ def compare(
         found[name] = measure(base, side, plan, training=learnt)
         if fits:
             found[name] |= fit_metrics(fits["reference"], fits[name], min(base.count, side.count))
+            with suppress(ShardError):  # too few showers to calibrate with have nothing to say
+                found[name] |= calibration(base.kept, side.kept, seed=seed, bins=bins)
         if classifier != "none":
             classified[name] = _classified(base, side, classifier, seed, progress)
             found[name] |= classified[name].metrics
