@@ -28,7 +28,7 @@ class Means:
             self.count[chosen] += len(rows)
             for start in range(0, len(rows), size):
                 block = flat[rows[start : start + size]]
-                self._sum[chosen] += block.astype(np.float64).sum(axis=0)
+                self._sum[chosen] += np.ones(len(block)) @ block.astype(np.float64)
 
     @property
     def mean(self) -> Array:
@@ -40,7 +40,7 @@ class Covariance:
     """Streaming mean and covariance of vectors (N, V), of about the same size in all voxels.
 
     Products are of differences from the first vectors' mean, so that little cancels. They are summed in float32 over a
-    thousand vectors, which halves the time and costs a millionth, and beyond that in float64.
+    thousand vectors, which halves the time and costs some millionths, and beyond that in float64.
     """
 
     def __init__(self, voxels: int) -> None:

@@ -15,6 +15,7 @@ from .moments import Covariance, Means
 from .observables import observables
 from .planning import Plan
 
+THREADS = 2
 _COVARIANCE_VOXELS = 1000  # largest samples whose voxel covariance is accumulated
 
 
@@ -23,7 +24,7 @@ class Streams:
 
     Args:
         plan: Selections, axes and edges.
-        threads: How many work at the same time.
+        threads: How many work at the same time (default: 2).
         covariance: Whether to accumulate the covariance of voxels, where there are at most 1,000.
 
     Attributes:
@@ -33,7 +34,7 @@ class Streams:
         covariance: Of vectors given to :meth:`fill`; None for larger samples or if not wanted.
     """
 
-    def __init__(self, plan: Plan, *, threads: int = 2, covariance: bool = True) -> None:
+    def __init__(self, plan: Plan, *, threads: int | None = None, covariance: bool = True) -> None:
         voxels = plan.family.voxels
         self.plan = plan
         self.histograms = Histograms(plan.edges)
@@ -41,6 +42,7 @@ class Streams:
         self.means = Means(voxels, plan.selections)
         self.covariance = Covariance(voxels) if covariance and voxels <= _COVARIANCE_VOXELS else None
         self._running: list[Future[None]] = []
+        threads = threads or THREADS
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
     def fill(self, samples: Samples, vectors: NDArray[np.float32] | None = None) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from calogen.analysis.observables import catalogue, observables, wave_numbers
 
-from calogen.families import FAMILIES
+from calogen.families import FAMILIES, Family
 from calogen.shards import Samples, open_shards
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -96,10 +96,50 @@ def test_one_empty_layer_gives_zero_where_others_divide():
     assert found["occupancy_1"] == pytest.approx(1 / 144)
 
 
+def test_thresholds_count_what_is_above_them():
+    family = FAMILIES["calogan"]
+    values = np.zeros((1, family.voxels), np.float32)
+    values[0, 96:106] = [0.001, 0.015, 0.0151, 0.1, 0.11, 0.5, 1.0, 1.01, 3.0, 70.0]
+    found = observables(Samples(family, values, {"incident_energy": [100.0]}))
+    counted = {n: round(float(v[0]) * 504) for n, v in found.items() if n in catalogue(family) and "occupancy" in n}
+    assert counted["occupancy"] == 10
+    assert counted["occupancy_15keV"] == 8
+    assert counted["occupancy_100keV"] == 6  # float32(0.1) is the threshold as well as the voxel
+    assert counted["occupancy_1MeV"] == 3
+    # What is not read out anyway needs no threshold of its own.
+    quiet = family.model_copy(update={"threshold": 0.02})
+    assert "occupancy_15keV" not in catalogue(quiet)
+    assert "occupancy_100keV" in observables(Samples(quiet, values, {"incident_energy": [100.0]}))
+
+
+def test_radii_of_square_cells_are_distances_from_the_axis():
+    family = FAMILIES["calogan"]
+    layer = family.layer_slices[1]
+    values = np.zeros((2, family.voxels), np.float32)
+    x, y = family.layers[1].centres.T
+    values[0, layer] = (x == 20) & (np.abs(y) == 20)
+    values[1, layer.start : layer.start + 2] = 1.0, 3.0  # (-220, -220) and (-220, -180)
+    found = observables(Samples(family, values, {"incident_energy": [10.0, 10.0]}))
+    near, far = np.hypot(220, 180), np.hypot(220, 220)
+    np.testing.assert_allclose(found["centre_r_1"], [np.hypot(20, 20), (far + 3 * near) / 4])
+    np.testing.assert_allclose(found["width_r_1"], [0, np.sqrt(3) / 4 * (far - near)], atol=1e-5)
+
+
+def test_the_hottest_pair_may_be_equal_or_alone():
+    layers = [{"geometry": "cartesian", "shape": s, "size": (1, 1)} for s in ((1, 1), (1, 3))]
+    family = Family.model_validate({**FAMILIES["calogan"].model_dump(), "name": "two", "layers": layers})
+    values = np.array([[5, 2, 2, 1], [0, 3, 0, 1], [1, 0, 0, 0]], np.float32)
+    found = observables(Samples(family, values, {"incident_energy": [10.0] * 3}))
+    np.testing.assert_allclose(found["energy_ratio_0"], [1, 0, 1])
+    np.testing.assert_allclose(found["energy_ratio_1"], [0, 0.5, 0])
+    np.testing.assert_array_equal(values, [[5, 2, 2, 1], [0, 3, 0, 1], [1, 0, 0, 0]])  # nothing is written into
+
+
 def test_chunks_do_not_matter(monkeypatch):
     samples = open_shards(ORACLES / "calogan_gamma_64.h5").read()
     whole = observables(samples)
     monkeypatch.setattr("calogen.analysis.observables._CHUNK_VALUES", 7 * samples.family.voxels)
+    monkeypatch.setattr("calogen.analysis.observables._CHUNK_SHOWERS", 13)
     parts = observables(samples)
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-12, atol=1e-9)
