@@ -193,7 +193,7 @@ def _some_showers(data: Sequence[str], samples: int) -> Samples:
     if data:
         return open_shards(list(data)).read(0, samples)
     surrogate = Surrogate.load("calogan-gamma")
-    energies = np.random.default_rng(0).uniform(1e3, 1e5, samples)
+    energies = np.random.default_rng(0).uniform(1e3, 1e5, samples).astype(np.float32)
     parts = [surrogate.sample({"incident_energy": energies[i : i + 8192]}, seed=i) for i in range(0, samples, 8192)]
     return Samples(surrogate.family, np.concatenate(parts), {"incident_energy": energies})
 
@@ -258,7 +258,7 @@ def _plain_observables(
         return np.asarray((first - second) / (first + second + tiny))
 
     def depth() -> NDArray[np.float64]:
-        return np.max([i * (energy(i) > 0) for i in range(len(family.layers))], axis=0)
+        return np.asarray([i * (energy(i) > 0) for i in range(len(family.layers))]).max(axis=0).astype(np.float64)
 
     found = {"total_energy": showers.sum(axis=1), "response": showers.sum(axis=1) / incident, "depth": depth()}
     found["occupancy"] = (showers > 0).mean(axis=1)
