@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -14,17 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calogen.analysis import compare, score, views
-from calogen.analysis.distances import scale_of, wasserstein_1d
+from calogen.analysis.classifiers import Classification
+from calogen.analysis.distances import Metric, scale_of, wasserstein_1d
 from calogen.analysis.histograms import selections
-from calogen.analysis.html import render
-from calogen.analysis.verdict import verdict
+from calogen.analysis.html import GLOSSARY, render
 from calogen.analysis.observables import observables
 from calogen.analysis.plots import draw, encode
-from calogen.analysis.report import SUMMARY_HEADER
+from calogen.analysis.report import SCHEMA_DOCS, SUMMARY_HEADER
+from calogen.analysis.tables import with_error
+from calogen.analysis.verdict import verdict
 
 from calogen.errors import ConfigError, GateError, ShardError
 from calogen.families import FAMILIES, Condition
-from calogen.shards import Samples, open_shards
+from calogen.shards import Samples, open_shards, write_shard
 
 ORACLES = Path(__file__).parent / "oracles"
 
@@ -151,6 +155,177 @@ def test_unphysical_values_are_counted_and_left_out(showers):
     assert verdict(found, "generated").headline.startswith("Contains unphysical")
 
 
+def test_held_out_ranges_are_selections_of_their_own(showers):
+    reference, other = showers.read(0, 400), showers.read(400, 800)
+    gapped = replace(other, provenance=({"holdout": {"incident_energy": [40e3, 60e3]}},))
+    plain, found = compare(reference, other, bins=2), compare(reference, gapped, bins=2)
+    metrics = found.metrics["generated"]
+    names = [k for k in metrics if k.startswith("w1/response")]
+    assert names == [f"w1/response{where}" for where in ("", *_BINS, "[inside:40:60GeV]", "[outside:40:60GeV]")]
+    energy = reference.conditions["incident_energy"]
+    inside = int(np.count_nonzero((energy >= 40e3) & (energy <= 60e3)))
+    assert metrics["mean/response[inside:40:60GeV]"].n <= inside
+    assert found.reference.means.count[-2:].tolist() == [inside, 400 - inside]
+    assert metrics["score"] == plain.metrics["generated"]["score"]  # the bins alone
+    assert any(s.startswith("Inside held-out 40 to 60 GeV") for s in verdict(found, "generated").details)
+    assert found.to_json()["bins"][2]["held"] == "incident_energy"
+
+
+_BINS = ("[1:50.5GeV]", "[50.5:100GeV]")
+
+
+@pytest.fixture(scope="module")
+def seeds(showers):
+    """Two seeds of one surrogate beside another one."""
+    first, second = showers.read(400, 700), showers.read(700, 1000)
+    second = replace(second, values=1.02 * second.values)
+    return compare(showers.read(0, 400), {"gan": [first, second], "flow": first}, bins=1)
+
+
+def test_seeds_become_a_band(seeds):
+    assert list(seeds.metrics) == ["gan", "flow"]
+    assert list(seeds.generated) == ["gan #1", "gan #2", "flow"]
+    one, two = (seeds.seed_metrics[name]["mean/response"] for name in seeds.seeds["gan"])
+    both = seeds.metrics["gan"]["mean/response"]
+    assert one == seeds.metrics["flow"]["mean/response"]
+    assert both.value == pytest.approx((one.value + two.value) / 2)
+    spread = abs(one.value - two.value) / np.sqrt(2)
+    assert both.error == pytest.approx(np.sqrt(spread**2 + (one.error**2 + two.error**2) / 2))
+    content = seeds.to_json()["generated"]
+    assert content["gan"]["samples"] == 600
+    assert set(content["gan"]["seeds"]) == {"gan #1", "gan #2"}
+    assert "seeds" not in content["flow"]
+    histograms = views.observable_histograms(seeds, "response")
+    assert (histograms["gan"].total, histograms["gan"].seeds) == (600, 2)
+    assert np.all(histograms["gan"].error >= np.sqrt(histograms["gan"].contents[1:-1]) / 600 / histograms["gan"].widths)
+    _, curves = views.condition_curves(seeds, "response", seeds.family.conditions[0], views.mean_of)
+    np.testing.assert_allclose(curves["gan"].over(curves["flow"]).y, 1.01, atol=0.005)
+
+
+def test_surrogates_side_by_side(seeds, report):
+    table = seeds.side_by_side()
+    assert table.names == ("gan", "flow")
+    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [line["metric"] for line in lines] == [key for key, _ in table.rows]
+    for line in lines:
+        value = seeds.metrics["gan"][line["metric"]].value
+        assert line["gan value"] == ("" if value is None else str(value))
+    latex = table.to_latex().splitlines()
+    assert latex[2] == r"metric & unit & floor & gan & flow \\"
+    assert all(line.count(" & ") == 4 for line in latex[4:-2])
+    assert any(line.startswith(r"sliced\_w1 & of incident energy & ") for line in latex)
+    page = render(seeds, [])
+    assert "Side by side" in page
+    assert "600 samples of 2 seeds" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.12345, 0.0123, "0.123 ± 0.012"),
+        (-4.2, 0.96, "-4.20 ± 0.96"),
+        (1234.5, 56, "1234 ± 56"),
+        (3.2e-9, 1.5e-9, "(3.2 ± 1.5)e-9"),
+        (0.5, None, "0.5"),
+        (None, None, "-"),
+    ],
+)
+def test_values_are_written_with_the_digits_of_their_errors(value, error, text):
+    assert with_error(value, error) == text
+
+
+def test_names_must_differ(showers):
+    few = showers.read(0, 60)
+    with pytest.raises(ConfigError, match="a name of its own"):
+        compare(few, {"reference": few})
+    with pytest.raises(ConfigError, match="a name of its own"):
+        compare(few, {"gan": [few, few], "gan #1": few})
+    with pytest.raises(ConfigError, match="a name of its own"):
+        compare(few, {"gan": []})
+
+
+def test_training_samples_are_looked_for(showers):
+    reference, learnt = showers.read(0, 300), showers.read(300, 600)
+    copies = replace(learnt, kind="generated")
+    found = compare(reference, {"copies": copies, "new": showers.read(600, 900)}, bins=1, training=learnt)
+    assert found.metrics["copies"]["training_copies"].value == 1
+    assert found.metrics["new"]["training_copies"].value == 0
+    assert verdict(found, "copies").headline.startswith("Repeats samples it was trained on")
+    assert found.to_json()["training"]["samples"] == 300
+    assert found.settings["training"] is True
+    with pytest.raises(ShardError, match="different families"):
+        compare(reference, copies, training=toy("1-photons", 20))
+
+
+def test_classifiers_are_in_the_report(showers, monkeypatch):
+    """What classifiers find is tested with them; here, that all of it is shown."""
+    auc, control = Metric.of(0.7, 0.01, 0.5, 0.01, 300), Metric.of(0.51, 0.02, 0.5, 0.0, 150)
+    told = []
+
+    def classify(reference, generated, *, recipe, seed, progress):
+        told.append((len(reference), len(generated), recipe, seed))
+        metrics = {"auc/voxels": auc, "auc/worst": auc}
+        return Classification(metrics, {}, (("width_x_1", 0.04),), {"energies/voxels": control}, ("small sample.",))
+
+    monkeypatch.setattr("calogen.analysis.classifiers.classify", classify)
+    found = compare(showers.read(0, 300), showers.read(300, 600), bins=1, seed=5, classifier="light")
+    assert told == [(300, 300, "light", 5)]
+    assert found.metrics["generated"]["auc/worst"] == auc
+    assert "generated: small sample." in found.notes
+    assert "a trained classifier (AUC 0.7)" in verdict(found, "generated").headline
+    content = found.to_json()["generated"]["generated"]["classifier"]
+    assert content["tell_tales"] == [["width_x_1", 0.04]]
+    assert content["controls"]["energies/voxels"]["value"] == 0.51
+    page = render(found, [])
+    assert "Positive controls" in page
+    assert "not seen" in page
+    assert "width_x_1" in page
+    assert any(row.key == "auc/worst" for row in found.summary())
+
+
+def test_the_file_describes_itself(report):
+    content = report.to_json()
+    assert set(content) <= set(SCHEMA_DOCS)
+    for side in content["generated"].values():
+        assert set(side) <= {*SCHEMA_DOCS, "provenance", "samples", "resolution"}
+    known = {key.partition("/")[0] for found in report.metrics.values() for key in found}
+    unphysical = set(report.problems("same"))
+    described = {re.sub(r"_N$", "", word) for names in GLOSSARY for word in names.split(", ")}
+    missing = {re.sub(r"_(\d+|p)$", "", kind) for kind in known - unphysical} - described
+    assert missing <= {"empty_voxels"}, "metrics that the page does not explain"
+
+
+def test_calibration_and_resolution_are_metrics(report):
+    metrics = report.metrics["scaled"]
+    bias = metrics["calibration/bias"]
+    assert bias.value == pytest.approx(-0.01, abs=5 * bias.error)  # 1 % more energy is taken for 1 % less
+    assert abs(report.metrics["same"]["calibration/bias"].pull) < 4
+    assert abs(metrics["constant/core_resolution"].pull) < 4  # a common factor leaves the resolution alone
+    fit = report.to_json()["reference"]["resolution"]["core_resolution"]
+    assert fit["constant"]["value"] == pytest.approx(0.0105, abs=0.002)  # 1 % of 95 %
+
+
+def test_radial_profiles_hold_all_energy(report):
+    for profile in [views.radial(report)]:
+        total = sum(p.curves["reference"].y @ np.diff(p.edges) for p in profile)
+    response = report.reference.table[report.reference.names.index("response")]
+    assert total == pytest.approx(response.mean(dtype=np.float64), rel=1e-5)
+    assert all(np.all(p.curves["reference"].error > 0) for p in profile)
+    ratio = profile[1].curves["scaled"].over(profile[1].curves["same"])
+    np.testing.assert_allclose(ratio.y, 1.01, rtol=1e-4)
+
+
+def test_a_simulation_of_nothing_is_no_mix_up_of_units(tmp_path):
+    samples = toy("calogan", 60)
+    empty = replace(samples, values=np.zeros_like(samples.values))
+    write_shard(tmp_path / "empty.h5", empty, provenance={})
+    with pytest.raises(ShardError, match="showers are empty"):
+        compare(tmp_path / "empty.h5", samples)
+    half = replace(samples, values=np.where(np.arange(60)[:, None] % 4 == 0, samples.values, 0))
+    write_shard(tmp_path / "half.h5", half, provenance={})
+    assert len(open_shards(tmp_path / "half.h5").read()) == 60
+
+
 def test_other_conditions_are_noted(showers):
     reference, other = showers.read(0, 400), showers.read(400, 1600)
     narrow = other.select(other.conditions["incident_energy"] < 30e3)
@@ -260,9 +435,9 @@ def test_paths_are_opened_and_progress_is_told():
 
 
 def test_a_survey_is_the_same_in_small_chunks(showers, monkeypatch):
-    first = compare(showers.read(0, 200), showers.read(200, 400)).to_json()["generated"]["generated"]["metrics"]
+    first = compare(showers.read(0, 90), showers.read(100, 190)).to_json()["generated"]["generated"]["metrics"]
     monkeypatch.setattr("calogen.analysis.survey._rows_at_once", lambda family: 37)
-    second = compare(showers.read(0, 200), showers.read(200, 400)).to_json()["generated"]["generated"]["metrics"]
+    second = compare(showers.read(0, 90), showers.read(100, 190)).to_json()["generated"]["generated"]["metrics"]
     assert set(first) == set(second)
     for key, metric in first.items():
         assert second[key]["value"] == pytest.approx(metric["value"], rel=1e-4, abs=1e-7), key
@@ -333,7 +508,7 @@ def test_a_saved_report_has_its_files(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == json.loads(json.dumps(found.to_json()))
 
 
-@pytest.mark.parametrize("name", ["calogan", "1-pions"])
+@pytest.mark.parametrize("name", ["calogan", pytest.param("1-pions", marks=pytest.mark.slow)])
 def test_every_figure_of_showers_can_be_drawn(name):
     found = compare(toy(name, 80), toy(name, 80, seed=1), bins=2)
     names = []
@@ -344,6 +519,7 @@ def test_every_figure_of_showers_can_be_drawn(name):
             assert encode(drawing, "png") == encode(drawing, "png")
     assert len(names) == len(set(names))
     assert {"response", "by-energy", "mean-showers", "examples", "correlations", "distances", "spectrum"} <= set(names)
+    assert {"radial", "voxel-correlations"} <= set(names)
 
 
 @pytest.mark.slow
