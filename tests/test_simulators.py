@@ -9,7 +9,7 @@ from conftest import ALL_FAMILIES, MAPS, SMALL
 
 from calogen.errors import ConditionError, ConfigError
 from calogen.families import FAMILIES
-from calogen.shards import open_shards, write_shard
+from calogen.shards import Samples, open_shards, write_shard
 from calogen.simulators import build
 from calogen.simulators.detector import load_detector
 from calogen.simulators.engine import Drawn, require, stream
@@ -76,6 +76,13 @@ def test_a_missing_extra_names_the_command():
 def test_blocks_are_whole():
     with pytest.raises(ConfigError, match="whole blocks"):
         build("toy", samples=10).make(5, 3)
+
+
+def test_pieces_make_any_range():
+    engine = build("toy", samples=300, seed=4, family=SMALL)
+    made = Samples.concatenate(list(engine.pieces(7, 150)))
+    assert np.array_equal(made.values, engine.make(0, 150).values[7:])
+    assert [len(piece) for piece in engine.pieces(7, 150)] == [64, 64, 15]
 
 
 def test_streams_are_independent_of_each_other():

@@ -134,6 +134,12 @@ def test_maps_do_not_depend_on_how_the_work_is_cut(small, maps):
     assert np.array_equal(again.conditions["sigma_8"], maps.conditions["sigma_8"][2 * block :])
 
 
+def test_pieces_make_any_range(small, maps):
+    pieces = list(small.pieces(10, 30))
+    assert [len(piece) for piece in pieces] == [2, 12, 6]
+    assert np.array_equal(np.concatenate([piece.values for piece in pieces]), maps.values[10:30])
+
+
 def test_realisations_have_names_and_cosmologies_of_their_own(small, maps, tmp_path):
     ids = maps.extras["realisation_id"].reshape(3, small.block)
     assert (ids == ids[:, :1]).all()

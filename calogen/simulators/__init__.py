@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
-from .engine import Engine, Options
+from .engine import Engine
 
 __all__ = ["ENGINES", "Engine", "build"]
 
@@ -42,17 +42,17 @@ def build(
         raise ConfigError(f"unknown engine '{name}'", found=name, hint=did_you_mean(name, ENGINES))
     if samples < 1:
         raise ConfigError("at least one sample", where="-n", found=samples)
-    engine: type[Options] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
+    engine: type[Engine] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
     given = {key: value for key, value in options.items() if value is not None}
     if "samples" in engine.model_fields:
         given["samples"] = samples
     try:
-        return engine(seed=seed, conditions=dict(conditions or {}), **given)  # type: ignore[return-value]
+        return engine(seed=seed, conditions=dict(conditions or {}), **given)
     except ValidationError as error:
         raise _explained(name, engine, error) from None
 
 
-def _explained(name: str, engine: type[Options], error: ValidationError) -> ConfigError:
+def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     option = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,44 +23,70 @@ _STREAM = 2  # of a seed; requests draw conditions from stream 1
 _EVERY_INDEX = 2**62  # specifications know no last sample
 
 
-class Engine(Protocol):
-    """A simulator with all its options: small, picklable, and the same samples whoever asks for which of them."""
+class Engine(BaseModel, ABC):
+    """A simulator with all its options, frozen and checked when built.
 
-    @property
-    def family(self) -> Family:
-        """What one sample is."""
-
-    @property
-    def block(self) -> int:
-        """Samples are made in indivisible groups of this many, aligned to the index."""
-
-    def describe(self) -> dict[str, Any]:
-        """Engine, versions, options and seed, JSON-able: two engines that differ here make different samples."""
-
-    def make(self, start: int, stop: int) -> Samples:
-        """Samples start to stop; a function of (options, seed, index) only.
-
-        Args:
-            start: First index, a multiple of ``block``.
-            stop: One past the last index, a multiple of ``block``.
-        """
-
-    def check(self) -> str:
-        """A short simulation against what is known, as a table for people."""
-
-
-class Options(BaseModel):
-    """Base of the engines: frozen options, checked when built.
+    Small and picklable; sample i is a function of (options, seed, i), whoever makes it and in what company.
 
     Attributes:
         seed: Seed of everything random, 0 to 2^63 - 1.
         conditions: Specifications by condition name (``uniform:1:100GeV``), over the engine's defaults.
+        isolated: The engine may bring its process down, so that it needs one of its own.
+        blocks_a_piece: Blocks made between two looks at the clock.
+        blocks_a_shard: Blocks in a file, usually: minutes of work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    isolated: ClassVar[bool] = False
+    blocks_a_piece: ClassVar[int] = 1
+    blocks_a_shard: ClassVar[int] = 1024
+
     seed: int = Field(default=0, ge=0, lt=2**63)
     conditions: dict[str, str] = {}
+
+    @property
+    @abstractmethod
+    def family(self) -> Family:
+        """What one sample is."""
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """Samples are made in indivisible groups of this many, aligned to the index."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Engine, versions, options and seed, JSON-able: two engines that differ here make different samples."""
+
+    @abstractmethod
+    def make(self, start: int, stop: int) -> Samples:
+        """Samples start to stop.
+
+        Args:
+            start: First index, a multiple of ``block``.
+            stop: One past the last index, a multiple of ``block``.
+
+        Raises:
+            ConfigError: If they are not.
+        """
+
+    @abstractmethod
+    def check(self) -> str:
+        """A short simulation against what is known, as a table for people."""
+
+    def pieces(self, start: int, stop: int) -> Iterator[Samples]:
+        """Samples of any range, some blocks at a time: the maker that :mod:`calogen.production` wants.
+
+        Args:
+            start: First index.
+            stop: One past the last index.
+        """
+        end = -(-stop // self.block) * self.block
+        step = self.block * self.blocks_a_piece
+        for first in range(start // self.block * self.block, end, step):
+            made = self.make(first, min(first + step, end))
+            yield made.select(slice(max(start - first, 0), stop - first))
 
 
 def stream(seed: int, index: int) -> np.random.Generator:

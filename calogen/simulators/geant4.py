@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from ..errors import ConfigError, did_you_mean
 from ..families import ENERGY_UNITS, Condition, Family
 from ..shards import Samples
 from .detector import Detector, Signal, load_detector
-from .engine import Drawn, Options, checked_block, require, stream
+from .engine import Drawn, Engine, checked_block, require, stream
 
 PARTICLES = ("gamma", "e-", "e+")
 ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Ar", "Cr", "Fe", "Ni", "Cu", "Zn", "I", "Cs", "W", "Pb", "U")
@@ -40,7 +40,7 @@ _LIMITS = {"incident_energy": (1.0, 10 * ENERGY_UNITS["TeV"]), "theta": (0.0, 80
 _FIXED = {"impact_x": "fixed:0", "impact_y": "fixed:0", "theta": "fixed:0", "phi": "fixed:0"}
 
 
-class Geant4(Options):
+class Geant4(Engine):
     """Single particles shot at a calorimeter.
 
     Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from
@@ -56,6 +56,10 @@ class Geant4(Options):
         cut: Production cut in mm.
         detector: The geometry, resolved when the engine is built: later changes of a file do not matter.
     """
+
+    isolated: ClassVar[bool] = True
+    blocks_a_piece: ClassVar[int] = 4
+    blocks_a_shard: ClassVar[int] = 256
 
     geometry: str = "calogan"
     particle: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import scipy.fft
@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..families import FAMILIES, Family
 from ..shards import Samples
 from .cosmology import FIDUCIAL, Growth, Power, hmcode_power, linear_power
-from .engine import Drawn, Options, checked_block, require, stream
+from .engine import Drawn, Engine, checked_block, require, stream
 
 if TYPE_CHECKING:
     from .mesh import Field as Mesh
@@ -32,7 +32,7 @@ _LIMITS = {"Omega_m": (0.06, 1.0), "sigma_8": (0.2, 1.5)}
 _STREAM_OF_DESIGN = 2**63  # no realisation has this index
 
 
-class NBody(Options):
+class NBody(Engine):
     """Projected density of boxes of cold dark matter.
 
     A realisation is one box with its own cosmology and random field; it gives ``3 * slabs`` maps, axis by axis and
@@ -46,6 +46,8 @@ class NBody(Options):
         slabs: Slabs a box is cut into along each axis.
         steps: Time steps.
     """
+
+    blocks_a_shard: ClassVar[int] = 20
 
     samples: int = Field(ge=1, le=10**9)
     pixels: Literal[16, 32, 64, 128, 256] = 64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import scipy.fft
@@ -20,13 +20,13 @@ from ..errors import ConfigError
 from ..families import ENERGY_UNITS, Condition, Family
 from ..formats import resolve_family_source
 from ..shards import Samples
-from .engine import Drawn, Options, checked_block, read_toml, stream
+from .engine import Drawn, Engine, checked_block, read_toml, stream
 
 _QUANTUM = 0.002  # of the usual energy: what one independent part of a shower carries
 _DEPTH = 10.0  # of the calorimeter, in scale lengths of the longitudinal profile
 
 
-class Toy(Options):
+class Toy(Engine):
     """Samples of any family, drawn from known distributions.
 
     **Showers.** The voxels of a shower of energy E, and what leaks, share E as a Dirichlet distribution: mean fractions
@@ -44,6 +44,8 @@ class Toy(Options):
         field: Kind of map.
         amplitude: Standard deviation of g at sigma_8 = 1; none: 0.8 (lognormal) or 0.15 (gaussian).
     """
+
+    blocks_a_piece: ClassVar[int] = 64
 
     source: str | Family = Field(default="calogan", alias="family")
     model: Family
