@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from calogen.analysis import streams
 from calogen.analysis.histograms import counts, disjoint, selections
 from calogen.analysis.moments import Covariance, Means
 from calogen.analysis.observables import observables
 from calogen.analysis.survey import plan_comparison, survey, vectors
-from conftest import MAPS, SMALL, toy
+from conftest import MAPS, SMALL, command, toy, write_folder
 
 from calogen.families import FAMILIES
 from calogen.shards import Samples
@@ -166,3 +168,33 @@ def test_no_samples_in_a_bin_is_an_empty_histogram(showers, plan):
     found = survey(Samples(SMALL, low.values, low.conditions), plan)
     assert not found.histograms.counts("response", 3).any()
     assert found.histograms.counts("response", 0).sum() == len(low)
+
+
+def test_bench_measures_two_analyses_that_agree(tmp_path):
+    data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
+    done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1, "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["showers"] == 1000
+    assert facts["observables"] == len(observables(toy(SMALL, 2)))
+    assert facts["largest difference"] < 1e-5
+    assert facts["ratio"] == pytest.approx(facts["plain numpy us/shower"] / facts["calogen us/shower"], rel=0.05)
+
+
+def test_bench_notices_analyses_that_differ(tmp_path, monkeypatch):
+    data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
+    real = streams.observables
+
+    def wrong(samples):
+        return {name: values * (1.001 if name == "width_x_0" else 1) for name, values in real(samples).items()}
+
+    monkeypatch.setattr(streams, "observables", wrong)
+    done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1)
+    assert done.code == 1
+    assert "do not agree" in done.err
+
+
+def test_bench_analysis_is_of_showers(tmp_path):
+    done = command("bench", "analysis", "--data", write_folder(tmp_path / "maps", toy(MAPS, 20)), "-n", 1000)
+    assert done.code == 2
+    assert "showers" in done.err
