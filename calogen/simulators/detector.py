@@ -1,4 +1,18 @@
-"""Calorimeters as Geant4 sees them: a stack of plates, and the read-out that turns deposits into a family's voxels."""
+"""Calorimeters as Geant4 sees them: a stack of plates, and the read-out that turns deposits into a family's voxels.
+
+In a file, beside the table ``[family]`` that training takes too::
+
+    [detector]
+    width = 300.0                                                   # mm, along x and y
+    layer_ends = [45.0, 150.0]                                      # depth in mm at which each layer of the family ends
+    materials = { Tile = { density = 1.03, formula = { C = 9, H = 10 } } }  # others are Geant4's: G4_Pb, G4_lAr, ...
+    [[detector.modules]]
+    repeat = 30
+    plates = [
+        { material = "G4_Fe", thickness = 2.0 },
+        { material = "Tile", thickness = 3.0, active = true },
+    ]
+"""
 
 from __future__ import annotations
 
