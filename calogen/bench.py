@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,19 @@ from calogen.analysis.streams import Streams
 from .config import Config
 from .errors import CalogenError, ConfigError
 from .families import Family
+from .hdf5 import compressed
+from .noise import normals
 from .objectives import gradient_penalty
+from .production import usable_cores
+from .requests import Request
+from .runs import environment
 from .sampling import Surrogate
-from .shards import Samples, open_shards
+from .shards import Samples, open_shards, samples_per_shard
 from .training import TrainingLoop, prepare
 from .transforms import scale_conditions
+from .workers import one_thread
+
+Facts = dict[str, Any]
 
 _DEFAULT = "data/calogan-gamma"
 
@@ -132,6 +143,146 @@ class _BareLoop:
             self.generator_optimiser.zero_grad()
             loss.backward(inputs=self.trained)
             self.generator_optimiser.step()
+
+
+# ------------------------------------------------------------------------------------------------------ generation
+
+_PUBLISHED = {
+    "CaloGAN (2017)": "2.03 on a CPU, 0.012 on a K80 GPU, batch 1024, in memory",
+    "BoloGAN (CaloChallenge photons)": "105 / 1.7 / 0.55 on a CPU, batch 1 / 100 / 10,000",
+    "CaloShowerGAN (CaloChallenge photons)": "480 / 56 / 1.20 on a CPU, batch 1 / 100 / 10,000",
+    "CaloINN (CaloChallenge photons)": "38 / 2.8 / 2.9 on a CPU, batch 1 / 100 / 10,000",
+}
+_REPEATS = 5
+
+
+def generation_rates(model: str = "calogan-gamma", samples: int = 500_000, workers: int | None = None) -> Facts:
+    """Time a generator: its bare forward pass, in memory, and end to end onto the disk.
+
+    The bare forward pass has its latent numbers ready and its samples thrown away. End to end means conditions, noise,
+    network, physical units, compression, checksums and files; the time workers take to start is quoted beside it.
+
+    Args:
+        model: As for :meth:`Surrogate.load`; runs on the CPU.
+        samples: Samples written by each of the two productions; a tenth if they are maps.
+        workers: Of the second production (default: the cores this process may use).
+
+    Returns:
+        Rates, times, sizes, and published figures of other generators.
+    """
+    surrogate = Surrogate.load(model, "cpu")
+    workers = workers or usable_cores()
+    request = _whole_range(surrogate, samples if surrogate.family.kind == "calorimeter" else max(1, samples // 10))
+    with one_thread():
+        one, plain = (_forward_rate(surrogate, 1, folded=folded) for folded in (True, False))
+        every = _forward_rate(surrogate, workers, folded=True)
+        memory = {f"ms per sample in memory, batch {n}": _sample_ms(surrogate, n) for n in (1, 100, 10_000)}
+        stages = _stages(surrogate, request)
+    alone, together = _to_disk(surrogate, request, 1), _to_disk(surrogate, request, workers)
+    return {
+        "model": f"{model}: {surrogate.family.name}, {surrogate.family.voxels} voxels",
+        "forward, one core": f"{one:,.0f} /s",
+        f"forward, {workers} cores": f"{every:,.0f} /s",
+        "forward of the network as trained, one core": f"{plain:,.0f} /s",
+        "ratio folded / as trained": round(one / plain, 2),
+        **memory,
+        "to disk, 1 worker": alone.words,
+        f"to disk, {workers} workers": together.words,
+        "ratio of workers": round(together.rate / alone.rate, 2),
+        "ratio to disk / forward": round(together.rate / every, 2),
+        "million samples a minute, to disk": round(60 * together.rate / 1e6, 2),
+        "us per sample of each stage": stages,
+        "bytes per sample": together.bytes_each,
+        "peak memory, all processes": f"{together.memory / 1e9:.2f} GB",
+        "samples written": request.samples,
+        "published, ms per shower": _PUBLISHED,
+        "versions": {key: str(value) for key, value in environment().items() if key != "commit"},
+    }
+
+
+def _whole_range(surrogate: Surrogate, samples: int) -> Request:
+    specs = {c.name: f"uniform:{c.low!r}:{c.high!r}{c.unit}" for c in surrogate.card.conditions}
+    return Request.from_specs(surrogate.family, specs, samples)
+
+
+def _forward_rate(surrogate: Surrogate, threads: int, *, folded: bool) -> float:
+    """Samples a second of the bare forward pass, one thread a block."""
+    forward, inputs = surrogate.forward_pass(folded=folded)
+    forward(*inputs)
+
+    def blocks(_: int) -> None:
+        for _ in range(_REPEATS):
+            forward(*inputs)
+
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = min(_time(lambda: list(pool.map(blocks, range(threads)))) for _ in range(3))
+    return threads * _REPEATS * len(inputs[0]) / seconds
+
+
+def _sample_ms(surrogate: Surrogate, batch: int) -> float:
+    """Milliseconds a sample of :meth:`Surrogate.sample`, the median of several calls."""
+    request = _whole_range(surrogate, batch)
+    columns = request.columns(surrogate.conditions, 0, 0, batch)
+    conditions = {name: columns[:, i] for i, name in enumerate(surrogate.conditions)}
+    count = 1 if surrogate.family.kind == "map" and batch > 1 else max(3, 200 // batch)
+    surrogate.sample(conditions, batch)
+    times = [_time(lambda: surrogate.sample(conditions, batch)) for _ in range(count)]
+    return round(1e3 * statistics.median(times) / batch, 5)
+
+
+def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
+    """Microseconds a sample of one core, stage by stage."""
+    rows = surrogate.block
+    forward, inputs = surrogate.forward_pass(folded=True)
+    values = forward(*inputs)
+    coarse = surrogate.coarse_latents
+    fine = len(inputs[0][0]) - coarse
+    packed = compressed(values)
+    stages = {
+        "conditions": lambda: request.columns(surrogate.conditions, 0, 0, rows),
+        "noise": lambda: normals(0, 0, rows, fine, coarse),
+        "network and physical units": lambda: forward(*inputs),
+        "compression": lambda: compressed(values),
+        "checksum": lambda: hashlib.sha256(packed).digest(),
+    }
+    return {name: round(1e6 * min(_time(work) for _ in range(_REPEATS)) / rows, 2) for name, work in stages.items()}
+
+
+@dataclass(frozen=True)
+class _ToDisk:
+    """One timed production."""
+
+    rate: float
+    start_seconds: float
+    bytes_each: int
+    memory: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.rate:,.0f} /s, after {self.start_seconds:.1f} s of start"
+
+
+def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
+    begun, first = time.monotonic(), []
+
+    def progress(done: int, _: int) -> None:
+        if done and not first:
+            first.extend((time.monotonic(), done))
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    per_shard = max(surrogate.block, request.samples // (4 * workers) // surrogate.block * surrogate.block)
+    most = samples_per_shard(surrogate.family)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "samples"
+        size = min(per_shard, most)
+        surrogate.generate(out, request, workers=workers, shard_size=size, progress=progress)
+        end = time.monotonic()
+        taken = sum(path.stat().st_size for path in out.glob("*.h5"))
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    theirs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else before
+    memory = 1024 * (mine + (workers * theirs if workers > 1 else 0))
+    rate = (request.samples - first[1]) / (end - first[0])
+    return _ToDisk(rate, first[0] - begun, round(taken / request.samples), memory)
 
 
 def analysis_ratio(

@@ -597,6 +597,24 @@ def bench_train(as_json: bool, **options: Any) -> None:
         _table("training step, calogen against a bare torch loop", facts)
 
 
+@bench.command("generate")
+@click.argument("model", default="calogan-gamma")
+@click.option(
+    "-n", "samples", type=click.IntRange(min=1), default=500_000, show_default=True, help="Written each time."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench_generate(as_json: bool, **options: Any) -> None:
+    """Time a generator: its bare forward pass, in memory, and end to end onto the disk."""
+    from .bench import generation_rates
+
+    facts = generation_rates(**options)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _table("generation on the CPU", {key: _readable(value) for key, value in facts.items()})
+
+
 @bench.command("analysis")
 @click.option("--data", "-d", multiple=True, help="Showers (default: made by the surrogate calogan-gamma).")
 @click.option("-n", "samples", type=click.IntRange(min=1000), default=100_000, show_default=True, help="Showers.")

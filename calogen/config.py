@@ -38,7 +38,7 @@ class GeneratorConfig(_Frozen):
 
     network: Literal["auto", "mlp", "dcgan"] = "auto"
     latent: int | None = Field(default=None, ge=1, le=4096)
-    hidden: tuple[_Width, ...] = (256, 512)
+    hidden: tuple[_Width, ...] = (256, 128)
     channels: tuple[_Width, ...] = Field(default=(128, 64, 32, 16), min_length=1)
 
 

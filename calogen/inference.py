@@ -18,7 +18,9 @@ from .transforms import CLIP, KINK, LEAK_FLOOR, MOST_SCORE, PER_SCORE, SMALLEST,
 
 Array = NDArray[np.float32]
 
-_CACHED = 1 << 16  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
+_LOG_2 = np.float32(math.log(2))
+_MOST_TAIL = np.float32(6 * math.sqrt(0.5))
+_CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
 
 
 class FoldedShowers:
@@ -44,8 +46,9 @@ class FoldedShowers:
         self._energy_layers = _dense(state, "energies.")
         *self._hidden, (last, bias) = _dense(state, "shapes.")
         scale = 1 / np.sqrt(state["standardise.running_var"] + np.float32(generator.standardise.eps))
-        self._mix = np.concatenate([last, state["loadings"].T]) * scale
-        self._bias = (bias - state["standardise.running_mean"]) * scale
+        scale *= np.float32(math.sqrt(0.5))  # erfc takes scores over the root of 2
+        shift = bias - state["standardise.running_mean"]
+        self._mix = np.concatenate([last, state["loadings"].T, shift[None]]) * scale
         self._noise = state["noise"] * scale
         # Energies: quantiles and log odds of being empty are one product.
         logits = learnt["empty_logits"][:, None]
@@ -60,7 +63,7 @@ class FoldedShowers:
         plain = [(a, b) for a, b in self._pairs.T if max(a, b) < variables - 1]
         self._plain = np.array(plain).T
         self._centre, self._spread = learnt["shape_centre"].T.copy(), learnt["shape_spread"][:, None]
-        regressions = [learnt[name] for name in ("occupancy", "log_scale", "location")]
+        regressions = [-learnt["occupancy"], learnt["log_scale"], learnt["location"]]
         self._parts = family.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = [np.ascontiguousarray(row) for row in learnt["shape"]]
@@ -72,7 +75,8 @@ class FoldedShowers:
         scaled = self._scaled(conditions)
         scores = normals + _run(self._energy_layers, np.concatenate([normals, scaled], 1))
         hidden = _leaky(_run(self._hidden, np.concatenate([scores, factors, scaled], 1)))
-        showers = np.concatenate([hidden, factors], 1) @ self._mix
+        one = np.ones((len(latent), 1), np.float32)
+        showers = np.concatenate([hidden, factors, one], 1) @ self._mix
         energies = self._layer_energies(scores, conditions, scaled)
         features = self._features(energies, scaled)
         rows = max(1, _CACHED // showers.shape[1])
@@ -81,7 +85,6 @@ class FoldedShowers:
             block = slice(start, start + rows)
             scores, spare = showers[block], buffers[0, : len(showers[block])]
             scores += np.multiply(own[block], self._noise, out=spare)
-            scores += self._bias
             self._voxels(scores, energies[:, block], features[..., block], buffers)
         return showers
 
@@ -159,22 +162,19 @@ class FoldedShowers:
         return columns[self._pairs[0]] * columns[self._pairs[1]]
 
     def _voxels(self, scores: Array, energies: Array, features: Array, buffers: Array) -> None:
-        """Turn voxel scores (B, V) into energies in MeV, in place; see :meth:`ShowerTransform.inverse`."""
+        """Turn voxel scores over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
         excess, spread, location, spare = buffers[:, : len(scores)]
         for number, (part, regressions) in enumerate(zip(self._parts, self._regressions, strict=True)):
             design = features[:, number].T
             for out, regression in zip((excess, spread, location), regressions, strict=True):
                 np.matmul(design, regression, out=out[:, part])
-        # log p - log S, with p = 1 / (1 + exp(-logit)) and S = erfc(n / sqrt 2) / 2
-        np.minimum(np.maximum(scores, -6, out=scores), 6, out=scores)
-        scores *= np.float32(math.sqrt(0.5))
-        tail = torch.from_numpy(scores)
+        # log p - log S, with p = 1 / (1 + exp(-logit)) and S = erfc(score) / 2
+        tail = torch.from_numpy(np.minimum(scores, _MOST_TAIL, out=scores))
         torch.erfc(tail, out=tail)  # ten times as fast as scipy's
-        np.exp(np.negative(excess, out=excess), out=excess)
+        np.exp(excess, out=excess)
         excess += 1
         excess *= scores
-        excess *= np.float32(0.5)
-        np.negative(np.log(excess, out=excess), out=excess)
+        np.subtract(_LOG_2, np.log(excess, out=excess), out=excess)
         self._shares(np.maximum(excess, np.float32(1e-4), out=scores), spread, location, spare)
         showers = np.multiply(location, np.greater(excess, 0, out=spare), out=scores)
         for part, energy in zip(self._parts, energies, strict=True):
@@ -201,7 +201,7 @@ class FoldedShowers:
         value += log
         value *= np.exp(spread, out=spread)
         location += value
-        np.minimum(np.maximum(location, -40, out=location), 10, out=location)
+        np.minimum(location, 10, out=location)
         np.exp(location, out=location)
 
 

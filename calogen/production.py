@@ -26,13 +26,14 @@ from typing import Any
 from .errors import CalogenError, ConfigError, Interrupted, ProductionError, ShardError, StorageError
 from .hdf5 import require_writable
 from .shardfiles import MANIFEST, ShardRecord, WrittenLayout, read_part, write_manifest
-from .workers import PROGRESS_SECONDS, Job, Maker, Stopped, Task, Worker, make, one_thread
+from .workers import PROGRESS_SECONDS, Job, Maker, Stopped, Task, Worker, keep_memory, make, one_thread
 
 ALIGNMENT = 1024
 """Parts begin at multiples of this index."""
 
 _STOP_SECONDS = 8.0  # that workers have to leave a shard before they are killed
-_MANIFEST_SECONDS = 0.05  # what a rewritten manifest may cost before it is written less often
+_LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
+_MANIFEST_SHARDS = 1000  # a manifest of more is not rewritten after every shard
 _ATTEMPTS = 2
 
 
@@ -153,6 +154,12 @@ class Plan:
         described = {**self.maker.describe(), "production": {**facts, "layout": self.layout}}
         return dict(json.loads(json.dumps(described)))  # as it will be read back
 
+    @property
+    def samples(self) -> int:
+        """Samples of this part."""
+        start, stop = self.part.bounds(self.total)
+        return stop - start
+
     def shards(self) -> list[ShardRecord]:
         """The files to be made, with no bytes yet."""
         start, stop = self.part.bounds(self.total)
@@ -201,7 +208,7 @@ def produce(
     except OSError as error:
         raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
     should_stop = should_stop or (lambda: 0)
-    with _locked(out / f".lock{plan.part.suffix}", out):
+    with _locked(out / f".lock{plan.part.suffix}", out) as lock:
         ledger = _Ledger(plan, out, progress)
         job = Job(plan.maker, out, ledger.provenance, plan.layout)
         for leftover in out.glob(f"shard{plan.part.suffix}-[0-9]*.h5.part"):
@@ -209,7 +216,7 @@ def produce(
         count = min(workers, len(ledger.tasks))
         try:
             if count > 1 or (isolate and count):
-                _Pool(job, ledger, should_stop).run(count)
+                _Pool(job, ledger, should_stop, lock).run(count)
             else:
                 _alone(job, ledger, should_stop, plan.threads)
         except BaseException:
@@ -278,8 +285,9 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
 
 
 @contextmanager
-def _locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it when the process ends, however it ends."""
+def _locked(path: Path, out: Path) -> Iterator[int]:
+    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end."""
+    limit = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -291,6 +299,9 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
             if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
                 break
             os.close(handle)
+            if time.monotonic() < limit:
+                time.sleep(0.1)
+                continue
             raise ConfigError(
                 "the output folder is being written by another process",
                 where=path,
@@ -301,7 +312,7 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
                 break
         os.close(handle)  # its last holder removed the file just before we locked it
     try:
-        yield
+        yield handle
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
@@ -344,7 +355,7 @@ class _Ledger:
         changed = self.records.get(record.name) != record
         self.records[record.name] = record
         now = time.monotonic()
-        if changed and (self._cost < _MANIFEST_SECONDS or now - self._written > 20 * self._cost):
+        if changed and (len(self.records) <= _MANIFEST_SHARDS or now - self._written > 20 * self._cost):
             self.write()
         if self._progress:
             self._progress(self._done + sum(self._under_way.values()), self.total)
@@ -375,6 +386,7 @@ def _alone(job: Job, ledger: _Ledger, should_stop: Callable[[], int], threads: i
         if done < task.shard.samples and should_stop():
             raise Stopped
 
+    keep_memory()
     pool = ThreadPoolExecutor(threads) if threads else None
     try:
         with one_thread():
@@ -394,15 +406,15 @@ def _alone(job: Job, ledger: _Ledger, should_stop: Callable[[], int], threads: i
 class _Pool:
     """Worker processes and who makes what."""
 
-    def __init__(self, job: Job, ledger: _Ledger, should_stop: Callable[[], int]) -> None:
-        self._job, self._ledger, self._should_stop = job, ledger, should_stop
+    def __init__(self, job: Job, ledger: _Ledger, should_stop: Callable[[], int], lock: int) -> None:
+        self._job, self._ledger, self._should_stop, self._lock = job, ledger, should_stop, lock
         self._workers: list[Worker] = []
 
     def run(self, count: int) -> None:
         """Make all shards with ``count`` workers."""
         try:
-            for _ in range(count):
-                self._start()
+            for worker in [self._start() for _ in range(count)]:
+                self._next(worker)
             while any(worker.task for worker in self._workers):
                 self._listen()
                 number = self._should_stop()
@@ -412,10 +424,9 @@ class _Pool:
         finally:
             self._end()
 
-    def _start(self) -> None:
-        worker = Worker(self._job)
-        self._workers.append(worker)
-        self._next(worker)
+    def _start(self) -> Worker:
+        self._workers.append(Worker(self._job, self._lock))
+        return self._workers[-1]
 
     def _next(self, worker: Worker) -> None:
         worker.give(self._ledger.tasks.popleft() if self._ledger.tasks else None)
@@ -461,14 +472,20 @@ class _Pool:
                 hint="out of memory? fewer --workers or a smaller --shard-size; the same command again makes the rest",
             )
         self._ledger.tasks.appendleft(task)
-        self._start()
+        self._next(self._start())
 
     def _end(self) -> None:
-        """Let workers leave their shards; kill those that take too long."""
+        """Let workers leave their shards, keep what they had just finished; kill those that take too long."""
         for worker in self._workers:
-            worker.connection.close()  # a worker that hears nobody any more gives up
+            worker.stop()
         limit = time.monotonic() + _STOP_SECONDS
         for worker in self._workers:
+            with suppress(EOFError, OSError):
+                while worker.connection.poll(max(0.0, limit - time.monotonic())):
+                    message = worker.connection.recv()
+                    if isinstance(message, ShardRecord):
+                        self._ledger.records[message.name] = message
+            worker.connection.close()
             try:
                 worker.process.wait(max(0.0, limit - time.monotonic()))
             except subprocess.TimeoutExpired:

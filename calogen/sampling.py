@@ -47,7 +47,7 @@ class Estimate:
         shards: Files.
         raw_bytes: Bytes before compression.
         bytes: About how many the files will take.
-        free_bytes: What the file system has.
+        free_bytes: What the file system has for them, with what earlier calls left of them.
     """
 
     samples: int
@@ -198,6 +198,11 @@ class Surrogate:
         return self._rows
 
     @property
+    def coarse_latents(self) -> int:
+        """How many latent numbers of a sample, at the end, may be of low resolution."""
+        return self._generator.coarse
+
+    @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions it takes."""
         return tuple(c.name for c in self._card.conditions)
@@ -326,6 +331,28 @@ class Surrogate:
 
         return collect
 
+    def forward_pass(self, *, folded: bool = True) -> tuple[Callable[..., NDArray[np.float32]], tuple[Any, ...]]:
+        """The network alone, on the CPU, and one block of inputs for it: for measuring.
+
+        Args:
+            folded: As it runs here; else as it was trained.
+        """
+        rng = np.random.default_rng(0)
+        latent = rng.standard_normal((self._rows, self._generator.latent_size), np.float32)
+        ends = [(c.low, c.high) for c in self._card.conditions]
+        columns = np.zeros((self._rows, len(ends)), np.float32)
+        for i, (low, high) in enumerate(ends):
+            columns[:, i] = rng.uniform(low, high, self._rows)
+        if folded and self._folded:
+            return self._folded, (latent, columns)
+
+        @torch.inference_mode()
+        def run(latent: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+            made: NDArray[np.float32] = self._generator(torch.from_numpy(latent), torch.from_numpy(columns)).numpy()
+            return made
+
+        return run, (latent, columns)
+
     def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values with those below the family's threshold put to exactly zero, in place."""
         if self.family.threshold:
@@ -350,7 +377,7 @@ class Surrogate:
         Raises:
             ConditionError: As :meth:`generate`.
             ConfigError: As :meth:`generate`.
-            StorageError: If the file system cannot hold the files.
+            StorageError: If the folder may not be written.
         """
         _check_seed(seed)
         self._check_names(dict.fromkeys(request.names))
@@ -366,7 +393,7 @@ class Surrogate:
         threads = 0 if self._device.type == "cpu" else workers or usable_cores()
         plan = Plan(maker, request.samples, per_shard, part, layout, threads)
         check_folder(plan, Path(out))
-        self._check_conditions(request, seed, extrapolate)
+        self.check(request.limits(self.conditions), extrapolate=extrapolate)
         return plan, self._estimate(plan, Path(out))
 
     def _per_shard(self, total: int, part: Part, shard_size: int | None) -> int:
@@ -380,29 +407,20 @@ class Surrogate:
         return min(most, -(-in_part // (shards * BLOCK)) * BLOCK)  # all about equally long
 
     def _estimate(self, plan: Plan, out: Path) -> Estimate:
-        shards = plan.shards()
-        samples = sum(shard.samples for shard in shards)
+        samples, shards = plan.samples, -(-plan.samples // plan.shard_samples)
         raw = samples * 4 * (self.family.voxels + len(self.conditions))
         probe = min(_PROBE, self._rows, plan.total)
         columns = plan.maker.request.columns(self.conditions, plan.maker.seed, 0, probe)  # type: ignore[attr-defined]
         values = self.launch(columns, 0, 0)()
         if plan.maker.mantissa_bits is not None:  # type: ignore[attr-defined]
             values = rounded(values, plan.maker.mantissa_bits)  # type: ignore[attr-defined]
-        taken = int(samples * len(compressed(values)) / probe) + 5000 * len(shards)
+        taken = int(samples * len(compressed(values)) / probe) + 5000 * shards
         where = out.absolute()
         while not where.exists():
             where = where.parent
         free = shutil.disk_usage(where).free
         there = sum(file.stat().st_size for file in out.glob("shard*.h5")) if out.is_dir() else 0
-        if taken > free + there:
-            raise StorageError(
-                "the samples will not fit on the disk",
-                where=out,
-                expected=f"about {taken / 1e9:.1f} GB of space",
-                found=f"{free / 1e9:.1f} GB free",
-                hint="generate fewer, or in parts on other disks",
-            )
-        return Estimate(samples, len(shards), raw, taken, free)
+        return Estimate(samples, shards, raw, taken, free + there)
 
     def generate(
         self,
@@ -452,7 +470,7 @@ class Surrogate:
         elif n not in (None, request.samples):
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
         workers = workers or usable_cores()
-        plan, _ = self.plan(
+        plan, estimate = self.plan(
             request,
             out,
             seed=seed,
@@ -463,18 +481,16 @@ class Surrogate:
             extrapolate=extrapolate,
             workers=workers,
         )
+        if estimate.bytes > estimate.free_bytes:
+            raise StorageError(
+                "the samples will not fit on the disk",
+                where=out,
+                expected=f"about {estimate.bytes / 1e9:.1f} GB of space",
+                found=f"{estimate.free_bytes / 1e9:.1f} GB free",
+                hint="generate fewer, or in parts on other disks",
+            )
         on_gpu = bool(plan.threads)
         return produce(plan, Path(out), workers=1 if on_gpu else workers, progress=progress, should_stop=should_stop)
-
-    def _check_conditions(self, request: Request, seed: int, extrapolate: bool) -> None:
-        limits = request.limits(self.conditions)
-        if limits is not None:
-            self.check(limits, extrapolate=extrapolate)
-            return
-        for start in range(0, request.samples, 2**16):
-            count = min(2**16, request.samples - start)
-            columns = request.columns(self.conditions, seed, start, count)
-            self.check(columns, extrapolate=extrapolate, first=start)
 
 
 def _check_seed(seed: int) -> None:
