@@ -38,6 +38,7 @@ Scorer = Callable[[Columns], Array]
 
 FEWEST_A_SIDE = 100  # fewer held-out samples say nothing
 _MOST_LOOKED_AT = 2000  # held-out samples from which the tell-tale observables are worked out
+_TREES = 100
 _NODES, _EPOCHS = 2048, 50  # of the CaloChallenge's network
 _SIGNIFICANT = 3.0  # errors above 0.5 at which a difference counts as seen
 
@@ -312,7 +313,7 @@ def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, c
         return _fit_published(table, label, train, choose, seed, scaled=view == "log_voxels")
     if view == "observables":
         trees = HistGradientBoostingClassifier(
-            max_iter=100, learning_rate=0.1, max_leaf_nodes=16, early_stopping=False, random_state=seed
+            max_iter=_TREES, learning_rate=0.1, max_leaf_nodes=16, early_stopping=False, random_state=seed
         )
         trees.fit(table[train], label[train])
         return lambda columns: np.asarray(trees.decision_function(columns), dtype=np.float64)
