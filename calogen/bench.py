@@ -409,7 +409,7 @@ def _plain_observables(
         return np.asarray((first - second) / (first + second + tiny))
 
     def depth() -> NDArray[np.float64]:
-        return np.asarray([i * (energy(i) > 0) for i in range(len(family.layers))]).max(axis=0).astype(np.float64)
+        return np.asarray(np.max([i * (energy(i) > 0) for i in range(len(family.layers))], axis=0), np.float64)
 
     found = {"total_energy": showers.sum(axis=1), "response": showers.sum(axis=1) / incident, "depth": depth()}
     found["occupancy"] = (showers > 0).mean(axis=1)
