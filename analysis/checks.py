@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calogen.families import Family
+from calogen.shards import Samples
 
 from .distances import Columns, Draws, Metric, halves, squared_distances
-from .multivariate import main_observables
+from .multivariate import main_observables, thinned
 from .survey import Plan, Survey, vectors
 
 Array = NDArray[np.float64]
@@ -23,6 +24,7 @@ _FEWEST_IN_TAILS = 1000
 _FEWEST_IN_TREND = 200
 _TREND = 3  # degree of the depth's trend in the logarithm of the energy
 _MOST_QUERIES = 2000
+_MOST_SHAPES = 10_000  # samples of either side that nearest neighbours are looked at of
 _FEWEST_QUERIES = 20
 _WORK = 1e11  # multiplications and additions of one check's distances: some seconds of one core
 _SPLITS = 10
@@ -57,10 +59,12 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: P
     shares = [np.isin(sample_codes(side, plan), known) for side in (generated, reference)]
     found = {"training_copies": _share(shares[0], shares[1])}
     family, seed = plan.family, plan.seed
-    others, pool, mine = (_shape_vectors(side, plan) for side in (reference, training, generated))
+    pool = _shapes(training.kept, plan)
+    others, groups = _some_shapes(reference, plan)
+    mine, _ = _some_shapes(generated, plan)
     work = 4.0 * family.voxels * len(family.mirrors) * (len(pool) + len(others) / 2)
     rng = np.random.default_rng([seed, 5])
-    first, second = halves(rng, len(others), reference.kept_groups)
+    first, second = halves(rng, len(others), groups)
     queries = min(_MOST_QUERIES, int(_WORK / work), len(first), len(mine))
     if queries < _FEWEST_QUERIES:
         return found
@@ -97,9 +101,16 @@ def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
     return np.asarray(np.sqrt(best), dtype=np.float64)
 
 
-def _shape_vectors(side: Survey, plan: Plan) -> Columns:
-    """Whole samples in the space of nearest neighbours, (n, V)."""
-    found = vectors(side.kept, plan.fixed_scale)
+def _some_shapes(side: Survey, plan: Plan) -> tuple[Columns, NDArray[np.integer] | None]:
+    """Some whole samples in the space of nearest neighbours, (n, V), and their realisations, (n,)."""
+    rows = thinned(len(side.kept), _MOST_SHAPES, plan.seed)
+    groups = side.kept_groups
+    return _shapes(side.kept.select(rows), plan), None if groups is None else groups[rows]
+
+
+def _shapes(samples: Samples, plan: Plan) -> Columns:
+    """Samples in the space of nearest neighbours, (n, V)."""
+    found = vectors(samples, plan.fixed_scale)
     return found if plan.family.kind == "map" else np.sqrt(np.maximum(found, 0))
 
 
@@ -133,12 +144,12 @@ def duplicates(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Me
     """
     repeats = [_repeated(sample_codes(side, plan)) for side in (generated, reference)]
     found = {"duplicates": _share(*repeats)}
-    others, mine = (_shape_vectors(side, plan) for side in (reference, generated))
+    (others, groups), (mine, _) = (_some_shapes(side, plan) for side in (reference, generated))
     most = math.isqrt(int(_WORK / (6 * _SPLITS * plan.family.voxels)))
     n = min(most, _MOST_QUERIES, len(others) // 2, len(mine) // 2)
     if n < _FEWEST_QUERIES:
         return found
-    draws = Draws.make(len(others), len(mine), plan.seed, groups=reference.kept_groups, splits=_SPLITS, cap=n)
+    draws = Draws.make(len(others), len(mine), plan.seed, groups=groups, splits=_SPLITS, cap=n)
     shares = np.empty((2, _SPLITS))
     for s in range(_SPLITS):
         limit = np.quantile(_nearest_other(others[draws.first[s]]), CLOSEST)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .checks import duplicates, memorisation, tails
 from .distances import (
+    MAX_COMPARED,
     Columns,
     Comparison1D,
     Draws,
@@ -23,7 +24,7 @@ from .distances import (
 )
 from .histograms import ALL, Selection, observable_edges
 from .multivariate import correlated as correlated
-from .multivariate import correlation_distance, manifold_metrics, physics_distances
+from .multivariate import correlation_distance, manifold_metrics, physics_distances, thinned
 from .multivariate import correlation_matrix as correlation_matrix
 from .observables import Observable
 from .permutation import overall
@@ -31,6 +32,7 @@ from .survey import Plan, Survey, vectors
 
 Array = NDArray[np.float64]
 
+_EMD_ROWS = 10_000  # samples that its splits are drawn from
 _EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
@@ -87,22 +89,28 @@ def observable_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict
     scaled: list[Draws3] = []
     binned = any(s.condition for s in plan.selections)
     for number, selection in enumerate(plan.selections):
-        mine, other = reference.members(selection), generated.members(selection)
-        if min(mine.sum(), other.sum()) < FEWEST:
+        mine, other = (np.flatnonzero(side.members(selection)) for side in (reference, generated))
+        if min(len(mine), len(other)) < FEWEST:
             continue
-        groups = reference.groups[mine] if reference.groups is not None else None
-        draws = Draws.make(int(mine.sum()), int(other.sum()), plan.seed + number, groups=groups)
+        # Splits hold at most half of what they are drawn from: more would cost memory and show nothing new.
+        few, few_other = (rows[thinned(len(rows), 2 * MAX_COMPARED, plan.seed)] for rows in (mine, other))
+        groups = reference.groups[few] if reference.groups is not None else None
+        draws = Draws.make(len(few), len(few_other), plan.seed + number, groups=groups)
         for row, observable in enumerate(table.values()):
             r, g = reference.table[row, mine], generated.table[row, other]
-            compared = compare_1d(r, g, observable_edges(observable, r), draws)
+            edges = observable_edges(observable, r)
+            compared = compare_1d(reference.table[row, few], generated.table[row, few_other], edges, draws)
             found.update(_observable_metrics(observable, selection, compared, r, g, draws.n))
             if selection.condition or not binned:
                 scaled.append(_scaled(compared.w1, 1 / scale_of(r)))
         if selection is ALL:
-            found["sliced_w1"] = _sliced(reference, generated, draws, _vector_unit(plan))
-            found["correlation"] = _correlation(reference, generated, draws, correlated(plan))
+            projected = reference.projections[:, few], generated.projections[:, few_other]
+            found["sliced_w1"] = _sliced(*projected, draws, plan)
+            names = [reference.names.index(name) for name in correlated(plan)]
+            columns = reference.table[names][:, few].T, generated.table[names][:, few_other].T
+            found["correlation"] = Metric.from_splits(draws.each(correlation_distance, *columns), draws.n)
     if scaled:
-        n = min(reference.table.shape[1] // 2, generated.table.shape[1])
+        n = min(reference.table.shape[1] // 2, generated.table.shape[1], MAX_COMPARED)
         found["score"] = Metric.from_splits(_mean_draws(scaled), n, "sd")
     return found
 
@@ -147,23 +155,20 @@ def _vector_unit(plan: Plan) -> str:
     return "of incident energy" if plan.has_energy else "of the reference's mean deposited energy"
 
 
-def _sliced(reference: Survey, generated: Survey, draws: Draws, unit: str) -> Metric:
+def _sliced(reference: Columns, generated: Columns, draws: Draws, plan: Plan) -> Metric:
     edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
-    pairs = zip(reference.projections, generated.projections, strict=True)
-    return Metric.from_splits(_mean_draws([compare_1d(r, g, edges, draws).w1 for r, g in pairs]), draws.n, unit)
-
-
-def _correlation(reference: Survey, generated: Survey, draws: Draws, names: list[str]) -> Metric:
-    rows = [reference.names.index(n) for n in names]
-    splits = draws.each(correlation_distance, reference.table[rows].T, generated.table[rows].T)
-    return Metric.from_splits(splits, draws.n)
+    projected = [compare_1d(r, g, edges, draws).w1 for r, g in zip(reference, generated, strict=True)]
+    return Metric.from_splits(_mean_draws(projected), draws.n, _vector_unit(plan))
 
 
 def earth_mover_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
     """``emd_SIZE``: exact earth mover's distance of samples kept whole."""
-    r, g = vectors(reference.kept, plan.fixed_scale), vectors(generated.kept, plan.fixed_scale)
+    rows = [thinned(len(side.kept), _EMD_ROWS, plan.seed) for side in (reference, generated)]
+    parts = (side.kept.select(r) for side, r in zip((reference, generated), rows, strict=True))
+    r, g = (vectors(part, plan.fixed_scale) for part in parts)
+    groups = None if reference.kept_groups is None else reference.kept_groups[rows[0]]
     sizes = [s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)]
-    return {f"emd_{sizes[0]}": _exact(reference, r, g, sizes[0], plan)} if sizes else {}
+    return {f"emd_{sizes[0]}": _exact(r, g, groups, sizes[0], plan)} if sizes else {}
 
 
 def spectrum_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
@@ -186,9 +191,9 @@ def spectrum_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[s
     return found
 
 
-def _exact(reference: Survey, r: Columns, g: Columns, size: int, plan: Plan) -> Metric:
-    """Exact earth mover's distance of sub-samples of whole samples (N, V) and (M, V)."""
-    draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups, cap=size)
+def _exact(r: Columns, g: Columns, groups: NDArray[np.integer] | None, size: int, plan: Plan) -> Metric:
+    """Exact earth mover's distance of sub-samples of whole samples (N, V) and (M, V); groups of the former, (N,)."""
+    draws = Draws.make(len(r), len(g), plan.seed, groups=groups, cap=size)
     found = []
     for s in range(len(draws.first)):
         half = r[draws.first[s]]

@@ -18,6 +18,7 @@ from calogen.analysis.distances import (
     separation_power,
     sliced_wasserstein,
     spread_difference,
+    squared_distances,
     wasserstein_1d,
 )
 from scipy.stats import wasserstein_distance
@@ -58,6 +59,8 @@ def test_earth_mover_equals_pot_and_known_values():
     a, b = rng.normal(size=(60, 5)), rng.normal(size=(60, 5))
     assert earth_mover(a, b) == pytest.approx(float(ot.emd2([], [], ot.dist(a, b, metric="euclidean"))), rel=1e-9)
     assert earth_mover(a, a[::-1] + np.array([3.0, 0, 4.0, 0, 0])) == pytest.approx(5.0, rel=1e-9)
+    fewer = ot.emd2([], [], ot.dist(a, b[:37], metric="euclidean"))
+    assert earth_mover(a, b[:37]) == pytest.approx(float(fewer), rel=1e-9)
     column = rng.normal(size=(80, 1))
     assert earth_mover(column, 2 * column) == pytest.approx(wasserstein_1d(column, 2 * column), rel=1e-6)
 
@@ -112,6 +115,43 @@ def test_compare_1d_is_what_it_says():
         np.concatenate([[np.sum(x < -2)], h, [np.sum(x >= 2)]]) for x, h in zip((half, mine), inside, strict=True)
     ]
     assert found.chi2[0][0] == pytest.approx(float(chi2_per_ndf(*with_flow)))
+    assert found.separation_flow[0][0] == pytest.approx(float(separation_power(*with_flow)))
+
+
+def test_separation_counts_what_lies_outside_under_its_own_name():
+    """Ten samples in a hundred far outside: invisible to CaloChallenge's definition, not to the other."""
+    reference = np.linspace(0, 1, 400, endpoint=False)
+    generated = np.where(np.arange(400) % 10, reference, 5.0)
+    found = compare_1d(reference, generated, np.array([0.0, 0.5, 1.0]), Draws.make(400, 400, seed=0))
+    inside, everything = (Metric.from_splits(d, 200) for d in (found.separation, found.separation_flow))
+    assert inside.pull < 3
+    assert everything.value == pytest.approx(0.05, abs=0.015)
+    assert everything.pull > 3
+
+
+def test_errors_from_subsamples_are_those_of_repeated_experiments():
+    """The difference of two medians: its error from half samples is the spread over new samples."""
+    rng = np.random.default_rng(9)
+    draws = Draws.make(400, 400, seed=0, cap=200)
+    medians, errors = [], []
+    for reference, generated in rng.normal(size=(60, 2, 400)):
+        found = []
+        for s in range(len(draws.first)):
+            half = np.median(reference[draws.first[s]])
+            others = generated[draws.generated[s]], reference[draws.second[s]]
+            found.append([np.median(other) - half for other in others])
+        metric = Metric.from_subsamples(*np.transpose(found), draws.n, 400)
+        medians.append(metric.value)
+        errors.append(metric.error)
+    assert np.mean(errors) == pytest.approx(np.std(medians), rel=0.25)
+    few = Metric.from_subsamples([1.0, 2, 3, 2], [0.0, 0, 1, 1], 10, 1010)
+    assert few.error == pytest.approx(np.std([1, 2, 3, 2], ddof=1) * np.sqrt(1 / 4 + 10 / 1000))
+
+
+def test_squared_distances():
+    rng = np.random.default_rng(10)
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    assert squared_distances(a, b) == pytest.approx(((a[:, None] - b) ** 2).sum(axis=2))
 
 
 def test_pulls_are_small_without_and_large_with_a_difference():
