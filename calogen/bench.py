@@ -173,12 +173,13 @@ def generation_rates(model: str = "calogan-gamma", samples: int = 500_000, worke
     surrogate = Surrogate.load(model, "cpu")
     workers = workers or usable_cores()
     request = _whole_range(surrogate, samples if surrogate.family.kind == "calorimeter" else max(1, samples // 10))
+    # Productions first: what the rest takes must not count as their memory.
+    alone, together = _to_disk(surrogate, request, 1), _to_disk(surrogate, request, workers)
     with one_thread():
         one, plain = (_forward_rate(surrogate, 1, folded=folded) for folded in (True, False))
         every = _forward_rate(surrogate, workers, folded=True)
         memory = {f"ms per sample in memory, batch {n}": _sample_ms(surrogate, n) for n in (1, 100, 10_000)}
         stages = _stages(surrogate, request)
-    alone, together = _to_disk(surrogate, request, 1), _to_disk(surrogate, request, workers)
     return {
         "model": f"{model}: {surrogate.family.name}, {surrogate.family.voxels} voxels",
         "forward, one core": f"{one:,.0f} /s",
