@@ -411,13 +411,13 @@ def _spectrum(report: Report) -> Iterator[Drawing]:
 
 def _correlations(report: Report) -> Iterator[Drawing]:
     names, found = views.correlations(report)
-    ticks = np.arange(0, len(names), max(1, len(names) // 24))
+    ticks = range(0, len(names), max(1, len(names) // 24))
     figure = matrices(found, ticks, [names[t] for t in ticks], turned=True)
     caption = "Pearson correlations between observables over all samples, and their difference."
     yield Drawing("correlations", "Correlations", caption, figure)
 
 
-def matrices(found: Mapping[str, Array], ticks: Array, labels: Sequence[str], *, turned: bool) -> Figure:
+def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[str], *, turned: bool) -> Figure:
     """Correlation matrices of all sides and their differences from the reference.
 
     One row for one surrogate; of several the differences are in a second one.

@@ -167,7 +167,7 @@ def _voxel_correlations(report: Report) -> Iterator[Drawing]:
     found = views.voxel_correlations(report)
     if not found:
         return
-    starts = np.array([cells.start for cells in report.family.layer_slices], dtype=np.float64)
+    starts = [cells.start for cells in report.family.layer_slices]
     figure = matrices(found, starts, [f"layer {n}" for n in report.family.layer_numbers], turned=False)
     caption = (
         "Pearson correlations between the energies of single voxels over the incident energy, and their difference; "
@@ -192,13 +192,16 @@ def _mean_showers(report: Report) -> Iterator[Drawing]:
         for title in titles[1:]:
             ratio = np.divide(images[title], reference, out=np.full_like(reference, np.nan), where=(reference > 0))
             panels.append((f"{title} / {titles[0]}", ratio, TwoSlopeNorm(1.0, 0.5, 1.5), "PuOr_r"))
+        drawn: dict[str, tuple[QuadMesh, list[Axes]]] = {}
         for column, (title, image, scale, colours) in enumerate(panels):
             axes = _layer_axes(figure, grid[row, column], layer)
             mesh = _draw_layer(axes, layer, image, scale, colours)
             axes.set_title(f"layer {number}: {title}")
-            is_ratio = column >= len(means)
-            text = "ratio" if is_ratio else f"mean energy [{report.family.unit}]"
-            figure.colorbar(mesh, ax=axes, label=text, extend="both" if is_ratio else "neither")
+            text = "ratio" if column >= len(means) else f"mean energy [{report.family.unit}]"
+            drawn.setdefault(text, (mesh, []))[1].append(axes)
+        for text, (mesh, together) in drawn.items():  # one scale, one bar
+            extend = "both" if text == "ratio" else "neither"
+            figure.colorbar(mesh, ax=together, label=text, extend=extend).minorticks_off()
     caption = "Mean energy of each voxel over all showers, on one logarithmic scale a layer, and the ratio."
     yield Drawing("mean-showers", "Mean showers", caption, figure)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -387,12 +387,9 @@ def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str
         return {(name := _name_of(generated)): {name: generated}}
     groups: dict[str, dict[str, Given]] = {}
     for name, given in generated.items():
-        if not isinstance(given, list | tuple):
-            groups[name] = {name: given}
-        elif len(given) == 1:
-            groups[name] = {name: given[0]}
-        else:
-            groups[name] = {f"{name} #{k}": source for k, source in enumerate(given, start=1)}
+        sources = list(given) if isinstance(given, list | tuple) else [cast(Given, given)]
+        numbers = [f" #{k}" for k in range(1, len(sources) + 1)] if len(sources) > 1 else [""]
+        groups[name] = {f"{name}{number}": source for number, source in zip(numbers, sources, strict=False)}
     names = ["reference", "training", *(member for members in groups.values() for member in members)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not all(groups.values()):
