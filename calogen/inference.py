@@ -18,6 +18,7 @@ from .transforms import CLIP, KINK, LEAK_FLOOR, MOST_SCORE, PER_SCORE, SMALLEST,
 
 Array = NDArray[np.float32]
 
+_NEVER_EMPTY = math.log(1e-5)  # log odds below which a layer is never empty
 _LOG_2 = np.float32(math.log(2))
 _MOST_TAIL = np.float32(6 * math.sqrt(0.5))
 _CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
@@ -54,6 +55,7 @@ class FoldedShowers:
         logits = learnt["empty_logits"][:, None]
         self._quantiles = np.concatenate([learnt["energy_quantiles"].transpose(0, 2, 1), logits], 1)
         self._powers = transform.powers.numpy()
+        self._extended = _extended(self._quantiles.shape[1] - 1)
         self._least, self._most = learnt["energy_range"].T[:, :, None, None]
         self._order = transform.orders[int(learnt["reference"])].numpy()
         # Voxels: regressions on features, which are products of two of (1, conditions, layer energy, depth).
@@ -99,24 +101,14 @@ class FoldedShowers:
         rows = _within(scores.T, MOST_SCORE)
         one = np.ones((1, rows.shape[1]), np.float32)
         columns = np.concatenate([one, scaled.T, rows, 0 * one])
-        first, second, third = (columns[power] for power in self._powers)
+        first, second, third = (columns.take(power, 0) for power in self._powers)
         designs = (first * second * third).reshape(len(rows), -1, rows.shape[1])
         fitted = self._quantiles @ designs
-        full = 1 / (1 + np.exp(fitted[:, -1]))
-        full[0] = 1
-        full[full > 1 - 1e-5] = 1
-        fitted = np.maximum.accumulate(fitted[:, :-1], axis=1)
-        low, high = fitted[:, :1], fitted[:, -1:]
-        beyond = np.arange(1, PER_SCORE + 1, dtype=np.float32)[:, None] / PER_SCORE
-        below, above = low + beyond[::-1] * (low - fitted[:, 5:6]), high + beyond * (high - fitted[:, -6:-5])
-        knots = np.concatenate([below, fitted, above], 1)
+        logits, empty = fitted[1:, -1], None
+        if logits.max(initial=-np.inf) > _NEVER_EMPTY:
+            rows, empty = _emptied(rows, logits)
+        knots = self._extended @ np.maximum.accumulate(fitted[:, :-1], axis=1)
         np.minimum(np.maximum(knots, self._least, out=knots), self._most, out=knots)
-        empty = np.zeros(rows.shape, bool)
-        if (full < 1).any():
-            tail = erfc(rows * np.float32(math.sqrt(0.5))) / 2
-            empty = tail > full
-            inner = np.where(empty, 0.5, tail / np.maximum(full, 1e-6)).clip(1e-9, 1 - 1e-9)
-            rows = np.where(full < 1, -ndtri(inner.astype(np.float64)), rows).astype(np.float32)
         position = _within(rows, MOST_SCORE) * np.float32(PER_SCORE) + np.float32(4 * PER_SCORE)
         index = position.astype(np.intp)
         position -= index
@@ -126,7 +118,7 @@ class FoldedShowers:
         low, high = knots.take(index), knots.take(index + count)
         return self._from_variables(low + position * (high - low), empty, conditions)
 
-    def _from_variables(self, variables: Array, empty: NDArray[np.bool_], conditions: Array) -> Array:
+    def _from_variables(self, variables: Array, empty: NDArray[np.bool_] | None, conditions: Array) -> Array:
         """Energies (L, B) from energy variables (L, B): total, and logarithms relative to the leading layer."""
         knee = np.float32(self._family.knee)
         total, floor = np.exp(variables[0]), np.float32(LEAK_FLOOR)
@@ -136,16 +128,16 @@ class FoldedShowers:
             conserved = self._family.conserves_energy
             response, most = (1 + floor - total, 1) if conserved else (total - floor, self._family.max_response)
             total = conditions[:, self._energy_column] * np.minimum(np.maximum(response, 0), np.float32(most))
-        ratios = variables[self._order]
-        ratios[self._order == 0] = 0
-        shares = np.exp(ratios - ratios.max(0))
-        if empty.any():
-            ratios[empty[self._order]] = -np.inf
-            shares = np.exp(ratios - ratios.max(0))
-        shares /= shares.sum(0)
-        layers = (len(shares) - empty.sum(0)).astype(np.float32)
-        energies = np.maximum(shares * (total + layers * knee) - knee, np.float32(SMALLEST) * knee)
-        energies[shares == 0] = 0
+        variables[0] = 0
+        shares, layers = np.exp(variables[self._order]), np.float32(len(variables))
+        if empty is not None:
+            empty = empty[self._order]
+            shares[empty] = 0
+            layers = layers - empty.sum(0, dtype=np.float32)
+        energies = shares * ((total + layers * knee) / shares.sum(0)) - knee
+        np.maximum(energies, np.float32(SMALLEST) * knee, out=energies)
+        if empty is not None:
+            energies[empty] = 0
         return energies * (total / np.maximum(energies.sum(0), np.float32(1e-12)))
 
     def _features(self, energies: Array, scaled: Array) -> Array:
@@ -203,6 +195,26 @@ class FoldedShowers:
         location += value
         np.minimum(location, 10, out=location)
         np.exp(location, out=location)
+
+
+def _extended(count: int) -> Array:
+    """From ``count`` fitted quantiles to all knots: they continue with the slope over a whole unit of score."""
+    fitted = np.eye(count)
+    beyond = np.arange(1, PER_SCORE + 1)[:, None] / PER_SCORE
+    below = fitted[0] + beyond[::-1] * (fitted[0] - fitted[PER_SCORE])
+    above = fitted[-1] + beyond * (fitted[-1] - fitted[-1 - PER_SCORE])
+    return np.concatenate([below, fitted, above]).astype(np.float32)
+
+
+def _emptied(scores: Array, logits: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Scores (L, B) stretched over layers that are not empty, and which are empty; log odds (L - 1, B)."""
+    full = np.ones_like(scores)
+    full[1:] = 1 / (1 + np.exp(logits))
+    full[full > 1 - 1e-5] = 1
+    tail = erfc(scores * np.float32(math.sqrt(0.5))) / 2
+    empty = tail > full
+    inner = np.where(empty, 0.5, tail / np.maximum(full, 1e-6)).clip(1e-9, 1 - 1e-9)
+    return np.where(full < 1, -ndtri(inner.astype(np.float64)), scores).astype(np.float32), empty
 
 
 def _dense(state: dict[str, Array], prefix: str) -> list[tuple[Array, Array]]:
