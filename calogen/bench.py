@@ -176,8 +176,8 @@ def generation_rates(model: str = "calogan-gamma", samples: int = 500_000, worke
     # Productions first: what the rest takes must not count as their memory.
     alone, together = _to_disk(surrogate, request, 1), _to_disk(surrogate, request, workers)
     with one_thread():
-        one, plain = (_forward_rate(surrogate, 1, folded=folded) for folded in (True, False))
-        every = _forward_rate(surrogate, workers, folded=True)
+        one, plain = (_forward_rate(surrogate, 1, fold=fold) for fold in (True, False))
+        every = _forward_rate(surrogate, workers, fold=True)
         memory = {f"ms per sample in memory, batch {n}": _sample_ms(surrogate, n) for n in (1, 100, 10_000)}
         stages = _stages(surrogate, request)
     return {
@@ -206,9 +206,9 @@ def _whole_range(surrogate: Surrogate, samples: int) -> Request:
     return Request.from_specs(surrogate.family, specs, samples)
 
 
-def _forward_rate(surrogate: Surrogate, threads: int, *, folded: bool) -> float:
+def _forward_rate(surrogate: Surrogate, threads: int, *, fold: bool) -> float:
     """Samples a second of the bare forward pass, one thread a block."""
-    forward, inputs = surrogate.forward_pass(folded=folded)
+    forward, inputs = surrogate.forward_pass(fold=fold)
     forward(*inputs)
 
     def blocks(_: int) -> None:
@@ -234,7 +234,7 @@ def _sample_ms(surrogate: Surrogate, batch: int) -> float:
 def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     """Microseconds a sample of one core, stage by stage."""
     rows = surrogate.block
-    forward, inputs = surrogate.forward_pass(folded=True)
+    forward, inputs = surrogate.forward_pass(fold=True)
     values = forward(*inputs)
     coarse = surrogate.coarse_latents
     fine = len(inputs[0][0]) - coarse

@@ -33,7 +33,7 @@ def _mlp(sizes: Sequence[int], *, slope: float, zero_last: bool = False) -> nn.S
 
 
 SLOPE = 0.1
-"""Of the shower generator's LeakyReLUs."""
+"""Of the generators' LeakyReLUs."""
 
 _FACTOR_ROWS = 12_000  # showers that the factors are fitted to
 
@@ -251,8 +251,15 @@ class MapGenerator(nn.Module):
         scaled = scale_conditions(self.family, self.conditions, conditions)
         grid = latent.unflatten(1, self.grid)
         for level in self.levels:
-            grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), 0.1)
+            grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), SLOPE)
         return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
+
+    @staticmethod
+    def parts(layer: _Planes, conditions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (O, I, 3, 3) for the grid and (O, C, 3, 3) for the conditions' planes, and bias (O,), of a layer."""
+        weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
+        grid, planes = weight.split((weight.shape[1] - conditions, conditions), 1)
+        return grid, planes, torch.zeros(len(weight)) if bias is None else bias.detach()
 
     def resized(self, size: int) -> MapGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.

@@ -23,8 +23,8 @@ from .checkpoint import Card, Checkpoint, load_checkpoint
 from .errors import CheckpointError, ConditionError, ConfigError, StorageError, did_you_mean
 from .families import Family
 from .hdf5 import compressed
-from .inference import FoldedShowers
-from .networks import MapGenerator, ShowerGenerator, pick_device
+from .inference import folded
+from .networks import MapGenerator, pick_device
 from .noise import normals
 from .production import ALIGNMENT, Part, Plan, check_folder, produce, usable_cores
 from .requests import Request
@@ -145,9 +145,7 @@ class Surrogate:
         self._card = checkpoint.card
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
-        self._folded: FoldedShowers | None = None
-        if isinstance(self._generator, ShowerGenerator) and self._device.type == "cpu":
-            self._folded = FoldedShowers(self._generator)
+        self._folded = folded(self._generator) if self._device.type == "cpu" else None
         self._rows = BLOCK if self.family.voxels <= _BLOCK_NUMBERS // BLOCK else 128
 
     @classmethod
@@ -179,6 +177,7 @@ class Surrogate:
         other = copy.copy(self)
         other._generator = self._generator.resized(size)
         other._card = self._card.model_copy(update={"family": other._generator.family})
+        other._folded = folded(other._generator) if self._folded else None
         other._rows = min(self._rows, max(1, _BLOCK_NUMBERS // other.family.voxels))
         return other
 
@@ -331,11 +330,11 @@ class Surrogate:
 
         return collect
 
-    def forward_pass(self, *, folded: bool = True) -> tuple[Callable[..., NDArray[np.float32]], tuple[Any, ...]]:
+    def forward_pass(self, *, fold: bool = True) -> tuple[Callable[..., NDArray[np.float32]], tuple[Any, ...]]:
         """The network alone, on the CPU, and one block of inputs for it: for measuring.
 
         Args:
-            folded: As it runs here; else as it was trained.
+            fold: As it runs here; else as it was trained.
         """
         rng = np.random.default_rng(0)
         latent = rng.standard_normal((self._rows, self._generator.latent_size), np.float32)
@@ -343,7 +342,7 @@ class Surrogate:
         columns = np.zeros((self._rows, len(ends)), np.float32)
         for i, (low, high) in enumerate(ends):
             columns[:, i] = rng.uniform(low, high, self._rows)
-        if folded and self._folded:
+        if fold and self._folded:
             return self._folded, (latent, columns)
 
         @torch.inference_mode()
