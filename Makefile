@@ -8,7 +8,7 @@ DEMO := runs/demo
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,geant4,nbody]"
 	@touch $@
 
 # Train on real Geant4 photons, generate showers at the energies of the held-out ones, compare. About five minutes.

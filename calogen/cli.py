@@ -358,6 +358,59 @@ class _PlainProgress:
         click.echo(f"{self._verb}: {done} of {total}, {rate:,.0f}/s, {left}", err=True)
 
 
+# --- simulate -------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("engine", metavar="ENGINE", type=click.Choice(["geant4", "nbody", "toy"]))
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder; empty, absent, or of an unfinished run.")
+@click.option("-n", "count", type=click.IntRange(min=1), help="Samples.")
+@click.option("--particle", help="gamma, e- or e+ (geant4).")
+@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Any other option of the engine.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
+@click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file.")
+@click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_run: bool, **options: Any) -> None:
+    """Make reference samples on this machine, or finish what an earlier call began.
+
+    \b
+    geant4   showers: --set geometry=calogan (default), 2 (CaloChallenge) or a TOML file; pip install "calogen[geant4]"
+    nbody    density maps: --condition Omega_m=fixed:0.3; pip install "calogen[nbody]"
+    toy      showers or maps with known moments, for tests and teaching: --set family=calogan
+    """
+    from . import simulators
+    from .production import Part, check_folder, produce, usable_cores
+
+    settings = _pairs(options["settings"], "--set")
+    conditions = _pairs(options["conditions"], "--condition")
+    if options["energy"] is not None:
+        conditions["incident_energy"] = options["energy"]
+    if not check and (out is None or count is None):
+        raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
+    named = {"particle": options["particle"]} if options["particle"] else {}
+    source = simulators.build(
+        engine, samples=count or 1, seed=options["seed"], conditions=conditions, **named, **settings
+    )
+    if check:
+        click.echo(source.check())
+        return
+    part = Part.parse(options["part"]) if options["part"] else None
+    plan = simulators.plan(source, count or 1, shard_size=options["shard_size"], part=part)
+    folder, workers = out or Path(), options["workers"] or usable_cores()
+    if dry_run:
+        check_folder(plan, folder)
+        _table("would simulate", {"samples": count, "files": len(plan.shards()), "workers": workers, "folder": folder})
+        return
+    with _signals() as should_stop, _sample_progress("simulating") as progress:
+        produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
+    click.echo(f"simulated {count} samples: {folder}")
+
+
 # --- compare, info, verify, bench -----------------------------------------------------------------------------------
 
 

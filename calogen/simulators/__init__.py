@@ -14,9 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
+from ..production import Part, Plan
 from .engine import Engine
 
-__all__ = ["ENGINES", "Engine", "build"]
+__all__ = ["ENGINES", "Engine", "build", "plan"]
+
+_FILES = 16  # at least, where there are samples enough: work for many processes
 
 ENGINES = {"geant4": "Geant4", "nbody": "NBody", "toy": "Toy"}
 """The class of each engine, in the module of its name."""
@@ -50,6 +53,21 @@ def build(
         return engine(seed=seed, conditions=dict(conditions or {}), **given)
     except ValidationError as error:
         raise _explained(name, engine, error) from None
+
+
+def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: Part | None = None) -> Plan:
+    """What :func:`calogen.production.produce` needs to know.
+
+    Args:
+        engine: From :func:`build`.
+        samples: How many, of all parts.
+        shard_size: Samples in a file (default: minutes of work, but enough files for many workers); rounded up to the
+            engine's whole blocks.
+        part: Make only this part.
+    """
+    block = engine.block
+    usual = min(engine.blocks_a_shard * block, -(-samples // _FILES))
+    return Plan(engine, samples, -(-(shard_size or usual) // block) * block, part or Part())
 
 
 def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:
