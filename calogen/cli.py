@@ -1,57 +1,32 @@
-"""The command line: the only room that prints, draws progress, or sets exit codes."""
+"""The command line: with terminal.py, the only room that prints, draws progress, or sets exit codes."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import CalogenError, ConditionError, ConfigError, StorageError
-
-_PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
+from .terminal import (
+    gigabytes,
+    make_console,
+    nothing,
+    print_report,
+    readable,
+    sample_progress,
+    signals,
+    table,
+    training_progress,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from calogen.analysis import Metric, Report
-
     from .config import Config
     from .requests import Request
     from .sampling import Surrogate
     from .shards import Shards
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width to keep to
-    return console
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """Turn SIGINT and SIGTERM into a question; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
@@ -65,16 +40,6 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
             raise ConfigError(f"{option} names '{name}' twice", where=option)
         found[name] = value
     return found
-
-
-def _table(title: str, facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for key, value in facts.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(f"[dim]{key}[/]", text)
-    _console().print(table)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -124,9 +89,9 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
         plan = training.prepare(settings, data)
         if not resume:
             RunFolder(out).require_empty()
-        _table("would train", {**plan.describe(), "run folder": out})
+        table("would train", {**plan.describe(), "run folder": out})
         return
-    with _signals() as should_stop, _training_progress() as progress:
+    with signals() as should_stop, training_progress() as progress:
         run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
     best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
     click.echo(f"trained {run.step} steps, {best}: {run.folder}")
@@ -176,55 +141,18 @@ def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[st
     return ranges
 
 
-@contextmanager
-def _training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A live line on a terminal, plain lines elsewhere."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_line
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[facts]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("fitting", total=None, facts="")
-        shown: dict[str, str] = {}
-
-        def update(record: dict[str, Any]) -> None:
-            if "warning" in record:
-                bar.console.print(f"[yellow]warning:[/] {record['warning']}")
-            shown.update(_facts(record))
-            facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
-            bar.update(task, description="training", total=record.get("steps"), completed=record["step"], facts=facts)
-
-        yield update
-
-
-def _facts(record: dict[str, Any]) -> dict[str, str]:
-    names = {"steps_per_second": ("steps/s", ".2f"), "wasserstein": ("W", ".3f"), "score": ("score", ".4f")}
-    return {label: format(record[key], form) for key, (label, form) in names.items() if key in record}
-
-
-def _plain_line(record: dict[str, Any]) -> None:
-    if "warning" in record:
-        click.echo(f"warning: {record['warning']}", err=True)
-    elif "seconds" in record:
-        facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
-        click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
-
-
 # --- generate -------------------------------------------------------------------------------------------------------
 
 
 @cli.command()
 @click.argument("model")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder; empty or absent.")
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder; empty, absent, or of an unfinished call.",
+)
 @click.option("-n", "count", type=int, help="Samples (default: the length of --like or --conditions).")
 @click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
 @click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
@@ -261,27 +189,23 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     how = {name: options[name] for name in names} | {"part": Part.parse(part) if part else None}
     if dry_run:
         plan, estimate = surrogate.plan(request, out, **how)
-        _table(
+        table(
             "would generate",
             {
                 "samples": estimate.samples,
                 **({"part": f"{plan.part.index} of {plan.part.count}"} if plan.part.count > 1 else {}),
                 "files": estimate.shards,
-                "size": f"about {_gigabytes(estimate.bytes)} ({_gigabytes(estimate.raw_bytes)} before compression)",
-                "free": _gigabytes(estimate.free_bytes),
+                "size": f"about {gigabytes(estimate.bytes)} ({gigabytes(estimate.raw_bytes)} before compression)",
+                "free": gigabytes(estimate.free_bytes),
                 "conditions": json.dumps(request.describe()),
                 "folder": out,
             },
         )
         return
-    with _signals() as should_stop, _sample_progress("generating") as progress:
+    with signals() as should_stop, sample_progress("generating") as progress:
         surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
     what = f"part {part} of {request.samples}" if part else f"{request.samples}"
     click.echo(f"generated {what} samples: {out}")
-
-
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:.3f} GB" if number < 1e10 else f"{number / 1e9:,.1f} GB"
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
@@ -314,48 +238,6 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
             f"the condition '{missing[0]}' is missing", hint=f"{example}, --like PATH or --conditions FILE"
         )
     return Request.from_specs(surrogate.family, specs, options["count"])
-
-
-@contextmanager
-def _sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """A live line on a terminal, a plain line twice a minute elsewhere."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield _PlainProgress(verb)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(verb),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(verb, total=None, rate="")
-
-        def update(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, total=total, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield update
-
-
-class _PlainProgress:
-    """Samples done, rate and time left, for log files."""
-
-    def __init__(self, verb: str) -> None:
-        self._verb, self._begun, self._told = verb, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._told < _PLAIN_SECONDS or not done:
-            return
-        self._told = now
-        rate = done / (now - self._begun)
-        left = f"{(total - done) / rate / 60:.1f} min left"
-        click.echo(f"{self._verb}: {done} of {total}, {rate:,.0f}/s, {left}", err=True)
 
 
 # --- simulate -------------------------------------------------------------------------------------------------------
@@ -404,9 +286,9 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     folder, workers = out or Path(), options["workers"] or usable_cores()
     if dry_run:
         check_folder(plan, folder)
-        _table("would simulate", {"samples": count, "files": len(plan.shards()), "workers": workers, "folder": folder})
+        table("would simulate", {"samples": count, "files": len(plan.shards()), "workers": workers, "folder": folder})
         return
-    with _signals() as should_stop, _sample_progress("simulating") as progress:
+    with signals() as should_stop, sample_progress("simulating") as progress:
         produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
     click.echo(f"simulated {count} samples: {folder}")
 
@@ -458,11 +340,11 @@ def compare(
     named = _named_samples(generated, drop_bad)
     source = _open_split(reference, "test", drop_bad)
     learnt = None if training is None else _open_split(training, "train", drop_bad)
-    console = _console(stderr=True)
-    with console.status("comparing") if console.is_terminal else _nothing():
+    console = make_console(stderr=True)
+    with console.status("comparing") if console.is_terminal else nothing():
         report = run(source, named, training=learnt, **options)
         report.save(out)
-    _print_report(report)
+    print_report(report)
     click.echo(f"report: {out / 'report.html'}")
     report.check(limits)
 
@@ -492,11 +374,6 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
     return found
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 def _limits(texts: tuple[str, ...]) -> dict[str, float]:
     limits = {}
     for text in texts:
@@ -520,48 +397,6 @@ def _require_report_folder(out: Path) -> None:
     require_writable(out)
 
 
-def _print_report(report: Report) -> None:
-    """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
-    from rich.table import Table
-
-    from calogen.analysis.report import SUMMARY_HEADER
-
-    console, several = _console(), len(report.metrics) > 1
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in SUMMARY_HEADER[0 if several else 1 :]:
-        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right", no_wrap=True)
-    binned: dict[tuple[str, str], dict[str, str]] = {}
-    for row in report.summary():
-        name, _, where = row.key.partition("[")
-        kind, _, observable = name.partition("/")
-        if kind in ("mean", "spread") and where:
-            cell = _percent(row.metric)
-            binned.setdefault((row.generated, f"{observable}: {kind}"), {})[where.rstrip("]")] = cell
-        elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
-            table.add_row(*row.cells[0 if several else 1 :])
-    console.print(table)
-    selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
-    if selections:
-        table = Table(box=None, padding=(0, 2, 0, 0), title="generated / reference - 1", title_justify="left")
-        for title in (["generated"] if several else []) + ["", *selections]:
-            table.add_column(title, justify="right" if title in selections else "left", no_wrap=True)
-        for (generated, label), cells in binned.items():
-            values = [cells.get(where, "") for where in selections]
-            table.add_row(*([generated] if several else []), label, *values)
-        console.print()
-        console.print(table)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False)
-
-
-def _percent(metric: Metric) -> str:
-    if metric.value is None:
-        return "-"
-    digits = 2 if abs(metric.value) < 0.01 and (metric.error or 0) < 0.001 else 1
-    error = f" ± {100 * metric.error:.{digits}f}" if metric.error is not None else ""
-    return f"{100 * metric.value:+.{digits}f}{error} %"
-
-
 @cli.command()
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -574,39 +409,7 @@ def info(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    _table(path, {key.replace("_", " "): _readable(value) for key, value in facts.items() if value not in ([], {}, "")})
-
-
-def _readable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return "\n".join(f"{k}: {_readable(v) if not isinstance(v, dict) else _inline(v)}" for k, v in value.items())
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return _readable(_merged(value))
-    if isinstance(value, list) and len(value) > 12:
-        return f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"
-    return value
-
-
-def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several records as one: each key with its value, or with all the values it takes."""
-    merged = {}
-    for key in dict.fromkeys(key for entry in entries for key in entry):
-        values: list[Any] = []
-        for found in (entry[key] for entry in entries if key in entry):
-            values += [value for value in (found if isinstance(found, list) else [found]) if value not in values]
-        merged[key] = (
-            values[0] if len(values) == 1 else f"{', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
-        )
-    return merged
-
-
-def _inline(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {_short(v)}" for k, v in entry.items())
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.5g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    table(path, {key.replace("_", " "): readable(value) for key, value in facts.items() if value not in ([], {}, "")})
 
 
 @cli.command()
@@ -647,7 +450,7 @@ def bench_train(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _table("training step, calogen against a bare torch loop", facts)
+        table("training step, calogen against a bare torch loop", facts)
 
 
 @bench.command("generate")
@@ -665,7 +468,7 @@ def bench_generate(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _table("generation on the CPU", {key: _readable(value) for key, value in facts.items()})
+        table("generation on the CPU", {key: readable(value) for key, value in facts.items()})
 
 
 @bench.command("analysis")
@@ -682,7 +485,7 @@ def bench_analysis(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _table("observables and histograms, calogen against plain numpy", facts)
+        table("observables and histograms, calogen against plain numpy", facts)
 
 
 def main() -> None:

@@ -94,14 +94,14 @@ def program(maker: Counted, out: Path, total: int, shard: int, workers: int = 2,
 
 
 def main() -> None:
-    from calogen.cli import _signals
+    from calogen.terminal import signals
 
     facts = json.loads(sys.argv[1])
     sys.modules.setdefault("makers", sys.modules["__main__"])
     Counted.__module__ = "makers"  # what a worker can import
     plan = Plan(Counted(**facts["maker"]), facts["total"], facts["shard"], Part.parse(facts["part"]))
     try:
-        with _signals() as should_stop:
+        with signals() as should_stop:
             produce(plan, Path(facts["out"]), workers=facts["workers"], should_stop=should_stop)
     except CalogenError as error:
         print(error, file=sys.stderr)

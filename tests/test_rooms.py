@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms in one group do not import each other, except within calogen.analysis.
 ORDER = [
     {"cli"},
+    {"terminal"},
     {"bench"},
     {"training", "sampling", "simulators"},
     {"runs", "requests"},
