@@ -217,12 +217,13 @@ class Request:
             found.update(np.ascontiguousarray(column, "<f4"))
         return found.hexdigest()
 
-    def limits(self, names: Sequence[str]) -> NDArray[np.float32] | None:
-        """Every extreme or listed value a request of specifications can take, (rows, C); none for tables."""
-        if self._table:
-            return None
-        rows = max([len(self._specs[name].values) for name in names], default=1)
-        columns = [np.resize(self._specs[name].values, rows) for name in names]
+    def limits(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """Every extreme or listed value that conditions can take, (rows, C); rows of tables in their order."""
+        found = [
+            self._table[name][: self.samples] if name in self._table else self._specs[name].values for name in names
+        ]
+        rows = max(map(len, found), default=1)
+        columns = [np.resize(values, rows) for values in found]
         return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((1, 0), np.float32)
 
     def columns(self, names: Sequence[str], seed: int, start: int, count: int) -> NDArray[np.float32]:

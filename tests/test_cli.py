@@ -54,13 +54,13 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Makes progress believe that it writes to a terminal."""
     screen = io.StringIO()
-    monkeypatch.setattr("calogen.cli._console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr("calogen.terminal.make_console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     return screen
 
 
 def interrupted(press: Callable[[], None]) -> Callable[..., Any]:
     """Surrogate's own computing of a block, with a key pressed during it."""
-    compute = Surrogate._run
+    compute = Surrogate.launch
 
     def run(self: Surrogate, *arguments: Any) -> Any:
         press()
@@ -233,14 +233,16 @@ def test_control_c_ends_training_and_generating_with_its_own_exit_code(
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("calogen.cli._plain_line", press)
+    monkeypatch.setattr("calogen.terminal._plain_line", press)
     done = command("train", home / "tiny.toml", "--data", home / "data", "--out", tmp_path / "run")
     assert done.code == 130
     assert "after step 1; the run can be resumed" in done.err
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr("calogen.sampling.Surrogate._run", interrupted(press))
-    done = command("generate", home / "run", "-n", 3000, *CONDITIONS, "--shard-size", 1024, "--out", tmp_path / "made")
+    monkeypatch.setattr("calogen.sampling.Surrogate.launch", interrupted(press))
+    line = ["generate", home / "run", "-n", 3000, *CONDITIONS, "--shard-size", 1024, "--workers", 1]
+    done = command(*line, "--out", tmp_path / "made")
     assert done.code == 130
+    assert "the same command again makes the rest" in done.err
     assert "after 1024 of 3000 samples" in done.err
     assert len(open_shards(tmp_path / "made")) == 1024
 
@@ -250,7 +252,8 @@ def test_control_c_ends_training_and_generating_with_its_own_exit_code(
 
 def test_generating_writes_shards_that_info_and_verify_understand(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "showers"
-    line = ["generate", home / "run", "-n", 50, *CONDITIONS, "--seed", 3, "--shard-size", 30, "--out", out]
+    line = ["generate", home / "run", "-n", 50, *CONDITIONS, "--seed", 3, "--shard-size", 30, "--workers", 1]
+    line += ["--out", out]
     done = command(*line)
     assert (done.code, done.out, done.err) == (0, f"generated 50 samples: {out}\n", "")
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "shard-000000.h5", "shard-000001.h5"]
@@ -283,7 +286,52 @@ def test_a_dry_run_of_generating_writes_nothing(home: Path, tmp_path: Path) -> N
     assert done.code == 0, done.err
     for fact in ("would generate", "1000000", "0.112 GB", "uniform:1:100GeV", str(tmp_path / "showers")):
         assert fact in done.out
+    line[3] = 10**12
+    done = command(*line, "--part", "2/1000")
+    assert done.code == 0, done.err
+    for fact in ("2 of 1000", "112.0 GB before compression", "free"):
+        assert fact in done.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_share_a_folder_and_auto_finds_its_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["generate", home / "run", "-n", 3000, *CONDITIONS, "--seed", 3, "--workers", 1, "--out"]
+    assert command(*line, tmp_path / "whole").code == 0
+    for task in (0, 2):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        for name, value in (("MIN", "0"), ("MAX", "2"), ("COUNT", "3")):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+        done = command(*line, tmp_path / "parts", "--part", "auto")
+        assert done.code == 0, done.err
+    done = command("verify", tmp_path / "parts")
+    assert done.code == 2
+    assert "1 of 3 parts have not begun" in done.err
+    done = command(*line, tmp_path / "parts", "--part", "2/3")
+    assert done.out == f"generated part 2/3 of 3000 samples: {tmp_path / 'parts'}\n"
+    assert command("verify", tmp_path / "parts").code == 0
+    whole, parts = (open_shards(tmp_path / name).read() for name in ("whole", "parts"))
+    np.testing.assert_array_equal(parts.values, whole.values)
+    np.testing.assert_array_equal(parts.conditions["incident_energy"], whole.conditions["incident_energy"])
+
+
+def test_the_same_command_again_repairs_and_another_is_refused(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "showers"
+    line = ["generate", home / "run", "-n", 100, *CONDITIONS, "--shard-size", 40, "--workers", 1, "--out", out]
+    assert command(*line).code == 0
+    before = everything_in(out)
+    with (out / "shard-000001.h5").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damage")
+    assert "shard-000001.h5: the SHA-256 is not the manifest's" in command("verify", out).err
+    assert command(*line).code == 0
+    assert everything_in(out) == before
+    done = command(*line, "--seed", 1)
+    assert done.code == 2
+    for part in ("another production: its seed differs", "expected 0", "found    1", "choose another --out"):
+        assert part in done.err
+    assert everything_in(out) == before
 
 
 def test_extrapolation_and_calogans_layout_are_there_for_who_asks(trained: Trained, tmp_path: Path) -> None:

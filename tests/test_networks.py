@@ -96,7 +96,7 @@ def test_an_untrained_shower_generator_adds_nothing_to_the_fitted_start(family: 
     layers, factors, voxels = generator.splits
     assert (layers, factors, voxels) == (len(family.layers), 4, family.voxels)
     assert generator.latent_size == layers + factors + voxels
-    assert generator.coarse == voxels
+    assert generator.coarse == factors + voxels  # all but the energies'
     variance = generator.loadings.square().sum(1) + generator.noise.square()
     torch.testing.assert_close(variance, torch.ones(voxels), atol=1e-5, rtol=0)
     made = generator(torch.zeros(3, generator.latent_size), conditions[:3])

@@ -112,10 +112,11 @@ def test_a_list_goes_round_by_the_global_index_and_the_last_row_repeats_beyond_t
 def test_limits_of_specifications_are_their_extremes() -> None:
     request = Request.from_specs(SMALL, {"incident_energy": "list:1,2,90GeV", "angle": "uniform:-1:0.5"}, 3)
     limits = request.limits(NAMES)
-    assert limits is not None
     assert limits[:, 0].tolist() == [1e3, 2e3, 90e3]
     assert (limits[:, 1].min(), limits[:, 1].max()) == (-1, 0.5)
-    assert Request(2, table={"angle": np.zeros(2, np.float32)}).limits(["angle"]) is None
+    mixed = Request(3, {"angle": Spec(ANGLE, "list:0,1")}, {"incident_energy": np.array([5e3, 2e3, 9e3], np.float32)})
+    assert mixed.limits(NAMES).tolist() == [[5e3, 0], [2e3, 1], [9e3, 0]]  # rows of a table in their order
+    assert mixed.limits(()).shape == (1, 0)
 
 
 def test_requests_say_what_is_missing_or_unknown() -> None:
@@ -125,6 +126,20 @@ def test_requests_say_what_is_missing_or_unknown() -> None:
         Request.from_specs(SMALL, {"angel": "fixed:0"}, 3)
     with pytest.raises(ConditionError, match="known: Omega_m, sigma_8"):
         Request.from_specs(MAPS, {"h": "fixed:0"}, 3)
+
+
+def test_the_digest_changes_with_everything_that_decides_a_condition() -> None:
+    table = np.array([5e3, 6e3, 7e3], np.float32)
+    requests = [
+        Request(3, table={"incident_energy": table}, source="a.csv"),
+        Request(3, table={"incident_energy": table + 1}, source="a.csv"),
+        Request(3, table={"angle": table}, source="a.csv"),
+        Request.from_specs(SMALL, {"angle": "fixed:0"}, 3),
+        Request.from_specs(SMALL, {"angle": "fixed:1"}, 3),
+        Request.from_specs(SMALL, {"angle": "fixed:1"}, 4),
+    ]
+    assert len({request.digest() for request in requests}) == len(requests)
+    assert requests[0].digest() == Request(3, table={"incident_energy": table.copy()}, source="b.csv").digest()
 
 
 @pytest.mark.parametrize("length", [2, 4])
@@ -140,6 +155,8 @@ def test_like_copies_conditions_in_their_order_and_shortens_or_repeats_them(shar
     np.testing.assert_array_equal(Request.like(data, NAMES).columns(NAMES, 0, 0, 25)[:, 0], energies)
     np.testing.assert_array_equal(Request.like(data, NAMES, 4).columns(NAMES, 9, 1, 3)[:, 0], energies[1:4])
     np.testing.assert_array_equal(Request.like(data, NAMES, 40).columns(NAMES, 0, 25, 15)[:, 0], energies[:15])
+    assert Request.like(data, NAMES, 10**12).limits(NAMES).shape == (25, 2)  # however often they repeat
+    assert Request.like(data, NAMES, 4).limits(NAMES).shape == (4, 2)
     assert Request.like(data, NAMES, 0).samples == 0
     assert Request.like(data, (), None).samples == 25
     with pytest.raises(ShardError, match="lack the condition 'height'"):

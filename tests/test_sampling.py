@@ -18,6 +18,7 @@ from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
 from calogen.families import FAMILIES
 from calogen.networks import build_generator
+from calogen.production import Part
 from calogen.requests import Request
 from calogen.sampling import Surrogate, describe_model, find_model, is_model
 from calogen.shards import open_shards, read_manifest, verify
@@ -43,11 +44,15 @@ def made(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_samples_do_not_depend_on_shard_size_or_number_but_on_the_seed(surrogate: Surrogate, tmp_path: Path) -> None:
     request = {ENERGY: "log-uniform:1:100GeV"}
     whole = made(surrogate.generate(tmp_path / "whole", request, 2100, seed=5))
-    for size in (2100, 1024, 700, 300):
-        parts = surrogate.generate(tmp_path / f"{size}", request, 2100, seed=5, shard_size=size)
+    for size in (2100, 1024, 700):
+        parts = surrogate.generate(tmp_path / f"{size}", request, 2100, seed=5, shard_size=size, workers=1)
         assert len(list(parts.glob("*.h5"))) == -(-2100 // size)
         for one, two in zip(made(parts), whole, strict=True):
             np.testing.assert_array_equal(one, two)
+    for index in (2, 1, 3):
+        surrogate.generate(tmp_path / "parts", request, 2100, seed=5, part=Part(index, 3), workers=1)
+    for one, two in zip(made(tmp_path / "parts"), whole, strict=True):
+        np.testing.assert_array_equal(one, two)
     fewer = made(surrogate.generate(tmp_path / "fewer", request, 5, seed=5))
     np.testing.assert_array_equal(fewer[0], whole[0][:5])
     other = made(surrogate.generate(tmp_path / "other", request, 5, seed=6))
@@ -66,7 +71,8 @@ def test_sampling_agrees_with_generating_but_for_the_gate_of_zeros(surrogate: Su
         gate = (one > 0) != (two > 0)
         assert gate.mean() < 1e-4
         scale = table[: len(one), None]
-        assert (np.abs(one - two)[~gate] <= 1e-5 * np.broadcast_to(scale, one.shape)[~gate]).all()
+        rest = ~gate.any(1)  # a voxel at its gate takes its energy from the others of its layer
+        assert (np.abs(one - two)[rest] <= 1e-5 * scale[rest]).all()
 
 
 def test_samples_are_the_same_in_another_process_and_on_two_threads(
@@ -79,14 +85,18 @@ def test_samples_are_the_same_in_another_process_and_on_two_threads(
         from calogen.sampling import Surrogate
         torch.set_num_threads(int(sys.argv[3]))
         surrogate = Surrogate.load(sys.argv[1])
-        surrogate.generate(sys.argv[2], {"incident_energy": "uniform:1:100GeV"}, 1500, seed=3)
+        request = {"incident_energy": "uniform:1:100GeV"}
+        surrogate.generate(sys.argv[2], request, 1500, seed=3, workers=1)
+        assert torch.get_num_threads() == int(sys.argv[3])
+        surrogate.generate(sys.argv[2] + "w", request, 1500, seed=3, workers=2, shard_size=800)
     """
     mine = made(surrogate.generate(tmp_path / "mine", {ENERGY: "uniform:1:100GeV"}, 1500, seed=3))
     done = run_python(code, trained.folder, tmp_path / "two", 2, threads=2)
     assert done.returncode == 0, done.stderr
-    theirs = made(tmp_path / "two")
-    np.testing.assert_array_equal(mine[1], theirs[1])
-    np.testing.assert_array_equal(mine[0], theirs[0])
+    for name in ("two", "twow"):  # two threads in the calling process, and two workers
+        theirs = made(tmp_path / name)
+        np.testing.assert_array_equal(mine[1], theirs[1])
+        np.testing.assert_array_equal(mine[0], theirs[0])
 
 
 def test_asking_for_more_samples_keeps_the_first_ones(surrogate: Surrogate) -> None:
@@ -231,7 +241,7 @@ def test_showers_like_others_have_their_energies_in_their_order(
 def test_a_generated_folder_is_a_folder_of_shards_and_says_where_it_is_from(
     trained: Trained, surrogate: Surrogate, tmp_path: Path
 ) -> None:
-    folder = surrogate.generate(tmp_path / "a", {ENERGY: "list:1,5GeV"}, 1100, seed=4, shard_size=1024)
+    folder = surrogate.generate(tmp_path / "a", {ENERGY: "list:1,5GeV"}, 1100, seed=4, shard_size=1024, workers=1)
     assert verify(folder) == []
     manifest = read_manifest(folder)
     assert manifest is not None
@@ -285,28 +295,86 @@ def test_an_unconditional_surrogate_takes_no_conditions(trained: Trained, tmp_pa
         surrogate.generate(tmp_path / "calogan", {}, 5, layout="calogan")
 
 
-def test_the_estimate_is_of_the_raw_bytes(surrogate: Surrogate, tmp_path: Path) -> None:
-    request = Request.from_specs(CALOGAN, {ENERGY: "fixed:5GeV"}, 200_000)
-    estimate = surrogate.estimate(request, tmp_path / "not" / "there")
-    assert (estimate.samples, estimate.raw_bytes) == (200_000, 200_000 * 4 * 505)
-    assert estimate.shards == -(-200_000 // ((128 << 20) // (504 * 4 * 1024) * 1024))
+def test_the_estimate_is_near_what_the_files_take(surrogate: Surrogate, tmp_path: Path) -> None:
+    request = Request.from_specs(CALOGAN, {ENERGY: "uniform:1:100GeV"}, 3000)
+    _, estimate = surrogate.plan(request, tmp_path / "not" / "there", shard_size=1024)
+    assert not (tmp_path / "not").exists()
+    assert (estimate.samples, estimate.shards, estimate.raw_bytes) == (3000, 3, 3000 * 4 * 505)
     assert estimate.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
-    assert surrogate.estimate(request, tmp_path, 1000).shards == 200
+    surrogate.generate(tmp_path / "out", request, shard_size=1024, workers=1)
+    taken = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.h5"))
+    assert estimate.bytes == pytest.approx(taken, rel=0.15)
+
+
+def test_shards_of_the_usual_size_are_about_equally_long(surrogate: Surrogate, tmp_path: Path) -> None:
+    most = (128 << 20) // (504 * 4 * 1024) * 1024
+    for samples, part in ((200_000, None), (10**6, Part(2, 7)), (100, None)):
+        request = Request.from_specs(CALOGAN, {ENERGY: "fixed:5GeV"}, samples)
+        plan, estimate = surrogate.plan(request, tmp_path, part=part)
+        assert estimate.samples == plan.samples == sum(shard.samples for shard in plan.shards())
+        assert estimate.shards == len(plan.shards()) == -(-plan.samples // most)
+        assert plan.shard_samples % 1024 == 0
+        assert all(shard.samples > 0.9 * plan.shard_samples for shard in plan.shards()[:-1])
+
+
+def test_a_trillion_samples_are_planned_at_once_and_refused_by_the_disk(surrogate: Surrogate, tmp_path: Path) -> None:
+    table = np.full(5, 5e3, np.float32)
+    for request in (
+        Request.from_specs(CALOGAN, {ENERGY: "log-uniform:1:100GeV"}, 10**12),
+        repeated(Request(5, table={ENERGY: table}), 10**12),
+    ):
+        _, estimate = surrogate.plan(request, tmp_path / "out")
+        assert (estimate.samples, estimate.raw_bytes) == (10**12, 10**12 * 4 * 505)
+        assert 1e14 < estimate.bytes < estimate.raw_bytes
+        with pytest.raises(StorageError, match="will not fit on the disk") as raised:
+            surrogate.generate(tmp_path / "out", request)
+        assert raised.value.exit_code == 74
+        assert "GB free" in str(raised.value)
+        _, tenth = surrogate.plan(request, tmp_path / "out", part=Part(3, 10))
+        assert tenth.samples == pytest.approx(10**11, abs=1024)
+    assert not (tmp_path / "out").exists()
+
+
+def repeated(request: Request, samples: int) -> Request:
+    """The rows of a table, round and round."""
+    request.samples = samples
+    return request
+
+
+def test_a_changed_file_of_conditions_is_another_request(surrogate: Surrogate, tmp_path: Path) -> None:
+    table = np.linspace(1e3, 1e5, 50).astype(np.float32)
+    requests = [Request(50, table={ENERGY: values}, source="c.csv") for values in (table, table[::-1].copy())]
+    surrogate.generate(tmp_path / "out", requests[0])
+    with pytest.raises(ConfigError, match="its request sha256 differs"):
+        surrogate.generate(tmp_path / "out", requests[1])
+    with pytest.raises(ConfigError, match="its seed differs"):
+        surrogate.generate(tmp_path / "out", requests[0], seed=1)
+    surrogate.generate(tmp_path / "out", requests[0])
+
+
+def test_another_checkpoint_does_not_go_on_with_a_folder(trained: Trained, tmp_path: Path) -> None:
+    first, second = (Surrogate.load(trained.folder / "checkpoints" / f"step-{step}") for step in (2, 4))
+    first.generate(tmp_path, {ENERGY: "fixed:5GeV"}, 20)
+    with pytest.raises(ConfigError, match="its checkpoint sha256 differs"):
+        second.generate(tmp_path, {ENERGY: "fixed:5GeV"}, 20)
 
 
 def test_progress_counts_to_the_end_and_a_signal_stops_between_blocks(surrogate: Surrogate, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     request = {ENERGY: "fixed:5GeV"}
-    surrogate.generate(tmp_path / "a", request, 2500, shard_size=1024, progress=lambda *now: heard.append(now))
-    assert heard == [(1024, 2500), (2048, 2500), (2500, 2500)]
+    how = {"shard_size": 1024, "workers": 1}
+    surrogate.generate(tmp_path / "a", request, 2500, progress=lambda *now: heard.append(now), **how)
+    assert list(dict.fromkeys(heard)) == [(1024, 2500), (2048, 2500), (2500, 2500)]
     with pytest.raises(Interrupted, match="after 1024 of 2500 samples") as raised:
-        surrogate.generate(tmp_path / "b", request, 2500, shard_size=1024, should_stop=lambda: signal.SIGTERM)
+        surrogate.generate(tmp_path / "b", request, 2500, should_stop=lambda: signal.SIGTERM, **how)
     assert raised.value.exit_code == 143
-    assert verify(tmp_path / "b") == []
+    assert ["1476 of 2500 samples are still to be made" in line for line in verify(tmp_path / "b")] == [True]
     np.testing.assert_array_equal(made(tmp_path / "b")[0], made(tmp_path / "a")[0][:1024])
+    surrogate.generate(tmp_path / "b", request, 2500, **how)
+    np.testing.assert_array_equal(made(tmp_path / "b")[0], made(tmp_path / "a")[0])
     with pytest.raises(Interrupted, match="after 0 of 2500 samples"):
         surrogate.generate(tmp_path / "d", request, 2500, should_stop=lambda: signal.SIGTERM)
-    assert list((tmp_path / "d").iterdir()) == []
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["manifest.json"]
     surrogate.generate(tmp_path / "c", request, 10, should_stop=lambda: signal.SIGTERM)  # the last shard is the end
     assert len(open_shards(tmp_path / "c")) == 10
 
