@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .distances import Metric as Metric
     from .observables import catalogue as catalogue
-    from .observables import observables as observables
+    from .observables import observe as observe
     from .report import Report as Report
     from .report import compare as compare
     from .report import score as score
@@ -21,11 +21,11 @@ _HOMES = {
     "Report": "report",
     "catalogue": "observables",
     "compare": "report",
-    "observables": "observables",
+    "observe": "observables",
     "score": "report",
 }
 
-__all__ = ["Metric", "Report", "catalogue", "compare", "observables", "score"]
+__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from calogen.families import Family
 
-from .observables import observables
+from .observables import observe
 from .survey import common_conditions, vectors
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Views:
         given = [np.log10(kept[c.name]) if c.scale == "log" else kept[c.name] for c in self.conditions]
         names: list[str] = []
         if view == "observables":
-            measured = observables(samples)
+            measured = observe(samples)
             if self.recipe == "calochallenge":
                 measured = _published(measured)
             names = [*kept, *measured]

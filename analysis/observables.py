@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from calogen.families import ENERGY_UNITS, CartesianLayer, Family, Layer
 
+from .maps import FLOOR_PIXEL, Shells, peak_mask, power_spectra
+
 if TYPE_CHECKING:
     from calogen.shards import Samples
 
@@ -30,7 +32,6 @@ _CHUNK_SHOWERS = 4096  # showers whose sums are held at a time
 _THRESHOLDS = {"15keV": ("15 keV", 0.015), "100keV": ("0.1 MeV", 0.1), "1MeV": ("1 MeV", 1.0)}  # name: label, in MeV
 _LOG_QUANTILES = (5, 50, 95, 99)
 _NEED_ENERGY = ("response",)  # observables of showers that exist only where the incident energy is known
-_FLOOR_PIXEL = 1e-3  # added before the logarithm of a pixel: far below the emptiest pixel of a simulated map
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def catalogue(family: Family, *, energy: bool = True) -> dict[str, Observable]:
     return {observable.name: observable for observable in found if energy or observable.name not in _NEED_ENERGY}
 
 
-def observables(samples: Samples) -> dict[str, Array]:
+def observe(samples: Samples) -> dict[str, Array]:
     """Every observable of every sample.
 
     Sums run in float64, over chunks of samples, so memory stays bounded for families of any size.
@@ -256,55 +257,20 @@ def _map_catalogue(family: Family) -> Iterator[Observable]:
     for percent in _LOG_QUANTILES:
         yield Observable(f"log_q{percent:02d}", rf"{percent} % quantile of $\ln(1+\delta)$", signed=True)
     yield Observable("peaks", "peaks (pixels above their 8 neighbours)", step=1.0)
-    wave_numbers, _ = _shells(family.pixels or (0, 0), family.box_size)
     unit = "(Mpc/h)$^2$" if family.box_size else "pixel$^2$"
-    for shell, k in enumerate(wave_numbers, start=1):
+    for shell, k in enumerate(wave_numbers(family), start=1):
         yield Observable(f"power_{shell}", rf"$P(k={k:.3g}$" + (r" h/Mpc)" if family.box_size else ")"), unit, log=True)
-
-
-@lru_cache(maxsize=8)
-def _shells(pixels: tuple[int, int], box_size: float) -> tuple[Array, Array]:
-    """Wave numbers of the shells 1 .. N/2-1 and the matrix that averages |rfft2|^2 over each.
-
-    Returns:
-        Wave numbers (K,) in h/Mpc (or 1/pixel without a box), and (H * (W//2 + 1), K).
-    """
-    height, width = pixels
-    side = min(pixels)
-    rows = np.fft.fftfreq(height) * side  # frequencies in units of the fundamental of the shorter side
-    columns = np.fft.rfftfreq(width) * side
-    shell = np.rint(np.hypot(rows[:, None], columns[None, :])).astype(int)
-    weight = np.full(shell.shape, 2.0)  # rfft keeps one of each conjugate pair
-    weight[:, 0] = 1.0
-    if width % 2 == 0:
-        weight[:, -1] = 1.0
-    numbers = np.arange(1, side // 2)
-    average = np.stack([(weight * (shell == n)).ravel() for n in numbers], axis=1)
-    length = box_size * side / height if box_size else float(side)
-    k = np.asarray(numbers * (2 * np.pi / length), dtype=np.float64)
-    return k, np.asarray(average / average.sum(axis=0))
 
 
 def wave_numbers(family: Family) -> Array:
     """Wave numbers of ``power_1``, ``power_2``, ... in h/Mpc, (K,)."""
-    return _shells(family.pixels or (0, 0), family.box_size)[0]
+    return Shells.of(family.pixels or (0, 0), family.box_size).k
 
 
 def _map_columns(family: Family, maps: NDArray[np.float32]) -> Iterator[Array]:
-    """The observables of some maps, in the order of the catalogue.
-
-    Source: P(k) = (L^2 / N^4) <|FFT(delta)|^2> over integer shells of 2 pi / L.
-    """
-    density = maps.astype(np.float64)
-    count, height, width = density.shape
-    flat = density.reshape(count, -1)
+    """The observables of some maps, in the order of the catalogue."""
+    flat = maps.astype(np.float64).reshape(len(maps), -1)
     yield from (flat.mean(axis=1), flat.std(axis=1), flat.max(axis=1))
-    yield from np.percentile(np.log(np.maximum(flat, 0) + _FLOOR_PIXEL), _LOG_QUANTILES, axis=1)
-    neighbours = np.full_like(density, -np.inf)
-    for shift in ((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)):
-        np.maximum(neighbours, np.roll(density, shift, axis=(1, 2)), out=neighbours)  # maps are periodic
-    yield np.count_nonzero(density > neighbours, axis=(1, 2)).astype(np.float64)
-    _, average = _shells((height, width), family.box_size)
-    power = np.abs(np.fft.rfft2(density - 1.0)).reshape(count, -1) ** 2
-    area = family.box_size**2 * width / height if family.box_size else float(height * width)
-    yield from (power @ average).T * (area / (height * width) ** 2)
+    yield from np.percentile(np.log(np.maximum(flat, 0) + FLOOR_PIXEL), _LOG_QUANTILES, axis=1)
+    yield np.count_nonzero(peak_mask(maps), axis=(1, 2)).astype(np.float64)
+    yield from power_spectra(maps, family.box_size).T

@@ -15,7 +15,7 @@ from calogen.families import Family
 from calogen.shards import Samples
 
 from .histograms import Selection, observable_edges, selections, spectrum_axis
-from .observables import Observable, catalogue, observables
+from .observables import Observable, catalogue, observe
 
 Array = NDArray[np.float64]
 
@@ -177,7 +177,7 @@ def _glance(reference: Source) -> _Glance:
         positive = part.values[part.values > 0]
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))
-        tables.append(observables(part))
+        tables.append(observe(part))
         for name, values in part.conditions.items():
             conditions.setdefault(name, []).append(values)
     joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}

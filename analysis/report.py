@@ -20,9 +20,10 @@ from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, r
 from .distances import Metric, scale_of, wasserstein_1d
 from .downstream import calibration
 from .histograms import selections
+from .map_metrics import MapStatistics, map_metrics, map_statistics
 from .metrics import FEWEST, measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
-from .observables import Observable, observables
+from .observables import Observable, observe
 from .survey import KEPT, Plan, Progress, Source, Survey, common_conditions, plan_comparison, survey
 from .tables import SUMMARY_HEADER, Row, SideBySide, headline, number, worst
 
@@ -78,6 +79,7 @@ class Report:
         seed_metrics: The metrics of every seed by its name in ``generated``.
         fits: Fits of the resolution by side, ``reference`` and names in ``generated``; empty without energies.
         classifications: What classifiers found, by names in ``generated``.
+        maps: Statistics of density maps by side, like ``fits``; empty for showers.
     """
 
     plan: Plan
@@ -91,6 +93,7 @@ class Report:
     seed_metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     fits: Mapping[str, Fits] = field(default_factory=dict)
     classifications: Mapping[str, Classification] = field(default_factory=dict)
+    maps: Mapping[str, MapStatistics] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -304,6 +307,7 @@ def compare(
         notes += source_notes("training", source, learnt)
     sides, found, classified = {}, {}, {}
     fits = _fits("reference", base, base, plan)
+    maps = {"reference": map_statistics(base, plan)} if first.family.kind == "map" else {}
     for name, source in opened.items():
         side = sides[name] = survey(source, plan, title=name, progress=progress)
         fits |= _fits(name, side, base, plan)
@@ -312,6 +316,9 @@ def compare(
             found[name] |= fit_metrics(fits["reference"], fits[name], min(base.count, side.count))
             with suppress(ShardError):  # too few showers to calibrate with have nothing to say
                 found[name] |= calibration(base.kept, side.kept, seed=seed, bins=bins)
+        if maps:
+            maps[name] = map_statistics(side, plan, maps["reference"])
+            found[name] |= map_metrics(maps["reference"], maps[name], plan)
         if classifier != "none":
             classified[name] = _classified(base, side, classifier, seed, progress)
             found[name] |= classified[name].metrics
@@ -329,6 +336,7 @@ def compare(
         seed_metrics={m: found[m] for members in groups.values() if len(members) > 1 for m in members},
         fits=fits,
         classifications=classified,
+        maps=maps,
     )
 
 
@@ -435,7 +443,7 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
         raise ShardError("a score needs samples on both sides")
     if not np.isfinite(generated.values).all():
         return math.inf
-    mine, other = observables(reference), observables(generated)
+    mine, other = observe(reference), observe(generated)
     names = [name for name in mine if name in other]
     common = common_conditions(reference.family, [reference.conditions, generated.conditions])
     found: list[float] = []
@@ -451,10 +459,26 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
 
 
 def _require_same(reference: Family, generated: Family, name: str) -> None:
-    if not reference.same_samples(generated):
+    if reference.same_samples(generated):
+        return
+    if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
         raise ShardError(
-            "samples of different families cannot be compared",
+            "maps of different sizes cannot be compared: their spectra are at different wave numbers",
             where=name,
-            expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
-            found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
+            expected=_size_of(reference),
+            found=_size_of(generated),
+            hint="cut or generate maps of the reference's box and pixels",
         )
+    raise ShardError(
+        "samples of different families cannot be compared",
+        where=name,
+        expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
+        found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
+    )
+
+
+def _size_of(family: Family) -> str:
+    height, width = family.pixels or (0, 0)
+    if not family.box_size:
+        return f"{height} x {width} pixels, no box size"
+    return f"{height} x {width} pixels of {family.box_size / height:g} Mpc/h, box {family.box_size:g} Mpc/h"

@@ -12,7 +12,7 @@ from calogen.shards import Samples
 
 from .histograms import Histograms, Spectra, disjoint
 from .moments import Covariance, Means
-from .observables import observables
+from .observables import observe
 from .planning import Plan
 
 THREADS = 2
@@ -62,11 +62,16 @@ class Streams:
             self._start(lambda: covariance.fill(vectors))
         self._start(lambda: self.spectra.fill(samples.values, parts))
         self._start(lambda: self.means.fill(samples.values, parts))
-        table = np.stack(list(observables(samples).values()))
+        table = np.stack(list(observe(samples).values()))
         self.histograms.fill(table.astype(np.float32), parts)
         while self._running:
             self._running.pop().result()
         return table
+
+    def close(self) -> None:
+        """Let the threads go."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _start(self, work: Callable[[], None]) -> None:
         if self._pool is None:

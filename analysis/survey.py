@@ -266,6 +266,7 @@ class _Pass:
 
     def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
         """The finished survey."""
+        self._streams.close()
         columns = self._columns
         examples = self._examples or _Examples(self.plan, [])
         kept = Samples.concatenate(self._kept)

@@ -10,7 +10,7 @@ import pytest
 from calogen.analysis import classifiers
 from calogen.analysis.classifier_inputs import FOLDS, Views, changes_of, groups_of, halves, parts
 from calogen.analysis.classifiers import auc, classify
-from calogen.analysis.observables import observables
+from calogen.analysis.observables import observe
 from conftest import MAPS, SINGLE, SMALL, toy
 from scipy.stats import norm
 
@@ -125,8 +125,8 @@ def test_changes_are_what_their_names_say():
     samples = photons().select(slice(0, 200))
     rng = np.random.default_rng(0)
     changes = changes_of(samples.family)
-    before = observables(samples)
-    scaled, thinned = (observables(changes[name](samples, rng)) for name in ("energies_0.1%", "occupancy_10%"))
+    before = observe(samples)
+    scaled, thinned = (observe(changes[name](samples, rng)) for name in ("energies_0.1%", "occupancy_10%"))
     assert scaled["response"] == pytest.approx(1.001 * before["response"], rel=1e-6)
     assert scaled["occupancy"] == pytest.approx(before["occupancy"])
     assert thinned["occupancy"].mean() == pytest.approx(0.9 * before["occupancy"].mean(), rel=0.01)
@@ -188,7 +188,7 @@ def test_the_recipe_of_the_calochallenge_sees_what_is_there_and_calibrates(monke
     assert all(len(folds) == 1 for folds in found.folds.values())
     reference = toy(SMALL, 50)
     names, columns = Views(reference, reference, "calochallenge").table("observables", reference)
-    measured = observables(reference)
+    measured = observe(reference)
     assert "response" not in names
     assert columns[:, names.index("energy_0")] == pytest.approx(np.log10(measured["energy_0"] + 1e-8), rel=1e-5)
     assert columns[:, names.index("width_x_0")] == pytest.approx(measured["width_x_0"] / 100, rel=1e-5)

@@ -54,7 +54,9 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Makes progress believe that it writes to a terminal."""
     screen = io.StringIO()
-    monkeypatch.setattr("calogen.terminal.make_console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(
+        "calogen.terminal.make_console", lambda **_: Console(file=screen, force_terminal=True, width=120)
+    )
     return screen
 
 
@@ -363,7 +365,7 @@ def test_comparing_writes_a_report_and_gates_set_the_exit_code(home: Path, tmp_p
     done = command(*line, "--fail-above", "w1_sd/response=1e9")
     assert done.code == 0, done.err
     assert done.out.endswith(f"report: {out / 'report.html'}\n")
-    assert {"metrics.json", "report.html", "figures"} == {p.name for p in out.iterdir()}
+    assert {"metrics.json", "report.html", "table.csv", "table.tex", "figures"} == {p.name for p in out.iterdir()}
     metrics = json.loads((out / "metrics.json").read_text())["generated"]["mine"]["metrics"]
     key, value = next((k, m["value"]) for k, m in metrics.items() if k.startswith("w1/") and m["value"])
     done = command(*line, "--fail-above", f"{key}={value / 2}")  # into an earlier report's folder

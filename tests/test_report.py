@@ -20,7 +20,7 @@ from calogen.analysis.classifiers import Classification
 from calogen.analysis.distances import Metric, scale_of, wasserstein_1d
 from calogen.analysis.histograms import selections
 from calogen.analysis.html import GLOSSARY, render
-from calogen.analysis.observables import observables
+from calogen.analysis.observables import observe
 from calogen.analysis.plots import draw, encode
 from calogen.analysis.report import SCHEMA_DOCS, SUMMARY_HEADER
 from calogen.analysis.tables import with_error
@@ -466,7 +466,7 @@ def test_score_of_a_few_samples_stays_of_order_one():
 
 def test_score_uses_the_spread_in_a_bin_that_has_enough_samples(showers):
     reference, other = showers.read(0, 800), showers.read(800, 1600)
-    mine, theirs = observables(reference), observables(other)
+    mine, theirs = observe(reference), observe(other)
     distances = []
     for selection in selections(reference.family, reference.conditions, 4)[1:]:
         a, b = selection.of(reference.conditions, 800), selection.of(other.conditions, 800)

@@ -10,7 +10,7 @@ import pytest
 from calogen.analysis import streams
 from calogen.analysis.histograms import counts, disjoint, selections
 from calogen.analysis.moments import Covariance, Means
-from calogen.analysis.observables import observables
+from calogen.analysis.observables import observe
 from calogen.analysis.survey import plan_comparison, survey, vectors
 from conftest import MAPS, SMALL, command, toy, write_folder
 
@@ -35,7 +35,7 @@ def test_kept_samples_are_whole_and_know_their_columns(showers, plan):
     for name, values in found.conditions.items():
         np.testing.assert_array_equal(values, showers.conditions[name])
         np.testing.assert_array_equal(found.kept.conditions[name], values[found.kept_index])
-    measured = np.stack(list(observables(found.kept).values()))
+    measured = np.stack(list(observe(found.kept).values()))
     np.testing.assert_allclose(found.table[:, found.kept_index], measured, rtol=1e-6, atol=1e-9)
     assert (found.kept_spectra.sum(axis=1) == SMALL.voxels).all()
 
@@ -148,7 +148,7 @@ def test_a_glance_at_a_large_reference_is_spread_over_all_of_it(monkeypatch):
     found = plan_comparison(samples.select(order), bins=4, seed=0)
     assert found.selections[1].name.startswith("1:")
     assert found.selections[-1].name.endswith("100GeV")
-    share = counts(observables(samples)["response"], found.edges["response"][0])
+    share = counts(observe(samples)["response"], found.edges["response"][0])
     assert share[[0, -1]].sum() < 0.02 * len(samples)
 
 
@@ -176,7 +176,7 @@ def test_bench_measures_two_analyses_that_agree(tmp_path):
     assert done.code == 0, done.err
     facts = json.loads(done.out)
     assert facts["showers"] == 1000
-    assert facts["observables"] == len(observables(toy(SMALL, 2)))
+    assert facts["observables"] == len(observe(toy(SMALL, 2)))
     assert facts["largest difference"] < 1e-5
     assert facts["ratio"] == pytest.approx(facts["plain numpy us/shower"] / facts["calogen us/shower"], rel=0.05)
 
