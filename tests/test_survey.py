@@ -183,12 +183,12 @@ def test_bench_measures_two_analyses_that_agree(tmp_path):
 
 def test_bench_notices_analyses_that_differ(tmp_path, monkeypatch):
     data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
-    real = streams.observables
+    real = streams.observe
 
     def wrong(samples):
         return {name: values * (1.001 if name == "width_x_0" else 1) for name, values in real(samples).items()}
 
-    monkeypatch.setattr(streams, "observables", wrong)
+    monkeypatch.setattr(streams, "observe", wrong)
     done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1)
     assert done.code == 1
     assert "do not agree" in done.err
