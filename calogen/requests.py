@@ -214,7 +214,7 @@ class Request:
         found = hashlib.sha256(repr((self.samples, sorted((n, s.text) for n, s in self._specs.items()))).encode())
         for name, column in sorted(self._table.items()):
             found.update(name.encode() + b"\0")
-            found.update(np.ascontiguousarray(column, "<f4"))
+            found.update(np.ascontiguousarray(column, "<f4").data)
         return found.hexdigest()
 
     def limits(self, names: Sequence[str]) -> NDArray[np.float32]:
