@@ -132,6 +132,8 @@ def _longitudinal(report: Report) -> Iterator[Drawing]:
     edges = np.arange(len(report.family.layers) + 1, dtype=np.float64) - 0.5
     draw_curves(main, ratio, edges, curves)
     main.set_yscale("log")
+    shares = np.concatenate([curve.y[curve.y > 0] for curve in curves.values()])
+    main.set_ylim(0.4 * shares.min(), 2.5 * shares.max())  # no point on the frame
     main.set_ylabel(r"mean $E_i\,/\,E_\mathrm{tot}$")
     ratio.set_ylabel("ratio", loc="center")
     ratio.set_xlabel("layer")
