@@ -198,6 +198,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cut(shutil.copytree(home / "small", home / name) / "shard-000001.h5")
         if not kept:
             (home / name / "manifest.json").unlink()
+    (shutil.copytree(home / "small", home / "bare") / "manifest.json").unlink()
     (shutil.copytree(home / "small", home / "missing") / "shard-000001.h5").unlink()
     # CaloGAN's own files say nothing of units: energies are in GeV, cells in MeV.
     write_shard(home / "calogan.h5", toy(CALOGAN, 60), provenance={}, layout="calogan")
@@ -323,8 +324,10 @@ CASES = [
     user("train tiny.toml --data small --out run", NOT_EMPTY, "--resume"),
     user("train tiny.toml --data small --out run --dry-run", NOT_EMPTY),
     user("train tiny.toml --data small --out mine.txt", NOT_EMPTY, "a file"),
-    user(GENERATE.format("run").replace("new", "small"), NOT_EMPTY, "choose another --out"),
-    user(GENERATE.format("run --dry-run").replace("new", "small"), NOT_EMPTY),
+    user(GENERATE.format("run").replace("new", "small"), "another production", "choose another --out"),
+    user(GENERATE.format("run --dry-run").replace("new", "small"), "another production"),
+    user(GENERATE.format("run").replace("new", "bare"), NOT_EMPTY, "choose another --out"),
+    user(GENERATE.format("run").replace("new", "mine.txt"), NOT_EMPTY, "a file"),
     user("compare small small --out run", "holds something else"),
     user("compare small small --out mine.txt", "holds something else"),
     Case("train tiny.toml --data small --out mine.txt/new", 74, ("cannot make the output folder", "not a folder")),
@@ -423,7 +426,7 @@ CASES = [
     user("compare small maps --out new", "different families"),
     user("compare small one --out new", "too few samples"),
     user("compare small run --out new", "holds no data files"),
-    user("compare small a=small a=small --out new", "two sets", "NAME=PATH"),
+    user("compare small small small --out new", "two sets", "NAME=PATH"),
     user("compare small small --out new --fail-above w1/response", "KEY=NUMBER"),
     user("compare small small --out new --fail-above w1/response=low", "KEY=NUMBER", "w1/response=low"),
     user("compare small small --out new --bins 0", "--bins"),

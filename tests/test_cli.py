@@ -54,9 +54,9 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Makes progress believe that it writes to a terminal."""
     screen = io.StringIO()
-    monkeypatch.setattr(
-        "calogen.terminal.make_console", lambda **_: Console(file=screen, force_terminal=True, width=120)
-    )
+    for module in ("terminal", "cli"):
+        console = Console(file=screen, force_terminal=True, width=120)
+        monkeypatch.setattr(f"calogen.{module}.make_console", lambda console=console, **_: console)
     return screen
 
 
