@@ -46,6 +46,22 @@ GLOSSARY = {
     "tail_low, tail_high, quantile_low, quantile_high": "Share beyond the reference's 0.1 % and 99.9 % quantiles, and "
     "how far those quantiles differ, in standard deviations.",
     "early_conversion, late_conversion": "Share of showers shallower or deeper than 99 % of the reference's.",
+    "power_rms, power_worst, power_scatter": "Generated over reference mean P(k) minus 1, root mean square over the "
+    "first 16 shells and the largest of them, and the same of the scatter of P(k) between maps; [q1] to [q4] are the "
+    "quarters of the conditions' plane.",
+    "power_correlation, power_covariance": "Difference of P(k)'s correlation and covariance matrices over the norm of "
+    "the reference's.",
+    "peak_counts, bispectrum_rms": "Relative deviation of the number of peaks in bins of height, and of the "
+    "equilateral bispectrum, root mean square.",
+    "minkowski_N": "Area (0), boundary (1) and Euler number (2) of the regions above thresholds: deviation over the "
+    "largest value.",
+    "slope, slope_ratio, slope_rms": "How ln P(k) depends on a condition: difference of the slope, ratio minus 1, and "
+    "root mean square over shells.",
+    "inferred_bias, inferred_scatter, inferred_slope": "A condition inferred from single generated maps by a "
+    "regression trained with reference maps: shift, relative scatter, and relative response to the true value, "
+    "against the reference's own.",
+    "cross_power, cross_copies": "How alike two generated maps are once shifted to fit, beside two reference maps; "
+    "share of pairs more alike than 99 % of the reference's.",
     "overall": "The largest of all pulls; overall_p how often chance gives a larger one.",
 }
 
@@ -193,8 +209,8 @@ def _glossary(report: Report) -> dict[str, str]:
 
 def _quantity(key: str) -> str:
     kind = key.partition("/")[0]
-    stem, _, size = kind.rpartition("_")
-    return f"{stem}_N" if size.isdigit() else kind
+    stem, _, size = kind.partition("[")[0].rpartition("_")
+    return f"{stem}_N" if size.isdigit() else kind.partition("[")[0]
 
 
 _NUMBERS = ("value", "error", "floor", "floor_error")
@@ -206,8 +222,8 @@ def _rows(name: str, found: Mapping[str, Metric]) -> list[dict[str, Any]]:
     rows = []
     for key in keys:
         metric = found[key]
-        kind, _, rest = key.partition("/")
-        where, _, selection = rest.partition("[")
+        quantity, _, selection = key.partition("[")
+        kind, _, where = quantity.partition("/")
         words = (name, kind, where, selection.rstrip("]") or "all")
         values = [getattr(metric, part) for part in _NUMBERS]
         cells = [{"text": word} for word in words]

@@ -67,7 +67,7 @@ def headline(report: Report, found: Mapping[str, Metric], *, binned: bool = True
         found: Metrics of one of its surrogates.
         binned: Whether response and fractions are wanted in every bin; else of all samples.
     """
-    keys = [k for k in found if "/" not in k or k.split("/")[1] in ("voxel", "pixel") or k.startswith("auc/")]
+    keys = [k for k in found if _first(k)]
     few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
     size = "response" if report.plan.has_energy else "total_energy"
     shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
@@ -77,6 +77,14 @@ def headline(report: Report, found: Mapping[str, Metric], *, binned: bool = True
             inside = [f"{kind}/{name}{s.suffix}" for s in chosen or report.plan.selections[:1]]
             keys += [key for key in inside if key in found]
     return keys
+
+
+def _first(key: str) -> bool:
+    """Whether a metric is of whole samples or of their voxels; in bins only P(k) in quarters of the conditions."""
+    kind, _, where = key.partition("/")
+    if where:
+        return kind in ("auc", "slope", "slope_ratio") or where in ("voxel", "pixel", "peak_height")
+    return "[" not in key or key.startswith(("power_rms[q", "power_worst[q"))
 
 
 def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
