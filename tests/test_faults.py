@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trained, run_python
+from conftest import Trained, command, run_python
 from makers import Counted, counted, program
 
 from calogen.errors import CalogenError, ProductionError, StorageError
@@ -283,9 +283,8 @@ def test_control_c_during_generate_and_the_same_command_again(trained: Trained, 
     assert ended == 130 or (ended == 0 and len(shards_in(tmp_path / "out")) == 8), err  # or it had just finished
     assert "Traceback" not in err
     before = shards_in(tmp_path / "out")
-    code = "import sys; from calogen.cli import main; sys.argv[1:] = sys.argv[1:]; main()"
-    again = run_python(code, *line[5:-4], "--workers", 1, "--seed", 4, threads=2)
-    assert again.returncode == 0, again.stderr
+    again = command(*line[5:-4], "--workers", 1, "--seed", 4)
+    assert again.code == 0, again.err
     assert before.items() <= shards_in(tmp_path / "out").items()
     assert verify(tmp_path / "out") == []
 
