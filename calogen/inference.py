@@ -77,6 +77,7 @@ class FoldedShowers:
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = [np.ascontiguousarray(row) for row in learnt["shape"]]
 
+    @np.errstate(over="ignore")  # far outside the trained range odds are infinite: probabilities 0 and 1
     def __call__(self, latent: Array, conditions: Array) -> Array:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         layers, latents, _ = self._splits
