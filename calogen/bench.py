@@ -288,7 +288,8 @@ class _ToDisk:
 
 
 def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
-    begun, first = time.monotonic(), []
+    begun = time.monotonic()
+    first: list[float] = []  # time and samples when the first are done
 
     def progress(done: int, _: int) -> None:
         if done and not first:

@@ -86,7 +86,7 @@ class FoldedShowers:
         scores = normals + _run(self._energy_layers, np.concatenate([normals, scaled], 1))
         hidden = _leaky(_run(self._hidden, np.concatenate([scores, factors, scaled], 1)))
         one = np.ones((len(latent), 1), np.float32)
-        showers = np.concatenate([hidden, factors, one], 1) @ self._mix
+        showers: Array = np.concatenate([hidden, factors, one], 1) @ self._mix
         energies = self._layer_energies(scores, conditions, scaled)
         features = self._features(energies, scaled)
         rows = max(1, _CACHED // showers.shape[1])
@@ -142,11 +142,12 @@ class FoldedShowers:
             empty = empty[self._order]
             shares[empty] = 0
             layers = layers - empty.sum(0, dtype=np.float32)
-        energies = shares * ((total + layers * knee) / shares.sum(0)) - knee
+        energies: Array = shares * ((total + layers * knee) / shares.sum(0)) - knee
         np.maximum(energies, np.float32(SMALLEST) * knee, out=energies)
         if empty is not None:
             energies[empty] = 0
-        return energies * (total / np.maximum(energies.sum(0), np.float32(1e-12)))
+        energies *= total / np.maximum(energies.sum(0), np.float32(1e-12))
+        return energies
 
     def _features(self, energies: Array, scaled: Array) -> Array:
         """:meth:`ShowerTransform.features`, features first: (F, L, B)."""
@@ -159,7 +160,8 @@ class FoldedShowers:
         plain = columns[self._plain[0], 0] * columns[self._plain[1], 0]
         standard = _within((profile - self._centre @ plain) / self._spread, CLIP)
         columns[-2], columns[-1] = standard[:-1], standard[-1]
-        return columns[self._pairs[0]] * columns[self._pairs[1]]
+        features: Array = columns[self._pairs[0]] * columns[self._pairs[1]]
+        return features
 
     def _voxels(self, scores: Array, energies: Array, features: Array, buffers: Array) -> None:
         """Turn voxel scores over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
@@ -300,13 +302,14 @@ def _dense(state: dict[str, Array], prefix: str) -> list[tuple[Array, Array]]:
 
 def _run(layers: list[tuple[Array, Array]], values: Array) -> Array:
     for number, (weight, bias) in enumerate(layers):
-        values = (_leaky(values) if number else values) @ weight
+        values = np.matmul(_leaky(values) if number else values, weight)
         values += bias
     return values
 
 
 def _leaky(values: Array) -> Array:
-    return np.maximum(values, values * np.float32(SLOPE))
+    leaky: Array = np.maximum(values, values * np.float32(SLOPE))
+    return leaky
 
 
 def _within(values: Array, limit: float) -> Array:

@@ -255,7 +255,8 @@ class ShowerTransform(nn.Module):
         scaled = scale_conditions(self.family, self.conditions, conditions)
         columns = nn.functional.pad(nn.functional.pad(torch.cat([scaled, scores], 1), (0, 1)), (1, 0), value=1.0)
         one, two, three = (columns.index_select(1, power) for power in self.powers)
-        return (one * two * three).unflatten(1, (len(self.energy_range), -1)).transpose(0, 1)
+        designs: Tensor = (one * two * three).unflatten(1, (len(self.energy_range), -1)).transpose(0, 1)
+        return designs
 
     def _knots(self, designs: Tensor, which: slice = _ALL) -> Tensor:
         """Quantiles of some energy variables on the grid of scores, (K, B, Q), increasing; designs (K, B, G)."""
