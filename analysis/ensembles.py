@@ -67,6 +67,12 @@ class Ensemble:
         return Curve(x, mean, np.sqrt(variance) / len(chosen))
 
 
+def shared(reference: Ensemble, generated: Ensemble) -> list[str]:
+    """Conditions that vary on both sides."""
+    sides = (reference, generated)
+    return [n for n in reference.conditions if all(n in s.conditions and np.ptp(s.conditions[n]) > 0 for s in sides)]
+
+
 def unit_sums(values: Columns, unit: NDArray[np.int64]) -> Array:
     """Sums of columns (m, F) over the samples of each unit, (U, F)."""
     order = np.argsort(unit, kind="stable")

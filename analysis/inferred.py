@@ -19,29 +19,67 @@ _STEPS = 25
 _SHELLS = 16
 
 
+@dataclass(frozen=True)
+class PowerModel:
+    """The mean power spectrum as a function of the conditions: ln <P(k)> = a(k) + sum_c b_c(k) (theta_c - mean).
+
+    A generalised linear model with logarithmic link and gamma variance: it is the mean over maps that is modelled,
+    however maps scatter and whether or not it is known which of them share a box.
+
+    Attributes:
+        names: Conditions, C.
+        centre: Their means, (C,).
+        scale: Mean P(k), (K,).
+        slopes: a and b, of P(k) over its mean, (1 + C, K).
+
+    Source: McCullagh and Nelder 1989, ch. 8.
+    """
+
+    names: tuple[str, ...]
+    centre: Array
+    scale: Array
+    slopes: Array
+
+    @classmethod
+    def fit(cls, side: Ensemble, names: Sequence[str]) -> PowerModel:
+        """Fit to the column ``power`` (n, K) of some maps."""
+        power = side.columns["power"].astype(np.float64)
+        scale = np.maximum(power.mean(axis=0), np.finfo(np.float64).tiny)
+        centre = np.array([side.conditions[name].mean(dtype=np.float64) for name in names])
+        model = cls(tuple(names), centre, scale, np.zeros((1 + len(names), power.shape[1])))
+        design, slopes = model.design(side), model.slopes
+        inverse = np.linalg.pinv(design.T @ design)
+        for _ in range(_STEPS):
+            slopes = slopes + np.clip(inverse @ (design.T @ (power / scale * np.exp(-design @ slopes) - 1)), -1, 1)
+        return cls(tuple(names), centre, scale, slopes)
+
+    def design(self, side: Ensemble) -> Array:
+        """A constant and the conditions less their means, (n, 1 + C)."""
+        columns = [
+            side.conditions[name].astype(np.float64) - c for name, c in zip(self.names, self.centre, strict=True)
+        ]
+        return np.stack([np.ones(len(side)), *columns], axis=1)
+
+    def expected(self, side: Ensemble) -> Array:
+        """Mean power spectrum for the conditions of each map, (n, K)."""
+        return np.asarray(self.scale * np.exp(self.design(side) @ self.slopes))
+
+
 def response(side: Ensemble, names: Sequence[str], seed: int) -> Spread:
     """Slopes d ln P(k) / d condition of the mean power spectrum, (C * K) in the order condition, shell.
 
-    The model is ln <P> = a + sum_c b_c (theta_c - mean): a generalised linear model with logarithmic link and gamma
-    variance, so that it is the mean over maps that is modelled, however maps scatter and whether or not their boxes
-    are known. Halves and resamples are one step of the same iteration from the solution of all.
+    Halves and resamples are one step of the fit's iteration from the solution of all.
 
     Args:
         side: Has ``power`` (n, K).
         names: Conditions, C.
         seed: Decides halves and resamples.
 
-    Source: McCullagh and Nelder 1989, ch. 8; one-step estimators: van der Vaart 1998, sec. 5.7.
+    Source: one-step estimators: van der Vaart 1998, Asymptotic Statistics, sec. 5.7.
     """
-    theta = np.stack([side.conditions[name] for name in names], axis=1).astype(np.float64)
-    design = np.concatenate([np.ones((len(theta), 1)), theta - theta.mean(axis=0)], axis=1)
-    power = side.columns["power"].astype(np.float64)
-    power = power / power.mean(axis=0)
-    inverse = np.linalg.pinv(design.T @ design)
-    slopes = np.zeros((design.shape[1], power.shape[1]))
-    for _ in range(_STEPS):
-        slopes += np.clip(inverse @ (design.T @ (power * np.exp(-design @ slopes) - 1)), -1, 1)
-    left = power * np.exp(-design @ slopes) - 1
+    model = PowerModel.fit(side, names)
+    design = model.design(side)
+    left = side.columns["power"] / model.expected(side) - 1
     squares = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
     products = (design[:, :, None] * left[:, None, :]).reshape(len(design), -1)
     sums = unit_sums(np.concatenate([squares, products], axis=1), side.units(side.members()))
@@ -50,7 +88,7 @@ def response(side: Ensemble, names: Sequence[str], seed: int) -> Spread:
     def step(weighted: Array) -> Array:
         matrix = weighted[:, : size**2].reshape(-1, size, size)
         change = np.linalg.pinv(matrix) @ weighted[:, size**2 :].reshape(len(weighted), size, -1)
-        return np.asarray((slopes + change)[:, 1:].reshape(len(weighted), -1))
+        return np.asarray((model.slopes + change)[:, 1:].reshape(len(weighted), -1))
 
     return Spread.of(sums, step, seed)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from calogen.families import Family
 
 from .distances import Metric
-from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, unit_sums
+from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
 from .histograms import ALL, Selection
-from .inferred import Regressor, response
+from .inferred import PowerModel, Regressor, response
 from .maps import LogAxis, bispectra, cross_spectra, minkowski, pixel_histograms
 from .multivariate import thinned
 from .survey import Plan, Survey
@@ -98,12 +98,14 @@ class Yardstick:
         axis: Bins of the logarithm of pixels and peaks.
         thresholds: Of the Minkowski functionals, in 1 + delta, (T,).
         quarters: Of the plane of the conditions.
+        model: The reference's mean power spectrum as a function of the conditions.
         regressor: Infers conditions from single maps; None where there are none or too few maps.
     """
 
     axis: LogAxis
     thresholds: Array
     quarters: tuple[Quarter, ...]
+    model: PowerModel
     regressor: Regressor | None = None
 
 
@@ -113,7 +115,7 @@ class MapStatistics:
 
     Attributes:
         yardstick: Shared by all sides.
-        power: ``power`` (n, K), of all maps listed.
+        power: ``power`` and what the reference's model expects, ``expected``, (n, K), of all maps listed.
         shapes: ``power``, ``pixel``, ``peaks`` (n, bins), ``bispectrum`` (n, B), ``minkowski_0`` ... (n, T),
             ``inferred`` (n, C), of maps kept whole.
         pairs: ``alike`` (P, 1) and ``coherence`` (P, K) of pairs of different maps; None of fewer than two.
@@ -139,7 +141,9 @@ def map_statistics(side: Survey, plan: Plan, reference: MapStatistics | None = N
     power = _ensemble(side, listed, {"power": side.table[columns][:, listed].T})
     rows = thinned(len(side.kept), max(FEWEST, _MOST_PIXELS // family.voxels), plan.seed)
     values = side.kept.values[rows]
-    yardstick = reference.yardstick if reference else _yardstick(values, side, family)
+    yardstick = reference.yardstick if reference else _yardstick(values, power, family)
+    expected = yardstick.model.expected(power)
+    power = replace(power, columns={**power.columns, "expected": expected.astype(np.float32)})
     pixels, peaks = pixel_histograms(values, yardstick.axis)
     surfaces = minkowski(values, yardstick.thresholds, family.box_size)
     found: dict[str, NDArray[np.floating[Any]]] = {
@@ -163,11 +167,12 @@ def _ensemble(side: Survey, rows: NDArray[np.integer], columns: Mapping[str, NDA
     return Ensemble(conditions, columns, None if side.groups is None else side.groups[rows])
 
 
-def _yardstick(values: NDArray[np.float32], side: Survey, family: Family) -> Yardstick:
+def _yardstick(values: NDArray[np.float32], power: Ensemble, family: Family) -> Yardstick:
     few = values[:: max(1, values.size // 2**23)]
     thresholds = np.unique(np.quantile(few, _THRESHOLDS)).astype(np.float64)
     axis = LogAxis.up_to(4 * float(values.max(initial=1.0)))
-    return Yardstick(axis, thresholds, quarters(family, side.conditions))
+    model = PowerModel.fit(power, shared(power, power))
+    return Yardstick(axis, thresholds, quarters(family, power.conditions), model)
 
 
 def _pairs(values: NDArray[np.float32], shapes: Ensemble, family: Family, seed: int) -> Ensemble | None:
@@ -218,6 +223,12 @@ class Statistic:
 
 def _itself(mean: Array) -> Array:
     return mean
+
+
+def _quotient(mean: Array) -> Array:
+    """The ratio estimator: means over means of what their conditions make one expect, (S, 2K) to (S, K)."""
+    first, second = np.split(mean, 2, axis=1)
+    return np.asarray(first / second)
 
 
 def _scatter(mean: Array) -> Array:
@@ -274,7 +285,7 @@ def _frobenius_covariance(reference: Array) -> Norm:
 def _wasserstein(reference: Array) -> Norm:
     """W1 in standard deviations of the reference, from distribution functions on equal bins."""
     share, place = np.diff(reference, prepend=0), np.arange(len(reference))
-    sd = float(share @ place**2 - (share @ place) ** 2) ** 0.5
+    sd = max(float(share @ place**2 - (share @ place) ** 2), 0.0) ** 0.5
     return lambda d: np.asarray(np.abs(d).sum(axis=1) / sd)
 
 
@@ -293,8 +304,8 @@ def coarse(counts: NDArray[np.floating]) -> Array:
 
 
 STATISTICS = (
-    Statistic("power_rms", "power", _itself, partial(_rms, shells=SHELLS), all_power=True),
-    Statistic("power_worst", "power", _itself, partial(_worst, shells=SHELLS), all_power=True),
+    Statistic("power_rms", "power_expected", _quotient, partial(_rms, shells=SHELLS), all_power=True),
+    Statistic("power_worst", "power_expected", _quotient, partial(_worst, shells=SHELLS), all_power=True),
     Statistic("power_scatter", "power_squares", _scatter, partial(_rms, shells=SHELLS), all_power=True),
     Statistic("power_correlation", "power_products", _correlation, _frobenius),
     Statistic("power_covariance", "power_products", _covariance, _frobenius_covariance),
@@ -313,6 +324,8 @@ def _columns(ensemble: Ensemble, name: str, rows: Rows, scale: Array) -> Array:
     if not name.startswith("power_"):
         return np.asarray(ensemble.columns[name][rows], dtype=np.float64)
     power = ensemble.columns["power"][rows] / scale
+    if name == "power_expected":
+        return np.concatenate([power, ensemble.columns["expected"][rows] / scale], axis=1)
     if name == "power_squares":
         return np.concatenate([power, power**2], axis=1)
     power = power[:, :: -(-power.shape[1] // _MATRIX)]
@@ -327,7 +340,8 @@ def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Plan) 
     """The metrics of maps by key, in all maps, in the bins of the conditions, and in the quarters ``[q1]`` to ``[q4]``.
 
     Keys:
-        ``power_rms[B]``: root mean square of generated over reference mean P(k), minus 1, over the first 16 shells;
+        ``power_rms[B]``: root mean square of generated over reference mean P(k), minus 1, over the first 16 shells,
+        each over what its own conditions make one expect (the same for equal conditions on both sides);
         ``power_worst[B]``: the largest of those deviations; ``power_scatter[B]``: the same as ``power_rms`` of the
         standard deviation between maps. ``power_correlation[B]``, ``power_covariance[B]``: Frobenius norm of the
         difference of P(k)'s correlation and covariance matrix over the norm of the reference's.
@@ -346,16 +360,10 @@ def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Plan) 
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty bin's deviation is undefined, and left out as such
         for selection in (*plan.selections, *reference.yardstick.quarters):
             found.update(_selection_metrics(reference, generated, selection, plan.seed))
-        for name in _shared(reference.power, generated.power):
+        for name in shared(reference.power, generated.power):
             found.update(_slope_metrics(reference.power, generated.power, name, plan.seed))
         found.update(_pair_metrics(reference, generated))
     return found
-
-
-def _shared(reference: Ensemble, generated: Ensemble) -> list[str]:
-    """Conditions that vary on both sides."""
-    sides = (reference, generated)
-    return [n for n in reference.conditions if all(n in s.conditions and np.ptp(s.conditions[n]) > 0 for s in sides)]
 
 
 def _selection_metrics(
@@ -393,7 +401,7 @@ def _inferred_metrics(
 ) -> Iterator[tuple[str, Metric]]:
     n = min(int(np.count_nonzero(r)) for r in rows)
     for c, name in enumerate(sides[0].conditions):
-        if name not in _shared(*sides):
+        if name not in shared(*sides):
             continue
         moments = []
         for side, chosen in zip(sides, rows, strict=True):
@@ -411,16 +419,15 @@ def _inferred_metrics(
             if quantity == "slope" and selection is not ALL:
                 continue
             made = partial(_of_means, function)
-            spreads = [
-                Spread.of(unit_sums(m, u), made, seed + k) for k, (m, u) in enumerate(zip(moments, units, strict=True))
-            ]
+            each = enumerate(zip(moments, units, strict=True))
+            spreads = [Spread.of(unit_sums(m, u), made, seed + k) for k, (m, u) in each]
             ratio = quantity != "bias"
             key = f"inferred_{quantity}/{name}{selection.suffix}"
             yield key, difference(spreads[0], spreads[1], n, ratio=ratio)
 
 
 def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: int) -> Iterator[tuple[str, Metric]]:
-    names = _shared(reference, generated)
+    names = shared(reference, generated)
     number, n = names.index(name), min(len(reference), len(generated))
     if n < FEWEST:
         return
@@ -453,7 +460,6 @@ def _pair_metrics(reference: MapStatistics, generated: MapStatistics) -> Iterato
     limit = np.quantile(alike[0], 1 - COPIES)
     shares = [float(np.mean(a > limit)) for a in alike]
     # Two of each are added, so that none has an error as well (Agresti and Coull 1998).
-    errors = [
-        np.sqrt((p := (len(a) * s + 2) / (len(a) + 4)) * (1 - p) / len(a)) for a, s in zip(alike, shares, strict=True)
-    ]
+    padded = [(len(a) * s + 2) / (len(a) + 4) for a, s in zip(alike, shares, strict=True)]
+    errors = [float(np.sqrt(p * (1 - p) / len(a))) for a, p in zip(alike, padded, strict=True)]
     yield "cross_copies", Metric.of(shares[1], errors[1], shares[0], errors[0], n)

@@ -89,7 +89,7 @@ def _first(key: str) -> bool:
 
 def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
     """The observables farthest from the reference: keys of ``w1_sd`` over all samples with the largest pulls."""
-    keys = [k for k in found if k.startswith("w1_sd/") and "[" not in k]
+    keys = [k for k in found if k.startswith("w1_sd/") and "[" not in k and not _first(k)]
     return sorted(keys, key=lambda k: -(math.inf if (pull := found[k].pull) is None else pull))[:count]
 
 

@@ -29,7 +29,6 @@ from .conditioning import (
 )
 from .histograms import ALL, Selection, is_logarithmic
 from .metrics import correlated, correlation_matrix
-from .observables import wave_numbers
 from .survey import vectors
 from .tables import with_error
 
@@ -112,7 +111,7 @@ def _joined(histograms: Sequence[Histogram]) -> Histogram:
     return replace(histograms[0], contents=contents, correlated_error=error, seeds=len(histograms))
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
+def mean_curve(curves: Sequence[Curve]) -> Curve:
     """The mean of the curves of several seeds, the spread between seeds in the error."""
     if len(curves) == 1:
         return curves[0]
@@ -121,7 +120,7 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     return Curve(x.mean(axis=0), y.mean(axis=0), np.hypot(y.std(axis=0, ddof=1), statistical), len(curves))
 
 
-def _mean(arrays: Sequence[Array]) -> Array:
+def mean_array(arrays: Sequence[Array]) -> Array:
     return np.asarray(np.mean(arrays, axis=0))
 
 
@@ -174,7 +173,7 @@ def condition_curves(
         The bin edges (K + 1,) and the curves by side.
     """
     edges = curve_edges(report.reference, condition)
-    return edges, _each(report, lambda s: condition_curve(s, name, condition, edges, statistic), _mean_curve)
+    return edges, _each(report, lambda s: condition_curve(s, name, condition, edges, statistic), mean_curve)
 
 
 def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
@@ -191,7 +190,7 @@ def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
     found = {}
     for title, fits in fits_of(report, kind).items():
         if fits:
-            found[title] = _mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
+            found[title] = mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
     return found
 
 
@@ -227,7 +226,7 @@ def longitudinal(report: Report, selection: Selection = ALL) -> dict[str, Curve]
         error = values.std(axis=1) / np.sqrt(max(values.shape[1], 1))
         return Curve(np.arange(len(rows), dtype=np.float64), values.mean(axis=1), error)
 
-    return _each(report, profile, _mean_curve)
+    return _each(report, profile, mean_curve)
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ def radial(report: Report) -> list[Radial]:
         place = np.searchsorted(edges, radius[cells], side="right") - 1
         rings[cells, place] = 1 / np.diff(edges)[place]
         make = partial(_radial_curve, report.plan.fixed_scale, edges, rings)
-        found.append(Radial(title, edges, _each(report, make, _mean_curve)))
+        found.append(Radial(title, edges, _each(report, make, mean_curve)))
     return found
 
 
@@ -300,28 +299,11 @@ def _radius_edges(radius: Array) -> Array:
     return np.concatenate([[0.0], steps, [rings[-1] + (rings[-1] - steps[-1])]])
 
 
-def power_spectra(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
-    """Mean P(k) of maps for each side; errors from realisations where the source has them."""
-    rows = [i for i, n in enumerate(report.reference.names) if n.startswith("power_")]
-
-    def power(side: Survey) -> Curve:
-        mine = side.members(selection)
-        values = side.table[rows][:, mine].astype(np.float64)
-        mean = values.mean(axis=1)
-        if side.groups is not None and len(names := np.unique(side.groups[mine])) > 3:
-            # Maps cut from one box are not independent, boxes are.
-            groups = side.groups[mine]
-            values = np.stack([values[:, groups == name].mean(axis=1) for name in names], axis=1)
-        return Curve(wave_numbers(report.family), mean, values.std(axis=1) / np.sqrt(values.shape[1]))
-
-    return _each(report, power, _mean_curve)
-
-
 def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
     """Names of the correlated observables and their correlation matrix for each side."""
     names = correlated(report.plan)
     rows = [report.reference.names.index(n) for n in names]
-    return names, _each(report, lambda side: correlation_matrix(side.table[rows]), _mean)
+    return names, _each(report, lambda side: correlation_matrix(side.table[rows]), mean_array)
 
 
 def voxel_correlations(report: Report) -> dict[str, Array]:
@@ -333,7 +315,7 @@ def voxel_correlations(report: Report) -> dict[str, Array]:
     for title, surveys in sides(report).items():
         known = [side.covariance.correlation for side in surveys if side.covariance is not None]
         if known:
-            found[title] = _mean(known)
+            found[title] = mean_array(known)
     return found
 
 
@@ -341,7 +323,7 @@ def layer_images(report: Report, position: int, selection: int = 0) -> dict[str,
     """Mean voxel energies of one layer for each side, in the layer's shape."""
     family = report.family
     cells, shape = family.layer_slices[position], family.layers[position].shape
-    return _each(report, lambda side: side.means.mean[selection, cells].reshape(shape), _mean)
+    return _each(report, lambda side: side.means.mean[selection, cells].reshape(shape), mean_array)
 
 
 def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array, Array]:
