@@ -278,8 +278,10 @@ def points(axes: Axes, curve: Curve, look: Look, size: float = 4) -> None:
             axes.plot(x, np.full(len(x), at), arrow, color=look.colour, markersize=size, fillstyle="none")
 
 
-def draw_curves(main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve]) -> None:
-    """A quantity in bins: the reference as a band, generated as points, ratios below."""
+def draw_curves(
+    main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve], limits: tuple[float, float] | None = None
+) -> None:
+    """A quantity in bins: the reference as a band, generated as points, ratios below, within limits if they are given."""
     titles = list(curves)
     reference = curves[titles[0]]
     y, error = np.nan_to_num(reference.y), np.nan_to_num(reference.error)
@@ -288,7 +290,7 @@ def draw_curves(main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curv
     relative = error / np.where(y != 0, np.abs(y), 1.0)
     ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
-    ratio.set_ylim(*ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)]))
+    ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
     main.margins(y=0.15)
     for title in titles[1:]:
         look, curve = look_of(titles, title), curves[title]

@@ -90,7 +90,7 @@ def _power(report: Report) -> Iterator[Drawing]:
         titles, edges = list(curves), _edges(next(iter(curves.values())).x)
         low, high = ranges[titles[0]]
         main.stairs(high, edges, baseline=low, fill=True, color="#e3e3e3")
-        draw_curves(main, ratio, edges, curves)
+        draw_curves(main, ratio, edges, curves, (0.65, 1.35))
         for title, (low, high) in list(ranges.items())[1:]:
             look = look_of(titles, title)
             for end in (low, high):
@@ -99,8 +99,6 @@ def _power(report: Report) -> Iterator[Drawing]:
             ratio.plot(curves[title].x, scatter, color=look_of(titles, title).colour, linewidth=0.9, linestyle=":")
         for end in (1 - _WANTED, 1 + _WANTED):
             ratio.axhline(end, color=REFERENCE_COLOUR, linewidth=0.5, linestyle=(0, (4, 3)))
-        # Wide enough for what the shells that matter do, not for the last few.
-        ratio.set_ylim(0.65, 1.35)
         main.set_yscale("log")
 
     k, unit, _ = _wave_number(report)
@@ -117,9 +115,8 @@ def _histograms(report: Report) -> Iterator[Drawing]:
     def draw(kind: str) -> Callable[[Selection, Axes, Axes], None]:
         def panel(selection: Selection, main: Axes, ratio: Axes) -> None:
             edges, curves = views_maps.histograms(report, kind, selection)
-            draw_curves(main, ratio, edges, curves)
+            draw_curves(main, ratio, edges, curves, (0.5, 1.5))
             _logarithmic(main, curves)
-            ratio.set_ylim(0.5, 1.5)
 
         return panel
 
@@ -134,9 +131,8 @@ def _histograms(report: Report) -> Iterator[Drawing]:
 def _bispectrum(report: Report) -> Iterator[Drawing]:
     def draw(selection: Selection, main: Axes, ratio: Axes) -> None:
         curves = views_maps.bispectra(report, selection)
-        draw_curves(main, ratio, _edges(next(iter(curves.values())).x), curves)
+        draw_curves(main, ratio, _edges(next(iter(curves.values())).x), curves, (0.5, 1.5))
         _logarithmic(main, curves)
-        ratio.set_ylim(0.5, 1.5)
 
     k, _, unit = _wave_number(report)
     caption = (
