@@ -281,7 +281,7 @@ def points(axes: Axes, curve: Curve, look: Look, size: float = 4) -> None:
 def draw_curves(
     main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve], limits: tuple[float, float] | None = None
 ) -> None:
-    """A quantity in bins: the reference as a band, generated as points, ratios below, within limits if they are given."""
+    """A quantity in bins: the reference as a band, generated as points, ratios below, within limits if given."""
     titles = list(curves)
     reference = curves[titles[0]]
     y, error = np.nan_to_num(reference.y), np.nan_to_num(reference.error)
