@@ -52,7 +52,8 @@ def verdict(report: Report, name: str) -> Verdict:
     unphysical = {kind: count for kind, count in report.problems(name).items() if count}
     sentences = [
         f"{near} of {len(distances)} one-dimensional distances (every observable, in all samples and bins) are within "
-        f"{NEAR_FLOOR:g} uncertainties of what reference against reference gives.",
+        f"{NEAR_FLOOR:g} uncertainties of what reference against reference gives; these uncertainties are those of a "
+        "distance's size, the permutations below ask more sharply whether it could be chance.",
         *_distance(found),
         *_largest(found),
         *_classifier(report, name),
@@ -78,7 +79,7 @@ def _headline(found: Mapping[str, Metric], share: float, unphysical: Mapping[str
         seen.append(f"{_largest_key(found)} (permutations, p = {number(_chance(found), 2)})")
     if share >= 0.99 and seen:
         listed = " and ".join([", ".join(seen[:-1]), seen[-1]] if len(seen) > 1 else seen)
-        return f"Observables agree with the reference within their errors, but these tell the two apart: {listed}."
+        return f"Single distributions agree with the reference, but sharper tests tell the two apart: {listed}."
     if share >= 0.99:
         return "Not distinguishable from the reference by these metrics, at this sample size."
     if share >= 0.8:

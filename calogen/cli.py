@@ -94,6 +94,9 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
     with signals() as should_stop, training_progress() as progress:
         run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
     best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
+    if run.step < (wanted := settings.training.steps) and settings.training.time is not None:
+        limit = f"the time limit of {settings.training.time:g} s, fitting included, "
+        click.echo(f"note: {limit}ended training after {run.step} of {wanted} steps", err=True)
     click.echo(f"trained {run.step} steps, {best}: {run.folder}")
 
 
@@ -261,9 +264,13 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     """Make reference samples on this machine, or finish what an earlier call began.
 
     \b
-    geant4   showers: --set geometry=calogan (default), 2 (CaloChallenge) or a TOML file; pip install "calogen[geant4]"
-    nbody    density maps: --condition Omega_m=fixed:0.3; pip install "calogen[nbody]"
-    toy      showers or maps with known moments, for tests and teaching: --set family=calogan
+    geant4   showers; pip install "calogen[geant4]"
+             --set geometry=calogan|2|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
+             --condition impact_x, impact_y [mm], theta, phi [deg]
+    nbody    density maps; pip install "calogen[nbody]"
+             --set pixels=64, box=64 [Mpc/h], slabs=8, steps=20; --condition Omega_m, sigma_8
+    toy      showers or maps with known moments, for tests and teaching
+             --set family=NAME|FILE.toml, field=lognormal|gaussian, amplitude=
     """
     from . import simulators
     from .production import Part, check_folder, produce, usable_cores
@@ -426,7 +433,11 @@ def verify(path: Path) -> None:
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
-        raise ShardError(f"{len(problems)} problem(s) found", where=path)
+        raise ShardError(
+            f"{len(problems)} problem(s) found",
+            where=path,
+            hint="what calogen made, the same command (and --part) makes good: only bad shards are made again",
+        )
     click.echo(f"{path}: every byte is as it was written")
 
 
@@ -501,6 +512,7 @@ def main() -> None:
         click.echo(f"calogen: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        click.echo("calogen: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

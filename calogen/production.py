@@ -273,15 +273,42 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
     if different is None:
         return
     ours, other = mine.get(different), theirs.get(different)
+    if different == "production" and isinstance(ours, dict) and isinstance(other, dict):
+        begun = [_OPTIONS.get(key, key).format(value) for key, value in other.items() if ours.get(key) != value]
+        raise ConfigError(
+            "the output folder was begun with other options",
+            where=path,
+            expected=", ".join(begun),
+            hint="repeat them to finish it, or choose another --out",
+        )
     if isinstance(ours, dict) and isinstance(other, dict):
         ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
     raise ConfigError(
         f"the output folder holds another production: its {different.replace('_', ' ')} differs",
         where=path,
-        expected=str(other)[:200],
-        found=str(ours)[:200],
+        expected=f"{str(other)[:200]} (what is there)",
+        found=f"{str(ours)[:200]} (what is asked for)",
         hint="choose another --out, or repeat the command that began this one",
     )
+
+
+_OPTIONS = {
+    "total": "{} samples (-n)",
+    "parts": "--part i/{}",
+    "shard_samples": "--shard-size {}",
+    "layout": "--format {}",
+}
+
+
+def begun_with(out: Path, total: int, part: Part) -> int | None:
+    """Samples in a shard of what is in a folder already, if it is of as many samples and parts."""
+    for path in sorted(out.glob("manifest*.json")) if out.is_dir() else []:
+        with suppress(ShardError):
+            facts = read_part(path).provenance[0].get("production")
+            if isinstance(facts, dict) and (facts.get("total"), facts.get("parts")) == (total, part.count):
+                size = facts.get("shard_samples")
+                return size if isinstance(size, int) and size > 0 else None
+    return None
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from .hdf5 import compressed
 from .inference import folded
 from .networks import MapGenerator, pick_device
 from .noise import normals
-from .production import ALIGNMENT, Part, Plan, check_folder, produce, usable_cores
+from .production import ALIGNMENT, Part, Plan, begun_with, check_folder, produce, usable_cores
 from .requests import Request
 from .runs import RunFolder, environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
@@ -34,6 +34,7 @@ from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 BLOCK = ALIGNMENT
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
 _MOST_SAMPLES = 10**12
+_SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
 _PROBE = 64  # samples made to see how well they compress
 _MANTISSA = 23  # bits of a float32
 
@@ -387,7 +388,8 @@ class Surrogate:
             _require_calogan(self.family, self.conditions)
         if mantissa_bits is not None and not 1 <= mantissa_bits <= _MANTISSA:
             raise ConfigError(f"a mantissa has 1 to {_MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
-        per_shard = self._per_shard(request.samples, part, shard_size)
+        begun = begun_with(Path(out), request.samples, part) if shard_size is None else None
+        per_shard = begun or self._per_shard(request.samples, part, shard_size)
         maker = Generation(self, request, seed, mantissa_bits)
         threads = 0 if self._device.type == "cpu" else workers or usable_cores()
         plan = Plan(maker, request.samples, per_shard, part, layout, threads)
@@ -402,7 +404,8 @@ class Surrogate:
             return shard_size
         most = samples_per_shard(self.family, SHARD_BYTES)
         in_part = min(total, -(-total // (part.count * BLOCK)) * BLOCK)
-        shards = -(-in_part // most)
+        # Enough shards to share among processes, and to lose little when the work is stopped.
+        shards = max(-(-in_part // most), min(_SHARDS, in_part // _FEWEST_IN_SHARD), 1)
         return min(most, -(-in_part // (shards * BLOCK)) * BLOCK)  # all about equally long
 
     def _estimate(self, plan: Plan, out: Path) -> Estimate:
@@ -531,8 +534,9 @@ def find_model(model: str | Path) -> Path:
     """
     path = Path(model)
     shipped = Path(str(importlib.resources.files("calogen.data"))) / "surrogates"
-    if not path.exists() and (shipped / path.name).is_dir() and path.name == str(model):
-        return shipped / path.name
+    named = (shipped / path.name).is_dir() and path.name == str(model)
+    if named and not (path / "checkpoints").is_dir() and not (path / "checkpoint.json").exists():
+        return shipped / path.name  # a folder of that name may hold its data
     if (path / "checkpoints").is_dir():
         best = RunFolder(path).best()
         if best is None:

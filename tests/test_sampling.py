@@ -312,8 +312,9 @@ def test_shards_of_the_usual_size_are_about_equally_long(surrogate: Surrogate, t
         request = Request.from_specs(CALOGAN, {ENERGY: "fixed:5GeV"}, samples)
         plan, estimate = surrogate.plan(request, tmp_path, part=part)
         assert estimate.samples == plan.samples == sum(shard.samples for shard in plan.shards())
-        assert estimate.shards == len(plan.shards()) == -(-plan.samples // most)
+        assert estimate.shards == len(plan.shards()) <= max(17, -(-plan.samples // most) + 1)
         assert plan.shard_samples % 1024 == 0
+        assert plan.shard_samples <= most
         assert all(shard.samples > 0.9 * plan.shard_samples for shard in plan.shards()[:-1])
 
 
