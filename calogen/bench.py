@@ -307,7 +307,9 @@ def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     theirs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else before
     memory = 1024 * (mine + (workers * theirs if workers > 1 else 0))
-    rate = (request.samples - first[1]) / (end - first[0])
+    # What is done when the first are heard of took the start too.
+    later = request.samples - first[1]
+    rate = later / (end - first[0]) if later else request.samples / (end - begun)
     return _ToDisk(rate, first[0] - begun, round(taken / request.samples), memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -189,7 +190,7 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
     names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate", "workers")
-    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part else None}
+    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part is not None else None}
     if dry_run:
         plan, estimate = surrogate.plan(request, out, **how)
         table(
@@ -278,9 +279,14 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     settings = _pairs(options["settings"], "--set")
     conditions = _pairs(options["conditions"], "--condition")
     if options["energy"] is not None:
+        if "incident_energy" in conditions:
+            raise ConfigError("--energy and --condition both name 'incident_energy'", where="calogen simulate")
         conditions["incident_energy"] = options["energy"]
     if not check and (out is None or count is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
+    taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
+    if taken:
+        raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
     named = {"particle": options["particle"]} if options["particle"] else {}
     source = simulators.build(
         engine, samples=count or 1, seed=options["seed"], conditions=conditions, **named, **settings
@@ -288,7 +294,7 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     if check:
         click.echo(source.check())
         return
-    part = Part.parse(options["part"]) if options["part"] else None
+    part = Part.parse(options["part"]) if options["part"] is not None else None
     plan = simulators.plan(source, count or 1, shard_size=options["shard_size"], part=part)
     folder, workers = out or Path(), options["workers"] or usable_cores()
     if dry_run:
@@ -297,7 +303,7 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
         return
     with signals() as should_stop, sample_progress("simulating") as progress:
         produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
-    click.echo(f"simulated {count} samples: {folder}")
+    click.echo(f"simulated {f'part {part.index}/{part.count} of ' if part else ''}{count} samples: {folder}")
 
 
 # --- compare, info, verify, bench -----------------------------------------------------------------------------------
@@ -501,6 +507,9 @@ def bench_analysis(as_json: bool, **options: Any) -> None:
 
 def main() -> None:
     """Entry point: errors become messages and exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be anything
     try:
         sys.exit(cli(prog_name="calogen", standalone_mode=False))
     except click.exceptions.Abort:

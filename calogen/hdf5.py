@@ -295,7 +295,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as stream:
+            part.unlink(missing_ok=True)  # a link of that name must not be followed
+            with part.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())

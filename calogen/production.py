@@ -28,6 +28,7 @@ from .hdf5 import require_writable
 from .shardfiles import MANIFEST, ShardRecord, WrittenLayout, read_part, write_manifest
 from .workers import PROGRESS_SECONDS, Job, Maker, Stopped, Task, Worker, keep_memory, make, one_thread
 
+MOST_SAMPLES = 10**12
 ALIGNMENT = 1024
 """Parts begin at multiples of this index."""
 
@@ -66,7 +67,7 @@ class Part:
         """
         if text == "auto":
             return _part_of(environment)
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None:
             raise ConfigError("--part takes i/n or auto", where="--part", found=text, hint="for example --part 3/100")
         return cls(int(match[1]), int(match[2]))
@@ -86,36 +87,49 @@ class Part:
 
 
 def _part_of(environment: Mapping[str, str]) -> Part:
-    def numbers(*names: str) -> list[int] | None:
-        values = [environment.get(name, "") for name in names]
-        return [int(v) for v in values] if all(v.isdigit() for v in values) else None
-
-    inner = numbers("RANK", "WORLD_SIZE")  # torchrun
-    if inner is None and "SLURM_STEP_ID" in environment:  # a task of srun, not the batch script itself
-        inner = numbers("SLURM_PROCID", "SLURM_NTASKS")
-    array = numbers("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
-    outer = None
-    if array is not None:
-        task, first, last, count = array
-        step = int(environment.get("SLURM_ARRAY_TASK_STEP") or 1)
-        if (last - first) // step + 1 != count:
-            raise ConfigError(
-                "--part auto needs an unbroken Slurm array",
-                where="SLURM_ARRAY_TASK_COUNT",
-                expected=f"{(last - first) // step + 1} tasks from {first} to {last}",
-                found=count,
-                hint="to repeat some tasks of an array, give --part $SLURM_ARRAY_TASK_ID/n",
-            )
-        outer = [(task - first) // step, count]
-    if inner is None and outer is None:
+    inner = _numbers(environment, "RANK", "WORLD_SIZE")  # torchrun
+    if not inner and "SLURM_STEP_ID" in environment:  # a task of srun, not the batch script itself
+        inner = _numbers(environment, "SLURM_PROCID", "SLURM_NTASKS")
+    array = _numbers(environment, *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")))
+    if not inner and not array:
         raise ConfigError(
             "--part auto finds neither torchrun nor a Slurm array or srun",
             where="--part",
             expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and its kin",
             hint="give --part i/n",
         )
-    (rank, size), (task, count) = inner or [0, 1], outer or [0, 1]
-    return Part(task * size + rank + 1, count * size)
+    rank, size = inner or [0, 1]
+    number, count = 0, 1
+    if array:
+        task, first, last, count = array
+        step = (_numbers(environment, "SLURM_ARRAY_TASK_STEP") or [1])[0]
+        number, off = divmod(task - first, max(step, 1))
+        if step < 1 or off or not first <= task <= last or (last - first) // step + 1 != count:
+            raise ConfigError(
+                "--part auto needs an unbroken Slurm array",
+                where="SLURM_ARRAY_TASK_COUNT",
+                expected=f"every {step}. task from {first} to {last}",
+                found=f"task {task} of {count}",
+                hint="to repeat some tasks of an array, give --part $SLURM_ARRAY_TASK_ID/n",
+            )
+    if not 0 <= rank < size:
+        raise ConfigError(
+            "the rank is not below the number of processes", where="--part auto", found=f"{rank} of {size}"
+        )
+    return Part(number * size + rank + 1, count * size)
+
+
+def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
+    """Variables that are numbers; none if none of them is set."""
+    if not any(name in environment for name in names):
+        return []
+    for name in names:
+        if not re.fullmatch(r"[0-9]{1,9}", environment.get(name, "")):
+            found = environment.get(name)
+            raise ConfigError(
+                "--part auto needs a number", where=name, found="nothing" if found is None else found[:50]
+            )
+    return [int(environment[name]) for name in names]
 
 
 def usable_cores() -> int:
@@ -249,13 +263,7 @@ def check_folder(plan: Plan, out: Path) -> None:
             hint="choose another --out, or that of an unfinished production of the same samples",
         )
     for path in manifests:
-        try:
-            theirs = read_part(path).provenance[0]
-        except ShardError:
-            if path.name != _manifest_name(plan.part):
-                raise
-            continue  # our own, damaged: everything is made again
-        _require_same(mine, theirs, path)
+        _require_same(mine, read_part(path).provenance[0], path)  # a damaged one says nothing: it is refused
     require_writable(out)
 
 

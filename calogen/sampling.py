@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.resources
+import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +27,13 @@ from .hdf5 import compressed
 from .inference import folded
 from .networks import MapGenerator, pick_device
 from .noise import normals
-from .production import ALIGNMENT, Part, Plan, begun_with, check_folder, produce, usable_cores
+from .production import ALIGNMENT, MOST_SAMPLES, Part, Plan, begun_with, check_folder, produce, usable_cores
 from .requests import Request
 from .runs import RunFolder, environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 
 BLOCK = ALIGNMENT
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
-_MOST_SAMPLES = 10**12
 _SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
 _PROBE = 64  # samples made to see how well they compress
 _MANTISSA = 23  # bits of a float32
@@ -379,11 +379,16 @@ class Surrogate:
             ConfigError: As :meth:`generate`.
             StorageError: If the folder may not be written.
         """
+        seed = _whole(seed, "seed")
+        shard_size = None if shard_size is None else _whole(shard_size, "shard_size")
+        mantissa_bits = None if mantissa_bits is None else _whole(mantissa_bits, "mantissa_bits")
         _check_seed(seed)
         self._check_names(dict.fromkeys(request.names))
         part = part or Part()
-        if not 1 <= request.samples <= _MOST_SAMPLES:
+        if not 1 <= request.samples <= MOST_SAMPLES:
             raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=request.samples)
+        if layout not in ("native", "calogan"):
+            raise ConfigError("unknown layout", where="layout", expected="native or calogan", found=repr(layout))
         if layout == "calogan":
             _require_calogan(self.family, self.conditions)
         if mantissa_bits is not None and not 1 <= mantissa_bits <= _MANTISSA:
@@ -468,10 +473,12 @@ class Surrogate:
             Interrupted: ``should_stop`` asked for it.
         """
         if not isinstance(request, Request):
-            request = Request.from_specs(self.family, request, n)
+            request = Request.from_specs(self.family, request, None if n is None else _whole(n, "n"))
         elif n not in (None, request.samples):
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
-        workers = workers or usable_cores()
+        workers = usable_cores() if workers is None else _whole(workers, "workers")
+        if workers < 1:
+            raise ConfigError("at least one worker", where="workers", found=workers)
         plan, estimate = self.plan(
             request,
             out,
@@ -493,6 +500,14 @@ class Surrogate:
             )
         on_gpu = bool(plan.threads)
         return produce(plan, Path(out), workers=1 if on_gpu else workers, progress=progress, should_stop=should_stop)
+
+
+def _whole(value: object, where: str) -> int:
+    """A whole number, of numpy's kinds too."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError("not a whole number", where=where, found=repr(value)[:80]) from None
 
 
 def _check_seed(seed: int) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
@@ -323,9 +324,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     parts = [read_part(path) for path in paths]
     records = [record for part in parts for record in part.records]
     names = [record.name for record in records]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise ShardError("the manifest names a file twice", where=folder, found=", ".join(twice))
+        raise ShardError("the manifest names a file twice", where=folder, found=", ".join(twice[:4]))
     planned = [part.planned for part in parts]
     return Manifest(
         tuple(sorted(records, key=lambda record: (record.index_start, record.name))),
@@ -341,6 +342,8 @@ def read_part(path: Path) -> Manifest:
         ShardError: If it is damaged or newer than this program.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is not a file")
         table = json.loads(path.read_bytes())
         if table["calogen_schema"] > SCHEMA:
             raise ShardError(
@@ -351,9 +354,12 @@ def read_part(path: Path) -> Manifest:
                 hint="update calogen",
             )
         planned = table.get("planned")
-        if planned is not None and not isinstance(planned, int):
+        records = tuple(map(_record, table["shards"]))
+        if planned is not None and not _is_count(planned):
             raise ValueError(f"planned must be a number, got {planned!r}")
-        return Manifest(tuple(map(_record, table["shards"])), (dict(table["provenance"]),), planned)
+        if not isinstance(table["provenance"], dict):
+            raise ValueError("provenance must be a table")
+        return Manifest(records, (dict(table["provenance"]),), planned)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ShardError(
             "the manifest is damaged",
@@ -363,10 +369,14 @@ def read_part(path: Path) -> Manifest:
         ) from None
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _record(entry: Mapping[str, Any]) -> ShardRecord:
     record = ShardRecord(**entry)
     numbers = (record.samples, record.index_start, record.bytes)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if not all(map(_is_count, numbers)):
         raise ValueError(f"numbers must be whole and not negative, got {numbers}")
     if not isinstance(record.name, str) or Path(record.name).name != record.name or not isinstance(record.sha256, str):
         raise ValueError(f"'{record.name}' is not the name of a file in the folder")

@@ -48,11 +48,13 @@ def signals() -> Iterator[Callable[[], int]]:
 def table(title: str, facts: dict[str, Any]) -> None:
     """Print facts, one a line."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    # As Text: names may hold square brackets, which would be taken for styles.
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(f"[dim]{key}[/]", text)
+        table.add_row(Text(key, style="dim"), Text(text))
     make_console().print(table)
 
 

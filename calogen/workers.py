@@ -170,10 +170,12 @@ class Worker:
     def __init__(self, job: Job, lock: int) -> None:
         self.connection, theirs = Pipe()
         environment = {**os.environ, **_SINGLE_THREAD}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # what this process can import
+        environment["PYTHONPATH"] = os.pathsep.join(
+            path or str(Path.cwd()) for path in sys.path
+        )  # what this one imports
         descriptors = [theirs.fileno(), lock]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno())],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             env=environment,

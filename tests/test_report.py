@@ -420,6 +420,56 @@ def test_too_few_samples_are_an_error_not_a_number():
         compare(toy("calogan", 0), toy("calogan", 5))
 
 
+@pytest.mark.parametrize("settings", [{"bins": 99999999999}, {"bins": 2.5}, {"bins": -1}, {"seed": -1}, {"seed": 0.5}])
+def test_settings_out_of_range_are_refused(showers, settings):
+    with pytest.raises(ConfigError, match="this is no"):
+        compare(showers, showers, **settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "energy", "said"), [(np.nan, 1e4, "no sample of"), (1, np.nan, "nan"), (1, 0, "above 0")]
+)
+def test_samples_that_cannot_be_used_are_refused(showers, value, energy, said):
+    good = showers.read(0, 40)
+    bad = replace(good, values=good.values * value, conditions={"incident_energy": np.full(40, energy)})
+    with pytest.raises(ShardError, match=said):
+        compare(bad, good)
+    with pytest.raises(ShardError, match=said):
+        compare(good, bad)
+
+
+class AllBad:
+    """A reference that leaves out every row, as files opened with ``drop_bad`` do."""
+
+    def __init__(self, samples):
+        self._samples, self.family, self.dropped, self.provenance = samples, samples.family, len(samples), ()
+
+    def __len__(self):
+        return len(self._samples)
+
+    def read(self, start=0, stop=None):
+        return self._samples.read(0, 0)
+
+    def chunks(self, size=4096, start=0, stop=None):
+        yield self._samples.read(0, 0)
+
+
+def test_sources_without_a_usable_row_are_refused(showers):
+    good = showers.read(0, 40)
+    with pytest.raises(ShardError, match="no sample of the reference can be used"):
+        compare(AllBad(good), good)
+    with pytest.raises(ShardError, match="no sample of the source can be used"):
+        compare(good, AllBad(good))
+
+
+def test_unknown_metrics_name_a_few_and_limits_are_numbers(report):
+    with pytest.raises(ConfigError) as wrong:
+        report.check({"zzz": 1})
+    assert len(str(wrong.value)) < 1500
+    with pytest.raises(ConfigError, match="not a number"):
+        report.check({"score": float("nan")})
+
+
 def test_paths_are_opened_and_progress_is_told():
     told = []
     found = compare(

@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
-from ..production import Part, Plan
+from ..production import MOST_SAMPLES, Part, Plan
 from .engine import Engine
 
 __all__ = ["ENGINES", "Engine", "build", "plan"]
 
+_MOST_FILES = 1_000_000
 _FILES = 16  # at least, where there are samples enough: work for many processes
 
 ENGINES = {"geant4": "Geant4", "nbody": "NBody", "toy": "Toy"}
@@ -65,9 +66,20 @@ def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: P
             engine's whole blocks.
         part: Make only this part.
     """
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=samples)
     block = engine.block
     usual = min(engine.blocks_a_shard * block, -(-samples // _FILES))
-    return Plan(engine, samples, -(-(shard_size or usual) // block) * block, part or Part())
+    size = -(-(shard_size or usual) // block) * block
+    if -(-samples // size) > _MOST_FILES:
+        raise ConfigError(
+            "that would be too many files",
+            where="-n",
+            expected=f"at most {_MOST_FILES:,}",
+            found=f"{samples} samples in files of {size}",
+            hint="a larger --shard-size, or fewer samples",
+        )
+    return Plan(engine, samples, size, part or Part())
 
 
 def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:

@@ -22,6 +22,7 @@ from ..formats import resolve_family_source
 from ..shards import Samples
 from .engine import Drawn, Engine, checked_block, read_toml, stream
 
+_LEAST_ENERGY = 1e-3  # MeV
 _QUANTUM = 0.002  # of the usual energy: what one independent part of a shower carries
 _DEPTH = 10.0  # of the calorimeter, in scale lengths of the longitudinal profile
 
@@ -71,7 +72,7 @@ class Toy(Engine):
     def drawn(self) -> Drawn:
         """Conditions of all samples: over their usual ranges unless said otherwise."""
         conditions = self.model.conditions
-        limits = {conditions[0].name: (0.0, np.inf)} if self.model.kind == "calorimeter" else {}
+        limits = {conditions[0].name: (_LEAST_ENERGY, np.inf)} if self.model.kind == "calorimeter" else {}
         usual = {}
         for c in conditions:
             spread = "log-uniform" if c.scale == "log" else "uniform"
