@@ -321,7 +321,7 @@ def test_a_folder_of_another_production_is_left_alone(change: dict[str, Any], me
     plan = Plan(Counted(), 3000, 1000)
     produce(plan, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(ConfigError, match="holds another production|begun with other options") as raised:
+    with pytest.raises(ConfigError, match=r"holds another production|begun with other options") as raised:
         produce(replace(plan, **change), tmp_path)
     assert message in str(raised.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
