@@ -120,7 +120,7 @@ def plan_comparison(
         more: Selections to be added to the bins.
 
     Raises:
-        ShardError: If the reference is empty.
+        ShardError: If the reference is empty, or none of the samples looked at can be used.
     """
     family, glance = reference.family, _glance(reference)
     common = common_conditions(family, [glance.conditions, *(others or {}).values()])
@@ -173,13 +173,22 @@ def _glance(reference: Source) -> _Glance:
     low, high = np.inf, 0.0
     for start in starts.tolist():
         part = reference.read(start, min(start + width, count))
-        part = part.select(np.isfinite(part.values.reshape(len(part), -1)).all(axis=1))
+        part = part.select(np.isfinite(part.values.reshape(len(part), voxels)).all(axis=1))
+        if not len(part):
+            continue
         positive = part.values[part.values > 0]
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))
         tables.append(observe(part))
         for name, values in part.conditions.items():
             conditions.setdefault(name, []).append(values)
+    if not tables:
+        raise ShardError(
+            "no sample of the reference can be used",
+            where="reference",
+            expected="at least one sample whose values are all finite",
+            found=f"{count} rows, all of them bad" if getattr(reference, "dropped", 0) else f"{count} samples",
+        )
     joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     low, high = (low, high) if high else (0.1, 1.0)
     return _Glance(joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, r
 from .distances import Metric, scale_of, wasserstein_1d
 from .downstream import calibration
 from .histograms import selections
+from .inputs import require_settings, require_usable
 from .map_metrics import MapStatistics, map_metrics, map_statistics
 from .metrics import FEWEST, measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
@@ -38,6 +40,7 @@ Recipe = Literal["none", "light", "calochallenge"]
 Given = Source | str | Path
 
 SCHEMA = 1
+_NEAR = 12  # metrics named when one is not known
 SCHEMA_DOCS = {
     "schema": "Version of this layout; additions do not change it.",
     "docs": "This description.",
@@ -188,14 +191,16 @@ class Report:
             limits: Largest allowed value by key; a key applies to every set of generated samples.
 
         Raises:
-            ConfigError: If a key is not a metric of this report.
+            ConfigError: If a key is not a metric of this report, or a limit not a number.
             GateError: If a value is above its limit, or undefined; lists all that are.
         """
         failed = []
         for key, limit in limits.items():
+            if math.isnan(limit):
+                raise ConfigError(f"the limit of '{key}' is not a number", where=key, found=limit)
             for name, found in self.metrics.items():
                 if key not in found:
-                    raise ConfigError(f"there is no metric '{key}'", found=key, hint=did_you_mean(key, found))
+                    raise ConfigError(f"there is no metric '{key}'", found=key, hint=_near(key, found))
                 value = found[key].value
                 if value is None or not abs(value) <= limit:
                     failed.append(f"{key} of {name}: {number(value)} > {limit:g}")
@@ -236,6 +241,15 @@ class Report:
         page = folder / "report.html"
         write_atomic(page, render(self, figures).encode())
         return page
+
+
+def _near(key: str, known: Mapping[str, Metric]) -> str:
+    """The metric meant, or the nearest few of the thousands that there are."""
+    near = difflib.get_close_matches(key, known, n=_NEAR)
+    if near:
+        return did_you_mean(key, near) or ""
+    some = difflib.get_close_matches(key, known, n=_NEAR, cutoff=0.0)
+    return f"among {len(known)} metrics the nearest are {', '.join(some)}; metrics.json has all"
 
 
 def _source_json(side: Survey) -> dict[str, Any]:
@@ -281,19 +295,20 @@ def compare(
     Args:
         reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands.
         generated: The same, or several by name; a list stands for seeds of one surrogate, which become a band.
-        bins: Bins of each condition in which everything is repeated.
-        seed: Decides splits, directions and sub-samples.
+        bins: Bins of each condition in which everything is repeated: at most 1000, 0 for none.
+        seed: Decides splits, directions and sub-samples; at least 0.
         training: The samples that the surrogates were trained on, to look for showers learnt by heart.
         classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
         progress: Called with the name of a source, samples done and samples in all.
 
     Raises:
-        ConfigError: If names of generated samples clash.
-        ShardError: If a source is empty, unreadable, too small, or of another family.
+        ConfigError: If names of generated samples clash, or bins or seed are out of range.
+        ShardError: If a source is empty, unreadable, unusable, too small, or of another family.
     """
-    first = _open(reference)
+    require_settings(bins, seed)
+    first = _open(reference, "reference")
     groups = _named(generated)
-    opened = {name: _open(source) for members in groups.values() for name, source in members.items()}
+    opened = {name: _open(source, name) for members in groups.values() for name, source in members.items()}
     for name, source in opened.items():
         _require_same(first.family, source.family, name)
     plan = _plan(first, opened, bins, seed, classifier)
@@ -301,7 +316,7 @@ def compare(
     notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
     learnt = None
     if training is not None:
-        source = _open(training)
+        source = _open(training, "training")
         _require_same(first.family, source.family, "training")
         learnt = survey(source, plan, title="training", progress=progress)
         notes += source_notes("training", source, learnt)
@@ -406,11 +421,13 @@ def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str
     return groups
 
 
-def _open(source: Given) -> Source:
-    if isinstance(source, str | Path):
-        from calogen.shards import open_shards
+def _open(source: Given, name: str) -> Source:
+    from calogen.shards import Samples, open_shards
 
+    if isinstance(source, str | Path):
         return open_shards(source)
+    if isinstance(source, Samples):  # files were checked when they were opened
+        require_usable(source, name)
     return source
 
 

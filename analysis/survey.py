@@ -173,8 +173,13 @@ def survey(source: Source, plan: Plan, *, title: str = "", progress: Progress | 
             ongoing.add(chunk)
             if progress is not None:
                 progress(title, ongoing.done, count)
-    if not ongoing.done:
-        raise ShardError("no sample of the source can be used", where=title or None)
+    if not ongoing.used:
+        raise ShardError(
+            "no sample of the source can be used",
+            where=title or None,
+            expected="at least one sample whose values are all finite",
+            found=f"{count} samples, all of them bad",
+        )
     # A source opened with ``drop_bad`` has left out rows that are as unphysical as those counted here.
     ongoing.problems["dropped_samples"] = getattr(source, "dropped", 0)
     return ongoing.survey(tuple(source.provenance))
@@ -213,7 +218,7 @@ class _Pass:
 
     def __init__(self, plan: Plan, count: int) -> None:
         family = plan.family
-        self.plan, self.done = plan, 0
+        self.plan, self.done, self.used = plan, 0, False
         self._names = list(plan.observables)
         order = np.random.default_rng([plan.seed, 1]).choice(count, size=min(count, plan.rows), replace=False)
         self._listed, self._whole = np.zeros((2, count), dtype=bool)
@@ -231,6 +236,8 @@ class _Pass:
 
     def add(self, chunk: Samples) -> None:
         """Take in the next samples."""
+        if not len(chunk):
+            return
         plan, family = self.plan, self.plan.family
         if not plan.has_energy:  # one side's energies are of no use without the other's
             known = {name: c for name, c in chunk.conditions.items() if name != "incident_energy"}
@@ -239,6 +246,9 @@ class _Pass:
         rows = slice(self.done, self.done + len(good))
         listed, whole = self._listed[rows][good], self._whole[rows][good]
         self.done += len(good)
+        if not good.any():
+            return
+        self.used = True
         samples = chunk if good.all() else chunk.select(good)
         if self._examples is None:
             names = [c.name for c in family.conditions if c.name in chunk.conditions]

@@ -1,0 +1,64 @@
+"""What a comparison is asked for and given, checked once before anything is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from calogen.errors import ConfigError, ShardError
+from calogen.shards import Samples
+
+_MOST_BINS = 1000
+_ROWS_AT_ONCE = 4096
+
+
+def require_settings(bins: int, seed: int) -> None:
+    """Bins and seed of a comparison are whole numbers in their ranges.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if not _whole(bins) or not 0 <= bins <= _MOST_BINS:
+        expected = f"a whole number from 1 to {_MOST_BINS}, or 0 for none"
+        raise ConfigError("this is no number of bins", where="bins", expected=expected, found=repr(bins))
+    if not _whole(seed) or seed < 0:
+        raise ConfigError("this is no seed", where="seed", expected="a whole number, at least 0", found=repr(seed))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def require_usable(samples: Samples, name: str) -> None:
+    """Samples in memory can be compared, as those in files were found to be when they were written or opened.
+
+    Args:
+        samples: What to look at; values of some rows may be unphysical, which a report counts.
+        name: What messages call them.
+
+    Raises:
+        ShardError: If a condition is not finite, one that goes with its logarithm is not above 0, or every sample has
+            values that are not finite.
+    """
+    scales = {c.name: c.scale for c in samples.family.conditions}
+    for condition, values in samples.conditions.items():
+        above_zero = scales.get(condition) == "log"
+        bad = ~np.isfinite(values) | (values <= 0 if above_zero else False)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ShardError(
+                f"{int(bad.sum())} of {len(values)} samples have an impossible '{condition}'",
+                where=f"{name}, '{condition}', row {row}",
+                expected="finite numbers above 0" if above_zero else "finite numbers",
+                found=f"{values[row]:g}",
+            )
+    count = len(samples)
+    starts = range(0, count, _ROWS_AT_ONCE)
+    parts = (samples.values[start : start + _ROWS_AT_ONCE].reshape(-1, samples.family.voxels) for start in starts)
+    if count and not any(np.isfinite(part).all(axis=1).any() for part in parts):
+        side = "the reference" if name == "reference" else f"'{name}'"
+        raise ShardError(
+            f"no sample of {side} can be used",
+            where=name,
+            expected="at least one sample whose values are all finite",
+            found=f"{count} samples, none of them finite",
+        )
