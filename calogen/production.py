@@ -282,7 +282,7 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
         return
     ours, other = mine.get(different), theirs.get(different)
     if different == "production" and isinstance(ours, dict) and isinstance(other, dict):
-        begun = [_OPTIONS.get(key, key).format(value) for key, value in other.items() if ours.get(key) != value]
+        begun = [str(_OPTIONS.get(key, key)).format(value) for key, value in other.items() if ours.get(key) != value]
         raise ConfigError(
             "the output folder was begun with other options",
             where=path,
