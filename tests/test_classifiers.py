@@ -15,6 +15,7 @@ from conftest import MAPS, SINGLE, SMALL, toy
 from scipy.stats import norm
 
 from calogen.errors import ConfigError, ShardError
+from calogen.families import Family
 from calogen.shards import open_shards
 
 REAL = Path(__file__).resolve().parents[1] / "data" / "calogan-gamma" / "test"
@@ -59,7 +60,8 @@ def test_auc_counts_pairs_and_halves_of_ties():
 def test_a_shift_of_one_voxel_gives_its_known_auc(view):
     """Energies alike, one voxel normal about 500 MeV, the other its complement: AUC = Phi(shift / sqrt 2)."""
     rng = np.random.default_rng(3)
-    family = SINGLE.model_copy(update={"layers": (SINGLE.layers[0].model_copy(update={"shape": (1, 2)}),)})
+    layers = [{**SINGLE.layers[0].model_dump(), "shape": (1, 2)}]
+    family = Family.model_validate({**SINGLE.model_dump(), "layers": layers})  # a copy would keep what it has counted
 
     def showers(shift):
         first = rng.normal(500 + 20 * shift, 20, size=450)
