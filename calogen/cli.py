@@ -182,7 +182,7 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen.
     Sample i depends on the checkpoint, the seed, the conditions and i alone.
     """
-    from .production import Part
+    from .parts import Part
     from .sampling import Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
@@ -274,7 +274,8 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
              --set family=NAME|FILE.toml, field=lognormal|gaussian, amplitude=
     """
     from . import simulators
-    from .production import Part, check_folder, produce, usable_cores
+    from .parts import Part
+    from .production import check_folder, produce, usable_cores
 
     settings = _pairs(options["settings"], "--set")
     conditions = _pairs(options["conditions"], "--condition")
@@ -415,7 +416,7 @@ def _require_report_folder(out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: str, as_json: bool) -> None:
     """Describe shards, a simulation file or a model."""
-    from .sampling import describe_model, is_model
+    from .models import describe_model, is_model
     from .shards import describe
 
     facts = describe_model(path) if is_model(path) else describe(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.resources
 import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +20,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .checkpoint import Card, Checkpoint, load_checkpoint
-from .errors import CheckpointError, ConditionError, ConfigError, StorageError, did_you_mean
+from .errors import ConditionError, ConfigError, StorageError, did_you_mean
 from .families import Family
 from .hdf5 import compressed
 from .inference import folded
+from .models import find_model
 from .networks import MapGenerator, pick_device
 from .noise import normals
-from .production import ALIGNMENT, MOST_SAMPLES, Part, Plan, begun_with, check_folder, produce, usable_cores
+from .parts import ALIGNMENT, Part
+from .production import MOST_SAMPLES, Plan, begun_with, check_folder, produce, usable_cores
 from .requests import Request
-from .runs import RunFolder, environment
+from .runs import environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 
 BLOCK = ALIGNMENT
@@ -536,64 +537,3 @@ def _require_calogan(family: Family, conditions: Sequence[str]) -> None:
         raise ConfigError(
             "CaloGAN's layout needs incident energies", where="--format calogan", found="an unconditional surrogate"
         )
-
-
-def find_model(model: str | Path) -> Path:
-    """The checkpoint folder a model argument means.
-
-    Args:
-        model: A run folder (its best checkpoint), a checkpoint folder, or the name of a shipped surrogate.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    path = Path(model)
-    shipped = Path(str(importlib.resources.files("calogen.data"))) / "surrogates"
-    named = (shipped / path.name).is_dir() and path.name == str(model)
-    if named and not (path / "checkpoints").is_dir() and not (path / "checkpoint.json").exists():
-        return shipped / path.name  # a folder of that name may hold its data
-    if (path / "checkpoints").is_dir():
-        best = RunFolder(path).best()
-        if best is None:
-            raise CheckpointError("the run has no checkpoint yet", where=path, hint="train it, or --resume it")
-        return path / "checkpoints" / str(best["checkpoint"])
-    if not path.exists():
-        names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
-        raise CheckpointError(
-            f"there is no model '{model}'",
-            expected="a run folder, a checkpoint folder, or one of: " + (", ".join(names) or "no surrogates"),
-            hint=did_you_mean(str(model), names),
-        )
-    return path
-
-
-def is_model(path: str | Path) -> bool:
-    """Whether a path or name means a trained model rather than data."""
-    if (Path(path) / "checkpoints").is_dir():
-        return True  # a run, whether or not it can be used
-    try:
-        return (find_model(path) / "checkpoint.json").exists()
-    except CheckpointError:
-        return False
-
-
-def describe_model(model: str | Path) -> dict[str, Any]:
-    """What a model is, for people and as JSON.
-
-    Raises:
-        CheckpointError: If it is damaged.
-    """
-    folder = find_model(model)
-    card = load_checkpoint(folder).card
-    return {
-        "model": str(model),
-        "checkpoint": folder.name,
-        "family": card.family.name,
-        "conditions": {c.name: f"{c.low:g} to {c.high:g} {c.unit}".rstrip() for c in card.conditions},
-        "step": card.step,
-        "validation score": card.score,
-        "held out of training": {name: list(ends) for name, ends in card.holdout.items()},
-        "objective": card.config.training.objective,
-        "sha256": card.model_sha256,
-        "provenance": card.provenance,
-    }

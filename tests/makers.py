@@ -19,7 +19,8 @@ import numpy as np
 
 from calogen.errors import CalogenError
 from calogen.families import CartesianLayer, Condition, Family
-from calogen.production import Part, Plan, produce
+from calogen.parts import Part
+from calogen.production import Plan, produce
 from calogen.shardfiles import Samples
 
 FAMILY = Family(

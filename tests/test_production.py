@@ -20,7 +20,8 @@ from makers import FAMILY, PIECE, Counted, counted
 
 from calogen import production
 from calogen.errors import ConfigError, Interrupted, ProductionError, ShardError
-from calogen.production import Part, Plan, check_folder, produce, usable_cores
+from calogen.parts import Part
+from calogen.production import Plan, check_folder, produce, usable_cores
 from calogen.shards import open_shards, read_manifest, verify, write_shard
 from calogen.workers import Job, Task, make
 

@@ -17,10 +17,11 @@ from calogen.checkpoint import Card, Checkpoint, ConditionRange
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
 from calogen.families import FAMILIES
+from calogen.models import describe_model, find_model, is_model
 from calogen.networks import build_generator
-from calogen.production import Part
+from calogen.parts import Part
 from calogen.requests import Request
-from calogen.sampling import Surrogate, describe_model, find_model, is_model
+from calogen.sampling import Surrogate
 from calogen.shards import open_shards, read_manifest, verify
 from calogen.training import train
 

@@ -13,7 +13,7 @@ import pytest
 
 from calogen import Surrogate
 from calogen.checkpoint import load_checkpoint
-from calogen.sampling import find_model
+from calogen.models import find_model
 from calogen.shards import open_shards
 
 ROOT = Path(__file__).resolve().parents[1]

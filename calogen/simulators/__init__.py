@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
-from ..production import MOST_SAMPLES, Part, Plan
+from ..parts import Part
+from ..production import MOST_SAMPLES, Plan
 from .engine import Engine
 
 __all__ = ["ENGINES", "Engine", "build", "plan"]
