@@ -427,7 +427,8 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     titles = list(found)
     several = len(titles) > 2
     columns = len(titles) if several else 3
-    figure = Figure(figsize=(4.3 * columns, 5.6 * (1 + several)), layout="constrained")
+    height = 6.4 if turned else 5.6  # turned labels need room below
+    figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
     panels = figure.subplots(1 + several, columns, squeeze=False)
     differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
     limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
