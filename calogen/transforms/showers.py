@@ -1,27 +1,22 @@
-"""Physical units <-> network space. One object holds both directions; it is fitted once, on training data.
+"""Showers <-> normal scores.
 
-Network space is where numbers are of order one. For showers it is the space of normal scores: every layer energy and
-every voxel is expressed as the standard normal number with the same probability, given the conditions and, for
-voxels, the energy of their layer. A network that outputs independent standard normals there already makes showers
-with the right marginal distributions; all it has to learn is how they go together.
+Every layer energy and every voxel is expressed as the standard normal number with the same probability, given the
+conditions and, for voxels, the energy of their layer. A network that outputs independent standard normals there already
+makes showers with the right marginal distributions; all it has to learn is how they go together.
 """
 
-from __future__ import annotations
-
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from .errors import ShardError
-from .families import Family
-from .fitting import (
+from ..errors import ShardError
+from ..families import Family
+from ..fitting import (
     fit_least_squares,
     fit_logistic,
     fit_quantiles,
@@ -29,7 +24,8 @@ from .fitting import (
     normal_scores,
     normal_tail,
 )
-from .shards import Samples
+from ..shards import Samples
+from .conditions import condition_array, scale_conditions
 
 _FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
@@ -43,44 +39,6 @@ _FITTED = slice(5, -5)  # of these, the ones data can resolve; the rest continue
 _EARLIER = 3  # scores that the quantiles of a further energy variable depend on
 _ALL = slice(None)
 CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
-
-
-def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
-    """Conditions in physical units to about [-1, 1], on each condition's own scale.
-
-    Args:
-        family: Knows the usual range of every condition.
-        names: Names of the columns.
-        values: (B, C), in the conditions' units.
-
-    Returns:
-        (B, C), dimensionless.
-    """
-    if not names:
-        return values.new_zeros(len(values), 0)
-    offset, slope, logarithmic = _scaling_tensors(family, tuple(names), values.dtype, values.device)
-    if logarithmic is not None:
-        values = torch.where(logarithmic, torch.log(values), values)
-    return torch.addcmul(offset, values, slope)
-
-
-def scaling(family: Family, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Offset, slope and whether it is of the logarithm, (C,) each, of :func:`scale_conditions`."""
-    conditions = [family.condition(name) for name in names]
-    ends = np.array([(c.low, c.high) for c in conditions]).reshape(-1, 2)
-    logarithmic = np.array([c.scale == "log" for c in conditions], bool)
-    ends[logarithmic] = np.log(ends[logarithmic])
-    slope = 2 / (ends[:, 1] - ends[:, 0])
-    return -1 - slope * ends[:, 0], slope, logarithmic
-
-
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)
-def _scaling_tensors(
-    family: Family, names: tuple[str, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    offset, slope, logarithmic = (torch.from_numpy(a).to(device) for a in scaling(family, names))
-    return offset.to(dtype), slope.to(dtype), logarithmic if logarithmic.any() else None
 
 
 def _powers(conditions: int, layers: int) -> Tensor:
@@ -103,37 +61,6 @@ def _orders(layers: int) -> Tensor:
     """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
     orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
     return torch.tensor(orders)
-
-
-class MapTransform(nn.Module):
-    """Density maps to [-1, 1): y = 2x / (x + a) - 1, with exact inverse.
-
-    Args:
-        family: A map family.
-
-    Source: Rodriguez et al. 2018, arXiv:1801.09070, eq. 1.
-    """
-
-    a: Tensor
-
-    def __init__(self, family: Family) -> None:
-        super().__init__()
-        self.family = family
-        self.register_buffer("a", torch.tensor(4.0))
-
-    def fit(self, samples: Samples) -> None:
-        """Choose ``a`` so that the pixels' 99th percentile lands at 0.5; samples in physical units."""
-        bright = float(np.percentile(samples.values[:2000], 99))
-        self.a.fill_(max(bright / 3, 1e-3))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, H, W), physical, to network space (B, H, W)."""
-        return 2 * maps / (maps + self.a) - 1
-
-    def inverse(self, scaled: Tensor) -> Tensor:
-        """Network space to physical; values at or beyond 1 are clipped to the largest invertible one."""
-        scaled = scaled.clamp(-1.0, 1 - 1e-3)
-        return self.a * (1 + scaled) / (1 - scaled)
 
 
 class ShowerTransform(nn.Module):
@@ -532,28 +459,3 @@ def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) ->
     copies = family.mirrors[: max(1, limit // max(1, len(rows)))]
     showers = np.concatenate([values[:, order] for order in copies])
     return torch.from_numpy(showers).double(), torch.from_numpy(np.tile(columns, (len(copies), 1))).double()
-
-
-def condition_array(samples: Samples, names: Sequence[str]) -> NDArray[np.float32]:
-    """The named conditions of some samples as columns, (N, C), in their units.
-
-    Raises:
-        ShardError: If the samples lack one of them.
-    """
-    missing = [name for name in names if name not in samples.conditions]
-    if missing:
-        raise ShardError(
-            f"the data lack the condition '{missing[0]}'",
-            expected=", ".join(names),
-            found=", ".join(samples.conditions) or "no conditions",
-        )
-    columns = [np.asarray(samples.conditions[name], np.float32) for name in names]
-    return np.stack(columns, 1) if columns else np.zeros((len(samples), 0), np.float32)
-
-
-Transform = ShowerTransform | MapTransform
-
-
-def build_transform(family: Family, conditions: Sequence[str]) -> Transform:
-    """An unfitted transform of the right kind."""
-    return ShowerTransform(family, conditions) if family.kind == "calorimeter" else MapTransform(family)

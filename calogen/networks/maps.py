@@ -1,0 +1,151 @@
+"""Convolutional networks for periodic maps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..families import Family
+from ..shards import Samples
+from ..transforms import MapTransform, scale_conditions
+from .contract import Critic, Generator
+from .layers import SLOPE
+
+
+class _Planes(nn.Module):
+    """A circular 3 x 3 convolution that sees the conditions as constant planes."""
+
+    def __init__(self, inputs: int, outputs: int, conditions: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs + conditions, outputs, 3, stride=stride, padding=1, padding_mode="circular")
+
+    def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
+        planes = scaled[:, :, None, None].expand(-1, -1, *grid.shape[2:])
+        return self.convolution(torch.cat([grid, planes], 1))  # type: ignore[no-any-return]
+
+
+class MapGenerator(Generator):
+    """Periodic density maps from a grid of latent numbers (DCGAN with circular padding).
+
+    Args:
+        family: A map family; its sides must be divisible by 2 for every entry of ``channels``.
+        transform: From [-1, 1) to densities.
+        conditions: Names of the conditions.
+        latent: Latent channels of the smallest grid.
+        channels: Channels from the smallest grid up; every entry doubles the side.
+
+    Raises:
+        ConfigError: If a side cannot be halved often enough.
+
+    Source: Radford et al. 2016, arXiv:1511.06434; Rodriguez et al. 2018, arXiv:1801.09070.
+    """
+
+    transform: MapTransform
+
+    def __init__(
+        self,
+        family: Family,
+        transform: MapTransform,
+        conditions: Sequence[str],
+        latent: int,
+        channels: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.transform = transform
+        self.conditions = tuple(conditions)
+        self.grid = (latent, *_halved(family, channels))
+        count = len(self.conditions)
+        widths = [latent, *channels]
+        self.levels = nn.ModuleList(_Planes(a, b, count) for a, b in pairwise(widths))
+        self.last = _Planes(widths[-1], 1, count)
+
+    @property
+    def latent_size(self) -> int:
+        """Standard normals that one map takes."""
+        return math.prod(self.grid)
+
+    def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
+        """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        grid = latent.unflatten(1, self.grid)
+        for level in self.levels:
+            grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), SLOPE)
+        return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
+
+    @staticmethod
+    def parts(layer: _Planes, conditions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (O, I, 3, 3) for the grid and (O, C, 3, 3) for the conditions' planes, and bias (O,), of a layer."""
+        weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
+        grid, planes = weight.split((weight.shape[1] - conditions, conditions), 1)
+        return grid, planes, torch.zeros(len(weight)) if bias is None else bias.detach()
+
+    def resized(self, size: int) -> MapGenerator:
+        """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
+
+        Raises:
+            ConfigError: If the size is not a multiple of the coarsest cell.
+        """
+        cell = self.family.sample_shape[0] // self.grid[1]
+        if size % cell:
+            raise ConfigError("the map size does not fit", where="--size", expected=f"a multiple of {cell}", found=size)
+        scale = size / self.family.sample_shape[0]
+        changes = {"pixels": (size, size), "box_size": self.family.box_size * scale}
+        other = copy.copy(self)
+        other.family = Family.model_validate({**self.family.model_dump(), **changes})
+        other.grid = (self.grid[0], size // cell, size // cell)
+        return other
+
+    @torch.no_grad()
+    def fit(self, samples: Samples, seed: int) -> None:  # noqa: ARG002 - one call shape for all generators
+        """Fit the transform to training samples."""
+        self.transform.fit(samples)
+
+
+class MapCritic(Critic):
+    """Scores maps; strided circular convolutions, no batch norm.
+
+    Args: as for :class:`MapGenerator`, with ``channels`` from the largest grid down.
+    """
+
+    def __init__(
+        self, family: Family, transform: MapTransform, conditions: Sequence[str], channels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self._scale = transform.forward
+        count = len(conditions)
+        widths = [1, *channels]
+        self.levels = nn.ModuleList(_Planes(a, b, count, stride=2) for a, b in pairwise(widths))
+        self.last = nn.Linear(channels[-1] * math.prod(_halved(family, channels)) + count, 1)
+
+    def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
+        """Nothing to fit: the transform already scales maps."""
+
+    def view(self, maps: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
+        """Maps (B, H, W), physical, in network space (B, 1, H, W)."""
+        return self._scale(maps)[:, None]
+
+    def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
+        """Scores (B,) of views (B, 1, H, W) with scaled conditions (B, C)."""
+        for level in self.levels:
+            views = nn.functional.leaky_relu(level(views, scaled), 0.2)
+        return self.last(torch.cat([views.flatten(1), scaled], 1))[:, 0]  # type: ignore[no-any-return]
+
+
+def _halved(family: Family, channels: Sequence[int]) -> tuple[int, int]:
+    height, width = family.sample_shape
+    factor = 2 ** len(channels)
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"maps of {height} x {width} cannot be halved {len(channels)} times",
+            where="generator.channels, critic.channels",
+            expected=f"at most {int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))} entries",
+            found=len(channels),
+        )
+    return height // factor, width // factor
