@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections import deque
@@ -35,6 +36,7 @@ _STOP_SECONDS = 8.0  # that workers have to leave a shard before they are killed
 _LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
 _MANIFEST_SHARDS = 1000  # a manifest of more is not rewritten after every shard
 _ATTEMPTS = 2
+_FILE_BYTES = 5000  # of a shard besides its samples
 
 
 def usable_cores() -> int:
@@ -87,6 +89,65 @@ class Plan:
             ShardRecord(f"shard{self.part.suffix}-{k:06d}.h5", min(self.shard_samples, stop - first), first, "", 0)
             for k, first in enumerate(firsts)
         ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a production will make.
+
+    Attributes:
+        samples: How many, of this part.
+        shards: Files.
+        raw_bytes: Bytes before compression.
+        bytes: About how many the files will take.
+        free_bytes: What the file system has for them, with what earlier calls left of them.
+    """
+
+    samples: int
+    shards: int
+    raw_bytes: int
+    bytes: int
+    free_bytes: int
+
+
+def room(plan: Plan, out: Path, sample_bytes: float | None = None) -> Estimate:
+    """What a production needs of a disk, and what there is.
+
+    Args:
+        plan: What is to be made.
+        out: The folder; may be absent.
+        sample_bytes: About what a sample takes, compressed (default: as it is in memory).
+    """
+    family, samples, shards = plan.maker.family, plan.samples, -(-plan.samples // plan.shard_samples)
+    raw = samples * 4 * (family.voxels + len(family.conditions))
+    taken = raw if sample_bytes is None else int(samples * sample_bytes)
+    where = out.absolute()
+    while not where.exists():
+        where = where.parent
+    there = sum(file.stat().st_size for file in out.glob("shard*.h5")) if out.is_dir() else 0
+    free = shutil.disk_usage(where).free
+    return Estimate(samples, shards, raw, taken + _FILE_BYTES * shards, free + there)
+
+
+def require_room(estimate: Estimate, out: Path) -> None:
+    """Refuse what the disk cannot hold.
+
+    Raises:
+        StorageError: If it cannot.
+    """
+    if estimate.bytes > estimate.free_bytes:
+        raise StorageError(
+            "the samples will not fit on the disk",
+            where=out,
+            expected=f"about {estimate.bytes / 1e9:.1f} GB of space",
+            found=f"{estimate.free_bytes / 1e9:.1f} GB free",
+            hint="make fewer, or parts on other disks",
+        )
+
+
+def shard_times(out: Path) -> dict[str, int]:
+    """When each shard of a folder was written: a production that had nothing left to make changes none."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("shard*.h5")} if out.is_dir() else {}
 
 
 Progress = Callable[[int, int], None]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .checkpoint import Card, Checkpoint, load_checkpoint
-from .errors import ConditionError, ConfigError, StorageError, did_you_mean
+from .errors import ConditionError, ConfigError, did_you_mean
 from .families import Family
 from .hdf5 import compressed
 from .inference import folded
@@ -28,7 +27,17 @@ from .models import find_model
 from .networks import MapGenerator, pick_device
 from .noise import normals
 from .parts import ALIGNMENT, Part
-from .production import MOST_SAMPLES, Plan, begun_with, check_folder, produce, usable_cores
+from .production import (
+    MOST_SAMPLES,
+    Estimate,
+    Plan,
+    begun_with,
+    check_folder,
+    produce,
+    require_room,
+    room,
+    usable_cores,
+)
 from .requests import Request
 from .runs import environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
@@ -38,25 +47,6 @@ _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for 
 _SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
 _PROBE = 64  # samples made to see how well they compress
 _MANTISSA = 23  # bits of a float32
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a request will make.
-
-    Attributes:
-        samples: How many, of this part.
-        shards: Files.
-        raw_bytes: Bytes before compression.
-        bytes: About how many the files will take.
-        free_bytes: What the file system has for them, with what earlier calls left of them.
-    """
-
-    samples: int
-    shards: int
-    raw_bytes: int
-    bytes: int
-    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -401,7 +391,7 @@ class Surrogate:
         plan = Plan(maker, request.samples, per_shard, part, layout, threads)
         check_folder(plan, Path(out))
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
-        return plan, self._estimate(plan, Path(out))
+        return plan, self._estimate(plan, maker, Path(out))
 
     def _per_shard(self, total: int, part: Part, shard_size: int | None) -> int:
         if shard_size is not None:
@@ -414,21 +404,13 @@ class Surrogate:
         shards = max(-(-in_part // most), min(_SHARDS, in_part // _FEWEST_IN_SHARD), 1)
         return min(most, -(-in_part // (shards * BLOCK)) * BLOCK)  # all about equally long
 
-    def _estimate(self, plan: Plan, out: Path) -> Estimate:
-        samples, shards = plan.samples, -(-plan.samples // plan.shard_samples)
-        raw = samples * 4 * (self.family.voxels + len(self.conditions))
+    def _estimate(self, plan: Plan, maker: Generation, out: Path) -> Estimate:
+        """What is to be made, from how well some samples compress."""
         probe = min(_PROBE, self._rows, plan.total)
-        columns = plan.maker.request.columns(self.conditions, plan.maker.seed, 0, probe)  # type: ignore[attr-defined]
-        values = self.launch(columns, 0, 0)()
-        if plan.maker.mantissa_bits is not None:  # type: ignore[attr-defined]
-            values = rounded(values, plan.maker.mantissa_bits)  # type: ignore[attr-defined]
-        taken = int(samples * len(compressed(values)) / probe) + 5000 * shards
-        where = out.absolute()
-        while not where.exists():
-            where = where.parent
-        free = shutil.disk_usage(where).free
-        there = sum(file.stat().st_size for file in out.glob("shard*.h5")) if out.is_dir() else 0
-        return Estimate(samples, shards, raw, taken, free + there)
+        values = self.launch(maker.request.columns(self.conditions, maker.seed, 0, probe), 0, 0)()
+        if maker.mantissa_bits is not None:
+            values = rounded(values, maker.mantissa_bits)
+        return room(plan, out, len(compressed(values)) / probe)
 
     def generate(
         self,
@@ -491,14 +473,7 @@ class Surrogate:
             extrapolate=extrapolate,
             workers=workers,
         )
-        if estimate.bytes > estimate.free_bytes:
-            raise StorageError(
-                "the samples will not fit on the disk",
-                where=out,
-                expected=f"about {estimate.bytes / 1e9:.1f} GB of space",
-                found=f"{estimate.free_bytes / 1e9:.1f} GB free",
-                hint="generate fewer, or in parts on other disks",
-            )
+        require_room(estimate, Path(out))
         on_gpu = bool(plan.threads)
         return produce(plan, Path(out), workers=1 if on_gpu else workers, progress=progress, should_stop=should_stop)
 

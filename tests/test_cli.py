@@ -54,7 +54,7 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Makes progress believe that it writes to a terminal."""
     screen = io.StringIO()
-    for module in ("terminal", "cli"):
+    for module in ("terminal", "cli.compare"):
         console = Console(file=screen, force_terminal=True, width=120)
         monkeypatch.setattr(f"calogen.{module}.make_console", lambda console=console, **_: console)
     return screen

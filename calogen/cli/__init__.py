@@ -1,0 +1,28 @@
+"""The command line: with terminal.py, the only room that prints, draws progress, or sets exit codes.
+
+One module a group of commands; importing this one imports nothing, so that Control-C is heard from the first moment.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["cli", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "cli":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from .commands import cli
+
+    return cli
+
+
+def main() -> None:
+    """Entry point: errors become messages and exit codes."""
+    try:
+        from .commands import run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(run())

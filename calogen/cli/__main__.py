@@ -1,0 +1,5 @@
+"""`python -m calogen.cli`."""
+
+from . import main
+
+main()

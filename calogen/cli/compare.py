@@ -1,0 +1,122 @@
+"""`calogen compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError
+from ..terminal import make_console, nothing, print_report
+from .options import FOLDER, PLACE, at_home, printable
+
+if TYPE_CHECKING:
+    from ..shards import Shards
+
+
+@click.command()
+@click.argument("reference", type=PLACE)
+@click.argument("generated", type=PLACE, nargs=-1, required=True)
+@click.option("--out", "-o", required=True, type=FOLDER, help="Folder for metrics, figures, report.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and sub-samples.")
+@click.option("--bins", type=click.IntRange(min=1), default=4, show_default=True, help="Bins of each condition.")
+@click.option(
+    "--training",
+    type=PLACE,
+    metavar="PATH",
+    help="What the surrogate was trained on: look for samples learnt by heart.",
+)
+@click.option(
+    "--classifier",
+    type=click.Choice(["none", "light", "calochallenge"]),
+    default="none",
+    show_default=True,
+    help="Two-sample classifiers: light takes a minute or more, calochallenge hours.",
+)
+@click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@click.option(
+    "--fail-above", multiple=True, metavar="KEY=V", help="Exit 3 if |metric KEY| exceeds V (may be repeated)."
+)
+def compare(
+    reference: str,
+    generated: tuple[str, ...],
+    out: Path,
+    training: str | None,
+    drop_bad: bool,
+    fail_above: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Compare generated samples with a reference.
+
+    Writes metrics with errors and floors (metrics.json), figures (PDF, PNG), one self-contained page (report.html) and
+    a table with the surrogates as columns (table.csv, table.tex).
+
+    REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name. The same NAME given
+    several times stands for seeds of one surrogate, which are drawn as a band.
+    """
+    from calogen.analysis import compare as run
+    from calogen.analysis.inputs import require_settings
+
+    require_settings(options["bins"], options["seed"])
+    limits = _limits(fail_above)
+    _require_report_folder(out)
+    named = _named_samples(generated, drop_bad)
+    source = _open_split(reference, "test", drop_bad)
+    learnt = None if training is None else _open_split(training, "train", drop_bad)
+    console = make_console(stderr=True)
+    with console.status("comparing") if console.is_terminal else nothing():
+        report = run(source, named, training=learnt, **options)
+        report.save(out)
+    print_report(report)
+    click.echo(f"report: {out / 'report.html'}")
+    report.check(limits)
+
+
+def _open_split(path: str, split: str, drop_bad: bool) -> Shards:
+    """Shards, or one split of a folder that has it."""
+    from ..shards import open_shards
+
+    return open_shards(path, split=split if (Path(path) / split).is_dir() else None, drop_bad=drop_bad)
+
+
+def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
+    """Generated samples by name; those given the same name on purpose are seeds of one surrogate."""
+    from ..shards import open_shards
+
+    found: dict[str, list[Shards]] = {}
+    unnamed = set()
+    for text in texts:
+        name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
+        path = at_home(path) if sign or not name else name
+        if not sign:
+            name = Path(path).name or path
+            unnamed.add(printable(name))
+        name = printable(name)
+        if name in found and name in unnamed:
+            raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
+        found.setdefault(name, []).append(open_shards(path, drop_bad=drop_bad))
+    return found
+
+
+def _limits(texts: tuple[str, ...]) -> dict[str, float]:
+    limits = {}
+    for text in texts:
+        key, sign, value = text.rpartition("=")  # keys may hold '=' themselves
+        try:
+            limits[key] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not key:
+            raise ConfigError("--fail-above takes KEY=NUMBER", where="--fail-above", found=text)
+    return limits
+
+
+def _require_report_folder(out: Path) -> None:
+    from ..hdf5 import require_writable
+
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").exists())):
+        raise ConfigError(
+            "the output folder holds something else", where=out, hint="choose an empty --out, or an earlier report's"
+        )
+    require_writable(out)

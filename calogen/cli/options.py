@@ -1,0 +1,84 @@
+"""What the commands share: paths with ``~``, NAME=VALUE options, and facts as JSON or a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from ..terminal import readable, table
+
+
+def at_home(text: str) -> str:
+    """A path, glob or name with a leading ``~`` made a home folder; as it is where there is no such home."""
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        return text
+
+
+def printable(name: str) -> str:
+    """A file's name as text that any file can hold: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("a path cannot be empty")
+    return Path(at_home(text))
+
+
+def _kind(convert: Callable[[str], Any]) -> click.ParamType[Any]:
+    kind = click.types.FuncParamType(convert)
+    kind.name = "path"  # what help calls the value
+    return kind
+
+
+PLACE, FOLDER = _kind(at_home), _kind(_folder)
+"""What is read: a path, glob or name, as text; and what is written. Shells leave the ``~`` in ``--out=~/run``."""
+
+
+def pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE options as a mapping.
+
+    Raises:
+        ConfigError: If one is not NAME=VALUE, or a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for text in values:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise ConfigError(f"{option} takes NAME=VALUE", where=option, found=text)
+        if name in found:
+            raise ConfigError(f"{option} names '{name}' twice", where=option)
+        found[name] = value
+    return found
+
+
+def condition_pairs(conditions: Sequence[str], energy: str | None, command: str) -> dict[str, str]:
+    """Specifications by condition name; ``--energy SPEC`` is ``--condition incident_energy=SPEC``.
+
+    Raises:
+        ConfigError: If the energy is named twice.
+    """
+    specs = pairs(conditions, "--condition")
+    if energy is not None:
+        if "incident_energy" in specs:
+            raise ConfigError("--energy and --condition both name 'incident_energy'", where=command)
+        specs["incident_energy"] = energy
+    return specs
+
+
+def show(title: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Facts as JSON or as a table."""
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        table(title, {key.replace("_", " "): readable(value) for key, value in facts.items()})

@@ -1,0 +1,181 @@
+"""`calogen generate` and `calogen simulate`: folders of samples, made or finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConditionError, ConfigError
+from ..terminal import gigabytes, sample_progress, signals, table
+from .options import FOLDER, PLACE, condition_pairs, pairs
+
+if TYPE_CHECKING:
+    from ..production import Estimate, Plan
+    from ..requests import Request
+    from ..sampling import Surrogate
+
+_BEST_RATIO = 8  # no samples of ours compress better
+
+
+@click.command()
+@click.argument("model", type=PLACE)
+@click.option("--out", "-o", required=True, type=FOLDER, help="Folder; empty, absent, or of an unfinished call.")
+@click.option("-n", "count", type=int, help="Samples (default: the length of --like or --conditions).")
+@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
+@click.option("--like", type=PLACE, metavar="PATH", help="Take the conditions of these shards, in order.")
+@click.option(
+    "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
+)
+@click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
+@click.option("--format", "layout", type=click.Choice(["native", "calogan"]), default="native", show_default=True)
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), help="Samples per file (default: 128 MiB before compression)."
+)
+@click.option(
+    "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
+)
+@click.option("--extrapolate", is_flag=True, help="Allow conditions outside the trained range.")
+@click.option("--size", type=click.IntRange(min=1), help="Side of the maps in pixels (maps only).")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
+    """Generate samples with a trained surrogate, or finish what an earlier call began.
+
+    MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen.
+    Sample i depends on the checkpoint, the seed, the conditions and i alone.
+    """
+    from ..parts import Part
+    from ..production import shard_times
+    from ..sampling import Surrogate
+
+    surrogate = Surrogate.load(model, options["device"])
+    if options["size"]:
+        surrogate = surrogate.resized(options["size"])
+    request = _request(surrogate, options)
+    names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate", "workers")
+    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part is not None else None}
+    if dry_run:
+        plan, estimate = surrogate.plan(request, out, **how)
+        size = f"about {gigabytes(estimate.bytes)} ({gigabytes(estimate.raw_bytes)} before compression)"
+        _table("would generate", plan, estimate, size, {"conditions": json.dumps(request.describe()), "folder": out})
+        return
+    before = shard_times(out)
+    with signals() as should_stop, sample_progress("generating") as progress:
+        surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
+    _tell("generated", f"part {part} of {request.samples}" if part else f"{request.samples}", out, before)
+
+
+def _table(title: str, plan: Plan, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
+    """What a dry run says."""
+    part = {"part": f"{plan.part.index} of {plan.part.count}"} if plan.part.count > 1 else {}
+    facts = {"samples": estimate.samples, **part, "files": estimate.shards, "size": size}
+    table(title, {**facts, "free": gigabytes(estimate.free_bytes), **more})
+
+
+def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
+    """What was made, or that everything was there."""
+    from ..production import shard_times
+
+    if shard_times(out) == before:
+        click.echo(f"nothing left to make, {what} samples are there: {out}")
+    else:
+        click.echo(f"{verb} {what} samples: {out}")
+
+
+def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
+    from ..requests import Request
+    from ..shards import open_shards
+
+    specs = condition_pairs(options["conditions"], options["energy"], "calogen generate")
+    given = [name for name, value in (("like", options["like"]), ("conditions", options["table"])) if value]
+    if (specs and given) or len(given) > 1:
+        raise ConfigError(
+            "conditions come from one place",
+            expected="--energy/--condition, or --like, or --conditions",
+            found=", ".join([f"--{name}" for name in given] + [f"--condition {name}" for name in specs]),
+        )
+    names = surrogate.conditions
+    if options["like"]:
+        return Request.like(open_shards(options["like"], drop_bad=options["drop_bad"]), names, options["count"])
+    if options["table"]:
+        return Request.from_file(options["table"], surrogate.family, names, options["count"])
+    missing = [name for name in names if name not in specs]
+    if missing:
+        example = (
+            "--energy uniform:1:100GeV" if missing[0] == "incident_energy" else f"--condition {missing[0]}=fixed:V"
+        )
+        raise ConditionError(
+            f"the condition '{missing[0]}' is missing", hint=f"{example}, --like PATH or --conditions FILE"
+        )
+    return Request.from_specs(surrogate.family, specs, options["count"])
+
+
+@click.command()
+@click.argument("engine", metavar="ENGINE", type=click.Choice(["geant4", "nbody", "toy"]))
+@click.option("--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished run.")
+@click.option("-n", "count", type=click.IntRange(min=1), help="Samples.")
+@click.option("--particle", help="gamma, e- or e+ (geant4).")
+@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Any other option of the engine.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
+@click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file.")
+@click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_run: bool, **options: Any) -> None:
+    """Make reference samples on this machine, or finish what an earlier call began.
+
+    \b
+    geant4   showers; pip install "calogen[geant4]"
+             --set geometry=calogan|2|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
+             --condition impact_x, impact_y [mm], theta, phi [deg]
+    nbody    density maps; pip install "calogen[nbody]"
+             --set pixels=64, box=64 [Mpc/h], slabs=8, steps=20; --condition Omega_m, sigma_8
+    toy      showers or maps with known moments, for tests and teaching
+             --set family=NAME|FILE.toml, field=lognormal|gaussian, amplitude=
+    """
+    from .. import simulators
+    from ..parts import Part
+    from ..production import check_folder, produce, require_room, room, shard_times, usable_cores
+
+    settings = pairs(options["settings"], "--set")
+    conditions = condition_pairs(options["conditions"], options["energy"], "calogen simulate")
+    if not check and (out is None or count is None):
+        raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
+    taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
+    if taken:
+        raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
+    named = {"particle": options["particle"]} if options["particle"] else {}
+    source = simulators.build(
+        engine, samples=count or 1, seed=options["seed"], conditions=conditions, **named, **settings
+    )
+    if check:
+        click.echo(source.check())
+        return
+    part = Part.parse(options["part"]) if options["part"] is not None else None
+    plan = simulators.plan(source, count or 1, shard_size=options["shard_size"], part=part)
+    folder, workers = out or Path(), options["workers"] or usable_cores()
+    check_folder(plan, folder)
+    estimate = room(plan, folder)
+    if dry_run:
+        size = f"at most {gigabytes(estimate.raw_bytes)}, before compression"
+        _table("would simulate", plan, estimate, size, {"workers": workers, "folder": folder})
+        return
+    require_room(replace(estimate, bytes=estimate.raw_bytes // _BEST_RATIO), folder)
+    if estimate.raw_bytes > estimate.free_bytes:
+        few = f"{gigabytes(estimate.free_bytes)} free for at most {gigabytes(estimate.raw_bytes)}"
+        click.echo(f"note: {few}, before compression: the disk may become full", err=True)
+    before = shard_times(folder)
+    with signals() as should_stop, sample_progress("simulating") as progress:
+        produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
+    _tell("simulated", f"{f'part {part.index}/{part.count} of ' if part else ''}{count}", folder, before)

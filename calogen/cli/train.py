@@ -1,0 +1,103 @@
+"""`calogen train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConditionError, ConfigError
+from ..terminal import signals, table, training_progress
+from .options import FOLDER, PLACE, pairs
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+@click.command()
+@click.argument("config", required=False, type=FOLDER)
+@click.option(
+    "--data", "-d", type=PLACE, required=True, multiple=True, help="Shard, glob, folder, or folder with train/."
+)
+@click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent.")
+@click.option("--energy-conditioned", is_flag=True, help="Condition on the incident energy.")
+@click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Condition on NAME (may be repeated).")
+@click.option("--unconditional", is_flag=True, help="Condition on nothing.")
+@click.option("--holdout", multiple=True, metavar="NAME=LO:HI", help="Leave a range out: incident_energy=20:30GeV.")
+@click.option("--steps", type=click.IntRange(min=1), help="Generator updates.")
+@click.option("--time", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after SECONDS.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the cores there are).")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Set any key of the configuration.")
+@click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, resume: bool, **options: Any) -> None:
+    """Train a surrogate on simulation shards.
+
+    CONFIG is a TOML file; without one the defaults suit the family found in the data.
+    """
+    settings = _train_config(config, options, list(data))
+    from .. import training
+    from ..runs import RunFolder
+
+    if dry_run:
+        plan = training.prepare(settings, data)
+        if not resume:
+            RunFolder(out).require_empty()
+        table("would train", {**plan.describe(), "run folder": out})
+        return
+    with signals() as should_stop, training_progress() as progress:
+        run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
+    best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
+    if run.step < (wanted := settings.training.steps) and settings.training.time is not None:
+        limit = f"the time limit of {settings.training.time:g} s, fitting included, "
+        click.echo(f"note: {limit}ended training after {run.step} of {wanted} steps", err=True)
+    click.echo(f"trained {run.step} steps, {best}: {run.folder}")
+
+
+def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -> Config:
+    from ..config import Config
+
+    config = Config.load(path, options["overrides"])
+    chosen = [options["energy_conditioned"] or bool(options["conditions"]), options["unconditional"]]
+    if all(chosen):
+        raise ConfigError("--unconditional excludes --energy-conditioned and --condition", where="calogen train")
+    changes: dict[str, Any] = {key: options[key] for key in ("device", "seed", "threads") if options[key] is not None}
+    if chosen[0]:
+        names = ["incident_energy"] if options["energy_conditioned"] else []
+        changes["conditions"] = list(dict.fromkeys([*names, *options["conditions"]]))
+    if options["unconditional"]:
+        changes["conditions"] = []
+    if options["drop_bad"]:
+        changes["drop_bad"] = True
+    section = {"steps": options["steps"], "time": options["seconds"], "batch_size": options["batch_size"]}
+    changes["training"] = {key: value for key, value in section.items() if value is not None}
+    if options["holdout"]:
+        changes["holdout"] = _holdout(options["holdout"], config, data)
+    return config.updated(changes)
+
+
+def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[str, tuple[float, float]]:
+    """NAME=LO:HI options as ranges in the conditions' own units."""
+    from ..requests import Spec
+    from ..shards import open_splits
+
+    family = config.resolved_family() or open_splits(data)[0].family
+    ranges = {}
+    for name, text in pairs(texts, "--holdout").items():
+        condition = family.condition(name)
+        try:
+            low, high = Spec(condition, f"uniform:{text}").values
+        except ConditionError as error:
+            example = f"{condition.low:g}:{condition.high:g}{condition.unit}"
+            raise ConfigError(
+                error.what.replace("uniform:", "").replace("specification", "range"),
+                where=f"--holdout {name}={text}",
+                expected=f"NAME=LO:HI, as in {name}={example}",
+            ) from None
+        ranges[name] = (float(low), float(high))
+    return ranges
