@@ -311,6 +311,13 @@ _PIONS = {
 _REGULAR_2 = {i: (16, tuple(round(4.65 * k, 3) for k in range(10))) for i in range(45)}
 _REGULAR_3 = {i: (50, tuple(round(2.325 * k, 3) for k in range(19))) for i in range(45)}
 
+_CAMELS = (  # in the order of the columns of CAMELS' own params_*.txt
+    Condition(name="Omega_m", low=0.1, high=0.5),
+    Condition(name="sigma_8", low=0.6, high=1.0),
+    *(Condition(name=name, low=0.25, high=4.0, scale="log") for name in ("A_SN1", "A_AGN1")),
+    *(Condition(name=name, low=0.5, high=2.0, scale="log") for name in ("A_SN2", "A_AGN2")),
+)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -368,6 +375,16 @@ FAMILIES: dict[str, Family] = {
             ),
             pixels=(64, 64),
             box_size=64.0,
+            symmetries=("mirror-x", "mirror-y", "roll", "turn"),
+        ),
+        Family(
+            name="camels",
+            kind="map",
+            description="CAMELS Multifield maps (arXiv:2109.10915): 25 Mpc/h wide, 5 Mpc/h deep, periodic",
+            unit="1+delta",
+            conditions=_CAMELS,
+            pixels=(256, 256),
+            box_size=25.0,
             symmetries=("mirror-x", "mirror-y", "roll", "turn"),
         ),
     )

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import h5py
 import numpy as np
 
-from .errors import CalogenError, ConfigError, ShardError, did_you_mean
-from .families import FAMILIES, Condition, CylindricalLayer, Family, resolve_family
+from .binning import family_from_binning, resolve_family_source
+from .errors import CalogenError, ShardError, did_you_mean
+from .families import FAMILIES, Family, resolve_family
 from .hdf5 import checked_dataset, open_file, outside
+from .stacks import SUFFIX, Stack, beside_of
+
+__all__ = [
+    "INDEX_EXTRAS",
+    "SCHEMA",
+    "Column",
+    "Layout",
+    "family_from_binning",
+    "open_rows",
+    "read_layout",
+    "resolve_family_source",
+]
 
 SCHEMA = 1
 INDEX_EXTRAS = ("realisation_id", "weights")
@@ -29,7 +42,7 @@ INDEX_EXTRAS = ("realisation_id", "weights")
 _UNIT_IN_MEV = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
 _LAYOUTS = (
     "calogen or CaloChallenge: 'showers' and 'incident_energies'; "
-    "CaloGAN: 'layer_0', 'layer_1', ... and 'energy'; maps: 'maps' and 'params'"
+    "CaloGAN: 'layer_0', 'layer_1', ... and 'energy'; maps: 'maps' and 'params', or a NumPy stack as of CAMELS"
 )
 
 
@@ -55,7 +68,7 @@ class Layout:
     """How one file holds its samples.
 
     Attributes:
-        name: ``calogen``, ``calogan``, ``calochallenge`` or ``maps``.
+        name: ``calogen``, ``calogan``, ``calochallenge``, ``maps`` or ``stack``.
         family: The family of the samples.
         kind: ``reference`` or ``generated``.
         length: Samples in the file (N).
@@ -66,6 +79,7 @@ class Layout:
         index_start: Global index of the first sample.
         provenance: Where the samples come from, as far as the file says.
         notes: Conversions that reading does, in words.
+        parameters: The file beside a stack that holds its parameters.
     """
 
     name: str
@@ -79,18 +93,36 @@ class Layout:
     index_start: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    parameters: Path | None = None
 
 
-def read_layout(path: Path, family: Family | None = None) -> Layout:
+@contextmanager
+def open_rows(path: Path, layout: Layout) -> Iterator[h5py.File | Stack]:
+    """Opens a file for reading rows of its datasets by name.
+
+    Raises:
+        ShardError: If it is missing, unreadable or truncated.
+    """
+    if layout.parameters is not None:
+        yield Stack.open(path, layout.parameters)
+        return
+    with open_file(path) as file:
+        yield file
+
+
+def read_layout(path: Path, family: Family | None = None, parameters: Path | None = None) -> Layout:
     """Finds out how a file holds its samples, from its header; no sample is read.
 
     Args:
-        path: An HDF5 file in any known layout.
+        path: An HDF5 file in any known layout, or a NumPy stack of maps.
         family: What the samples are, where the file itself does not say; checked against the file.
+        parameters: The text file with a stack's parameters; looked for beside it when absent.
 
     Raises:
         ShardError: If the layout is unknown, shapes or types are wrong, or the file points outside itself.
     """
+    if path.suffix == SUFFIX:
+        return _stack(path, family, parameters or beside_of(path))
     with open_file(path) as file:
         try:
             return _find_layout(file, path, family)
@@ -267,37 +299,7 @@ def _maps(file: h5py.File, path: Path, family: Family | None, native: bool) -> L
     maps = checked_dataset(file, path, "maps", (None, None, None))
     length, *pixels = maps.shape
     box = file.attrs.get("box_size")
-    if family is None:
-        fits = [
-            known
-            for known in FAMILIES.values()
-            if known.pixels == tuple(pixels) and (box is None or math.isclose(float(box), known.box_size))
-        ]
-        if len(fits) != 1:
-            raise ShardError(
-                "no built-in family has maps like these",
-                where=f"{path}, dataset maps",
-                expected=", ".join(
-                    f"{k.name}: {k.pixels}, box {k.box_size:g} Mpc/h" for k in FAMILIES.values() if k.pixels
-                ),
-                found=f"{tuple(pixels)}, box {box}",
-                hint="describe the maps in a [family] table",
-            )
-        family = fits[0]
-    if family.pixels != tuple(pixels):
-        raise ShardError(
-            "the maps have another size than the family's",
-            where=f"{path}, dataset maps",
-            expected=f"{family.pixels or 'showers'} (family '{family.name}')",
-            found=tuple(pixels),
-        )
-    if box is not None and family.box_size and not math.isclose(float(box), family.box_size):
-        raise ShardError(
-            "the maps have another box size than the family",
-            where=f"{path}, attribute box_size",
-            expected=f"{family.box_size:g} Mpc/h",
-            found=box,
-        )
+    family = _family_of_maps(f"{path}, dataset maps", tuple(pixels), None if box is None else float(box), family)
     names = _names(file, "condition_names" if "condition_names" in file.attrs else "param_names")
     if names is None and "params" in set(file):
         raise ShardError(
@@ -317,6 +319,74 @@ def _maps(file: h5py.File, path: Path, family: Family | None, native: bool) -> L
         values=("maps",),
         conditions=tuple(Column(name, "params", index) for index, name in enumerate(names or ())),
     )
+
+
+def _stack(path: Path, family: Family | None, parameters: Path) -> Layout:
+    """A NumPy stack of maps with a parameter file; without names its columns are the family's, in order."""
+    stack = Stack.open(path, parameters)
+    length, *pixels = stack.maps.shape
+    assumed = family is None
+    family = _family_of_maps(path, tuple(pixels), None, family)
+    known = [condition.name for condition in family.conditions]
+    columns = list(stack.header or known)[: stack.parameters.shape[1]]
+    if not set(columns) & set(known):
+        raise ShardError(
+            "no column of the parameter file is a condition of the family",
+            where=parameters,
+            expected=f"among its columns: {', '.join(known)} (family '{family.name}')",
+            found=", ".join(columns),
+        )
+    surplus = stack.parameters.shape[1] - sum(name in known for name in columns)
+    row = f"map i belongs to row i // {stack.each}" if stack.each > 1 else "one row a map"
+    notes = [
+        f"parameters from {parameters.name}: {row}" + (f"; {surplus} of its columns are not used" if surplus else ""),
+        f"maps divided by the mean of their simulation's maps ({len(stack.bounds) - 1} simulations): 1 + delta",
+    ]
+    if assumed and family.box_size:
+        notes.append(f"the file does not say its box: that of family '{family.name}', {family.box_size:g} Mpc/h")
+    return Layout(
+        name="stack",
+        family=family,
+        kind="reference",
+        length=length,
+        values=("maps",),
+        conditions=tuple(Column(name, "params", index) for index, name in enumerate(columns) if name in known),
+        extras=("realisation_id",),
+        provenance={"file": path.name, "parameters": parameters.name},
+        notes=tuple(notes),
+        parameters=parameters,
+    )
+
+
+def _family_of_maps(where: object, pixels: tuple[int, ...], box: float | None, family: Family | None) -> Family:
+    """The family given, or the only built-in one with such maps; checked against their size."""
+    if family is None:
+        maps = [known for known in FAMILIES.values() if known.pixels]
+        fits = [f for f in maps if f.pixels == pixels and (box is None or math.isclose(box, f.box_size))]
+        if len(fits) != 1:
+            raise ShardError(
+                "no built-in family has maps like these",
+                where=where,
+                expected=", ".join(f"{f.name}: {f.pixels}, box {f.box_size:g} Mpc/h" for f in maps),
+                found=f"{pixels}, box {'unknown' if box is None else f'{box:g} Mpc/h'}",
+                hint="describe the maps in a [family] table",
+            )
+        return fits[0]
+    if family.pixels != pixels:
+        raise ShardError(
+            "the maps have another size than the family's",
+            where=where,
+            expected=f"{family.pixels or 'showers'} (family '{family.name}')",
+            found=pixels,
+        )
+    if box is not None and family.box_size and not math.isclose(box, family.box_size):
+        raise ShardError(
+            "the maps have another box size than the family",
+            where=where,
+            expected=f"{family.box_size:g} Mpc/h",
+            found=f"{box:g} Mpc/h",
+        )
+    return family
 
 
 def _family_of_voxels(path: Path, voxels: int) -> Family:
@@ -407,85 +477,3 @@ def _factor(file: h5py.File, path: Path, attribute: str, default: str, wanted: s
         what = "incident energies" if attribute == "energy_unit" else "voxels"
         notes.append(f"{what} converted from {unit} to {wanted}")
     return _UNIT_IN_MEV[unit] / _UNIT_IN_MEV[wanted]
-
-
-# ---------------------------------------------------------------------------------------------------- binning
-
-
-def family_from_binning(path: str | Path, particle: str | None = None) -> Family:
-    """The family a CaloChallenge binning XML file describes.
-
-    Args:
-        path: The XML file: ``Bin`` elements (one a particle) with ``Layer id r_edges n_bin_alpha``; edges in mm. A
-            layer with fewer than two edges is absent.
-        particle: Name or PDG number of the ``Bin`` to use when there are several.
-
-    Returns:
-        A calorimeter family named after the file. Where the layers are those of a built-in family, its condition range
-        and laws hold too, except the read-out threshold, which no binning file gives (0).
-
-    Raises:
-        ConfigError: If the file is missing or is not a binning file.
-
-    Source: CaloChallenge, arXiv:2410.21611.
-    """
-    path = Path(path)
-    element = _particle_element(path, _parse_xml(path), particle)
-    layers = []
-    for item in element.iter("Layer"):
-        try:
-            edges = tuple(float(edge) for edge in item.attrib["r_edges"].split(","))
-            if len(edges) > 1:
-                number, sectors = int(item.attrib["id"]), int(item.attrib["n_bin_alpha"])
-                layers.append(CylindricalLayer(index=number, n_alpha=sectors, r_edges=edges))
-        except KeyError as error:
-            raise ConfigError(f"a layer has no attribute {error}", where=path, found=dict(item.attrib)) from None
-        except ValueError as error:
-            raise ConfigError(f"a layer is not valid: {error}", where=path, found=dict(item.attrib)) from None
-    if not layers:
-        raise ConfigError("the binning file has no layers", where=path, expected="<Layer id r_edges n_bin_alpha>")
-    named = {"name": path.stem, "description": f"from {path.name}", "threshold": 0.0}
-    for family in FAMILIES.values():
-        if family.layers == tuple(layers):
-            return family.model_copy(update=named)
-    energy = Condition(name="incident_energy", unit="MeV", low=256, high=4_194_304, scale="log")
-    return Family(conditions=(energy,), layers=tuple(layers), **named)
-
-
-def _parse_xml(path: Path) -> ElementTree.Element:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError("the binning file cannot be read", where=path, found=error.strerror) from None
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # entities can blow up to any size
-        raise ConfigError("a binning file declares no document type or entity", where=path)
-    try:
-        return ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ConfigError("the binning file is not valid XML", where=path, found=str(error)) from None
-
-
-def _particle_element(path: Path, root: ElementTree.Element, particle: str | None) -> ElementTree.Element:
-    bins = list(root.iter("Bin"))
-    if particle is not None:
-        bins = [item for item in bins if particle in (item.get("name"), item.get("pid"))]
-    if len(bins) == 1:
-        return bins[0]
-    known = [f"{item.get('name')} ({item.get('pid')})" for item in root.iter("Bin")]
-    raise ConfigError(
-        "the binning file does not say which particle to use" if bins else "the binning file has no such particle",
-        where=path,
-        expected=f"one of {', '.join(known)}" if known else "<Bins><Bin pid name><Layer .../></Bin></Bins>",
-        found=particle,
-    )
-
-
-def resolve_family_source(source: str | Path | Mapping[str, Any] | Family) -> Family:
-    """The family meant by a name, a CaloChallenge binning XML file, a ``[family]`` table or a family.
-
-    Raises:
-        ConfigError: If there is no such family, or the file or table does not describe one.
-    """
-    if isinstance(source, Path) or (isinstance(source, str) and source.lower().endswith(".xml")):
-        return family_from_binning(source)
-    return resolve_family(source)

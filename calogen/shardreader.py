@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from .errors import ShardError
 from .families import Family
-from .formats import Layout
-from .hdf5 import open_file
+from .formats import Layout, open_rows
+from .realisations import Origins
 from .shardfiles import Samples, read_manifest
+from .stacks import Stack
 
 _SLAB_BYTES = 128 << 20
 _VALIDATION_SHARE = 10  # one in this many samples validates when the data is not split
@@ -136,28 +137,29 @@ class Shards:
                 if piece.path not in hashes:
                     hashes[piece.path] = sha256_of(piece.path)
                 identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
+                if piece.layout.parameters is not None:
+                    identity.append([piece.layout.parameters.name, sha256_of(piece.layout.parameters)])
             self._digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self._digest
 
     def split_off(self, share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
         """Two parts without a common sample: all but the last 1 / ``share``, and that.
 
-        Maps are split by ``realisation_id`` where the files have it, so that no realisation is on both sides.
+        Maps are split by realisation where the files say which there are, so that none is on both sides.
 
         Raises:
             ShardError: If there is only one sample, or only one realisation.
         """
-        if self.family.kind == "map" and all("realisation_id" in piece.layout.extras for piece in self._pieces):
-            ids = self._realisations()
-            _, first_seen = np.unique(ids, return_index=True)
-            order = ids[np.sort(first_seen)]
-            if len(order) < 2:
+        boxes = self.origins().boxes if self.family.kind == "map" else None
+        if boxes is not None:
+            count = int(boxes.max()) + 1
+            if count < 2:
                 raise ShardError(
                     "all maps are of one realisation, which cannot be on both sides",
                     where=self.files[0],
                     hint="give separate train/ and validation/ folders",
                 )
-            validates = np.isin(ids, order[-max(1, len(order) // share) :])
+            validates = boxes >= count - max(1, count // share)
         else:
             if len(self) < 2:
                 raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
@@ -173,12 +175,24 @@ class Shards:
                 pieces.append(Piece(piece.path, piece.layout, piece.start + start, piece.start + stop))
         return Shards(pieces, drop_bad=self._drop_bad)
 
-    def _realisations(self) -> NDArray[np.int64]:
-        parts = []
+    def origins(self) -> Origins:
+        """Parameters and realisation of every map; no map is read."""
+        conditions: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.condition_names}
+        ids = list[NDArray[np.integer]]()
         for piece in self._pieces:
-            with open_file(piece.path) as file:
-                parts.append(_rows(file, piece, "realisation_id", piece.start, piece.stop))
-        return np.concatenate(parts).astype(np.int64)
+            with open_rows(piece.path, piece.layout) as file:
+                for name, values in _read_conditions(file, piece, piece.start, piece.stop).items():
+                    conditions[name].append(values)
+                if "realisation_id" in piece.layout.extras:
+                    ids.append(_rows(file, piece, "realisation_id", piece.start, piece.stop))
+        known = len(ids) == len(self._pieces)
+        columns = {name: np.concatenate(parts) for name, parts in conditions.items()}
+        return Origins(columns, np.concatenate(ids) if known else None, self._place)
+
+    def _place(self, row: int) -> str:
+        number = bisect_right(self._bounds, row) - 1
+        piece = self._pieces[number]
+        return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
 
     def _empty(self) -> Samples:
         return Samples(
@@ -194,7 +208,7 @@ class Shards:
         while start < stop and number < len(self._pieces):
             piece, offset = self._pieces[number], self._bounds[number]
             end = min(stop, offset + len(piece))
-            with open_file(piece.path) as file:
+            with open_rows(piece.path, piece.layout) as file:
                 while start < end:
                     until = min(start + size, end)
                     samples = self._checked(file, piece, offset, start, until)
@@ -203,7 +217,7 @@ class Shards:
                     start = until
             number += 1
 
-    def _checked(self, file: h5py.File, piece: Piece, offset: int, start: int, stop: int) -> Samples:
+    def _checked(self, file: h5py.File | Stack, piece: Piece, offset: int, start: int, stop: int) -> Samples:
         """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
         first = start - offset + piece.start
         samples = _read_rows(file, piece, first, stop - offset + piece.start)
@@ -246,7 +260,7 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
 # ---------------------------------------------------------------------------------------------------- rows
 
 
-def _rows(file: h5py.File, piece: Piece, name: str, start: int, stop: int) -> NDArray[Any]:
+def _rows(file: h5py.File | Stack, piece: Piece, name: str, start: int, stop: int) -> NDArray[Any]:
     try:
         dataset = file[name]
         if len(dataset) != piece.layout.length:
@@ -261,20 +275,25 @@ def _rows(file: h5py.File, piece: Piece, name: str, start: int, stop: int) -> ND
         ) from None
 
 
-def _read_rows(file: h5py.File, piece: Piece, start: int, stop: int) -> Samples:
-    layout, family, count = piece.layout, piece.layout.family, stop - start
+def _read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> dict[str, NDArray[np.float32]]:
+    conditions = {}
     with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is reported as such
-        parts = [_scaled(_rows(file, piece, name, start, stop), layout.factor) for name in layout.values]
-        conditions = {}
-        for column in layout.conditions:
+        for column in piece.layout.conditions:
             stored = _rows(file, piece, column.dataset, start, stop)
-            stored = stored.reshape(count) if column.column is None else stored[:, column.column]
+            stored = stored.reshape(stop - start) if column.column is None else stored[:, column.column]
             conditions[column.name] = _scaled(stored, column.factor)
+    return conditions
+
+
+def _read_rows(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> Samples:
+    layout, family, count = piece.layout, piece.layout.family, stop - start
+    with np.errstate(over="ignore"):
+        parts = [_scaled(_rows(file, piece, name, start, stop), layout.factor) for name in layout.values]
     values = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(count, -1) for part in parts], axis=1)
     return Samples(
         family=family,
         values=values,
-        conditions=conditions,
+        conditions=_read_conditions(file, piece, start, stop),
         extras={name: _rows(file, piece, name, start, stop) for name in layout.extras},
         kind=layout.kind,
         provenance=(dict(layout.provenance),) if layout.provenance else (),
@@ -310,7 +329,9 @@ def _bad_condition(samples: Samples, name: str) -> NDArray[np.bool_]:
     return bad
 
 
-def _bad_error(file: h5py.File, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int) -> ShardError:
+def _bad_error(
+    file: h5py.File | Stack, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int
+) -> ShardError:
     row = int(np.flatnonzero(bad)[0])
     one = samples.select(slice(row, row + 1))
     column = next((c for c in piece.layout.conditions if _bad_condition(one, c.name)[0]), None)
@@ -335,7 +356,7 @@ def _bad_error(file: h5py.File, piece: Piece, samples: Samples, bad: NDArray[np.
     )
 
 
-def _check_response(file: h5py.File, piece: Piece, head: Samples | None) -> None:
+def _check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) -> None:
     """Refuses showers whose deposited and incident energies cannot be in the units the layout says.
 
     Args:

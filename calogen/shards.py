@@ -20,6 +20,7 @@ import numpy as np
 from .errors import ShardError
 from .families import Family
 from .formats import read_layout
+from .realisations import require_apart
 from .shardfiles import (
     SHARD_BYTES,
     Manifest,
@@ -32,6 +33,7 @@ from .shardfiles import (
     write_shard,
 )
 from .shardreader import Piece, Shards, sha256_of
+from .stacks import PARAMETERS, SUFFIX
 
 __all__ = [
     "SHARD_BYTES",
@@ -49,7 +51,7 @@ __all__ = [
     "write_shard",
 ]
 
-_SUFFIXES = (".h5", ".hdf5", ".hdf")
+_SUFFIXES = (".h5", ".hdf5", ".hdf")  # of the files that a folder is read for
 _SPLITS = ("train", "validation", "test")
 _PROBLEMS_SHOWN = 20
 
@@ -68,7 +70,8 @@ def open_shards(
 
     Args:
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
-            ``split``), or a list of those.
+            ``split``), or a list of those. A NumPy stack of maps brings the parameter file beside it, or is named with
+            it: ``maps.npy,parameters.txt``.
         family: What the samples are, where the files do not say.
         split: Which of the three folders to read.
         drop_bad: Leave out rows with NaN, infinite or negative values instead of raising.
@@ -76,13 +79,18 @@ def open_shards(
     Raises:
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
-    files = list(chain.from_iterable(_resolve(item, split) for item in _items(source)))
+    items, parameters = _named_parameters(_items(source))
+    files = list(chain.from_iterable(_resolve(item, split) for item in items))
     seen: set[Path] = set()
     for path, _ in files:
         if path.resolve() in seen:
             raise ShardError("the file is named twice", where=path)
         seen.add(path.resolve())
-    return Shards([_open_piece(path, record, family) for path, record in files], drop_bad=drop_bad)
+    pieces = [_open_piece(path, record, family, parameters) for path, record in files]
+    shards = Shards(pieces, drop_bad=drop_bad)
+    if parameters is not None and not any(piece.layout.parameters for piece in pieces):
+        raise ShardError("only a stack of maps takes a parameter file", where=parameters)
+    return shards
 
 
 def open_splits(
@@ -94,14 +102,17 @@ def open_splits(
     alone, and of unsplit data, the last 10 % validates; maps are split by realisation.
 
     Raises:
-        ShardError: As :func:`open_shards`.
+        ShardError: As :func:`open_shards`, and if a realisation is both in ``train/`` and in ``validation/``.
     """
     items = _items(source)
     folder = Path(items[0])
     if len(items) == 1 and (folder / "train").is_dir():
         train = open_shards(folder, family=family, split="train", drop_bad=drop_bad)
         if (folder / "validation").is_dir():
-            return train, open_shards(folder, family=family, split="validation", drop_bad=drop_bad)
+            validation = open_shards(folder, family=family, split="validation", drop_bad=drop_bad)
+            if train.family.kind == "map":
+                require_apart(train.origins(), validation.origins())
+            return train, validation
         return train.split_off()
     return open_shards(items, family=family, drop_bad=drop_bad).split_off()
 
@@ -111,6 +122,21 @@ def _items(source: str | Path | Sequence[str | Path]) -> list[str | Path]:
     if not items or not all(str(item) for item in items):
         raise ShardError("no data is named", expected="a file, a glob or a folder")
     return items
+
+
+def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path | None]:
+    """Items that hold samples, and the parameter file among them."""
+    apart = list[str | Path]()
+    for item in items:
+        stack, sign, parameters = str(item).partition(f"{SUFFIX},")
+        apart += [f"{stack}{SUFFIX}", parameters] if sign and not Path(item).exists() else [item]
+    found = [Path(item).expanduser() for item in apart if Path(item).suffix == PARAMETERS]
+    if len(found) > 1:
+        raise ShardError("two parameter files are named", where=found[1], expected="one", found=found[0])
+    rest = [item for item in apart if Path(item).suffix != PARAMETERS]
+    if not rest:
+        raise ShardError("this is a parameter file, not samples", where=found[0], hint=f"name MAPS{SUFFIX} with it")
+    return rest, found[0] if found else None
 
 
 def _resolve(item: str | Path, split: str | None) -> list[_File]:
@@ -187,7 +213,7 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0  # a link to nowhere has none
 
 
-def _open_piece(path: Path, record: ShardRecord | None, family: Family | None) -> Piece:
+def _open_piece(path: Path, record: ShardRecord | None, family: Family | None, parameters: Path | None = None) -> Piece:
     if record is not None and _bytes(path) != record.bytes:
         raise ShardError(
             "the file's length is not the manifest's",
@@ -196,7 +222,7 @@ def _open_piece(path: Path, record: ShardRecord | None, family: Family | None) -
             found=f"{_bytes(path)} bytes",
             hint="the file is truncated or was replaced: copy or make it again",
         )
-    layout = read_layout(path, family)
+    layout = read_layout(path, family, parameters)
     if record is not None and layout.length != record.samples:
         raise ShardError(
             "the file's samples are not as many as the manifest says",

@@ -1,0 +1,210 @@
+"""NumPy stacks of maps with their parameters in a text file, as the CAMELS Multifield Dataset distributes them.
+
+``Maps_Mcdm_IllustrisTNG_LH_z=0.00.npy`` (15000, 256, 256) belongs with ``params_LH_IllustrisTNG.txt`` (1000, 6): map i
+is of the simulation in row i // 15. The stack is mapped into memory, never loaded whole.
+
+Maps come out as 1 + delta: divided by the mean over all maps of their simulation. The maps of a CAMELS simulation are
+its box cut completely into slabs along each axis (3 x 5), so this is the box's own mean, whatever the field's unit.
+
+Source: Villaescusa-Navarro et al. 2022, arXiv:2109.10915.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ShardError
+
+SUFFIX = ".npy"
+PARAMETERS = ".txt"
+_MOST_TEXT = 1 << 28  # bytes of a parameter file
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One number or array a map, computed when rows are asked for.
+
+    Attributes:
+        length: Of the column.
+        take: From first and last row to the rows.
+    """
+
+    length: int
+    take: Callable[[int, int], NDArray[Any]]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        start, stop, _ = rows.indices(self.length)
+        return self.take(start, stop)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An open stack of maps: ``maps`` (N, H, W), ``params`` (N, C) and ``realisation_id`` (N,), read by name and rows.
+
+    Attributes:
+        maps: As stored, mapped into memory.
+        parameters: One row a simulation, (R, C); or one a map, equal rows in sequence being one simulation.
+        header: Names of the columns, where the file has them.
+    """
+
+    maps: NDArray[Any]
+    parameters: NDArray[np.float64]
+    header: tuple[str, ...] | None = None
+
+    @classmethod
+    def open(cls, path: Path, parameters: Path | None = None) -> Stack:
+        """Open a stack.
+
+        Args:
+            path: The ``.npy`` file.
+            parameters: The text file; looked for beside the stack when absent.
+
+        Raises:
+            ShardError: If a file is missing, damaged, or the two do not belong together.
+        """
+        maps = _mapped(path)
+        beside = parameters or beside_of(path)
+        table, header = _table(beside)
+        if not len(table) or len(maps) % len(table):
+            raise ShardError(
+                "maps and parameters do not belong together",
+                where=beside,
+                expected=f"a number of rows that divides the {len(maps)} maps of {path.name}",
+                found=f"{len(table)} rows",
+                hint="name both files: MAPS.npy,PARAMETERS.txt",
+            )
+        return cls(maps, table, header)
+
+    @property
+    def each(self) -> int:
+        """Maps that share a row of parameters."""
+        return len(self.maps) // len(self.parameters)
+
+    @cached_property
+    def bounds(self) -> NDArray[np.int64]:
+        """Where the maps of each simulation begin, and the end."""
+        if self.each > 1:
+            return np.arange(0, len(self.maps) + 1, self.each)
+        changes = np.any(self.parameters[1:] != self.parameters[:-1], axis=1)
+        return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
+
+    def __getitem__(self, name: str) -> Rows:
+        return Rows(
+            len(self.maps), {"maps": self._densities, "params": self._params, "realisation_id": self._ids}[name]
+        )
+
+    def _params(self, start: int, stop: int) -> NDArray[np.float64]:
+        return self.parameters[np.arange(start, stop) // self.each]
+
+    def _ids(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.asarray(np.searchsorted(self.bounds, np.arange(start, stop), side="right") - 1)
+
+    def _densities(self, start: int, stop: int) -> NDArray[np.float32]:
+        """1 + delta of some maps; maps with values that are not finite are left out of the mean."""
+        if stop <= start:
+            return np.zeros((0, *self.maps.shape[1:]), np.float32)
+        ids = self._ids(start, stop)
+        first, last = self.bounds[ids[0]], self.bounds[ids[-1] + 1]
+        whole = self.maps[first:last]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # bad rows are found by who reads them
+            means = whole.mean(axis=(1, 2), dtype=np.float64)
+            weight = np.isfinite(means)
+            sums, counts = (
+                np.bincount(self._ids(first, last) - ids[0], values)
+                for values in (np.where(weight, means, 0.0), weight.astype(np.float64))
+            )
+            scale = (sums / counts)[ids - ids[0]]
+            chosen = whole[start - first : stop - first]
+            return np.asarray(chosen / scale[:, None, None], dtype=np.float32)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise ShardError("the file does not exist", where=path) from None
+    except (OSError, ValueError, EOFError) as error:
+        size = path.stat().st_size if path.is_file() else 0
+        raise ShardError(
+            "the file is not a NumPy array, or is truncated", where=path, found=f"{size} bytes; {error}"
+        ) from None
+    if not isinstance(maps, np.ndarray) or maps.dtype.kind != "f" or maps.ndim != 3 or not maps.size:
+        found = f"{maps.shape} {maps.dtype}" if isinstance(maps, np.ndarray) else "an archive of arrays"
+        raise ShardError(
+            "this is no stack of maps", where=path, expected="(N, H, W) of float32 or float64", found=found
+        )
+    return maps
+
+
+def beside_of(path: Path) -> Path:
+    """The parameter file that goes with a stack, by CAMELS' names or because there is no other.
+
+    Raises:
+        ShardError: If there is none, or more than one might be meant.
+    """
+    words = path.stem.split("_")  # Maps, field, suite (one or two words), set, z
+    suite, group = "_".join(words[2:-2]), words[-2] if len(words) > 3 else ""
+    for name in (f"params_{group}_{suite}", f"params_{suite}"):
+        if suite and (path.parent / f"{name}{PARAMETERS}").is_file():
+            return path.parent / f"{name}{PARAMETERS}"
+    found = sorted(path.parent.glob(f"*param*{PARAMETERS}")) or sorted(path.parent.glob(f"*{PARAMETERS}"))
+    if len(found) == 1:
+        return found[0]
+    raise ShardError(
+        "it is not clear which file has the maps' parameters" if found else "no file has the maps' parameters",
+        where=path,
+        expected=f"params_{group}_{suite}{PARAMETERS} beside it" if suite else f"one {PARAMETERS} file beside it",
+        found=", ".join(p.name for p in found[:6]) or f"no {PARAMETERS} file in {path.parent}",
+        hint=f"name both: {path.name},PARAMETERS{PARAMETERS}",
+    )
+
+
+def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
+    """Numbers (R, C) and the names of the columns, of a text file with or without a header."""
+    try:
+        if path.stat().st_size > _MOST_TEXT:
+            raise ShardError("the parameter file is too large to be one", where=path, found=path.stat().st_size)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ShardError("the parameter file is not text", where=path) from None
+    except OSError as error:
+        raise ShardError("the parameter file cannot be read", where=path, found=error.strerror) from None
+    header, rows = None, list[list[float]]()
+    for number, line in enumerate(lines, start=1):
+        words = line.lstrip("# \t").replace(",", " ").split()
+        if not words or (line.lstrip().startswith("#") and rows):
+            continue
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            if rows:
+                raise _bad_line(path, number, "numbers", line) from None
+            header = tuple(words)  # the last line before the numbers
+            continue
+        if rows and len(row) != len(rows[0]):
+            raise _bad_line(path, number, f"{len(rows[0])} numbers", line)
+        if not np.isfinite(row).all():
+            raise _bad_line(path, number, "finite numbers", line)
+        rows.append(row)
+    if header is not None and rows and len(header) != len(rows[0]):
+        header = None  # a sentence, not names
+    return np.array(rows, dtype=np.float64).reshape(len(rows), -1), header
+
+
+def _bad_line(path: Path, number: int, expected: str, line: str) -> ShardError:
+    return ShardError(
+        "a row of the parameter file is not as it should be",
+        where=f"{path}, line {number}",
+        expected=expected,
+        found=line[:100],
+    )
