@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .config import Config
 from .errors import CheckpointError, StorageError
 from .families import Family
-from .networks import Generator, build_generator
+from .networks import FIRST, Generator, build_generator
 
 SCHEMA = 1
 _CARD, _MODEL, _TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
@@ -65,6 +65,14 @@ class Card(BaseModel):
     provenance: dict[str, Any] = {}
     model_sha256: str = ""
     training_sha256: str = ""
+
+    @field_validator("config")
+    @classmethod
+    def _named_network(cls, config: Config, info: ValidationInfo) -> Config:
+        family = info.data.get("family")
+        if config.generator.network != "auto" or family is None:
+            return config
+        return config.updated({"generator": {"network": FIRST[family.kind]}})
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from .errors import ConfigError, did_you_mean
 from .families import Family
 from .formats import resolve_family_source
 
-ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan"]
-
+ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan", "likelihood"]
 
 _Width = Annotated[int, Field(ge=1, le=2**16)]
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -27,39 +26,41 @@ class _Frozen(BaseModel):
 
 
 class GeneratorConfig(_Frozen):
-    """Shape of the generator.
+    """Shape of the generator. What is absent is filled in by the network; what a network has no use for is ignored.
 
     Attributes:
-        network: ``mlp`` (showers), ``dcgan`` (maps), or ``auto``, which takes what the family needs.
-        latent: Factors shared by all voxels of a shower, or channels of a map's latent grid (none: 192, or 32).
-        hidden: Widths of the hidden layers (``mlp``).
-        channels: Channels from the smallest grid up (``dcgan``).
+        network: One of :data:`calogen.networks.NETWORKS`, or ``auto``: the default for the family.
+        latent: Latent numbers, in the way of the network: factors of a shower, channels of a map's latent grid.
+        hidden: Widths of hidden layers.
+        channels: Channels of convolutions, from the smallest grid up.
+        blocks: How often the network repeats its building block, such as the transforms of a flow.
     """
 
-    network: Literal["auto", "mlp", "dcgan"] = "auto"
+    network: str = "auto"
     latent: int | None = Field(default=None, ge=1, le=4096)
-    hidden: tuple[_Width, ...] = (256, 128)
-    channels: tuple[_Width, ...] = Field(default=(128, 64, 32, 16), min_length=1)
+    hidden: tuple[_Width, ...] | None = None
+    channels: tuple[_Width, ...] | None = Field(default=None, min_length=1)
+    blocks: int | None = Field(default=None, ge=1, le=64)
 
 
 class CriticConfig(_Frozen):
-    """Shape of the critic.
+    """Shape of the critic; absent and superfluous settings as for the generator.
 
     Attributes:
-        hidden: Widths of the hidden layers (``mlp``).
-        channels: Channels from the largest grid down (``dcgan``).
+        hidden: Widths of hidden layers.
+        channels: Channels of convolutions, from the largest grid down.
     """
 
-    hidden: tuple[_Width, ...] = (256, 128)
-    channels: tuple[_Width, ...] = Field(default=(32, 64, 128, 128), min_length=1)
+    hidden: tuple[_Width, ...] | None = None
+    channels: tuple[_Width, ...] | None = Field(default=None, min_length=1)
 
 
 class TrainingConfig(_Frozen):
     """How to train. One step is one generator update.
 
     Attributes:
-        objective: Loss of generator and critic.
-        steps: Generator updates in all.
+        objective: Loss of generator and critic; ``likelihood``: a generator that has a loss of its own, and no critic.
+        steps: Generator updates in all; 0: the fitted start alone.
         time: Stop cleanly after this many seconds (none: only by steps).
         batch_size: Samples per update.
         critic_steps: Critic updates before each generator update.
@@ -80,7 +81,7 @@ class TrainingConfig(_Frozen):
     """
 
     objective: ObjectiveName = "wgan-gp"
-    steps: int = Field(default=20_000, ge=1)
+    steps: int = Field(default=20_000, ge=0)
     time: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=256, ge=2)
     critic_steps: int = Field(default=3, ge=1)

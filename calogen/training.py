@@ -33,7 +33,7 @@ from .config import Config
 from .dataset import Augmentation, Batches, held_out
 from .errors import ConfigError, DivergenceError, Interrupted, ShardError
 from .families import Family
-from .networks import Critic, Generator, build_critic, build_generator, pick_device
+from .networks import Critic, Generator, build_critic, build_generator, pick_device, settled
 from .objectives import OBJECTIVES, gradient_penalty
 from .runs import Record, RunFolder, environment, resumable
 from .shards import Samples, Shards, open_splits
@@ -88,7 +88,7 @@ class Plan:
         """
         with torch.device("meta"):
             generator = build_generator(self.family, self.conditions, self.config.generator)
-            critic = build_critic(generator, self.config.critic)
+            critic = build_critic(generator, self.config.critic, self.config.training.objective)
         return sum(p.numel() for p in generator.parameters()), sum(p.numel() for p in critic.parameters())
 
 
@@ -143,7 +143,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    config = config.updated({"family": family, "conditions": names})
+    config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = config.threads or available
     plan = Plan(config, family, names, training, validation, pick_device(config.device), threads)
     needed = 4 * sum(plan.parameters()) * _COPIES
@@ -180,7 +180,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.config.seed)
             self.generator: Generator = build_generator(plan.family, plan.conditions, plan.config.generator)
-            self.critic: Critic = build_critic(self.generator, plan.config.critic)
+            self.critic: Critic = build_critic(self.generator, plan.config.critic, options.objective)
         self.augment = Augmentation(plan.family, plan.device)
         self.done = 0
 

@@ -291,7 +291,7 @@ CASES = [
     user(TRAIN.format("small --set family=nbody-64"), "another family than asked for", "nbody-64"),
     user(TRAIN.format("small --set training.objective=wgan"), "wgan-gp", "lsgan"),
     user(TRAIN.format("small --set training.learning_rate=inf"), "finite number"),
-    user(TRAIN.format("small --set generator.network=dcgan"), "does not make samples of family 'small'", "mlp"),
+    user(TRAIN.format("small --set generator.network=unet"), "does not make samples of family 'small'", "mlp"),
     user(TRAIN.format("small --set generator.hidden=" + str([2**16] * 40).replace(" ", "")), "do not fit into memory"),
     user(TRAIN.format("small --seed 99999999999999999999"), "bad value for 'seed'"),
     user(TRAIN.format("small --steps 0"), "--steps", "x>=1"),

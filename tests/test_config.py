@@ -67,7 +67,7 @@ def test_updated_changes_a_section_in_part() -> None:
         ("stepz = 1", ["unknown configuration key 'stepz'"]),
         ("[training]\nstepz = 1", ["unknown configuration key 'training.stepz'", "did you mean 'steps'"]),
         ("[trainin]\nsteps = 1", ["unknown configuration key 'trainin'", "did you mean 'training'"]),
-        ("[training]\nsteps = 0", ["training.steps", "greater than or equal to 1", "0"]),
+        ("[training]\nsteps = -1", ["training.steps", "greater than or equal to 0", "-1"]),
         ("[training]\nbatch_size = 'many'", ["training.batch_size", "many"]),
         ("[training]\nlearning_rate = inf", ["training.learning_rate"]),
         ("[training]\nlearning_rate = nan", ["training.learning_rate"]),

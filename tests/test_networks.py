@@ -169,7 +169,7 @@ def test_maps_that_cannot_be_halved_that_often_are_refused() -> None:
         build_critic(build_generator(MAPS, [], SHAPES), CriticConfig(channels=(4,) * 5))
 
 
-@pytest.mark.parametrize(("family", "network"), [(SMALL, "dcgan"), (MAPS, "mlp")], ids=["showers", "maps"])
+@pytest.mark.parametrize(("family", "network"), [(SMALL, "zeldovich"), (MAPS, "mlp")], ids=["showers", "maps"])
 def test_a_network_of_the_wrong_kind_is_refused(family: Family, network: str) -> None:
     with pytest.raises(ConfigError, match="does not make samples of family"):
         build_generator(family, [], GeneratorConfig.model_validate({"network": network}))

@@ -286,7 +286,7 @@ def test_a_dry_run_writes_nothing_and_counts_right(data: Path, tmp_path: Path) -
         ({"holdout": {"height": (0.0, 1.0)}}, ConfigError, "no condition 'height'"),
         ({"holdout": {"angle": (-1.0, 1.0)}}, ShardError, "held-out"),
         ({"family": "calogan"}, ShardError, "family"),
-        ({"generator": {"network": "dcgan"}}, ConfigError, "does not make samples"),
+        ({"generator": {"network": "zeldovich"}}, ConfigError, "does not make samples"),
         ({"training": {"batch_size": 500}}, ShardError, "fewer training samples than one batch"),
     ],
 )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ..networks import Generator, MapGenerator, ShowerGenerator
 from .maps import FoldedMaps
+from .plain import Unfolded
 from .showers import FoldedShowers
 
-__all__ = ["FoldedMaps", "FoldedShowers", "folded"]
+__all__ = ["FoldedMaps", "FoldedShowers", "Unfolded", "folded"]
+
+Array = NDArray[np.float32]
 
 
-def folded(generator: Generator) -> FoldedShowers | FoldedMaps:
-    """The form of a trained generator that runs on a CPU: from arrays of latents and conditions to samples."""
+def folded(generator: Generator) -> Callable[[Array, Array], Array]:
+    """The form of a trained generator that runs on a CPU: from latents (B, Z) and conditions (B, C) to samples."""
     if isinstance(generator, ShowerGenerator):
         return FoldedShowers(generator)
     if isinstance(generator, MapGenerator):
         return FoldedMaps(generator)
-    raise TypeError(f"no folded form of a {type(generator).__name__}")
+    return Unfolded(generator)

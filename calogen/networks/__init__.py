@@ -1,33 +1,147 @@
-"""Generators and critics, shaped by a family."""
+"""Generators and critics, shaped by a family: which there are, and how one is built."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..config import CriticConfig, GeneratorConfig
-from ..errors import ConfigError
+from ..config import Config, CriticConfig, GeneratorConfig
+from ..errors import ConfigError, did_you_mean
 from ..families import Family
-from ..transforms import ShowerTransform, build_transform
-from .contract import Critic, Generator
+from .contract import Critic, Generator, LikelihoodGenerator
 from .layers import SLOPE
 from .maps import MapCritic, MapGenerator
 from .showers import ShowerCritic, ShowerGenerator
 
 __all__ = [
+    "DEFAULTS",
+    "FIRST",
+    "NETWORKS",
     "SLOPE",
     "Critic",
     "Generator",
+    "LikelihoodGenerator",
     "MapCritic",
     "MapGenerator",
+    "Network",
     "ShowerCritic",
     "ShowerGenerator",
     "build_critic",
     "build_generator",
+    "network_of",
     "pick_device",
+    "settled",
 ]
+
+
+class Network(NamedTuple):
+    """Where the classes of a network are; imported when it is built.
+
+    Attributes:
+        generator: ``module.Class`` in this package.
+        critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
+    """
+
+    generator: str
+    critic: str | None = None
+
+    @property
+    def generator_class(self) -> type[Generator]:
+        """What makes samples."""
+        found: type[Generator] = _class(self.generator)
+        return found
+
+    @property
+    def critic_class(self) -> type[Critic]:
+        """What judges them.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        if self.critic is None:
+            raise ConfigError("the network has no critic", where="generator.network", found=self.generator)
+        found: type[Critic] = _class(self.critic)
+        return found
+
+
+NETWORKS: dict[str, dict[str, Network]] = {
+    "calorimeter": {
+        "scores": Network("showers.ShowerGenerator", "showers.ShowerCritic"),
+        "mlp": Network("classics.MlpGenerator", "classics.MlpCritic"),
+        "calogan": Network("classics.CaloganGenerator", "classics.CaloganCritic"),
+        "dcgan": Network("classics.ConvGenerator", "classics.ConvCritic"),
+        "vae": Network("vae.VaeGenerator"),
+        "flow": Network("flow.FlowGenerator"),
+    },
+    "map": {
+        "dcgan": Network("maps.MapGenerator", "maps.MapCritic"),
+    },
+}
+"""Networks by the kind of family they serve and by name."""
+
+DEFAULTS = {"calorimeter": "scores", "map": "dcgan"}
+"""What ``auto`` means, by kind of family."""
+
+FIRST = {"calorimeter": "scores", "map": "dcgan"}
+"""What ``auto`` meant when checkpoints did not name their network."""
+
+
+def network_of(family: Family, name: str) -> Network:
+    """The network of a name, for a family.
+
+    Raises:
+        ConfigError: If there is none of that name that makes samples of the family.
+    """
+    known, name = NETWORKS[family.kind], _named(family, name)
+    if name not in known:
+        raise ConfigError(
+            f"network '{name}' does not make samples of family '{family.name}'",
+            where="generator.network",
+            expected=", ".join(known),
+            found=name,
+            hint=did_you_mean(name, known),
+        )
+    return known[name]
+
+
+def settled(config: Config, family: Family) -> Config:
+    """The configuration with its network named and every size of generator and critic filled in.
+
+    This is what a checkpoint keeps: it must not change its meaning when defaults do.
+
+    Raises:
+        ConfigError: If there is no such network, or network and objective do not go together.
+    """
+    name = _named(family, config.generator.network)
+    network = network_of(family, name)
+    _check_objective(family, name, config.training.objective)
+    generator = {"network": name, **_filled(network.generator_class, config.generator)}
+    critic = (
+        _filled(network.critic_class, config.critic) if network.critic else dict.fromkeys(CriticConfig.model_fields)
+    )
+    return config.updated({"generator": generator, "critic": critic})
+
+
+def _check_objective(family: Family, name: str, objective: str) -> None:
+    network = NETWORKS[family.kind][name]
+    if (network.critic is None) == (objective == "likelihood"):
+        return
+    if network.critic is None:
+        reason, hint = "it has a loss of its own and no critic", "training.objective=likelihood"
+    else:
+        names = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
+        reason = "it maps noise to samples, and the likelihood of a sample is not known"
+        hint = f"training.objective=wgan-gp, or a network with a likelihood: {', '.join(names) or 'none for maps'}"
+    raise ConfigError(
+        f"network '{name}' cannot learn by '{objective}': {reason}",
+        where="generator.network, training.objective",
+        found=objective,
+        hint=hint,
+    )
 
 
 def build_generator(family: Family, conditions: Sequence[str], config: GeneratorConfig) -> Generator:
@@ -36,27 +150,47 @@ def build_generator(family: Family, conditions: Sequence[str], config: Generator
     Raises:
         ConfigError: If the network does not suit the family.
     """
-    natural = "mlp" if family.kind == "calorimeter" else "dcgan"
-    if config.network not in ("auto", natural):
-        raise ConfigError(
-            f"network '{config.network}' does not make samples of family '{family.name}'",
-            where="generator.network",
-            expected=natural,
-            found=config.network,
-        )
-    transform = build_transform(family, conditions)
-    if isinstance(transform, ShowerTransform):
-        return ShowerGenerator(family, transform, config.latent or 192, config.hidden)
-    return MapGenerator(family, transform, conditions, config.latent or 32, config.channels)
+    kind = network_of(family, config.network).generator_class
+    generator = kind(family, conditions, **_options(kind, config))
+    generator.network = _named(family, config.network)
+    return generator
 
 
-def build_critic(generator: Generator, config: CriticConfig) -> Critic:
-    """A critic for what ``generator`` makes, not yet fitted."""
-    if isinstance(generator, ShowerGenerator):
-        return ShowerCritic(generator.family, generator.transform, config.hidden)
-    if isinstance(generator, MapGenerator):
-        return MapCritic(generator.family, generator.transform, generator.conditions, config.channels)
-    raise TypeError(f"no critic for a {type(generator).__name__}")
+def build_critic(generator: Generator, config: CriticConfig, objective: str = "wgan-gp") -> Critic:
+    """A critic for what ``generator`` makes, not yet fitted.
+
+    Raises:
+        ConfigError: If the generator has none, or it does not suit the objective.
+    """
+    kind = network_of(generator.family, generator.network).critic_class
+    return kind(generator, **_options(kind, config, objective=objective))
+
+
+def _named(family: Family, name: str) -> str:
+    return DEFAULTS[family.kind] if name == "auto" else name
+
+
+def _class(place: str) -> Any:
+    module, name = place.split(".")
+    return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
+def _options(kind: type, config: GeneratorConfig | CriticConfig, **others: Any) -> dict[str, Any]:
+    """The settings that a class takes and that are given."""
+    taken = inspect.signature(kind).parameters
+    given = {**{key: value for key, value in config if value is not None}, **others}
+    return {key: value for key, value in given.items() if key in taken}
+
+
+def _filled(kind: type, config: GeneratorConfig | CriticConfig) -> dict[str, Any]:
+    """Every setting: as given, else as the class has it, else (it takes none of that name) absent."""
+    taken = inspect.signature(kind).parameters
+    given = _options(kind, config)
+    return {
+        key: given.get(key, taken[key].default if key in taken else None)
+        for key in type(config).model_fields
+        if key != "network"
+    }
 
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..families import Family
@@ -14,13 +15,18 @@ from ..shards import Samples
 class Generator(nn.Module, ABC):
     """Makes samples in physical units from latent numbers and conditions.
 
+    A class of generators is called with the family, the names of the conditions and, by keyword, those settings of
+    :class:`~calogen.config.GeneratorConfig` that it knows; their defaults are its own.
+
     Attributes:
+        network: Its name in :data:`calogen.networks.NETWORKS`.
         family: What is made.
         conditions: Names of the conditions, in the order of the columns given to the network.
         transform: Between physical units and network space; fitted, and left alone by the adversary unless
             ``tune_transform``.
     """
 
+    network: str
     family: Family
     conditions: tuple[str, ...]
     transform: nn.Module
@@ -44,8 +50,29 @@ class Generator(nn.Module, ABC):
         """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
 
 
+class LikelihoodGenerator(Generator):
+    """A generator that learns from reference samples alone, without a critic (objective ``likelihood``)."""
+
+    @abstractmethod
+    def loss(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        """What to minimise: minus the log likelihood, or a bound on it, averaged over the batch.
+
+        Args:
+            samples: Reference samples (B, ...), in physical units.
+            conditions: (B, C), in their units.
+            stream: Source of everything random, on the device of the samples; so a resumed run repeats itself.
+
+        Returns:
+            Scalar with gradients to the parameters.
+        """
+
+
 class Critic(nn.Module, ABC):
-    """Scores samples. :meth:`view` prepares them once; the gradient penalty is taken in the space of views."""
+    """Scores samples. :meth:`view` prepares them once; the gradient penalty is taken in the space of views.
+
+    A class of critics is called with the generator and, by keyword, those settings of
+    :class:`~calogen.config.CriticConfig` that it knows, and ``objective`` (a name) if it wants to know that.
+    """
 
     @abstractmethod
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:

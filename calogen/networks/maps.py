@@ -35,7 +35,6 @@ class MapGenerator(Generator):
 
     Args:
         family: A map family; its sides must be divisible by 2 for every entry of ``channels``.
-        transform: From [-1, 1) to densities.
         conditions: Names of the conditions.
         latent: Latent channels of the smallest grid.
         channels: Channels from the smallest grid up; every entry doubles the side.
@@ -51,14 +50,13 @@ class MapGenerator(Generator):
     def __init__(
         self,
         family: Family,
-        transform: MapTransform,
         conditions: Sequence[str],
-        latent: int,
-        channels: Sequence[int],
+        latent: int = 32,
+        channels: Sequence[int] = (128, 64, 32, 16),
     ) -> None:
         super().__init__()
         self.family = family
-        self.transform = transform
+        self.transform = MapTransform(family)
         self.conditions = tuple(conditions)
         self.grid = (latent, *_halved(family, channels))
         count = len(self.conditions)
@@ -111,15 +109,15 @@ class MapGenerator(Generator):
 class MapCritic(Critic):
     """Scores maps; strided circular convolutions, no batch norm.
 
-    Args: as for :class:`MapGenerator`, with ``channels`` from the largest grid down.
+    Args:
+        generator: Its transform scales the maps.
+        channels: Channels from the largest grid down; every entry halves the side.
     """
 
-    def __init__(
-        self, family: Family, transform: MapTransform, conditions: Sequence[str], channels: Sequence[int]
-    ) -> None:
+    def __init__(self, generator: MapGenerator, channels: Sequence[int] = (32, 64, 128, 128)) -> None:
         super().__init__()
-        self._scale = transform.forward
-        count = len(conditions)
+        self._scale = generator.transform.forward
+        family, count = generator.family, len(generator.conditions)
         widths = [1, *channels]
         self.levels = nn.ModuleList(_Planes(a, b, count, stride=2) for a, b in pairwise(widths))
         self.last = nn.Linear(channels[-1] * math.prod(_halved(family, channels)) + count, 1)

@@ -26,7 +26,7 @@ class ShowerGenerator(Generator):
 
     Args:
         family: A calorimeter family.
-        transform: From normal scores to MeV.
+        conditions: Names of the conditions.
         latent: Number of factors K.
         hidden: Widths of the hidden layers of the shape network.
     """
@@ -34,11 +34,13 @@ class ShowerGenerator(Generator):
     transform: ShowerTransform
     noise: Tensor  # (V,) spread of each voxel's own noise
 
-    def __init__(self, family: Family, transform: ShowerTransform, latent: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self, family: Family, conditions: Sequence[str], latent: int = 192, hidden: Sequence[int] = (256, 128)
+    ) -> None:
         super().__init__()
-        layers, count = len(family.layers), len(transform.conditions)
-        self.family, self.conditions = family, transform.conditions
-        self.transform = transform
+        layers, count = len(family.layers), len(conditions)
+        self.family, self.conditions = family, tuple(conditions)
+        self.transform = ShowerTransform(family, conditions)
         self.splits = (layers, latent, family.voxels)
         self.register_buffer("noise", torch.ones(family.voxels))
         self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
@@ -95,8 +97,7 @@ class ShowerCritic(Critic):
     a critic bound to slope 1 would look at little but single voxels, and learn the training showers by heart.
 
     Args:
-        family: A calorimeter family.
-        transform: Gives the energy variables.
+        generator: Its transform gives the energy variables.
         hidden: Widths of the hidden layers.
     """
 
@@ -104,8 +105,9 @@ class ShowerCritic(Critic):
     spread: Tensor  # (D,)
     position: Tensor  # (V, 2) voxel centres in units of the largest one
 
-    def __init__(self, family: Family, transform: ShowerTransform, hidden: Sequence[int]) -> None:
+    def __init__(self, generator: ShowerGenerator, hidden: Sequence[int] = (256, 128)) -> None:
         super().__init__()
+        family, transform = generator.family, generator.transform
         self.family = family
         self.energy_variables = transform.energy_variables
         centres = torch.as_tensor(family.centres, dtype=torch.float32)
