@@ -31,6 +31,7 @@ _VALIDATION_SHARE = 10  # one in this many samples validates when the data is no
 _LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
 _HIGHEST_LOOSE_RESPONSE = 30.0  # a bad model or a few showers may be far off, but not by a factor 1000
 _RESPONSE_ROWS = 1024
+_DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ class Shards:
         samples = _read_rows(file, piece, first, stop - offset + piece.start)
         if piece.path not in self._plausible:
             _check_response(file, piece, samples if first == piece.start else None)
+            _check_density(piece, samples)
             self._plausible.add(piece.path)
         bad = _bad_rows(samples)
         if not bad.any():
@@ -403,6 +405,23 @@ def _check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None)
         found=f"{response:.4g} in {layout.name} layout ({'; '.join(layout.notes) or 'nothing converted'})",
         hint=f"{guess}: set the file's attributes energy_unit and cell_unit to what they are",
     )
+
+
+def _check_density(piece: Piece, samples: Samples) -> None:
+    """Refuses reference maps that are no densities over their mean, as they should be."""
+    layout = piece.layout
+    if layout.family.kind != "map" or layout.family.unit != "1+delta" or layout.kind != "reference":
+        return
+    good = samples.values[~_bad_rows(samples)]
+    typical = float(np.median(good.mean(axis=(1, 2), dtype=np.float64))) if len(good) else 1.0
+    if not _DENSITIES[0] <= typical <= _DENSITIES[1]:
+        raise ShardError(
+            "the maps are not densities over the mean density of their box",
+            where=f"{piece.path}, dataset {layout.values[0]}",
+            expected=f"1 + delta: a typical map has a mean of {_DENSITIES[0]:g} to {_DENSITIES[1]:g}",
+            found=f"{typical:.4g}",
+            hint="divide the maps of each simulation by its mean density; of a .npy stack that is done when it is read",
+        )
 
 
 def sha256_of(path: Path) -> str:

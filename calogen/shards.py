@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -346,17 +346,18 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
         family: What the samples are, where the files do not say.
 
     Returns:
-        ``source, format, family, kind, samples, files, bytes, unit, sample_shape, splits, conditions, values, response,
-        bad_rows, provenance, notes, problems``. Ranges are of good rows only, in the family's units.
+        ``source, format, family, kind, samples, realisations, files, bytes, unit, sample_shape, splits, conditions,
+        values, response, bad_rows, provenance, notes, problems``. Ranges are of good rows only, in the family's units.
 
     Raises:
         ShardError: If there is no such file or folder.
     """
-    problems, files = _everything(_items(source))
+    items, parameters = _named_parameters(_items(source))
+    problems, files = _everything(items)
     ranges, pieces, splits = _Ranges(), list[Piece](), Counter[str]()
     for path, record in files:
         try:
-            piece = _open_piece(path, record, family)
+            piece = _open_piece(path, record, family, parameters)
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
             if path.parent.name in _SPLITS:
@@ -364,6 +365,7 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
             ranges.add(piece)
         except ShardError as error:
             problems.append(_line(error))
+    problems += _shared_realisations(pieces)
     shown = problems[:_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
@@ -378,7 +380,9 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
     if not pieces:
         return table
     shards = Shards(pieces)
+    boxes = shards.origins().boxes if shards.family.kind == "map" else None
     return table | {
+        "realisations": None if boxes is None else int(boxes.max()) + 1,
         "format": ", ".join(sorted({piece.layout.name for piece in pieces})),
         "family": shards.family.name,
         "kind": shards.kind,
@@ -388,6 +392,20 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
         "provenance": list(shards.provenance),
         "notes": list(shards.notes),
     }
+
+
+def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
+    """Realisations that are in two splits."""
+    problems, sides = list[str](), dict[str, list[Piece]]()
+    for piece in pieces:
+        if piece.layout.family.kind == "map" and piece.path.parent.name in _SPLITS:
+            sides.setdefault(piece.path.parent.name, []).append(piece)
+    for one, other in combinations(sides.values(), 2):
+        try:
+            require_apart(Shards(one).origins(), Shards(other).origins())
+        except ShardError as error:
+            problems.append(_line(error))
+    return problems
 
 
 def _everything(items: list[str | Path]) -> tuple[list[str], list[_File]]:

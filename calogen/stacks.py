@@ -123,7 +123,7 @@ class Stack:
                 np.bincount(self._ids(first, last) - ids[0], values)
                 for values in (np.where(weight, means, 0.0), weight.astype(np.float64))
             )
-            scale = (sums / counts)[ids - ids[0]]
+            scale = np.abs(sums / counts)[ids - ids[0]]  # negative maps stay negative, and are refused as such
             chosen = whole[start - first : stop - first]
             return np.asarray(chosen / scale[:, None, None], dtype=np.float32)
 
@@ -138,11 +138,15 @@ def _mapped(path: Path) -> NDArray[Any]:
         raise ShardError(
             "the file is not a NumPy array, or is truncated", where=path, found=f"{size} bytes; {error}"
         ) from None
-    if not isinstance(maps, np.ndarray) or maps.dtype.kind != "f" or maps.ndim != 3 or not maps.size:
-        found = f"{maps.shape} {maps.dtype}" if isinstance(maps, np.ndarray) else "an archive of arrays"
-        raise ShardError(
-            "this is no stack of maps", where=path, expected="(N, H, W) of float32 or float64", found=found
-        )
+    wrong = None
+    if not isinstance(maps, np.ndarray):
+        maps.close()
+        wrong = "an archive of arrays"
+    elif maps.dtype.kind != "f" or maps.ndim != 3 or not maps.size:
+        wrong = f"{maps.shape} {maps.dtype}"
+    if wrong:
+        expected = "an array (N, H, W) of float32 or float64"
+        raise ShardError("this is no stack of maps", where=path, expected=expected, found=wrong)
     return maps
 
 
@@ -198,7 +202,7 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
         rows.append(row)
     if header is not None and rows and len(header) != len(rows[0]):
         header = None  # a sentence, not names
-    return np.array(rows, dtype=np.float64).reshape(len(rows), -1), header
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0), header
 
 
 def _bad_line(path: Path, number: int, expected: str, line: str) -> ShardError:
