@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 from calogen.families import Family
+from calogen.realisations import Origins
 from calogen.shards import Samples
 
 from .histograms import Selection, observable_edges, selections, spectrum_axis
@@ -43,6 +44,8 @@ class Source(Protocol):
 
     def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:  # noqa: D102
         ...
+
+    def origins(self) -> Origins: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

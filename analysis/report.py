@@ -16,6 +16,7 @@ import numpy as np
 from calogen.errors import ConfigError, GateError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.hdf5 import write_atomic
+from calogen.realisations import require_apart
 
 from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
 from .distances import Metric, scale_of, wasserstein_1d
@@ -303,7 +304,8 @@ def compare(
 
     Raises:
         ConfigError: If names of generated samples clash, or bins or seed are out of range.
-        ShardError: If a source is empty, unreadable, unusable, too small, or of another family.
+        ShardError: If a source is empty, unreadable, unusable, too small, or of another family, or if maps of one
+            realisation are both in the reference and in the training samples.
     """
     require_settings(bins, seed)
     first = _open(reference, "reference")
@@ -318,6 +320,8 @@ def compare(
     if training is not None:
         source = _open(training, "training")
         _require_same(first.family, source.family, "training")
+        if first.family.kind == "map":
+            require_apart(source.origins(), first.origins())
         learnt = survey(source, plan, title="training", progress=progress)
         notes += source_notes("training", source, learnt)
     sides, found, classified = {}, {}, {}

@@ -25,6 +25,7 @@ from .errors import ShardError
 from .families import Family
 from .formats import INDEX_EXTRAS, SCHEMA
 from .hdf5 import RowWriter, hdf5_image, write_atomic
+from .realisations import Origins
 
 SHARD_BYTES = 128 << 20
 """Raw bytes of samples in one shard, at most."""
@@ -125,6 +126,10 @@ class Samples:
             kind=first.kind,
             provenance=tuple(provenance),
         )
+
+    def origins(self) -> Origins:
+        """Parameters and realisation of every map."""
+        return Origins(self.conditions, self.extras.get("realisation_id"), lambda row: f"samples in memory, row {row}")
 
     def read(self, start: int = 0, stop: int | None = None) -> Samples:
         """Samples start to stop (to the end when absent)."""

@@ -230,6 +230,15 @@ def test_a_realisation_in_train_and_in_validation_is_refused_by_name(tmp_path: P
     assert "realisation 8 is on both sides" in refused_too.err
 
 
+def test_a_reference_that_was_trained_on_is_refused(tmp_path: Path) -> None:
+    reference = boxes(MAPS, list(range(20)), seed=1)
+    train = open_shards(write_folder(tmp_path / "train", boxes(MAPS, list(range(19, 40)))))
+    with pytest.raises(ShardError, match="realisation 19 is on both sides") as refused:
+        compare(reference, boxes(MAPS, list(range(20)), seed=2), training=train)
+    assert "shard-000000.h5, row 0" in str(refused.value.where)
+    assert "row 57" in str(refused.value.found)
+
+
 def test_the_same_number_at_other_parameters_is_another_realisation(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", boxes(MAPS, [0, 1, 2]))
     maps = boxes(MAPS, [0, 1, 2])
