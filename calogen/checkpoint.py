@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -19,8 +22,9 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from .config import Config
-from .errors import CheckpointError, StorageError
+from .errors import CheckpointError, ConditionError, StorageError
 from .families import Family
+from .hdf5 import write_atomic
 from .networks import FIRST, Generator, build_generator
 
 SCHEMA = 1
@@ -37,6 +41,38 @@ class ConditionRange(BaseModel):
     low: float
     high: float
 
+    def check(self, values: NDArray[np.float32], *, positive: bool, extrapolate: bool, first: int) -> None:
+        """Refuse values (n,) that are impossible or outside the range.
+
+        Args:
+            values: In the condition's unit.
+            positive: Whether they go with their logarithm.
+            extrapolate: Allow what lies outside, as long as it is finite and physical.
+            first: Index of the first row, for the message.
+
+        Raises:
+            ConditionError: Names condition, row, value, range and remedy.
+        """
+        margin = 1e-6 * max(abs(self.low), abs(self.high))
+        wrong = ~np.isfinite(values) | (values <= 0 if positive else False)
+        what, expected, hint = "not possible", "finite values above 0" if positive else "finite values", None
+        if not (wrong.any() or extrapolate):
+            wrong = (values < self.low - margin) | (values > self.high + margin)
+            what, expected = (
+                "not what the surrogate was trained on",
+                f"{self.low:g} to {self.high:g} {self.unit}".rstrip(),
+            )
+            hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ConditionError(
+                f"{int(wrong.sum())} value(s) of '{self.name}' are {what}",
+                where=f"sample {first + row}",
+                expected=expected,
+                found=f"{float(values[row]):g} {self.unit}".rstrip(),
+                hint=hint,
+            )
+
 
 class Card(BaseModel):
     """The JSON half of a checkpoint.
@@ -50,6 +86,8 @@ class Card(BaseModel):
         score: Validation score, none before the first validation.
         holdout: Ranges of conditions left out of training.
         provenance: Versions, seed, data digest.
+        history: Validations of the run so far, at most 64 of them: step, seconds of training until then, score, critic
+            gap, Wasserstein estimate or loss; the first has the floor of the score with its error.
         model_sha256: Of ``model.safetensors``.
         training_sha256: Of ``training.safetensors``, where there is one.
     """
@@ -63,6 +101,7 @@ class Card(BaseModel):
     score: float | None = None
     holdout: dict[str, tuple[float, float]] = {}
     provenance: dict[str, Any] = {}
+    history: tuple[dict[str, float | None], ...] = ()
     model_sha256: str = ""
     training_sha256: str = ""
 
@@ -171,6 +210,18 @@ def save_checkpoint(
             expected=f"{needed / 1e6:.1f} MB of space",
             hint="free space, then resume: earlier checkpoints are untouched",
         ) from None
+
+
+def rewrite_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
+    """Replace the history on a saved checkpoint's card: it goes on after the checkpoint was made.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    path = folder / _CARD
+    with suppress(FileNotFoundError, ValidationError):  # a damaged card is found when the checkpoint is loaded
+        card = Card.model_validate_json(path.read_bytes()).model_copy(update={"history": tuple(map(dict, history))})
+        write_atomic(path, card.model_dump_json(indent=1).encode())
 
 
 def sync_folder(folder: Path) -> None:

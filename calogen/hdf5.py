@@ -28,6 +28,8 @@ _CHUNK_ROWS = 1024
 _CHUNK_BYTES = 8 << 20
 _AHEAD = 16  # chunks being compressed at a time, at most
 _WINDOW_BITS = 11
+MANTISSA = 23
+"""Bits of a float32's mantissa."""
 
 
 @contextmanager
@@ -246,6 +248,21 @@ class RowWriter:
 
     def _store(self, place: int, data: bytes) -> None:
         self._dataset.id.write_direct_chunk((place, *(0 for _ in self._shape)), data)
+
+
+def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Values with mantissas rounded to so many bits: a relative error of at most 2^-(bits + 1).
+
+    Args:
+        values: float32.
+        bits: 1 to 23.
+    """
+    drop = MANTISSA - bits
+    if not drop:
+        return values
+    raw = values.view(np.uint32) + np.uint32(1 << (drop - 1))
+    raw &= np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    return raw.view(np.float32)
 
 
 def compressed(chunk: NDArray[np.generic]) -> bytes:

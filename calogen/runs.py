@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
@@ -17,12 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import Card, Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
 from .config import Config
 from .errors import CheckpointError, ConfigError, StorageError
 from .hdf5 import require_writable, write_atomic
 
 Record = dict[str, Any]
+
+_HISTORY = ("step", "seconds", "score", "critic_gap", "wasserstein", "loss", "floor", "floor_error")
+_MOST_HISTORY = 64  # validations a checkpoint remembers: they go into every shard made with it
 
 
 class RunFolder:
@@ -127,12 +131,50 @@ class RunFolder:
             model: The averaged generator.
             training: Everything needed to resume.
         """
+        card = card.model_copy(update={"history": tuple(self.history(card.step))})
         save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training)
         self.judge(card)
-        kept = {*self.steps()[-2:], (self.best() or {}).get("step")}
+        best = (self.best() or {}).get("step")
+        if best != card.step:
+            rewrite_history(self.checkpoints / f"step-{best}", card.history)
+        kept = {*self.steps()[-2:], best}
         for step in self.steps():
             if step not in kept:
                 _remove(self.checkpoints / f"step-{step}")
+
+    def history(self, until: int) -> list[dict[str, float | None]]:
+        """Validations up to a step, from the log: all of them, or the best, the last and some evenly between."""
+        found = [
+            {key: _short_number(record[key]) for key in _HISTORY if key in record}
+            for record in self.records(until)
+            if "score" in record
+        ]
+        if len(found) <= _MOST_HISTORY:
+            return found
+        scores = [math.inf if record["score"] is None else record["score"] for record in found]
+        evenly = np.linspace(0, len(found) - 1, _MOST_HISTORY - 1).round().astype(int).tolist()
+        return [found[i] for i in sorted({*evenly, scores.index(min(scores))})]
+
+    def set_aside(self, step: int) -> None:
+        """Rename checkpoints after a step, which are damaged: they shall neither be resumed from nor be the best.
+
+        Raises:
+            StorageError: If the file system refuses.
+        """
+        for later in self.steps():
+            if later > step:
+                folder = self.checkpoints / f"step-{later}"
+                aside = folder.with_name(f"damaged-{folder.name}")
+                try:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+                except OSError as error:
+                    raise StorageError(
+                        f"cannot set the damaged checkpoint aside: {error.strerror}", where=folder
+                    ) from None
+        best = self.best()
+        if best is not None and best["step"] > step:
+            (self.path / "best.json").unlink()
 
     def judge(self, card: Card) -> None:
         """Make a saved checkpoint the best one if none before it was as good.
@@ -172,6 +214,13 @@ def _line(record: Record) -> str:
     return json.dumps(record | infinite) + "\n"
 
 
+def _short_number(value: Any) -> float | None:
+    """A number with six digits; None for what is none."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
 def _remove(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
@@ -180,23 +229,33 @@ def _remove(folder: Path) -> None:
 
 def environment() -> Record:
     """Versions and commit: what is needed to repeat a run, besides configuration and data."""
-    try:
-        where = Path(__file__).parent
-        command = ["git", "-C", str(where), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
     return {
         "calogen": version("calogen"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "commit": commit,
+        **_commit(),
     }
 
 
+@functools.cache
+def _commit() -> Record:
+    """The commit of this program, and whether its code was changed since; nothing for an installed copy."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy may lie inside somebody else's repository
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../analysis")
+        return {"commit": git("rev-parse", "--short=12", "HEAD"), "code_changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": ""}
+
+
 def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpoint, str]:
-    """The last checkpoint of a run folder, and a warning (or nothing).
+    """The last whole checkpoint of a run folder, and a warning (or nothing); damaged later ones are set aside.
 
     Args:
         folder: The run.
@@ -204,14 +263,9 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         facts: Of this session: versions, device, threads, data digest.
 
     Raises:
-        CheckpointError: If there is none, or it belongs to another configuration or other data.
+        CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
-    steps = folder.steps()
-    if not steps:
-        raise CheckpointError(
-            "there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder"
-        )
-    checkpoint = load_checkpoint(folder.checkpoints / f"step-{steps[-1]}")
+    checkpoint, warning = _newest(folder)
     free = {"device", "threads", "training"}
     mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
     loose = {"steps", "time", "log_every", "memory"}
@@ -230,10 +284,34 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
     before = checkpoint.card.provenance
     changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
-    if not changed:
-        return checkpoint, ""
-    details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
-    return checkpoint, f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"
+    if changed:
+        details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
+        other = f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"
+        warning = f"{warning}; {other}" if warning else other
+    folder.set_aside(checkpoint.card.step)
+    return checkpoint, warning
+
+
+def _newest(folder: RunFolder) -> tuple[Checkpoint, str]:
+    """The newest checkpoint that is whole, and a warning where a newer one is damaged.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    first: CheckpointError | None = None
+    for step in reversed(folder.steps()):
+        try:
+            checkpoint = load_checkpoint(folder.checkpoints / f"step-{step}")
+            checkpoint.training_state()
+        except CheckpointError as error:
+            first = first or error
+            continue
+        if first is None:
+            return checkpoint, ""
+        return checkpoint, f"resumed from step {step}: a newer checkpoint is damaged ({first.what}: {first.where})"
+    raise first or CheckpointError(
+        "there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder"
+    )
 
 
 def _short(value: object) -> str:

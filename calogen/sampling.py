@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from .checkpoint import Card, Checkpoint, load_checkpoint
 from .errors import ConditionError, ConfigError, did_you_mean
 from .families import Family
-from .hdf5 import compressed
+from .hdf5 import MANTISSA, compressed, rounded
 from .inference import folded
 from .models import find_model
 from .networks import MapGenerator, pick_device
@@ -46,7 +46,6 @@ BLOCK = ALIGNMENT
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
 _SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
 _PROBE = 64  # samples made to see how well they compress
-_MANTISSA = 23  # bits of a float32
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,10 @@ class Generation:
             "request_sha256": self.request.digest(),
             "holdout": card.holdout,
             "training": card.provenance,
+            "network": card.config.generator.network,
+            "objective": card.config.training.objective,
+            "parameters": self.surrogate.parameters,
+            **({"history": card.history} if card.history else {}),
             "versions": environment(),
             **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits is not None else {}),
         }
@@ -109,16 +112,6 @@ class Generation:
             kept = rounded(kept, self.mantissa_bits)
         named = {name: columns[keep, i] for i, name in enumerate(self.surrogate.conditions)}
         return Samples(self.family, kept, named, kind="generated")
-
-
-def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Values with mantissas rounded to so many bits: a relative error of at most 2^-(bits + 1)."""
-    drop = _MANTISSA - bits
-    if not drop:
-        return values
-    raw = values.view(np.uint32) + np.uint32(1 << (drop - 1))
-    raw &= np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
-    return raw.view(np.float32)
 
 
 class Surrogate:
@@ -187,6 +180,11 @@ class Surrogate:
     def block(self) -> int:
         """Samples computed at a time by :meth:`generate`, aligned to the global index."""
         return self._rows
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were fitted or trained."""
+        return sum(p.numel() for p in self._generator.parameters())
 
     @property
     def coarse_latents(self) -> int:
@@ -273,27 +271,8 @@ class Surrogate:
             ConditionError: Names condition, row, value, range and remedy.
         """
         for i, known in enumerate(self._card.conditions):
-            values = columns[:, i]
-            logarithmic = self.family.condition(known.name).scale == "log"
-            impossible = ~np.isfinite(values) | (values <= 0 if logarithmic else False)
-            margin = 1e-6 * max(abs(known.low), abs(known.high))
-            outside = (values < known.low - margin) | (values > known.high + margin)
-            what, wrong = "not possible", impossible
-            expected = "finite values above 0" if logarithmic else "finite values"
-            hint = None
-            if not (wrong.any() or extrapolate):
-                what, wrong = "not what the surrogate was trained on", outside
-                expected = f"{known.low:g} to {known.high:g} {known.unit}".rstrip()
-                hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
-            if wrong.any():
-                row = int(np.flatnonzero(wrong)[0])
-                raise ConditionError(
-                    f"{int(wrong.sum())} value(s) of '{known.name}' are {what}",
-                    where=f"sample {first + row}",
-                    expected=expected,
-                    found=f"{float(values[row]):g} {known.unit}".rstrip(),
-                    hint=hint,
-                )
+            positive = self.family.condition(known.name).scale == "log"
+            known.check(columns[:, i], positive=positive, extrapolate=extrapolate, first=first)
 
     @torch.inference_mode()
     def launch(self, columns: NDArray[np.float32], seed: int, start: int) -> Callable[[], NDArray[np.float32]]:
@@ -382,8 +361,8 @@ class Surrogate:
             raise ConfigError("unknown layout", where="layout", expected="native or calogan", found=repr(layout))
         if layout == "calogan":
             _require_calogan(self.family, self.conditions)
-        if mantissa_bits is not None and not 1 <= mantissa_bits <= _MANTISSA:
-            raise ConfigError(f"a mantissa has 1 to {_MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
+        if mantissa_bits is not None and not 1 <= mantissa_bits <= MANTISSA:
+            raise ConfigError(f"a mantissa has 1 to {MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
         begun = begun_with(Path(out), request.samples, part) if shard_size is None else None
         per_shard = begun or self._per_shard(request.samples, part, shard_size)
         maker = Generation(self, request, seed, mantissa_bits)
