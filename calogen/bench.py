@@ -35,7 +35,7 @@ from .requests import Request
 from .runs import environment
 from .sampling import Surrogate
 from .shards import Samples, open_shards, samples_per_shard
-from .training import TrainingLoop, prepare
+from .training import AdversarialTrainer, Trainer, TrainingLoop, prepare
 from .transforms import scale_conditions
 from .workers import keep_memory, one_thread
 
@@ -74,7 +74,7 @@ def train_ratio(
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop.start(plan, Path(folder) / "run", check=False)
-        bare = _BareLoop(loop)
+        bare = _BareLoop(loop.trainer)
         ours_ms, bare_ms = [], []
         for turn in range(rounds + 1):
             first, second = _time(lambda: loop.advance(steps)), _time(lambda: bare.advance(steps))
@@ -109,8 +109,9 @@ def _time(work: Any) -> float:
 class _BareLoop:
     """WGAN-GP as one would write it on an afternoon: copies of the same networks, one fixed batch."""
 
-    def __init__(self, loop: TrainingLoop) -> None:
-        trainer = loop.trainer
+    def __init__(self, trainer: Trainer) -> None:
+        if not isinstance(trainer, AdversarialTrainer):
+            raise ConfigError("there is no critic to time", where="training.objective", found=trainer.options.objective)
         self.generator = copy.deepcopy(trainer.generator)
         self.critic = copy.deepcopy(trainer.critic)
         self.options = trainer.options
@@ -127,7 +128,8 @@ class _BareLoop:
     def _generate(self) -> Tensor:
         shape = (len(self.samples), self.generator.latent_size)
         latent = torch.randn(shape, generator=self.stream, device=self.samples.device)
-        return self.critic.view(self.generator(latent, self.conditions), self.conditions)
+        views: Tensor = self.critic.view(self.generator(latent, self.conditions), self.conditions)
+        return views
 
     def advance(self, steps: int) -> None:
         """Train for some steps."""

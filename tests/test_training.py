@@ -28,6 +28,7 @@ from calogen.requests import Request
 from calogen.sampling import Surrogate
 from calogen.shards import open_shards
 from calogen.training import Trainer, prepare, train
+from calogen.training.trainers import decay_factor
 
 TRAIN = """
     import json, sys, time
@@ -208,7 +209,7 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([5.0, 3.0, 4.0, float("inf"), 3.0, 9.0])
-    monkeypatch.setattr("calogen.training.physics_score", lambda *_: next(scores))
+    monkeypatch.setattr("calogen.training.trainers.physics_score", lambda *_: next(scores))
     run = train(tiny(training={"steps": 5, "validate_every": 1, "checkpoint_every": 1}), data, tmp_path / "run")
     assert sorted(p.name for p in (run.folder / "checkpoints").iterdir()) == ["step-1", "step-4", "step-5"]
     assert json.loads((run.folder / "best.json").read_text()) == {"step": 1, "score": 3.0, "checkpoint": "step-1"}
@@ -219,7 +220,7 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(
 
 def test_a_score_of_zero_cannot_be_beaten(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.0, 1.0, 2.0])
-    monkeypatch.setattr("calogen.training.physics_score", lambda *_: next(scores))
+    monkeypatch.setattr("calogen.training.trainers.physics_score", lambda *_: next(scores))
     run = train(tiny(), data, tmp_path / "run")
     assert json.loads((run.folder / "best.json").read_text())["step"] == 0
     assert run.score == 0.0
@@ -358,19 +359,8 @@ def test_the_average_follows_the_generator_as_its_constant_says(data: Path, tmp_
 
 
 def test_the_learning_rates_fall_to_zero_over_the_last_part() -> None:
-    class Rates(Trainer):
-        def __init__(self) -> None:
-            self.options = tiny(training={"steps": 100, "decay": 0.5, "learning_rate": 0.1}).training
-            weight = [torch.nn.Parameter(torch.zeros(1))]
-            self.generator_optimiser = torch.optim.Adam(weight, lr=1.0)
-            self.critic_optimiser = torch.optim.Adam(weight, lr=1.0)
-
-    rates, found = Rates(), {}
-    for rates.done in (0, 50, 75, 100):
-        rates._set_rates()
-        found[rates.done] = rates.generator_optimiser.param_groups[0]["lr"]
-    assert found == {0: 0.1, 50: 0.1, 75: pytest.approx(0.05), 100: pytest.approx(0.0, abs=1e-12)}
-    assert rates.critic_optimiser.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+    found = {done: decay_factor(done, 100, 0.5) for done in (0, 50, 75, 100)}
+    assert found == {0: 1.0, 50: 1.0, 75: pytest.approx(0.5), 100: pytest.approx(0.0, abs=1e-12)}
 
 
 FAST = [f for f in ALL_FAMILIES if f.voxels < 10_000]

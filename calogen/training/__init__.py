@@ -1,0 +1,13 @@
+"""Training: a plan, a trainer that updates the networks, and the loop around it.
+
+Everything random in step t is a function of (seed, t), so a run resumed from a checkpoint makes the same weights, bit
+for bit, as one that was never stopped. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+from .loop import Run, TrainingLoop, train
+from .plan import Plan, prepare
+from .trainers import AdversarialTrainer, LikelihoodTrainer, Trainer
+
+__all__ = ["AdversarialTrainer", "LikelihoodTrainer", "Plan", "Run", "Trainer", "TrainingLoop", "prepare", "train"]

@@ -1,0 +1,268 @@
+"""A training run from its data to its last checkpoint: log lines, validations, checkpoints, the best so far, resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import Card, ConditionRange
+from ..config import Config
+from ..dataset import Batches, held_out
+from ..errors import DivergenceError, Interrupted, ShardError
+from ..runs import Record, RunFolder, environment, resumable
+from ..shards import Samples
+from .plan import Plan, prepare
+from .trainers import Trainer, build_trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder, also what ``calogen generate`` takes.
+        step: Generator updates done.
+        score: Best validation score.
+        records: The log.
+    """
+
+    folder: Path
+    step: int
+    score: float | None
+    records: tuple[Record, ...]
+
+
+def train(
+    config: Config,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], int] | None = None,
+) -> Run:
+    """Train a surrogate.
+
+    Args:
+        config: What to do.
+        data: As for :func:`prepare`.
+        out: Run folder; must be empty or absent unless ``resume``.
+        resume: Continue from the last checkpoint in ``out``.
+        progress: Called with every log record and, between records, with ``{"step", "steps"}``.
+        should_stop: Asked after every step; a signal number stops the run after a checkpoint.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: Wrong configuration, or ``out`` not empty.
+        ShardError: Unusable data.
+        CheckpointError: Nothing to resume, or another run's checkpoint.
+        DivergenceError: Numbers that are not finite; the last good checkpoint is kept.
+        Interrupted: ``should_stop`` asked for it; the run can be resumed.
+        StorageError: The disk refused.
+    """
+    plan = prepare(config, data)
+    torch.set_num_threads(plan.threads)
+    loop = TrainingLoop.start(plan, out, resume=resume, progress=progress)
+    loop.run(should_stop or (lambda: 0))
+    best = loop.folder.best()
+    return Run(loop.folder.path, loop.trainer.done, best["score"] if best else None, tuple(loop.records))
+
+
+class TrainingLoop:
+    """Steps, log lines, validations and checkpoints at their intervals; made by :meth:`start`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        card: Card,
+        validation: Samples,
+        progress: Callable[[Record], None] | None,
+    ) -> None:
+        self.trainer, self.folder, self.card, self.validation = trainer, folder, card, validation
+        self.progress = progress or (lambda _: None)
+        self.records: list[Record] = []
+        self.sums: dict[str, Tensor] = {}
+        self.begun = self.since = time.monotonic()
+        self.counted = 0
+
+    @classmethod
+    def start(
+        cls,
+        plan: Plan,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        check: bool = True,
+        progress: Callable[[Record], None] | None = None,
+    ) -> TrainingLoop:
+        """Load the data, then fit a new run and save its start, or restore the last checkpoint.
+
+        Args:
+            plan: What to train.
+            out: Run folder.
+            resume: Restore.
+            check: Validate and save the start of a new run.
+            progress: As for :func:`train`.
+        """
+        folder, facts, options = RunFolder(Path(out)), _facts(plan), plan.config.training
+        begun = time.monotonic()
+        if resume:
+            checkpoint, warning = resumable(folder, plan.config, facts)
+        else:
+            folder.require_empty()
+        batches = Batches(
+            plan.training,
+            plan.conditions,
+            options.batch_size,
+            seed=plan.config.seed,
+            device=plan.device,
+            memory=options.memory,
+            holdout=plan.config.holdout,
+        )
+        facts["dropped"] = plan.training.dropped
+        trainer = build_trainer(plan, batches)
+        loop = cls(trainer, folder, _card(plan, batches, facts), _validation_samples(plan), progress)
+        loop.begun = begun
+        if resume:
+            trainer.restore(checkpoint)
+            folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
+            loop.records = folder.records(trainer.done)
+            folder.rewrite_log(loop.records)
+            if warning:
+                loop._tell({"step": trainer.done, "warning": warning})
+        else:
+            trainer.fit()
+            trainer.arm()
+            folder.create(plan.config, facts)  # only now: data that cannot be used leave nothing behind
+            if plan.training.dropped:
+                what = f"left out {plan.training.dropped} bad rows of {len(plan.training)} (drop_bad)"
+                loop._tell({"step": 0, "warning": what})
+            if check:
+                facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
+                loop._tell(facts | trainer.validate(loop.validation))
+                loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
+        return loop
+
+    def advance(self, steps: int) -> None:
+        """Train for some steps, with log lines but no other interruption."""
+        for _ in range(steps):
+            self._step()
+            if self.trainer.done % self.trainer.options.log_every == 0:
+                self._log(validate=False)
+
+    def run(self, should_stop: Callable[[], int]) -> None:
+        """Train to the last step, the time limit or a signal."""
+        trainer, options = self.trainer, self.trainer.options
+        while trainer.done < options.steps:
+            self._step()
+            signal_number = should_stop() if trainer.done < options.steps else 0
+            late = options.time is not None and time.monotonic() - self.begun >= options.time
+            last = trainer.done == options.steps or late or bool(signal_number)
+            validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
+            if validate or last or trainer.done % options.log_every == 0:
+                self._log(validate=validate)
+            else:
+                self.progress({"step": trainer.done, "steps": options.steps})
+            if trainer.done % options.checkpoint_every == 0 or last:
+                self.save()
+            if signal_number:
+                raise Interrupted(
+                    f"stopped by signal {signal_number} after step {trainer.done}; the run can be resumed",
+                    signal_number=signal_number,
+                    hint=f"calogen train ... --out {self.folder.path} --resume",
+                )
+            if late:
+                return
+
+    def _step(self) -> None:
+        for name, value in self.trainer.step().items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counted += 1
+
+    def _tell(self, record: Record) -> None:
+        self.records.append(record)
+        self.folder.log(record)
+        self.progress(record)
+
+    def _log(self, *, validate: bool) -> None:
+        trainer, now = self.trainer, time.monotonic()
+        values = {name: float(value) / self.counted for name, value in self.sums.items()}
+        record: Record = {
+            "step": trainer.done,
+            "steps": trainer.options.steps,
+            "seconds": round(now - self.begun, 3),
+            **values,
+            "steps_per_second": round(self.counted / max(now - self.since, 1e-9), 3),
+        }
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        for name, network in trainer.networks.items():
+            if not wrong and not torch.stack([torch.isfinite(p).all() for p in network.parameters()]).all():
+                wrong = [f"{name} weights"]
+        if wrong:
+            self.folder.log({"step": trainer.done, "diverged": wrong})
+            steps = self.folder.steps()
+            kept = self.folder.checkpoints / f"step-{steps[-1]}" if steps else "none yet"
+            raise DivergenceError(
+                f"training diverged before step {trainer.done}: {', '.join(wrong)} not finite",
+                where=self.folder.path,
+                found=f"last good checkpoint: {kept}",
+                hint="lower training.learning_rate and training.critic_learning_rate, then start again",
+            )
+        if validate:
+            record |= trainer.validate(self.validation)
+        self._tell(record)
+        self.sums, self.counted, self.since = {}, 0, time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step, once its numbers are known to be finite."""
+        if self.counted:
+            self._log(validate=False)  # also checks that everything is finite
+        scores = [r["score"] for r in self.records if r.get("step") == self.trainer.done and "score" in r]
+        changes = {"step": self.trainer.done, "score": scores[-1] if scores else None}
+        card, trainer = self.card.model_copy(update=changes), self.trainer
+        self.folder.save(card, trainer.average.state_dict(), trainer.state())
+
+
+def _validation_samples(plan: Plan) -> Samples:
+    samples = plan.validation.read(0, plan.config.training.validation_size)
+    samples = samples.select(~held_out(samples, plan.config.holdout))
+    if not len(samples):
+        raise ShardError("no validation samples are left outside the held-out ranges", hint="narrow --holdout")
+    return samples
+
+
+def _card(plan: Plan, batches: Batches, facts: Record) -> Card:
+    low, high = batches.condition_range()
+    ranges = []
+    for i, name in enumerate(plan.conditions):
+        usual = plan.family.condition(name)
+        covered = usual.covered(float(low[i]), float(high[i]))
+        ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1]))
+    return Card(
+        family=plan.family,
+        conditions=tuple(ranges),
+        config=plan.config,
+        step=0,
+        holdout=plan.config.holdout,
+        provenance=facts,
+    )
+
+
+def _facts(plan: Plan) -> Record:
+    return environment() | {
+        "device": str(plan.device),
+        "threads": plan.threads,
+        "seed": plan.config.seed,
+        "data": plan.training.digest(),
+        "training_samples": len(plan.training),
+        "validation_samples": len(plan.validation),
+    }

@@ -1,0 +1,124 @@
+"""What a run will do, decided before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..errors import ConfigError, ShardError
+from ..families import Family
+from ..networks import build_critic, build_generator, network_of, pick_device, settled
+from ..shards import Shards, open_splits
+
+_COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, decided before anything is written.
+
+    Attributes:
+        config: With family and conditions filled in.
+        family: What is simulated.
+        conditions: Names, in the order of the columns.
+        training: Data to train on.
+        validation: Data to validate on.
+        device: Where to train.
+        threads: CPU threads.
+    """
+
+    config: Config
+    family: Family
+    conditions: tuple[str, ...]
+    training: Shards
+    validation: Shards
+    device: torch.device
+    threads: int
+
+    def describe(self) -> dict[str, Any]:
+        """What a person wants to know before starting."""
+        generator, critic = self.parameters()
+        return {
+            "family": self.family.name,
+            "conditions": list(self.conditions),
+            "training samples": len(self.training),
+            "validation samples": len(self.validation),
+            "network": self.config.generator.network,
+            "objective": self.config.training.objective,
+            "steps": self.config.training.steps,
+            "generator parameters": generator,
+            "critic parameters": critic,
+            "device": str(self.device),
+            "threads": self.threads,
+        }
+
+    def parameters(self) -> tuple[int, int]:
+        """Parameters of generator and critic (0: there is none); no memory is taken for them.
+
+        Raises:
+            ConfigError: If such networks cannot make or judge samples of the family.
+        """
+        network = network_of(self.family, self.config.generator.network)
+        with torch.device("meta"):
+            generator = build_generator(self.family, self.conditions, self.config.generator)
+            count = sum(p.numel() for p in generator.parameters())
+            if network.critic is None:
+                return count, 0
+            critic = build_critic(generator, self.config.critic, self.config.training.objective)
+        return count, sum(p.numel() for p in critic.parameters())
+
+
+def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
+    """Open the data and settle family, conditions and device; writes nothing.
+
+    Args:
+        config: What to do.
+        data: File, glob, folder of shards, or folder with ``train/`` and ``validation/``.
+
+    Raises:
+        ConfigError: If configuration and data do not go together.
+        ShardError: If the data cannot be used.
+    """
+    training, validation = open_splits(data, family=config.resolved_family(), drop_bad=config.drop_bad)
+    family = training.family
+    names = tuple(c.name for c in family.conditions) if config.conditions is None else config.conditions
+    for name in (*names, *config.holdout):
+        family.condition(name)
+        if name not in training.condition_names:
+            raise ShardError(
+                f"the data lack the condition '{name}'",
+                expected=name,
+                found=", ".join(training.condition_names) or "no conditions",
+                hint="choose other conditions, or --unconditional",
+            )
+    if len(set(names)) != len(names):
+        raise ConfigError("a condition is named twice", where="conditions", found=", ".join(names))
+    if family.kind == "calorimeter" and "incident_energy" not in training.condition_names:
+        raise ShardError(
+            "the showers have no incident energies, and validation needs them",
+            found=", ".join(training.condition_names) or "no conditions",
+            hint="give files with incident energies, even to train --unconditional",
+        )
+    if not len(validation):
+        raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    config = settled(config.updated({"family": family, "conditions": names}), family)
+    threads = config.threads or available
+    plan = Plan(config, family, names, training, validation, pick_device(config.device), threads)
+    needed = 4 * sum(plan.parameters()) * _COPIES
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ConfigError(
+            "the networks do not fit into memory",
+            where="generator, critic",
+            expected=f"at most {memory / 1e9:.0f} GB",
+            found=f"{needed / 1e9:.0f} GB for weights, gradients and averages",
+            hint="make generator.hidden and critic.hidden smaller (channels for maps)",
+        )
+    return plan
