@@ -354,7 +354,8 @@ class _Ledger:
         self._under_way.pop(record.name, None)
         self._done += record.samples
         changed = self.records.get(record.name) != record
-        self.records[record.name] = record
+        if changed:  # a shard that was repaired keeps its record, with the time that it first took
+            self.records[record.name] = record
         now = time.monotonic()
         if changed and (len(self.records) <= _MANIFEST_SHARDS or now - self._written > 20 * self._cost):
             self.write()

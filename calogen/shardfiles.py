@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +152,8 @@ class ShardRecord:
         index_start: Global index of its first sample.
         sha256: SHA-256 of the file, hexadecimal.
         bytes: Length of the file.
+        seconds: That one process took to make it, on the machine that did; None if nothing says. Two records that
+            differ in it only are equal.
     """
 
     name: str
@@ -159,6 +161,7 @@ class ShardRecord:
     index_start: int
     sha256: str
     bytes: int
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -312,7 +315,7 @@ def write_manifest(
         "samples": sum(record.samples for record in records),
         "planned": planned,
         "provenance": dict(provenance),
-        "shards": [asdict(record) for record in records],
+        "shards": [{k: v for k, v in asdict(record).items() if v is not None} for record in records],
     }
     write_atomic(Path(folder) / name, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
 
@@ -379,10 +382,13 @@ def _is_count(value: object) -> bool:
 
 
 def _record(entry: Mapping[str, Any]) -> ShardRecord:
-    record = ShardRecord(**entry)
+    known = {one.name for one in fields(ShardRecord)}
+    record = ShardRecord(**{key: value for key, value in entry.items() if key in known})  # later versions may add some
     numbers = (record.samples, record.index_start, record.bytes)
     if not all(map(_is_count, numbers)):
         raise ValueError(f"numbers must be whole and not negative, got {numbers}")
+    if record.seconds is not None and not (isinstance(record.seconds, int | float) and record.seconds >= 0):
+        raise ValueError(f"seconds must be a number, got {record.seconds!r}")
     if not isinstance(record.name, str) or Path(record.name).name != record.name or not isinstance(record.sha256, str):
         raise ValueError(f"'{record.name}' is not the name of a file in the folder")
     return record

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -128,7 +128,7 @@ def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | Non
         StorageError: If the file system refuses.
         ProductionError: If the maker makes fewer or more samples than asked for.
     """
-    path, known = job.out / task.shard.name, task.known
+    path, known, begun = job.out / task.shard.name, task.known, time.monotonic()
     if known is not None and known.samples == task.shard.samples and known.index_start == task.shard.index_start:
         with suppress(OSError):
             if path.stat().st_size == known.bytes and sha256_of(path) == known.sha256:
@@ -147,7 +147,7 @@ def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | Non
                 "the maker made another number of samples", where=path, expected=task.shard.samples, found=done
             )
 
-    return write_shard(
+    made = write_shard(
         path,
         pieces(),
         provenance=job.provenance,
@@ -156,6 +156,7 @@ def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | Non
         count=task.shard.samples,
         pool=pool,
     )
+    return replace(made, seconds=round(time.monotonic() - begun, 3))
 
 
 class Worker:
