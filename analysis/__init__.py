@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .observables import observe as observe
     from .report import Report as Report
     from .report import compare as compare
-    from .report import score as score
+    from .scores import score as score
+    from .scores import score_floor as score_floor
 
 _HOMES = {
     "Metric": "distances",
@@ -22,10 +23,11 @@ _HOMES = {
     "catalogue": "observables",
     "compare": "report",
     "observe": "observables",
-    "score": "report",
+    "score": "scores",
+    "score_floor": "scores",
 }
 
-__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "score"]
+__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "score", "score_floor"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calogen.errors import ConfigError, ShardError
+from calogen.families import Family
 from calogen.shards import Samples
 
 _MOST_BINS = 1000
@@ -62,3 +63,34 @@ def require_usable(samples: Samples, name: str) -> None:
             expected="at least one sample whose values are all finite",
             found=f"{count} samples, none of them finite",
         )
+
+
+def require_same(reference: Family, generated: Family, name: str) -> None:
+    """The two sides are samples of one family.
+
+    Raises:
+        ShardError: If not; ``name`` is what it calls the generated ones.
+    """
+    if reference.same_samples(generated):
+        return
+    if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
+        raise ShardError(
+            "maps of different sizes cannot be compared: their spectra are at different wave numbers",
+            where=name,
+            expected=_size_of(reference),
+            found=_size_of(generated),
+            hint="cut or generate maps of the reference's box and pixels",
+        )
+    raise ShardError(
+        "samples of different families cannot be compared",
+        where=name,
+        expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
+        found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
+    )
+
+
+def _size_of(family: Family) -> str:
+    height, width = family.pixels or (0, 0)
+    if not family.box_size:
+        return f"{height} x {width} pixels, no box size"
+    return f"{height} x {width} pixels of {family.box_size / height:g} Mpc/h, box {family.box_size:g} Mpc/h"

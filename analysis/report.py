@@ -19,23 +19,20 @@ from calogen.hdf5 import write_atomic
 from calogen.realisations import require_apart
 
 from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
-from .distances import Metric, scale_of, wasserstein_1d
+from .distances import Metric
 from .downstream import calibration
-from .histograms import selections
-from .inputs import require_settings, require_usable
+from .inputs import require_same, require_settings, require_usable
 from .map_metrics import MapStatistics, map_metrics, map_statistics
-from .metrics import FEWEST, measure
+from .metrics import measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
-from .observables import Observable, observe
-from .survey import KEPT, Plan, Progress, Source, Survey, common_conditions, plan_comparison, survey
+from .observables import Observable
+from .survey import KEPT, Plan, Progress, Source, Survey, plan_comparison, survey
 from .tables import SUMMARY_HEADER, Row, SideBySide, headline, number, worst
 
 if TYPE_CHECKING:
-    from calogen.shards import Samples
-
     from .classifiers import Classification
 
-__all__ = ["SCHEMA", "SCHEMA_DOCS", "SUMMARY_HEADER", "Report", "Row", "compare", "score"]
+__all__ = ["SCHEMA", "SCHEMA_DOCS", "SUMMARY_HEADER", "Report", "Row", "compare"]
 
 Recipe = Literal["none", "light", "calochallenge"]
 Given = Source | str | Path
@@ -312,14 +309,14 @@ def compare(
     groups = _named(generated)
     opened = {name: _open(source, name) for members in groups.values() for name, source in members.items()}
     for name, source in opened.items():
-        _require_same(first.family, source.family, name)
+        require_same(first.family, source.family, name)
     plan = _plan(first, opened, bins, seed, classifier)
     base = survey(first, plan, title="reference", progress=progress)
     notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
     learnt = None
     if training is not None:
         source = _open(training, "training")
-        _require_same(first.family, source.family, "training")
+        require_same(first.family, source.family, "training")
         if first.family.kind == "map":
             require_apart(source.origins(), first.origins())
         learnt = survey(source, plan, title="training", progress=progress)
@@ -441,65 +438,3 @@ def _name_of(source: Given) -> str:
         name = (path.name if path.is_dir() else path.stem).replace("*", "") or "generated"
         return "generated" if name in ("reference", "training") else name
     return "generated"
-
-
-def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
-    """How far generated samples are from the reference: one number, 0 for perfect, in reference standard deviations.
-
-    The mean over all observables and bins of the conditions of W1 over the reference's standard deviation: in the bin,
-    or in the whole reference where the bin has fewer than 20 of its samples. Fast enough for validation during
-    training. A finite sample gives a floor above 0.
-
-    Args:
-        reference: N samples in physical units.
-        generated: M samples of the same family, with about the same conditions; rows that are not finite count as
-            infinitely far.
-        bins: Bins of each condition.
-
-    Raises:
-        ShardError: If a side is empty or the families differ.
-    """
-    _require_same(reference.family, generated.family, "generated")
-    if not len(reference.values) or not len(generated.values):
-        raise ShardError("a score needs samples on both sides")
-    if not np.isfinite(generated.values).all():
-        return math.inf
-    mine, other = observe(reference), observe(generated)
-    names = [name for name in mine if name in other]
-    common = common_conditions(reference.family, [reference.conditions, generated.conditions])
-    found: list[float] = []
-    parts = selections(reference.family, {n: c for n, c in reference.conditions.items() if n in common}, bins)
-    for selection in parts[1:] or parts:
-        a = selection.of(reference.conditions, len(reference.values))
-        b = selection.of(generated.conditions, len(generated.values))
-        if a.any() and b.any():
-            # A few samples may be all alike by chance: their spread is no yardstick.
-            yardstick = a if np.count_nonzero(a) >= FEWEST else np.ones_like(a)
-            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][yardstick]) for n in names]
-    return float(np.mean(found)) if found else math.inf
-
-
-def _require_same(reference: Family, generated: Family, name: str) -> None:
-    if reference.same_samples(generated):
-        return
-    if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
-        raise ShardError(
-            "maps of different sizes cannot be compared: their spectra are at different wave numbers",
-            where=name,
-            expected=_size_of(reference),
-            found=_size_of(generated),
-            hint="cut or generate maps of the reference's box and pixels",
-        )
-    raise ShardError(
-        "samples of different families cannot be compared",
-        where=name,
-        expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
-        found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
-    )
-
-
-def _size_of(family: Family) -> str:
-    height, width = family.pixels or (0, 0)
-    if not family.box_size:
-        return f"{height} x {width} pixels, no box size"
-    return f"{height} x {width} pixels of {family.box_size / height:g} Mpc/h, box {family.box_size:g} Mpc/h"

@@ -25,7 +25,10 @@ from .hdf5 import require_writable, write_atomic
 
 Record = dict[str, Any]
 
-_HISTORY = ("step", "seconds", "score", "critic_gap", "wasserstein", "loss", "floor", "floor_error")
+_HISTORY = (
+    *("step", "seconds", "score", "floor", "floor_error"),
+    *("wasserstein", "critic_gap", "loss", "loss_gap", "diversity"),
+)
 _MOST_HISTORY = 64  # validations a checkpoint remembers: they go into every shard made with it
 
 
