@@ -77,6 +77,7 @@ class TrainingConfig(_Frozen):
         validate_every: Steps between validations.
         validation_size: Samples of the validation split used for the score.
         checkpoint_every: Steps between checkpoints.
+        patience: Stop after so many validations in a row without a better score (none: never).
         memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
     """
 
@@ -98,6 +99,7 @@ class TrainingConfig(_Frozen):
     validate_every: int = Field(default=500, ge=1)
     validation_size: int = Field(default=2000, ge=16)
     checkpoint_every: int = Field(default=500, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     memory: int = Field(default=4 * 2**30, ge=2**20)
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from calogen.analysis.scores import FLOORS, score_floor
+
 from ..checkpoint import Card, ConditionRange
 from ..config import Config
 from ..dataset import Batches, held_out
 from ..errors import DivergenceError, Interrupted, ShardError
 from ..runs import Record, RunFolder, environment, resumable
 from ..shards import Samples
+from .health import alarm, without_progress
 from .plan import Plan, prepare
 from .trainers import Trainer, build_trainer
 
@@ -93,6 +96,7 @@ class TrainingLoop:
         self.sums: dict[str, Tensor] = {}
         self.begun = self.since = time.monotonic()
         self.counted = 0
+        self.before = 0.0  # seconds of the sessions before this one
 
     @classmethod
     def start(
@@ -137,6 +141,7 @@ class TrainingLoop:
             folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
             loop.records = folder.records(trainer.done)
             folder.rewrite_log(loop.records)
+            loop.before = max((record.get("seconds", 0.0) for record in loop.records), default=0.0)
             if warning:
                 loop._tell({"step": trainer.done, "warning": warning})
         else:
@@ -148,7 +153,7 @@ class TrainingLoop:
                 loop._tell({"step": 0, "warning": what})
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
-                loop._tell(facts | trainer.validate(loop.validation))
+                loop._tell(facts | trainer.validate(loop.validation) | _floor(plan, loop.validation))
                 loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
         return loop
 
@@ -172,6 +177,10 @@ class TrainingLoop:
                 self._log(validate=validate)
             else:
                 self.progress({"step": trainer.done, "steps": options.steps})
+            idle = without_progress(self.records) if validate and options.patience else 0
+            if options.patience and idle >= options.patience:
+                last = late = True
+                self._tell({"step": trainer.done, "stopped": f"no better score in {idle} validations"})
             if trainer.done % options.checkpoint_every == 0 or last:
                 self.save()
             if signal_number:
@@ -199,7 +208,7 @@ class TrainingLoop:
         record: Record = {
             "step": trainer.done,
             "steps": trainer.options.steps,
-            "seconds": round(now - self.begun, 3),
+            "seconds": round(self.before + now - self.begun, 3),
             **values,
             "steps_per_second": round(self.counted / max(now - self.since, 1e-9), 3),
         }
@@ -220,6 +229,9 @@ class TrainingLoop:
         if validate:
             record |= trainer.validate(self.validation)
         self._tell(record)
+        warning = alarm(self.records) if validate else None
+        if warning:
+            self._tell({"step": trainer.done, "warning": warning})
         self.sums, self.counted, self.since = {}, 0, time.monotonic()
 
     def save(self) -> None:
@@ -238,6 +250,13 @@ def _validation_samples(plan: Plan) -> Samples:
     if not len(samples):
         raise ShardError("no validation samples are left outside the held-out ranges", hint="narrow --holdout")
     return samples
+
+
+def _floor(plan: Plan, validation: Samples) -> Record:
+    """What the score of validation samples is for training samples: as good as any generator's can be."""
+    others = plan.training.read(0, FLOORS * len(validation))
+    found = score_floor(validation, others.select(~held_out(others, plan.config.holdout)))
+    return {} if found is None else {"floor": found[0]} | ({"floor_error": found[1]} if found[1] is not None else {})
 
 
 def _card(plan: Plan, batches: Batches, facts: Record) -> Card:

@@ -20,6 +20,7 @@ from ..objectives import OBJECTIVES, gradient_penalty
 from ..runs import Record
 from ..shards import Samples
 from ..transforms import condition_array, scale_conditions
+from .health import diversity
 from .plan import Plan
 
 _VALIDATION = 2**40  # the step whose random numbers every validation uses
@@ -127,7 +128,7 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def validate(self, reference: Samples) -> Record:
-        """Physics score of the averaged generator, and signs of learning by heart.
+        """Physics score and diversity of the averaged generator, and signs of learning by heart.
 
         Args:
             reference: Validation samples, physical units.
@@ -141,7 +142,8 @@ class Trainer(ABC):
             parts.append(self.average(latent, some).cpu().numpy())
         generated = Samples(self.plan.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
         trained = self.batches.samples(self.plan.family, len(reference))
-        return {"score": physics_score(reference, generated), **self._judge(trained, reference)}
+        found = {"score": physics_score(reference, generated), "diversity": diversity(reference, generated)}
+        return found | self._judge(trained, reference)
 
     def _chunks(self, samples: Samples) -> Iterable[tuple[Tensor, Tensor]]:
         """Samples and their conditions (B, C) on the device, some at a time."""
@@ -261,7 +263,7 @@ class LikelihoodTrainer(Trainer):
 
     def _judge(self, trained: Samples, reference: Samples) -> Record:
         losses = [self._mean_loss(samples) for samples in (trained, reference)]
-        return {"validation_loss": losses[1], "loss_gap": losses[1] - losses[0]}
+        return {"loss": losses[1], "loss_gap": losses[1] - losses[0]}
 
     def _mean_loss(self, samples: Samples) -> float:
         stream, average = _stream(self.plan.config.seed, _VALIDATION, self.plan.device), self.average
