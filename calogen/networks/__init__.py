@@ -72,7 +72,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "calorimeter": {
         "scores": Network("showers.ShowerGenerator", "showers.ShowerCritic"),
         "mlp": Network("classics.MlpGenerator", "classics.MlpCritic"),
-        "calogan": Network("classics.CaloganGenerator", "classics.CaloganCritic"),
+        "calogan": Network("calogan.CaloganGenerator", "calogan.CaloganCritic"),
         "dcgan": Network("classics.ConvGenerator", "classics.ConvCritic"),
         "vae": Network("vae.VaeGenerator"),
         "flow": Network("flow.FlowGenerator"),
