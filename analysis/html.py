@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from . import views
 from .conditioning import RESOLUTIONS
 from .distances import Metric
+from .origins import Costs
 from .report import Report
-from .tables import SideBySide, number, pull_text, with_error
+from .tables import SideBySide, amount, number, pull_text, with_error
 from .verdict import NEAR_FLOOR, verdict
 
 _ROWS_SHOWN = 3000  # of one surrogate; more would make the page slow, metrics.json has them all
@@ -127,6 +128,7 @@ def _tables(report: Report) -> Iterator[Table]:
         yield _side_by_side(report.side_by_side())
     if any(key.startswith("auc/") for found in report.metrics.values() for key in found):
         yield from _classifiers(report)
+    yield from _costs(report)
     yield from _calibration(report)
     if report.fits:
         yield _resolution(report)
@@ -138,8 +140,29 @@ def _side_by_side(table: SideBySide) -> Table:
         unit = table.unit(metrics)
         cells = ["-" if m is None else f"{with_error(m.value, m.error)} ({pull_text(m)})" for m in metrics]
         rows.append((f"{key} [{unit}]" if unit else key, table.floor(metrics), *cells))
+    for key, unit, numbers in table.costs:
+        rows.append((f"{key} [{unit}]" if unit else key, "-", *map(amount, numbers)))
     caption = "All samples: values with errors, pulls in brackets. The same table is in table.csv and table.tex."
     return Table("Side by side", ("metric", "floor", *table.names), tuple(rows), caption)
+
+
+def _costs(report: Report) -> Iterator[Table]:
+    known = {name: costs for name, costs in report.costs.items() if costs.known()}
+    rows = [
+        (name, c.network or "-", c.objective or "-", *map(amount, _numbers_of(c)), c.training_device or "-")
+        for name, c in known.items()
+    ]
+    if rows:
+        header = ("generated", "network", "objective", "parameters", "steps", "training [s]", "samples/s", "trained on")
+        caption = (
+            "As measured by whatever machine did it: training with fitting and validations; samples that one process "
+            "made and wrote in a second."
+        )
+        yield Table("Cost", header, tuple(rows), caption)
+
+
+def _numbers_of(costs: Costs) -> tuple[float | None, ...]:
+    return costs.parameters, costs.training_steps, costs.training_seconds, costs.samples_per_second
 
 
 def _classifiers(report: Report) -> Iterator[Table]:
@@ -240,7 +263,8 @@ def _rows(name: str, found: Mapping[str, Metric]) -> list[dict[str, Any]]:
 
 def _provenance(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What is common to all entries first, then how the rest varies: many files differ only by a seed."""
-    flat = [dict(_flattened(entry)) for entry in entries]
+    # The history is drawn; hundreds of numbers would only hide the rest.
+    flat = [dict(_flattened({k: v for k, v in entry.items() if k != "history"})) for entry in entries]
     merged: dict[str, str] = {}
     for key in dict.fromkeys(k for entry in flat for k in entry):
         values = list(dict.fromkeys(entry[key] for entry in flat if key in entry))

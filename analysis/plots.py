@@ -95,7 +95,9 @@ def draw(report: Report) -> Iterator[Drawing]:
         from .plots_maps import draw_maps as first
     else:
         from .plots_showers import draw_showers as first
-    for make in (first, *common):
+    from .plots_training import draw_training as last
+
+    for make in (first, *common, last):
         drawings = make(report)
         while True:
             with style():

@@ -26,6 +26,7 @@ from .map_metrics import MapStatistics, map_metrics, map_statistics
 from .metrics import measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
 from .observables import Observable
+from .origins import Costs
 from .survey import KEPT, Plan, Progress, Source, Survey, plan_comparison, survey
 from .tables import SUMMARY_HEADER, Row, SideBySide, headline, number, worst
 
@@ -51,7 +52,8 @@ SCHEMA_DOCS = {
     "a/sqrt(E) (+) b/E (+) c, E in GeV, terms stochastic (a), noise (b), constant (c), for the half width of the "
     "central 68 % over the median (core_resolution) and standard deviation over mean (rms_resolution).",
     "training": "The same of the training samples, null if none were given.",
-    "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), and for "
+    "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs "
+    "(of training and generation, on the machines that did; samples_per_second is of one process), and for "
     "several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their errors "
     "contain the spread between seeds.",
     "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
@@ -81,6 +83,7 @@ class Report:
         fits: Fits of the resolution by side, ``reference`` and names in ``generated``; empty without energies.
         classifications: What classifiers found, by names in ``generated``.
         maps: Statistics of density maps by side, like ``fits``; empty for showers.
+        costs: What training and generation cost, by names in ``metrics`` and ``reference``, where the files say.
     """
 
     plan: Plan
@@ -95,6 +98,7 @@ class Report:
     fits: Mapping[str, Fits] = field(default_factory=dict)
     classifications: Mapping[str, Classification] = field(default_factory=dict)
     maps: Mapping[str, MapStatistics] = field(default_factory=dict)
+    costs: Mapping[str, Costs] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -132,7 +136,11 @@ class Report:
             "settings": dict(self.settings),
             "bins": [asdict(s) for s in self.plan.selections[1:]],
             "notes": list(self.notes),
-            "reference": {**_source_json(self.reference), "resolution": self._fits_json("reference")},
+            "reference": {
+                **_source_json(self.reference),
+                "resolution": self._fits_json("reference"),
+                "costs": self._costs_json("reference"),
+            },
             "training": training,
             "generated": {name: self._generated_json(name) for name in self.metrics},
         }
@@ -140,13 +148,14 @@ class Report:
         return cleaned
 
     def _generated_json(self, name: str) -> dict[str, Any]:
+        costs = {"costs": self._costs_json(name)}
         if name not in self.seeds:
-            return self._member_json(name, self.metrics[name])
+            return self._member_json(name, self.metrics[name]) | costs
         members = self.members(name)
         provenance = [entry for member in members for entry in self.generated[member].provenance]
         metrics = {key: asdict(metric) for key, metric in self.metrics[name].items()}
         seeds = {member: self._member_json(member, self.seed_metrics[member]) for member in members}
-        return {"provenance": provenance, "samples": self.count(name), "metrics": metrics, "seeds": seeds}
+        return {"provenance": provenance, "samples": self.count(name), "metrics": metrics, "seeds": seeds, **costs}
 
     def _member_json(self, name: str, found: Mapping[str, Metric]) -> dict[str, Any]:
         classification = self.classifications.get(name)
@@ -163,6 +172,9 @@ class Report:
             "classifier": classifier,
             "metrics": {key: asdict(metric) for key, metric in found.items()},
         }
+
+    def _costs_json(self, name: str) -> dict[str, Any]:
+        return self.costs[name].known() if name in self.costs else {}
 
     def _fits_json(self, name: str) -> dict[str, Any]:
         return {kind: None if fit is None else fit.to_json() for kind, fit in self.fits.get(name, {}).items()}
@@ -353,6 +365,8 @@ def compare(
         fits=fits,
         classifications=classified,
         maps=maps,
+        costs={"reference": Costs.of(first)}
+        | {name: Costs.mean([Costs.of(opened[member]) for member in members]) for name, members in groups.items()},
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .report import Report
 
 SUMMARY_HEADER = ("generated", "metric", "value", "floor", "pull", "unit")
+COSTS = {"parameters": "", "training_steps": "", "training_seconds": "s", "samples_per_second": "1/s"}
 COUNTS = ("voxels", "samples")  # units of metrics that count what is unphysical
 
 
@@ -39,6 +40,13 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def amount(value: float | None) -> str:
+    """A count, a time or a rate for people."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def pull_text(metric: Metric) -> str:
@@ -100,10 +108,12 @@ class SideBySide:
     Attributes:
         names: The surrogates.
         rows: Key and, by surrogate, the metric; None where it has none.
+        costs: Name, unit and, by surrogate, a number; None where nothing says. Of the machines that did the work.
     """
 
     names: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]
+    costs: tuple[tuple[str, str, tuple[float | None, ...]], ...] = ()
 
     @classmethod
     def of(cls, report: Report) -> SideBySide:
@@ -116,7 +126,12 @@ class SideBySide:
             known = [m for m in metrics if m is not None]
             if known[0].unit not in COUNTS or any(m.value for m in known):
                 rows.append((key, metrics))
-        return cls(tuple(report.metrics), tuple(rows))
+        known_costs = [
+            (key, unit, tuple(getattr(report.costs.get(name), key, None) for name in report.metrics))
+            for key, unit in COSTS.items()
+        ]
+        costs = tuple(row for row in known_costs if any(value is not None for value in row[2]))
+        return cls(tuple(report.metrics), tuple(rows), costs)
 
     @staticmethod
     def floor(metrics: Sequence[Metric | None]) -> str:
@@ -138,6 +153,8 @@ class SideBySide:
         for key, metrics in self.rows:
             cells = [None if m is None else getattr(m, part) for m in metrics for part in parts]
             writer.writerow([key, self.unit(metrics), *cells])
+        for key, unit, numbers in self.costs:
+            writer.writerow([key, unit, *(cell for value in numbers for cell in (value, None, None, None))])
         return stream.getvalue()
 
     def to_latex(self) -> str:
@@ -150,6 +167,9 @@ class SideBySide:
             floor = self.floor(metrics)
             start = [_escaped(key), _escaped(self.unit(metrics)), "--" if floor == "-" else floor]
             lines.append(" & ".join([*start, *cells]) + r" \\")
+        for key, unit, numbers in self.costs:
+            start = [_escaped(key), _escaped(unit), "--"]
+            lines.append(" & ".join([*start, *("--" if x is None else amount(x) for x in numbers)]) + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

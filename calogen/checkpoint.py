@@ -101,7 +101,7 @@ class Card(BaseModel):
     score: float | None = None
     holdout: dict[str, tuple[float, float]] = {}
     provenance: dict[str, Any] = {}
-    history: tuple[dict[str, float | None], ...] = ()
+    history: tuple[dict[str, int | float | None], ...] = ()
     model_sha256: str = ""
     training_sha256: str = ""
 
@@ -212,7 +212,7 @@ def save_checkpoint(
         ) from None
 
 
-def rewrite_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
+def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | None]]) -> None:
     """Replace the history on a saved checkpoint's card: it goes on after the checkpoint was made.
 
     Raises:

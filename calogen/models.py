@@ -66,7 +66,9 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "step": card.step,
         "validation score": card.score,
         "held out of training": {name: list(ends) for name, ends in card.holdout.items()},
+        "network": card.config.generator.network,
         "objective": card.config.training.objective,
         "sha256": card.model_sha256,
         "provenance": card.provenance,
+        "history": list(card.history),
     }

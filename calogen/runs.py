@@ -145,7 +145,7 @@ class RunFolder:
             if step not in kept:
                 _remove(self.checkpoints / f"step-{step}")
 
-    def history(self, until: int) -> list[dict[str, float | None]]:
+    def history(self, until: int) -> list[dict[str, int | float | None]]:
         """Validations up to a step, from the log: all of them, or the best, the last and some evenly between."""
         found = [
             {key: _short_number(record[key]) for key in _HISTORY if key in record}
@@ -217,7 +217,7 @@ def _line(record: Record) -> str:
     return json.dumps(record | infinite) + "\n"
 
 
-def _short_number(value: Any) -> float | None:
+def _short_number(value: Any) -> int | float | None:
     """A number with six digits; None for what is none."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from calogen.analysis import Metric, Report
 
+_WORDS = ("generated", "network", "objective")  # titles of columns with words
 _PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
@@ -55,6 +56,19 @@ def table(title: str, facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         table.add_row(Text(key, style="dim"), Text(text))
+    make_console().print(table)
+
+
+def columns(title: str, records: list[dict[str, Any]]) -> None:
+    """Print records, one a line, their keys as columns."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(key for record in records for key in record))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for record in records:
+        table.add_row(*("" if record.get(name) is None else _short(record[name]) for name in names))
     make_console().print(table)
 
 
@@ -217,8 +231,29 @@ def print_report(report: Report) -> None:
             table.add_row(*([generated] if several else []), label, *values)
         console.print()
         console.print(table)
+    _print_costs(report, console)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _print_costs(report: Report, console: Console) -> None:
+    """What training and generating cost, where the files say."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from calogen.analysis.tables import COSTS, amount
+
+    rows = {name: report.costs[name] for name in report.metrics if name in report.costs and report.costs[name].network}
+    if not rows:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="cost, on the machines that did it", title_justify="left")
+    for title in ("generated", "network", "objective", *(f"{k} [{unit}]" if unit else k for k, unit in COSTS.items())):
+        table.add_column(title.replace("_", " "), justify="left" if title in _WORDS else "right", no_wrap=True)
+    for name, costs in rows.items():
+        numbers = [amount(getattr(costs, key)) for key in COSTS]
+        table.add_row(*(Text(text or "-") for text in (name, costs.network, costs.objective, *numbers)))
+    console.print()
+    console.print(table)
 
 
 def _percent(metric: Metric) -> str:

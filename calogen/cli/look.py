@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, PLACE, show
+from ..terminal import columns, readable, table
+from .options import FOLDER, PLACE
 
 
 @click.command()
@@ -19,9 +22,25 @@ def info(path: str, as_json: bool) -> None:
     from ..shards import describe
 
     facts = describe_model(path) if is_model(path) else describe(path)
-    show(path, facts if as_json else {k: v for k, v in facts.items() if v not in ([], {}, "")}, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _print(path, facts)
     if facts.get("problems") and not facts.get("samples"):
         raise ShardError("nothing of it can be read", where=path)
+
+
+def _print(path: str, facts: dict[str, Any]) -> None:
+    """Facts as a table, histories of training apart from the rest."""
+    history, sources = facts.pop("history", []), facts.get("provenance", {})
+    if isinstance(sources, list):  # of samples, whose surrogate has a history
+        facts["provenance"] = [{key: value for key, value in one.items() if key != "history"} for one in sources]
+    table(
+        path,
+        {key.replace("_", " "): readable(value) for key, value in facts.items() if value not in ([], {}, "", None)},
+    )
+    if history:
+        columns("history", history)
 
 
 @click.command()
