@@ -130,7 +130,7 @@ def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path |
     for item in items:
         stack, sign, parameters = str(item).partition(f"{SUFFIX},")
         apart += [f"{stack}{SUFFIX}", parameters] if sign and not Path(item).exists() else [item]
-    found = [Path(item).expanduser() for item in apart if Path(item).suffix == PARAMETERS]
+    found = [_at_home(item) for item in apart if Path(item).suffix == PARAMETERS]
     if len(found) > 1:
         raise ShardError("two parameter files are named", where=found[1], expected="one", found=found[0])
     rest = [item for item in apart if Path(item).suffix != PARAMETERS]
@@ -139,9 +139,17 @@ def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path |
     return rest, found[0] if found else None
 
 
+def _at_home(item: str | Path) -> Path:
+    """A path, with a home folder for its ``~``; as it is where there is no such home."""
+    path = Path(item)
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
 def _resolve(item: str | Path, split: str | None) -> list[_File]:
     """The files an item stands for, each with its manifest's record where there is one."""
-    path = Path(item).expanduser()
+    path = _at_home(item)
     if path.is_dir():
         splits = [name for name in _SPLITS if (path / name).is_dir()]
         if split is not None:
@@ -249,7 +257,7 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     Raises:
         ShardError: If there is no such file or folder.
     """
-    path = Path(folder_or_file).expanduser()
+    path = _at_home(folder_or_file)
     if not path.is_dir():
         _resolve(path, None)
         try:
@@ -412,7 +420,7 @@ def _everything(items: list[str | Path]) -> tuple[list[str], list[_File]]:
     """All files the items stand for, of all splits, and what is wrong with their folders."""
     problems, files = list[str](), list[_File]()
     for item in items:
-        path = Path(item).expanduser()
+        path = _at_home(item)
         if not path.is_dir():
             files += _resolve(path, None)
             continue
