@@ -196,8 +196,8 @@ def _mean_showers(report: Report) -> Iterator[Drawing]:
             panels.append((f"{title} / {titles[0]}", ratio, TwoSlopeNorm(1.0, 0.5, 1.5), "PuOr_r"))
         drawn: dict[str, tuple[QuadMesh, list[Axes]]] = {}
         for column, (title, image, scale, colours) in enumerate(panels):
-            axes = _layer_axes(figure, grid[row, column], layer)
-            mesh = _draw_layer(axes, layer, image, scale, colours)
+            axes = layer_axes(figure, grid[row, column], layer)
+            mesh = draw_layer(axes, layer, image, scale, colours)
             axes.set_title(f"layer {number}: {title}")
             text = "ratio" if column >= len(means) else f"mean energy [{report.family.unit}]"
             drawn.setdefault(text, (mesh, []))[1].append(axes)
@@ -226,10 +226,10 @@ def _examples(report: Report) -> Iterator[Drawing]:
         for column in range(columns):
             title, k = titles[column % len(titles)], column // len(titles)
             values, conditions = sides[title].examples
-            axes = _layer_axes(figure, grid[row, column], layer)
+            axes = layer_axes(figure, grid[row, column], layer)
             panels.append(axes)
             image = values[k, cells].reshape(layer.shape).astype(np.float64)
-            mesh = _draw_layer(axes, layer, image, norm, "viridis")
+            mesh = draw_layer(axes, layer, image, norm, "viridis")
             axes.set_xlabel("")
             axes.set_ylabel("")
             axes.set_xticks([])
@@ -257,11 +257,12 @@ def _energy(report: Report, conditions: Array) -> str:
     return f"{conditions[0] * factor:.3g} {'GeV' if factor != 1 else condition.unit}"
 
 
-def _layer_axes(figure: Figure, place: matplotlib.gridspec.SubplotSpec, layer: Layer) -> Axes:
+def layer_axes(figure: Figure, place: matplotlib.gridspec.SubplotSpec, layer: Layer) -> Axes:
+    """A panel for one layer."""
     return figure.add_subplot(place, projection=None if isinstance(layer, CartesianLayer) else "polar")
 
 
-def _draw_layer(axes: Axes, layer: Layer, image: Array, norm: Normalize, colours: str) -> QuadMesh:
+def draw_layer(axes: Axes, layer: Layer, image: Array, norm: Normalize, colours: str) -> QuadMesh:
     """One layer's cells where they are: x to the right and y up in mm, or sectors and (equally wide) rings."""
     palette = matplotlib.colormaps[colours].with_extremes(bad="white")
     if isinstance(norm, LogNorm):

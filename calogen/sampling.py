@@ -281,8 +281,24 @@ class Surrogate:
         Returns:
             Waits for them, if they are computed on a GPU, and returns them in physical units.
         """
+        return self._launched(self.latents(len(columns), seed=seed, start=start), columns)
+
+    def latents(self, count: int, *, seed: int = 0, start: int = 0) -> NDArray[np.float32]:
+        """Latent numbers of samples start to start + count of a seed, (count, Z): standard normals."""
         coarse = self._generator.coarse
-        latent = normals(seed, start, len(columns), self._generator.latent_size - coarse, coarse)
+        return normals(seed, start, count, self._generator.latent_size - coarse, coarse)
+
+    @torch.inference_mode()
+    def decode(self, latents: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Samples of given latent numbers (n, Z) at given conditions (n, C), as :meth:`sample` would make them.
+
+        For walks between two latents, or one latent at several conditions; conditions are not checked.
+        """
+        starts = range(0, len(columns), self._rows)
+        parts = [self._launched(latents[i : i + self._rows], columns[i : i + self._rows])() for i in starts]
+        return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
+
+    def _launched(self, latent: NDArray[np.float32], columns: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
         if self._folded:
             values = self._gated(self._folded(latent, columns))
             return lambda: values

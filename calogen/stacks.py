@@ -99,9 +99,12 @@ class Stack:
         return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
 
     def __getitem__(self, name: str) -> Rows:
-        return Rows(
-            len(self.maps), {"maps": self._densities, "params": self._params, "realisation_id": self._ids}[name]
-        )
+        takes: dict[str, Callable[[int, int], NDArray[Any]]] = {
+            "maps": self._densities,
+            "params": self._params,
+            "realisation_id": self._ids,
+        }
+        return Rows(len(self.maps), takes[name])
 
     def _params(self, start: int, stop: int) -> NDArray[np.float64]:
         return self.parameters[np.arange(start, stop) // self.each]
@@ -147,7 +150,7 @@ def _mapped(path: Path) -> NDArray[Any]:
     if wrong:
         expected = "an array (N, H, W) of float32 or float64"
         raise ShardError("this is no stack of maps", where=path, expected=expected, found=wrong)
-    return maps
+    return np.asanyarray(maps)
 
 
 def beside_of(path: Path) -> Path:

@@ -10,6 +10,7 @@ import click
 from ..errors import CalogenError, StorageError
 from .bench import bench
 from .compare import compare
+from .gallery import gallery
 from .look import info, verify
 from .produce import generate, simulate
 from .train import train
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (train, generate, simulate, compare, info, verify, bench):
+for command in (train, generate, simulate, compare, gallery, info, verify, bench):
     cli.add_command(command)
 
 
