@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, leaky_relu, unfold
+from torch.nn.functional import adaptive_avg_pool2d, leaky_relu, pad
 
 from ..families import Family
 from ..shards import Samples
@@ -48,7 +49,7 @@ class LocallyConnected(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self._how = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        self._kernel, self._stride, self._padding = kernel, stride, padding
         self.shape = cast(
             tuple[int, int],
             tuple((side + 2 * padding - kernel) // step + 1 for side, step in zip(shape, stride, strict=True)),
@@ -59,9 +60,14 @@ class LocallyConnected(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, O, H', W') from images (B, I, H, W)."""
-        patches = unfold(images, **self._how).permute(2, 0, 1)  # type: ignore[arg-type]
+        # Places first in memory: what a place sees is then copied in long runs, and leaves in the order the next wants.
+        grid = pad(images, (self._padding,) * 4).permute(2, 3, 0, 1).contiguous()
+        (rows, columns), (down, right) = self.shape, self._stride
+        shifts = itertools.product(range(self._kernel), repeat=2)
+        seen = [grid[y : y + down * rows : down, x : x + right * columns : right] for y, x in shifts]
+        patches = torch.cat(seen, 3).flatten(0, 1)
         made = patches @ self.weight if self.bias is None else torch.baddbmm(self.bias, patches, self.weight)
-        return made.permute(1, 2, 0).unflatten(2, self.shape)
+        return made.unflatten(0, self.shape).permute(2, 3, 0, 1)
 
 
 class CaloganGenerator(Unfitted):

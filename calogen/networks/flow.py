@@ -23,7 +23,7 @@ from .layers import SLOPE, mlp
 from .showers import ShowerGenerator
 
 _MOST_VOXELS = 4096  # whose principal axes are a matrix that fits
-_SWEEPS = 6  # of the Gibbs sampler behind voxels that are off
+_SWEEPS = 4  # of the Gibbs sampler behind voxels that are off
 _BOUND, _BINS = 5.0, 8  # of the energies' splines: scores end at +-4
 _LEAST_MASS = 1e-30
 
