@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from conftest import SMALL, TINY, Trained, command, everything_in, toy, write_folder
+from conftest import SMALL, TINY, Outcome, Trained, command, everything_in, toy, write_folder
 from rich.console import Console
 
 from calogen.cli import cli
@@ -249,6 +251,15 @@ def test_control_c_ends_training_and_generating_with_its_own_exit_code(
     assert len(open_shards(tmp_path / "made")) == 1024
 
 
+def test_control_c_while_the_program_is_still_starting_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Starting(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "calogen.cli.commands", Starting("calogen.cli.commands"))
+    assert command("info", "anything") == Outcome(130, "", "")
+
+
 # --------------------------------------------------------------------------------------------------------- generate
 
 
@@ -356,6 +367,56 @@ def test_an_unconditional_surrogate_needs_a_number_only(home: Path, tmp_path: Pa
     assert open_shards(tmp_path / "showers").condition_names == ()
 
 
+def test_the_same_command_again_says_when_nothing_was_left_to_make(home: Path, tmp_path: Path) -> None:
+    for line, verb in (
+        (["generate", home / "run", "-n", 30, *CONDITIONS], "generated"),
+        (["simulate", "toy", "--set", f"family={ROOT / 'configs' / 'own-calorimeter.toml'}", "-n", 30], "simulated"),
+    ):
+        out = tmp_path / verb
+        line = [*line, "--shard-size", 20, "--workers", 1, "--out", out]
+        assert command(*line).out == f"{verb} 30 samples: {out}\n"
+        assert command(*line).out == f"nothing left to make, 30 samples are there: {out}\n"
+        next(iter(sorted(out.glob("*.h5")))).unlink()
+        assert command(*line).out == f"{verb} 30 samples: {out}\n"
+
+
+def test_bad_rows_of_data_that_are_followed_can_be_left_out_as_the_message_says(home: Path, tmp_path: Path) -> None:
+    samples = toy(SMALL, 20)
+    samples.values[3, 0] = np.nan
+    line = ["generate", home / "run", "--like", write_folder(tmp_path / "bad", samples), "--out", tmp_path / "made"]
+    done = command(*line)
+    assert done.code == 2
+    assert "--drop-bad" in done.err
+    assert command(*line, "--drop-bad", "--workers", 1).out == f"generated 19 samples: {tmp_path / 'made'}\n"
+
+
+def test_a_simulation_that_no_disk_can_hold_is_refused_and_a_dry_run_tells_its_size(tmp_path: Path) -> None:
+    line = ["simulate", "toy", "--set", "family=calogan", "--out", tmp_path / "out", "-n"]
+    done = command(*line, 1000, "--dry-run")
+    assert done.code == 0, done.err
+    for fact in ("1000", "at most 0.002 GB, before compression", "free"):
+        assert fact in done.out
+    done = command(*line, 10**11, "--shard-size", 10**6)
+    assert done.code == 74
+    assert "will not fit on the disk" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_home_wherever_a_path_is_given(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(home / "run", tmp_path / "run")
+    shutil.copytree(home / "data", tmp_path / "data")
+    done = command("generate", "~/run", "--like=~/data", "-n", 5, "--workers", 1, "--out=~/made")
+    assert done.out == f"generated 5 samples: {tmp_path / 'made'}\n", done.err
+    for line in (["info", "~/run"], ["info", "~/made"], ["verify", "~/made"]):
+        assert command(*line).code == 0
+    done = command("train", "--data=~/data", "--out=~/made")
+    assert f"where    {tmp_path / 'made'}" in done.err
+    assert command("compare", "~/data", "x=~/nothing", "--out=~/report").err.count(str(tmp_path / "nothing")) == 1
+    for line in (["info", "~nobody-of-that-name/x"], ["generate", "~nobody-of-that-name", "--out", "x"]):
+        assert command(*line).code == 2
+
+
 # ---------------------------------------------------------------------------------------------------------- compare
 
 
@@ -397,6 +458,23 @@ def test_the_test_split_is_compared_with_and_two_names_are_told_apart(
     assert not (tmp_path / "report").exists()
 
 
+def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> None:
+    done = command("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report", "--bins", 10**6)
+    assert done.code == 2
+    assert "no number of bins" in done.err
+
+
+def test_names_that_are_not_utf8_are_written_down_in_ascii(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("calogen.analysis.compare", lambda *given, **_: asked.update(given[1]) or exit(0))
+    odd = os.fsdecode(b"odd\xff")
+    shutil.copytree(home / "data", tmp_path / odd)
+    command("compare", home / "data", tmp_path / odd, f"{odd}2={home / 'data'}", "--out", tmp_path / "report")
+    assert list(asked) == ["odd\\xff", "odd\\xff2"]
+
+
 # --------------------------------------------------------------------------------------------- info, verify, bench
 
 
@@ -421,6 +499,27 @@ def test_info_describes_runs_and_checkpoints(home: Path) -> None:
     text = command("info", home / "run" / "checkpoints" / "step-4").out
     for fact in ("step-4", "incident_energy", "wgan-gp"):
         assert fact in text
+
+
+def test_info_prints_how_a_run_went_and_leaves_that_out_of_samples(home: Path, tmp_path: Path) -> None:
+    facts = json.loads(command("info", home / "run", "--json").out)
+    assert [one["step"] for one in facts["history"]] == [0, 2, 4]
+    text = command("info", home / "run").out
+    assert re.search(r"step +seconds +score +floor", text)
+    assert command("generate", home / "run", "-n", 3, *CONDITIONS, "--workers", 1, "--out", tmp_path / "a").code == 0
+    assert "history" in json.loads(command("info", tmp_path / "a", "--json").out)["provenance"][0]
+    assert "history" not in command("info", tmp_path / "a").out
+
+
+def test_info_on_what_cannot_be_read_says_so_and_exits_2(tmp_path: Path) -> None:
+    (tmp_path / "no.h5").write_bytes(b"no data")
+    done = command("info", tmp_path / "no.h5")
+    assert done.code == 2
+    assert "the file is not HDF5" in done.out
+    assert "nothing of it can be read" in done.err
+    done = command("info", tmp_path / "no.h5", "--json")
+    assert done.code == 2
+    assert json.loads(done.out)["problems"]
 
 
 def test_verify_finds_one_wrong_byte(home: Path, tmp_path: Path) -> None:
