@@ -93,4 +93,5 @@ def _size_of(family: Family) -> str:
     height, width = family.pixels or (0, 0)
     if not family.box_size:
         return f"{height} x {width} pixels, no box size"
-    return f"{height} x {width} pixels of {family.box_size / height:g} Mpc/h, box {family.box_size:g} Mpc/h"
+    deep = f", {family.depth:g} Mpc/h deep" if family.depth else ""
+    return f"{height} x {width} pixels of {family.box_size / height:g} Mpc/h, box {family.box_size:g} Mpc/h{deep}"

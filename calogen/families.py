@@ -167,6 +167,7 @@ class Family(_Frozen):
         layers: Calorimeter layers in the order in which their voxels follow each other.
         pixels: Map size (H, W).
         box_size: Side of the map in Mpc/h (0 when it has none).
+        depth: What a map is projected through, in Mpc/h (0 when nothing says).
         threshold: Read-out threshold in ``unit``; generated voxels below it are exactly zero.
         symmetries: Exact symmetries of the simulation, used as augmentation.
         conserves_energy: Whether a shower's voxels add up to at most the incident energy.
@@ -182,6 +183,7 @@ class Family(_Frozen):
     layers: tuple[Layer, ...] = ()
     pixels: tuple[int, int] | None = None
     box_size: float = Field(default=0.0, ge=0)
+    depth: float = Field(default=0.0, ge=0)
     threshold: float = Field(default=0.0, ge=0)
     symmetries: tuple[Symmetry, ...] = ()
     conserves_energy: bool = False
@@ -275,6 +277,8 @@ class Family(_Frozen):
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""
+        if self.depth and other.depth and not math.isclose(self.depth, other.depth):
+            return False
         mine = (self.kind, self.unit, self.layers, self.pixels, self.box_size)
         return mine == (other.kind, other.unit, other.layers, other.pixels, other.box_size)
 
@@ -375,6 +379,7 @@ FAMILIES: dict[str, Family] = {
             ),
             pixels=(64, 64),
             box_size=64.0,
+            depth=8.0,
             symmetries=("mirror-x", "mirror-y", "roll", "turn"),
         ),
         Family(
@@ -385,6 +390,7 @@ FAMILIES: dict[str, Family] = {
             conditions=_CAMELS,
             pixels=(256, 256),
             box_size=25.0,
+            depth=5.0,
             symmetries=("mirror-x", "mirror-y", "roll", "turn"),
         ),
     )

@@ -98,6 +98,7 @@ class NBody(Engine):
                 "conditions": conditions,
                 "pixels": (self.pixels, self.pixels),
                 "box_size": self.box,
+                "depth": self.box / self.slabs,
             }
         )
 
