@@ -31,7 +31,7 @@ from calogen.families import Family
 from calogen.shards import Samples
 from tests.conftest import MAPS
 
-FAMILY = Family.model_validate({**MAPS.model_dump(), "pixels": (32, 32), "box_size": 64.0})
+FAMILY = Family.model_validate({**MAPS.model_dump(), "pixels": (32, 32), "box_size": 64.0, "depth": 8.0})
 
 
 def gaussian(count, pixels=64, box=64.0, slope=-2.0, seed=0):
@@ -355,7 +355,7 @@ def test_a_large_field():
     assert len(encode(drawing, "png")) > 10_000
 
 
-@pytest.mark.parametrize("change", [{"box_size": 128.0}, {"pixels": (16, 16), "box_size": 32.0}])
+@pytest.mark.parametrize("change", [{"box_size": 128.0}, {"pixels": (16, 16), "box_size": 32.0}, {"depth": 4.0}])
 def test_maps_of_another_size_are_refused(change):
     other = Family.model_validate({**FAMILY.model_dump(), **change})
     samples = Samples(
