@@ -63,6 +63,12 @@ def _orders(layers: int) -> Tensor:
     return torch.tensor(orders)
 
 
+def _others(layers: int) -> Tensor:
+    """For each leading layer, the layers beside it, (L, L - 1)."""
+    others = [[i for i in range(layers) if i != leading] for leading in range(layers)]
+    return torch.tensor(others, dtype=torch.long).view(layers, layers - 1)
+
+
 class ShowerTransform(nn.Module):
     """Showers to normal scores and back.
 
@@ -89,6 +95,7 @@ class ShowerTransform(nn.Module):
 
     powers: Tensor  # (3, L * G) which three columns are multiplied for each feature of each energy variable
     orders: Tensor  # (L, L) for each leading layer, the column of every layer's energy variable
+    others: Tensor  # (L, L - 1) for each leading layer, the layers beside it
     _beyond: Tensor  # steps beyond the outermost fitted quantiles, in units of score
     _never: Tensor  # (L, 1) added to the log odds of a layer being empty: the total never is
     reference: Tensor  # () index of the leading layer
@@ -110,6 +117,7 @@ class ShowerTransform(nn.Module):
         features = monomials(torch.zeros(1, count + 2)).shape[1]
         self.register_buffer("powers", powers.flatten(1), persistent=False)
         self.register_buffer("orders", _orders(layers), persistent=False)
+        self.register_buffer("others", _others(layers), persistent=False)
         self.register_buffer("_beyond", -torch.arange(1, _FITTED.start + 1) / 5, persistent=False)
         self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
         self.register_buffer("reference", torch.tensor(0))
@@ -148,8 +156,8 @@ class ShowerTransform(nn.Module):
             first = torch.log((1 - total / conditions[:, self.energy_column]).clamp(min=0) + LEAK_FLOOR)
         else:
             first = torch.log(total / conditions[:, self.energy_column] + LEAK_FLOOR)
-        ratios = torch.log((energies + knee) / (energies[:, self.reference, None] + knee))
-        return torch.cat([first[:, None], ratios[:, self._others()]], 1)
+        ratios = torch.log((energies + knee) / (energies.index_select(1, self.reference.view(1)) + knee))
+        return torch.cat([first[:, None], ratios.index_select(1, self._of_leading(self.others))], 1)
 
     def _energies(self, variables: Tensor, empty: Tensor, conditions: Tensor) -> Tensor:
         """Inverse of :meth:`energy_variables`, for layers that may be empty (B, L)."""
@@ -162,7 +170,7 @@ class ShowerTransform(nn.Module):
                 total = incident * (1 + LEAK_FLOOR - torch.exp(first)).clamp(0, 1)
             else:
                 total = incident * (torch.exp(first) - LEAK_FLOOR).clamp(0, self.family.max_response)
-        order = self.orders[self.reference]
+        order = self._of_leading(self.orders)
         ratios = torch.where(empty, -torch.inf, torch.cat([torch.zeros_like(first), variables[:, 1:]], 1))
         shares = torch.softmax(ratios.index_select(1, order), 1)
         layers = len(order) - empty.sum(1, keepdim=True)
@@ -170,9 +178,9 @@ class ShowerTransform(nn.Module):
         energies = torch.where(shares > 0, energies, 0.0)
         return energies * (total / energies.sum(1, keepdim=True).clamp(min=1e-12))
 
-    def _others(self) -> list[int]:
-        leading = int(self.reference)
-        return [i for i in range(len(self.family.layers)) if i != leading]
+    def _of_leading(self, table: Tensor) -> Tensor:
+        """The row of a table that belongs to the leading layer; the host does not wait to know which layer it is."""
+        return table.index_select(0, self.reference.view(1))[0]
 
     def _designs(self, conditions: Tensor, scores: Tensor) -> Tensor:
         """Features (L, B, G) of the energy variables: of the conditions, and the first and last two scores before each.
@@ -226,7 +234,7 @@ class ShowerTransform(nn.Module):
 
     def _energy_scores(self, energies: Tensor, conditions: Tensor, *, fit: bool = False) -> Tensor:
         """Normal scores (B, L) of the energies (B, L); the regressions behind them are fitted first if asked."""
-        empties = (energies == 0)[:, [int(self.reference), *self._others()]]
+        empties = (energies == 0).index_select(1, torch.cat([self.reference.view(1), self._of_leading(self.others)]))
         scores = torch.zeros_like(energies)
         for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
             design, empty = self._designs(conditions, scores)[i : i + 1], empties[:, i]
