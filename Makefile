@@ -4,8 +4,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 DEMO_NBODY := runs/demo-nbody
+CLASSICS := runs/classics
+CLASSIC_NAMES := $(sort $(basename $(notdir $(wildcard configs/classics/*.toml))))
+CLASSIC_SECONDS := 600
 
-.PHONY: demo demo-nbody test test-all lint clean
+.PHONY: demo demo-nbody classics test test-all lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +31,25 @@ demo-nbody: $(STAMP)
 	$(BIN)/calogen gallery $(DEMO_NBODY)/run --out $(DEMO_NBODY)/gallery
 	$(BIN)/calogen compare data/nbody-64 $(DEMO_NBODY)/maps --training data/nbody-64 --out $(DEMO_NBODY)/report
 	@echo "open $(DEMO_NBODY)/report/report.html in a browser; figures of the surrogate itself are in $(DEMO_NBODY)/gallery"
+
+# Earlier networks and objectives on the same photons, ten minutes of one core each, in one table. What is done is not
+# done again, so it can be stopped at any time; CLASSIC_SECONDS=60 is a quick look (make clean forgets it).
+classics: $(CLASSIC_NAMES:%=$(CLASSICS)/%/generated)
+	$(BIN)/calogen compare data/calogan-gamma $(foreach name,$(CLASSIC_NAMES),$(name)=$(CLASSICS)/$(name)/showers) \
+	    --classifier light --out $(CLASSICS)/report
+	@echo "open $(CLASSICS)/report/report.html in a browser"
+
+$(CLASSICS)/%/trained: configs/classics/%.toml | $(STAMP)
+	@rm -rf $(@D)
+	OMP_NUM_THREADS=1 $(BIN)/calogen train $< --data data/calogan-gamma --out $(@D)/run \
+	    --set training.time=$(CLASSIC_SECONDS)
+	@touch $@
+
+$(CLASSICS)/%/generated: $(CLASSICS)/%/trained
+	OMP_NUM_THREADS=1 $(BIN)/calogen generate $(@D)/run --like data/calogan-gamma/test --out $(@D)/showers --workers 1
+	@touch $@
+
+.PRECIOUS: $(CLASSICS)/%/trained
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

@@ -55,7 +55,8 @@ class LocallyConnected(nn.Module):
             tuple((side + 2 * padding - kernel) // step + 1 for side, step in zip(shape, stride, strict=True)),
         )
         places, seen = math.prod(self.shape), inputs * kernel**2
-        self.weight = nn.Parameter(torch.randn(places, seen, outputs) * math.sqrt(2 / seen))
+        # As in Keras, where a layer's fan counts its places too: towers begin with little energy, not far too much.
+        self.weight = nn.Parameter(torch.randn(places, seen, outputs) * math.sqrt(2 / (places * seen)))
         self.bias = nn.Parameter(torch.zeros(places, 1, outputs)) if bias else None
 
     def forward(self, images: Tensor) -> Tensor:

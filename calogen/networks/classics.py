@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,8 @@ class MlpGenerator(Unfitted):
         super().__init__(family, conditions, latent)
         self.transform = _PerIncident(family, conditions)
         self.layers = mlp([latent + len(self.conditions), *hidden, family.voxels], slope=0.0)
+        with torch.no_grad():  # else hundreds of voxels add up to many times the incident energy at first
+            cast(nn.Linear, self.layers[-1]).weight.mul_(4 / math.sqrt(family.voxels))
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
