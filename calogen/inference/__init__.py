@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..networks import Generator, MapGenerator, ShowerGenerator
+from ..networks import ConvMapGenerator, Generator, ShowerGenerator
 from .maps import FoldedMaps
 from .plain import Unfolded
 from .showers import FoldedShowers
@@ -21,6 +21,6 @@ def folded(generator: Generator) -> Callable[[Array, Array], Array]:
     """The form of a trained generator that runs on a CPU: from latents (B, Z) and conditions (B, C) to samples."""
     if isinstance(generator, ShowerGenerator):
         return FoldedShowers(generator)
-    if isinstance(generator, MapGenerator):
+    if isinstance(generator, ConvMapGenerator):
         return FoldedMaps(generator)
     return Unfolded(generator)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..networks import SLOPE, MapGenerator
+from ..networks import SLOPE, ConvMapGenerator
 from ..transforms import scale_conditions
 
 Array = NDArray[np.float32]
@@ -18,7 +18,7 @@ _MAP_CACHED = 1 << 18  # pixels worked on at a time
 
 
 class FoldedMaps:
-    """A trained :class:`MapGenerator` for the CPU: half the arithmetic, the same function to rounding.
+    """A trained :class:`ConvMapGenerator` for the CPU: half the arithmetic, the same function to rounding.
 
     Planes of one value become a bias per map, and doubling the side before a 3 x 3 convolution becomes four 2 x 2
     convolutions of the small grid, one for each of the four pixels that a cell turns into.
@@ -27,7 +27,7 @@ class FoldedMaps:
         generator: Trained; its tensors are copied.
     """
 
-    def __init__(self, generator: MapGenerator) -> None:
+    def __init__(self, generator: ConvMapGenerator) -> None:
         self._generator = generator
         count = len(generator.conditions)
         planes = [generator.parts(layer, count) for layer in (*generator.levels, generator.last)]

@@ -14,7 +14,7 @@ from ..errors import ConfigError, did_you_mean
 from ..families import Family
 from .contract import Critic, Generator, LikelihoodGenerator
 from .layers import SLOPE
-from .maps import MapCritic, MapGenerator
+from .maps import ConvMapGenerator, MapCritic, MapGenerator
 from .showers import ShowerCritic, ShowerGenerator
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "FIRST",
     "NETWORKS",
     "SLOPE",
+    "ConvMapGenerator",
     "Critic",
     "Generator",
     "LikelihoodGenerator",
@@ -78,7 +79,8 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "flow": Network("flow.FlowGenerator"),
     },
     "map": {
-        "dcgan": Network("maps.MapGenerator", "maps.MapCritic"),
+        "zeldovich": Network("zeldovich.ZeldovichGenerator", "patches.PatchCritic"),
+        "dcgan": Network("maps.ConvMapGenerator", "maps.MapCritic"),
     },
 }
 """Networks by the kind of family they serve and by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -31,6 +32,23 @@ class _Planes(nn.Module):
 
 
 class MapGenerator(Generator):
+    """A generator of maps, which may be larger than those it was trained on."""
+
+    @abstractmethod
+    def resized(self, size: int) -> MapGenerator:
+        """A view of this generator that makes maps of ``size`` pixels a side, with the same weights and pixels.
+
+        Raises:
+            ConfigError: If the size does not fit.
+        """
+
+    def _grown(self, size: int) -> Family:
+        """The family of larger maps, the pixels of the same size."""
+        box = self.family.box_size * size / self.family.sample_shape[0]
+        return Family.model_validate({**self.family.model_dump(), "pixels": (size, size), "box_size": box})
+
+
+class ConvMapGenerator(MapGenerator):
     """Periodic density maps from a grid of latent numbers (DCGAN with circular padding).
 
     Args:
@@ -84,7 +102,7 @@ class MapGenerator(Generator):
         grid, planes = weight.split((weight.shape[1] - conditions, conditions), 1)
         return grid, planes, torch.zeros(len(weight)) if bias is None else bias.detach()
 
-    def resized(self, size: int) -> MapGenerator:
+    def resized(self, size: int) -> ConvMapGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
 
         Raises:
@@ -93,10 +111,8 @@ class MapGenerator(Generator):
         cell = self.family.sample_shape[0] // self.grid[1]
         if size % cell:
             raise ConfigError("the map size does not fit", where="--size", expected=f"a multiple of {cell}", found=size)
-        scale = size / self.family.sample_shape[0]
-        changes = {"pixels": (size, size), "box_size": self.family.box_size * scale}
         other = copy.copy(self)
-        other.family = Family.model_validate({**self.family.model_dump(), **changes})
+        other.family = self._grown(size)
         other.grid = (self.grid[0], size // cell, size // cell)
         return other
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from ..families import Family
 from ..shards import Samples
+from .scores import ENDS, Scores, interpolate
+
+_NODES = 256  # of the tables from scores to logarithms of densities
 
 
 class MapTransform(nn.Module):
@@ -39,3 +42,38 @@ class MapTransform(nn.Module):
         """Network space to physical; values at or beyond 1 are clipped to the largest invertible one."""
         scaled = scaled.clamp(-1.0, 1 - 1e-3)
         return self.a * (1 + scaled) / (1 - scaled)
+
+
+class DensityScores(nn.Module):
+    """Density maps <-> standard normal scores of their pixels given the conditions.
+
+    Args:
+        terms: Number of features of the conditions (F).
+    """
+
+    knee: Tensor  # added to densities before their logarithm
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.register_buffer("knee", torch.tensor(0.01))
+        self.scores = Scores(terms)
+
+    def fit(self, maps: Tensor, terms: Tensor) -> None:
+        """Fit to training maps (N, H, W), physical, with features (N, F) of their conditions."""
+        self.knee.fill_(max(0.01 * float(maps.double().mean()), 1e-6))
+        self.scores.fit(torch.log(maps.flatten(1) + self.knee), terms)
+
+    def forward(self, maps: Tensor, terms: Tensor) -> Tensor:
+        """Scores (B, H, W) of maps (B, H, W), physical, given features (B, F)."""
+        table = self.scores.quantiles(terms, _NODES)
+        logs = torch.log(maps + self.knee).flatten(1)
+        right = torch.searchsorted(table, logs).clamp(1, _NODES - 1)
+        low, high = table.gather(1, right - 1), table.gather(1, right)
+        position = right - 1 + ((logs - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return (position * (2 * ENDS / (_NODES - 1)) - ENDS).view_as(maps)
+
+    def inverse(self, scores: Tensor, terms: Tensor) -> Tensor:
+        """Maps (B, H, W), physical, of scores (B, H, W); scores beyond +-5 are those of +-5."""
+        position = (scores.flatten(1).clamp(-ENDS, ENDS) + ENDS) * ((_NODES - 1) / (2 * ENDS))
+        logs = interpolate(self.scores.quantiles(terms, _NODES), position)
+        return (logs.exp() - self.knee).clamp(min=0).view_as(scores)

@@ -1,0 +1,309 @@
+"""Density maps from matter that moves: white noise displaced as linear theory says, then what a network adds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..families import Family
+from ..shards import Samples
+from ..transforms import condition_array, scale_conditions
+from ..transforms.maps import DensityScores
+from ..transforms.scores import Scores, features
+from .layers import SLOPE
+from .linear import sheet_power
+from .maps import MapGenerator
+from .spectra import log_mean, shell_power, shells
+
+SHEETS = 2
+"""Independent layers of matter along the line of sight."""
+
+_DEPTH = 8  # a map is a slab of its box's side over this
+_CUT = 0.7  # Mpc/h: scale below which displacements are smoothed away (truncated Zel'dovich)
+_KNEE = 0.02  # added to the density before its logarithm
+_KNOTS = 64  # of the displacement's spectrum, even in ln k
+_FIT_PIXELS, _FIT_MAPS = 2**25, 8192  # that the start is fitted with, at most
+_FIT_SHARES = (0.25,) * 6 + (1.0,) * 5  # of them, round by round
+_STRATA = 8
+_CHUNK = 64  # maps of 64 x 64 worked on at a time, so that they stay in the cache
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What depends on a map's size alone, on ``rfft2``'s modes.
+
+    Attributes:
+        wave: Wave number in h/Mpc, (H, W // 2 + 1).
+        gradient: From k . psi to the displacement in pixels, (2, H, W // 2 + 1), imaginary parts.
+        position: Of every pixel, in pixels, (2, H, W).
+    """
+
+    wave: Tensor
+    gradient: Tensor
+    position: Tensor
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    @torch.inference_mode(mode=False)
+    def of(height: int, width: int, pixel: float, device: torch.device) -> Grid:
+        """The grid of maps of H x W pixels of a side in Mpc/h."""
+        rows = (2 * math.pi / pixel * torch.fft.fftfreq(height, device=device))[:, None].expand(-1, width // 2 + 1)
+        columns = (2 * math.pi / pixel * torch.fft.rfftfreq(width, device=device)).expand(height, -1)
+        nyquist = 0.999 * math.pi / pixel  # odd functions have no mode there
+        waves = torch.stack([rows * (rows.abs() < nyquist), columns * (columns < nyquist)])
+        square = rows.square() + columns.square()
+        square[0, 0] = math.inf
+        axes = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        position = torch.stack(axes).to(device, torch.float32)
+        return Grid(torch.hypot(rows, columns), waves / square / pixel, position)
+
+
+class ZeldovichGenerator(MapGenerator):
+    """White noise moves matter; a filter, a point transform and a network make its density the simulation's.
+
+    1. Two sheets of matter, each half of the slab deep, get independent Gaussian displacements in the plane with the
+       spectrum that linear theory gives for the conditions, smoothed below 0.7 Mpc/h, and are moved by them: filaments,
+       nodes and voids (the Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84; truncated: Coles et al. 1993).
+    2. The logarithm of their density is filtered by exp T(k), with T a quadratic function of the conditions, and its
+       pixels are mapped to normal scores. T is fitted so that the spectra of the maps are those of the training maps.
+    3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
+    4. The scores become densities with the distribution that the training maps have for the conditions.
+
+    Everything is periodic and works at any size. Steps 1, 2 and 4 are fitted, not trained.
+
+    Args:
+        family: A map family.
+        conditions: Names of the conditions.
+        channels: Widths of the residual network's layers.
+    """
+
+    transform: DensityScores
+    spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
+    transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
+
+    def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (16, 16, 16)) -> None:
+        super().__init__()
+        self.family, self.conditions = family, tuple(conditions)
+        height, width = family.sample_shape
+        self.pixel = family.box_size / height if family.box_size else 1.0
+        self.depth = self.pixel * min(height, width) / _DEPTH
+        self.fundamental = 2 * math.pi / (self.pixel * min(height, width))
+        terms = features(torch.zeros(1, len(self.conditions), device="cpu")).shape[1]
+        self.transform = DensityScores(terms)
+        self.inner = Scores(terms)
+        self.register_buffer("spectrum", torch.zeros(terms, _KNOTS))
+        self.register_buffer("transfer", torch.zeros(terms, int(shells(height, width)[0].max()) + 1))
+        self.residual = Residual(len(self.conditions), channels)
+
+    @property
+    def latent_size(self) -> int:
+        """Standard normals that one map takes: one plane for every sheet, and one for texture."""
+        return (SHEETS + 1) * self.family.voxels
+
+    @property
+    def coarse(self) -> int:
+        """How many of them may be of low resolution: all."""
+        return self.latent_size
+
+    def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
+        """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        terms, planes = features(scaled), self.planes(latent)
+        with torch.no_grad():
+            scores = self.inner(self.filtered(self.matter(planes, terms), terms), terms)
+        return self.transform.inverse(self.residual(scores, planes[:, -1], scaled), terms)
+
+    def planes(self, latent: Tensor) -> Tensor:
+        """Noise as planes (B, 3, H, W), from (B, Z)."""
+        return latent.unflatten(1, (SHEETS + 1, *self.family.sample_shape))
+
+    def matter(self, planes: Tensor, terms: Tensor) -> Tensor:
+        """Modes (B, H, W // 2 + 1) of ln density before the filter; the mean has the power of the noise."""
+        grid = self._grid(planes)
+        noise = torch.fft.rfft2(planes[:, :SHEETS])
+        amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self._log_position(grid.wave)))
+        amplitude = amplitude * torch.exp(-0.5 * (grid.wave * _CUT).square()) / self.pixel
+        density = displaced(noise * amplitude[:, None], grid)
+        modes = torch.fft.rfft2(torch.log(density + _KNEE))
+        modes[:, 0, 0] = noise[:, 0, 0, 0]  # how much matter a slab holds varies from slab to slab
+        return modes
+
+    def filtered(self, modes: Tensor, terms: Tensor) -> Tensor:
+        """The field (B, H, W) that is mapped to scores, from :meth:`matter`."""
+        height, width = self.family.sample_shape
+        position = self._grid(modes).wave / self.fundamental
+        position = position.clamp(1, self.transfer.shape[1] - 1)  # modes longer than the training box: as its longest
+        position[0, 0] = 0
+        return torch.fft.irfft2(modes * self._table(self.transfer, terms, position).exp(), s=(height, width))
+
+    def _grid(self, like: Tensor) -> Grid:
+        return Grid.of(*self.family.sample_shape, self.pixel, like.device)
+
+    def _table(self, table: Tensor, terms: Tensor, position: Tensor) -> Tensor:
+        """Functions of the conditions at positions between the knots of a table (F, K): (B, *position.shape)."""
+        values = terms @ table
+        cell = position.floor().clamp(0, table.shape[1] - 2).long()
+        return torch.lerp(values[:, cell], values[:, cell + 1], position - cell)
+
+    def _log_position(self, wave: Tensor) -> Tensor:
+        low, high = self._range()
+        return (wave.clamp(low, high).log() - math.log(low)) * ((_KNOTS - 1) / math.log(high / low))
+
+    def _range(self) -> tuple[float, float]:
+        """Wave numbers of the first and the last knot of the spectrum."""
+        return self.fundamental / 64, math.sqrt(2) * math.pi / self.pixel
+
+    def resized(self, size: int) -> ZeldovichGenerator:
+        """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
+
+        Raises:
+            ConfigError: If the size is smaller than 4.
+        """
+        if size < 4:
+            raise ConfigError("the map size does not fit", where="--size", expected="at least 4", found=size)
+        other = copy.copy(self)
+        other.family = self._grown(size)
+        return other
+
+    # ------------------------------------------------------------------------------------------------ fitting
+
+    @torch.no_grad()
+    def fit(self, samples: Samples, seed: int) -> None:
+        """Fit spectrum, point transforms and filter to training maps, 1 + delta."""
+        maps, columns = torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, self.conditions))
+        terms = features(scale_conditions(self.family, self.conditions, columns))
+        self.transform.fit(maps, terms)
+        self._fit_spectrum(columns, terms)
+        wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
+        self._fit_transfer(wanted, terms, seed)
+
+    def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
+        """Linear theory at some training conditions, as a function of all."""
+        rows = torch.linspace(0, len(columns) - 1, min(len(columns), 60)).long()
+        low, high = self._range()
+        k = torch.logspace(math.log10(low), math.log10(high), _KNOTS, dtype=torch.float64).numpy()
+        power = [
+            sheet_power(k, dict(zip(self.conditions, row, strict=True)), self.depth / SHEETS)
+            for row in columns[rows].tolist()
+        ]
+        self.spectrum.copy_(log_mean(torch.from_numpy(np.stack(power)), terms[rows]))
+
+    def _fit_transfer(self, wanted: Tensor, terms: Tensor, seed: int) -> None:
+        """Adjust T until the mean spectra (F, K) of fixed noise are those wanted; the scores follow."""
+        stream = torch.Generator().manual_seed(seed)
+        count = min(_FIT_MAPS, max(256, 4 * len(terms)), max(_STRATA, _FIT_PIXELS // self.family.voxels))
+        rows = torch.randperm(len(terms), generator=stream)
+        rows = rows[torch.linspace(0, len(rows) - 1, max(1, count // _STRATA)).long()]
+        chunks = terms[rows].repeat_interleave(_STRATA, 0).split(_CHUNK)
+        matter = [self.matter(self.planes(self._stratified(len(c), stream)), c) for c in chunks]
+        self.transfer.zero_()
+        for number, used in enumerate(_FIT_SHARES):
+            some = slice(0, max(1, round(used * len(chunks))))
+            fields = [self.filtered(m, c) for m, c in zip(matter[some], chunks[some], strict=True)]
+            own = torch.cat(chunks[some])
+            self.inner.fit(torch.cat(fields).flatten(1), own)
+            if number == len(_FIT_SHARES) - 1:
+                break  # scores go with the filter they were fitted behind
+            power = [
+                shell_power(self.transform.inverse(self.inner(f, c), c) - 1)
+                for f, c in zip(fields, chunks[some], strict=True)
+            ]
+            step = 0.45 * (wanted - log_mean(torch.cat(power), own))
+            self.transfer += step.to(self.transfer.dtype)
+
+    def _stratified(self, count: int, stream: torch.Generator) -> Tensor:
+        """Noise (B, Z) that scatters less in the mean: mirrored, and the maps' means in strata.
+
+        How much matter a slab holds decides most about its power, so without this some thousand maps are too few.
+        """
+        half = torch.randn((count + 1) // 2, self.latent_size, generator=stream)
+        latent = torch.stack([half, -half], 1).flatten(0, 1)[:count]
+        place = torch.arange(count) * 5 % _STRATA  # 5: pairs fall into distant strata, of either order
+        mean = torch.special.ndtri((place + torch.rand(count, generator=stream)) / _STRATA)
+        first = latent[:, : self.family.voxels]
+        first += mean[:, None] / math.sqrt(self.family.voxels) - first.mean(1, keepdim=True)
+        return latent
+
+
+def displaced(source: Tensor, grid: Grid) -> Tensor:
+    """Density of sheets of matter that a displacement has moved, averaged over the sheets, 1 on average.
+
+    Matter starts on a lattice of half the pixels' spacing, on which displacements are interpolated: without that, the
+    lattice shows in the voids.
+
+    Args:
+        source: Modes of k . psi, (B, S, H, W // 2 + 1), of each sheet.
+        grid: Of the maps.
+
+    Returns:
+        (B, H, W).
+    """
+    height, width = grid.position.shape[1:]
+    move = torch.fft.irfft2(torch.complex(torch.zeros(()).to(grid.gradient), grid.gradient) * source[:, :, None],
+                            s=(height, width))  # fmt: skip
+    right = 0.5 * (move + move.roll(-1, 4))
+    total = source.real.new_zeros(len(source), height * width)
+    for half, there in ((0.0, move), (0.5, right)):
+        below = 0.5 * (there + there.roll(-1, 3))
+        for down, shift in ((0.0, there), (0.5, below)):
+            offset = torch.tensor([down, half], device=shift.device)[:, None, None]
+            _deposit(total, shift + (grid.position + offset), height, width)
+    return total.view(-1, height, width) / (4 * source.shape[1])
+
+
+def _deposit(total: Tensor, position: Tensor, height: int, width: int) -> None:
+    """Add particles of mass 1 at positions (B, S, 2, H, W), in pixels, to total (B, H W): cloud in cell, periodic."""
+    cell = position.floor()
+    part = position - cell
+    y, x = cell.long().unbind(2)
+    y, x = y.remainder_(height), x.remainder_(width)
+    down, right = part.unbind(2)
+    up, left = 1 - down, 1 - right
+    below, beside = (y + 1).remainder_(height).mul_(width), (x + 1).remainder_(width)
+    y = y.mul_(width)
+    for index, weight in (
+        (y + x, up * left),
+        (y + beside, up * right),
+        (below + x, down * left),
+        (below + beside, down * right),
+    ):
+        total.scatter_add_(1, index.flatten(1), weight.flatten(1))
+
+
+class Residual(nn.Module):
+    """Adds to scores what convolutions of scores, noise and conditions say; nothing before training.
+
+    Args:
+        conditions: How many there are (C).
+        channels: Widths of the layers.
+    """
+
+    def __init__(self, conditions: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        widths = [2 + conditions, *channels]
+        self.levels = nn.ModuleList(_circular(a, b) for a, b in pairwise(widths))
+        self.last = _circular(widths[-1], 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, scores: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
+        """Scores (B, H, W), of scores and noise (B, H, W) and scaled conditions (B, C)."""
+        planes = scaled[:, :, None, None].expand(-1, -1, *scores.shape[1:])
+        grid = torch.cat([scores[:, None], noise[:, None], planes], 1)
+        for i, level in enumerate(self.levels):
+            made = nn.functional.leaky_relu(level(grid), SLOPE)
+            grid = made + grid if i and made.shape == grid.shape else made
+        return scores + self.last(grid)[:, 0]
+
+
+def _circular(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="circular")

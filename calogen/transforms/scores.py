@@ -1,0 +1,134 @@
+"""Values <-> standard normal scores, given conditions: a distribution regression that both directions share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+ENDS = 5.0  # scores of the tables' ends
+_SMALLEST = 1e-6  # slope of a score in its table's cells, at least: scores increase strictly
+_RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and quadratic terms
+
+
+def features(scaled: Tensor) -> Tensor:
+    """Constant, linear and quadratic terms of scaled conditions, (B, C) to (B, 1 + C + C (C + 1) / 2)."""
+    first, second = torch.triu_indices(scaled.shape[1], scaled.shape[1], device=scaled.device)
+    return torch.cat([scaled.new_ones(len(scaled), 1), scaled, scaled[:, first] * scaled[:, second]], 1)
+
+
+def ridge(terms: int) -> Tensor:
+    """Relative ridge of each term of :func:`features`, (F,): curvature is only believed where data show it."""
+    count = int((8 * terms + 1) ** 0.5 - 3) // 2  # terms = (C + 1) (C + 2) / 2
+    constant, linear, quadratic = _RIDGE
+    return torch.tensor([constant] + count * [linear] + (terms - 1 - count) * [quadratic], dtype=torch.float64)
+
+
+class Scores(nn.Module):
+    """Standard normal score of a value x given conditions, z = probit(P(x | c)), on an even grid of values.
+
+    The probit at every threshold is a quadratic function of the conditions, found by regression: mixtures over
+    hidden variables (a box's random modes) stay mixtures, which averages of quantiles would not.
+
+    Args:
+        terms: Number of features of the conditions (F).
+        size: Number of thresholds (T).
+
+    Source: Foresi and Peracchi 1995, JASA 90, 451 (distribution regression).
+    """
+
+    ends: Tensor  # (2,) lowest and highest threshold
+    probit: Tensor  # (F, T)
+
+    def __init__(self, terms: int, size: int = 256) -> None:
+        super().__init__()
+        self.register_buffer("ends", torch.tensor([-ENDS, ENDS]))
+        self.register_buffer("probit", torch.zeros(terms, size))
+        self.probit[0] = torch.linspace(-ENDS, ENDS, size)
+
+    @torch.no_grad()
+    def fit(self, values: Tensor, terms: Tensor) -> None:
+        """Fit to samples.
+
+        Args:
+            values: (N, M), M values of each of N samples.
+            terms: Features of their conditions, (N, F).
+        """
+        low, high = float(values.min()), float(values.max())
+        margin = max(0.02 * (high - low), 1e-6)
+        self.ends.copy_(torch.tensor([low - margin, high + margin]))
+        groups, share, count = self._shares(values, terms)
+        self.probit.copy_(_probit_regression(groups.double(), share, count))
+
+    def _shares(self, values: Tensor, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distinct rows of features (R, F), share of their values below each threshold (R, T), number of samples."""
+        size = self.probit.shape[1]
+        groups, row = torch.unique(terms, dim=0, return_inverse=True)
+        bins = self._position(values).ceil_().clamp_(0, size).long()
+        bins += (row * (size + 1))[:, None]
+        counts = torch.bincount(bins.flatten(), minlength=len(groups) * (size + 1)).unflatten(0, (-1, size + 1))
+        number = torch.bincount(row).double()
+        total = counts.sum(1, keepdim=True).double()
+        return groups, counts[:, :-1].cumsum(1) / total, number
+
+    def _position(self, values: Tensor) -> Tensor:
+        """Values in units of the thresholds' distance."""
+        low, high = self.ends.unbind()
+        return (values - low) * ((self.probit.shape[1] - 1) / (high - low))
+
+    def table(self, terms: Tensor) -> Tensor:
+        """Scores at the thresholds, strictly increasing, (B, T), given features (B, F)."""
+        scores = (terms @ self.probit).clamp(-ENDS - 0.5, ENDS + 0.5)
+        steps = torch.arange(scores.shape[1], device=scores.device) * _SMALLEST
+        return torch.cummax(scores, 1).values + steps
+
+    def forward(self, values: Tensor, terms: Tensor) -> Tensor:
+        """Scores (B, ...) of values (B, ...), given features (B, F)."""
+        return interpolate(self.table(terms), self._position(values.flatten(1))).view_as(values)
+
+    def quantiles(self, terms: Tensor, size: int) -> Tensor:
+        """Values at ``size`` even scores from -5 to 5, increasing, (B, size): the table of the inverse."""
+        table = self.table(terms)
+        scores = torch.linspace(-ENDS, ENDS, size, device=table.device).expand(len(table), -1).contiguous()
+        right = torch.searchsorted(table, scores).clamp(1, table.shape[1] - 1)
+        low, high = table.gather(1, right - 1), table.gather(1, right)
+        position = right - 1 + ((scores - low) / (high - low)).clamp(0, 1)
+        first, last = self.ends.unbind()
+        return first + position * ((last - first) / (table.shape[1] - 1))
+
+
+def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: int = 25) -> Tensor:
+    """Coefficients (F, T) of probit(share) on features (R, F): the fit and the data agree in sum w (share) x features.
+
+    So the mean distribution is exactly that of the data, tail and moments included. A maximum of the likelihood would
+    weigh rows by how certain single values make them, when most of their scatter is common to all values of a row.
+    """
+    weight = (count / count.sum())[:, None]
+    found = terms.new_zeros(terms.shape[1], share.shape[1])
+    found[0] = torch.special.ndtri((weight.T @ share)[0].clamp(1e-7, 1 - 1e-7))
+    penalty = torch.diag(ridge(terms.shape[1]).to(terms))
+    for _ in range(iterations):
+        score = terms @ found
+        missing = terms.T @ (weight * (share - torch.special.ndtr(score)))
+        density = weight * torch.exp(-0.5 * score.square()).clamp(min=1e-12) / math.sqrt(2 * math.pi)
+        gram = torch.einsum("rt,ra,rb->tab", density, terms, terms)
+        gram = gram + density.sum(0)[:, None, None] * penalty
+        step = torch.linalg.solve(gram, missing.T).T
+        found = found + step / (terms @ step).abs().amax(0).clamp(min=1)  # at most one unit at a time
+    return found
+
+
+def interpolate(table: Tensor, position: Tensor) -> Tensor:
+    """Linear interpolation in a table per row; beyond the ends the last straight line goes on.
+
+    Args:
+        table: (B, T).
+        position: In units of cells, 0 to T - 1, (B, M).
+
+    Returns:
+        (B, M); its gradient is the table's slope.
+    """
+    cell = position.detach().clamp(0, table.shape[1] - 1 - 1e-3).floor_().long()
+    low = table.gather(1, cell)
+    return torch.addcmul(low, position - cell, table.gather(1, cell + 1) - low)
