@@ -148,7 +148,8 @@ def look_of(titles: Sequence[str], title: str) -> Look:
     k = list(titles).index(title) - 1
     if k < 0:
         return Look(REFERENCE_COLOUR)
-    return Look(COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)])
+    more = k // len(COLOURS)  # colours come again, but not with the same marker and line
+    return Look(COLOURS[k % len(COLOURS)], MARKERS[(k + more) % len(MARKERS)], LINES[(k + 2 * more) % len(LINES)])
 
 
 def legend(figure: Figure, report: Report) -> None:

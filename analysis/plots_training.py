@@ -68,9 +68,12 @@ def _draw(axes: Axes, key: str, found: Mapping[str, History], report: Report, *,
         values = history.curves.get(key)
         if values is None or not np.isfinite(values).any():
             continue
-        look, x = look_of(titles, owner[member]), history.seconds if by_time else history.steps
+        name = owner[member]
+        look, x = look_of(titles, name), history.seconds if by_time else history.steps
+        seeds = report.members(name)
+        label = name if len(seeds) == 1 else f"{name} ({len(seeds)} seeds)" if member == seeds[0] else None
         everything.append(np.abs(values[np.isfinite(values)]))
-        axes.plot(x, values, color=look.colour, linestyle=look.line, marker=look.marker, markersize=2.5, label=member)
+        axes.plot(x, values, color=look.colour, linestyle=look.line, marker=look.marker, markersize=2.5, label=label)
         at = history.steps == history.chosen
         axes.plot(x[at], values[at], "o", color=look.colour, markersize=9, fillstyle="none", markeredgewidth=1.4)
         if key == "score" and np.isfinite(history.floor[0]):
