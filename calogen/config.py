@@ -65,6 +65,7 @@ class TrainingConfig(_Frozen):
         batch_size: Samples per update.
         critic_steps: Critic updates before each generator update.
         penalty: Weight of the gradient penalty (``wgan-gp``).
+        penalty_every: Take the penalty in every n-th critic step only, with n times the weight (lazy; saves time).
         clip: Bound on the critic's weights (``wgan-clip``).
         learning_rate: Of the generator (Adam).
         critic_learning_rate: Of the critic (Adam).
@@ -87,6 +88,7 @@ class TrainingConfig(_Frozen):
     batch_size: int = Field(default=256, ge=2)
     critic_steps: int = Field(default=3, ge=1)
     penalty: float = Field(default=10.0, ge=0)
+    penalty_every: int = Field(default=1, ge=1)
     clip: float = Field(default=0.01, gt=0)
     learning_rate: float = Field(default=2e-5, gt=0)
     critic_learning_rate: float = Field(default=2e-4, gt=0)

@@ -162,21 +162,31 @@ class Augmentation:
 
     def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
         """Transformed copies of samples (B, ...), in the units given."""
-        device = values.device
-        if self._orders is not None:
-            if len(self._orders) == 1:
-                return values
-            pick = torch.randint(len(self._orders), (len(values),), generator=generator, device=device)
-            return values.gather(1, self._orders[pick])
-        known = set(self._family.symmetries)
-        height, width = values.shape[1:]
-        draw = torch.rand(5, generator=generator, device="cpu" if generator.device.type == "cpu" else device).tolist()
-        if "roll" in known:
-            values = values.roll((int(draw[0] * height), int(draw[1] * width)), (1, 2))
-        if "mirror-x" in known and draw[2] < 0.5:
-            values = values.flip(1)
-        if "mirror-y" in known and draw[3] < 0.5:
-            values = values.flip(2)
-        if "turn" in known and height == width:
-            values = values.rot90(int(draw[4] * 4), (1, 2))
-        return values
+        if self._orders is None:
+            return self._moved(values, generator)
+        if len(self._orders) == 1:
+            return values
+        pick = torch.randint(len(self._orders), (len(values),), generator=generator, device=values.device)
+        return values.gather(1, self._orders[pick])
+
+    def _moved(self, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """Maps (B, H, W), each rolled, mirrored and turned for itself; the host never waits for the device."""
+        known, (count, height, width) = set(self._family.symmetries), maps.shape
+        if not known:
+            return maps
+        draw = torch.rand((5, count, 1), generator=generator, device=maps.device)
+        no = torch.zeros_like(draw[0], dtype=torch.bool)
+        turn = (draw[4] * 4).long() if "turn" in known and height == width else no.long()
+        # A quarter turn is an exchange of the axes and a mirror image, half a turn are two mirror images.
+        flips = [(turn == 1) | (turn == 2), (turn == 2) | (turn == 3)]
+        lines = []
+        for axis, (size, name) in enumerate(((height, "mirror-x"), (width, "mirror-y"))):
+            line = torch.arange(size, device=maps.device).expand(count, size)
+            flip = flips[axis] ^ (draw[2 + axis] < 0.5 if name in known else no)
+            line = torch.where(flip, size - 1 - line, line)
+            lines.append((line + (draw[axis] * size).long()) % size if "roll" in known else line)
+        rows, columns = lines[0][:, :, None], lines[1][:, None, :]
+        index = rows * width + columns
+        if height == width:
+            index = torch.where((turn % 2 == 1)[:, :, None], columns * width + rows, index)
+        return maps.flatten(1).gather(1, index.flatten(1)).view_as(maps)

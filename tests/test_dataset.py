@@ -165,6 +165,19 @@ def test_augmented_maps_keep_their_pixels_and_their_neighbours() -> None:
     assert changed >= 18
 
 
+def test_every_symmetry_of_a_map_comes_about_equally_often_and_each_map_has_its_own() -> None:
+    family = MAPS.model_copy(update={"pixels": (4, 4)})
+    maps = torch.arange(16.0).view(1, 4, 4).expand(12_800, 4, 4)
+    found = Augmentation(family, CPU)(maps, torch.Generator().manual_seed(2))
+    images, counts = torch.unique(found.flatten(1), dim=0, return_counts=True)
+    assert len(images) == 16 * 8  # rolls, times mirrors and quarter turns
+    assert float((counts - 100.0).square().mean() / 100) == pytest.approx(1.0, abs=0.5)
+    turned = family.model_copy(update={"symmetries": ("turn",)})
+    four = torch.unique(Augmentation(turned, CPU)(maps, torch.Generator()).flatten(1), dim=0)
+    expected = torch.stack([maps[0].rot90(k) for k in range(4)]).flatten(1)
+    torch.testing.assert_close(four, torch.unique(expected, dim=0))
+
+
 def test_the_same_stream_augments_alike() -> None:
     for family in (SMALL, MAPS):
         values = torch.from_numpy(toy(family, 10).values)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from calogen.analysis import compare
 from conftest import ALL_FAMILIES, MAPS, SINGLE, SMALL, Trained, run_python, tiny, toy, write_folder
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calogen.checkpoint import load_checkpoint
 from calogen.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, ShardError
@@ -27,7 +28,7 @@ from calogen.objectives import OBJECTIVES
 from calogen.requests import Request
 from calogen.sampling import Surrogate
 from calogen.shards import open_shards
-from calogen.training import Trainer, prepare, train
+from calogen.training import Trainer, TrainingLoop, prepare, train
 from calogen.training.trainers import decay_factor
 
 TRAIN = """
@@ -341,6 +342,34 @@ def test_every_objective_runs_and_moves_both_networks(objective: str, data: Path
     if objective == "wgan-clip":
         critic = [t for name, t in after.items() if name.startswith("training.critic.score")]
         assert max(float(t.abs().max()) for t in critic) <= 0.01 + 1e-7
+
+
+def test_lazy_penalties_are_heavier_and_never_miss_the_last_critic_step(data: Path, tmp_path: Path) -> None:
+    options = {"critic_steps": 3, "steps": 2, "log_every": 1}
+    for every, share in ((1, 1.0), (2, 1.5), (3, 3.0), (9, 3.0)):
+        run = train(tiny(training={**options, "penalty_every": every}), data, tmp_path / str(every))
+        for record in run.records[1:]:
+            loss = -record["wasserstein"] + 10 * share * record["penalty"]
+            assert record["critic_loss"] == pytest.approx(loss, rel=1e-4)
+            assert record["penalty"] > 0
+
+
+def test_nothing_in_a_step_waits_for_a_number(data: Path, tmp_path: Path) -> None:
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.__name__
+            assert not any(bad in name for bad in ("_local_scalar", "nonzero", "masked_select", "is_nonzero")), name
+            return function(*args, **(kwargs or {}))
+
+    for family in (SMALL, MAPS):
+        folder = write_folder(tmp_path / family.name, toy(family, 100))
+        config = tiny(family=family)
+        trainer = TrainingLoop.start(prepare(config, folder), tmp_path / f"run-{family.name}", check=False).trainer
+        trainer.step()  # constants come to the device once
+        for optimiser in trainer.optimisers.values():  # Adam counts its steps on the host
+            optimiser.step = lambda: None
+        with Waits():
+            trainer.step()
 
 
 def test_the_transform_is_left_alone_if_asked(data: Path, tmp_path: Path) -> None:

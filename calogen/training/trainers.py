@@ -187,6 +187,8 @@ class AdversarialTrainer(Trainer):
 
     def _others(self) -> dict[str, nn.Module]:
         self.objective = OBJECTIVES[self.options.objective]
+        steps = self.options.critic_steps
+        self._penalty_share = steps / len(range(0, steps, self.options.penalty_every))  # rarer, so heavier
         self.critic = build_critic(self.generator, self.plan.config.critic, self.options.objective)
         return {"critic": self.critic}
 
@@ -196,10 +198,13 @@ class AdversarialTrainer(Trainer):
         self.critic.fit(self.batches.samples(self.plan.family), self.plan.conditions)
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
-        found = {}
+        found, size = {}, self.options.batch_size
+        reference, generated, scaled = self._views(stream)
         for i in range(self.options.critic_steps):
-            reference, conditions = self.batches[self.done * self.options.critic_steps + i]
-            found = self._critic_step(reference, conditions, stream)
+            mine = slice(i * size, (i + 1) * size)
+            # Lazy penalties (Karras et al. 2020, arXiv:1912.04958) spare some steps theirs, never the last one.
+            lazy = (self.options.critic_steps - 1 - i) % self.options.penalty_every > 0
+            found = self._critic_step(reference[mine], generated[mine], scaled[mine], stream, lazy=lazy)
         conditions = self.batches.sample_conditions(self.options.batch_size, stream)
         views = self.critic.view(self._draw(conditions, stream), conditions)
         loss = self.objective.generator(self.critic(views, self._scaled(conditions)))
@@ -211,19 +216,26 @@ class AdversarialTrainer(Trainer):
         samples: Tensor = self.generator(latent, conditions)
         return self.augment(samples, stream) if self.options.augment else samples
 
-    def _critic_step(self, reference: Tensor, conditions: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            if self.options.augment:
-                reference = self.augment(reference, stream)
-            reference = self.critic.view(reference, conditions)
-            generated = self.critic.view(self._draw(conditions, stream), conditions)
-        scaled = self._scaled(conditions)
+    @torch.no_grad()
+    def _views(self, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What the critic sees in all its steps, made at once: reference, generated, conditions."""
+        first = self.done * self.options.critic_steps
+        pairs = [self.batches[first + i] for i in range(self.options.critic_steps)]
+        samples, conditions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        if self.options.augment:
+            samples = self.augment(samples, stream)
+        generated = self.critic.view(self._draw(conditions, stream), conditions)
+        return self.critic.view(samples, conditions), generated, self._scaled(conditions)
+
+    def _critic_step(
+        self, reference: Tensor, generated: Tensor, scaled: Tensor, stream: torch.Generator, *, lazy: bool
+    ) -> dict[str, Tensor]:
         scores = self.critic(reference, scaled), self.critic(generated, scaled)
         loss = self.objective.critic(*scores)
         penalty = loss.new_zeros(())
-        if self.options.objective == "wgan-gp":
+        if self.options.objective == "wgan-gp" and not lazy:
             penalty = gradient_penalty(self.critic, reference, generated, scaled, stream)
-            loss = loss + self.options.penalty * penalty
+            loss = loss + self.options.penalty * self._penalty_share * penalty
         norm = self._descend("critic", loss, list(self.critic.parameters()))
         if self.options.objective == "wgan-clip":
             with torch.no_grad():

@@ -299,7 +299,7 @@ class ShowerTransform(nn.Module):
             share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
             total = share.sum(1, keepdim=True)
             # A layer with energy but no voxel on puts it all into the voxel that came nearest.
-            nearest = nn.functional.one_hot(excess.argmax(1), excess.shape[1]).to(share)
+            nearest = torch.zeros_like(share).scatter_(1, excess.argmax(1, keepdim=True), 1.0)
             share = torch.where(total > 0, share / total.clamp(min=1e-30), nearest)
             parts.append(share * energies[:, i : i + 1])
         return torch.cat(parts, 1)
