@@ -68,7 +68,8 @@ class LocallyConnected(nn.Module):
         seen = [grid[y : y + down * rows : down, x : x + right * columns : right] for y, x in shifts]
         patches = torch.cat(seen, 3).flatten(0, 1)
         made = patches @ self.weight if self.bias is None else torch.baddbmm(self.bias, patches, self.weight)
-        return made.unflatten(0, self.shape).permute(2, 3, 0, 1)
+        images = made.unflatten(0, self.shape).permute(2, 3, 0, 1)
+        return images
 
 
 class CaloganGenerator(Unfitted):
@@ -87,6 +88,8 @@ class CaloganGenerator(Unfitted):
 
     Source: Paganini, de Oliveira and Nachman 2018, arXiv:1705.02355; hep-lbdl/CaloGAN.
     """
+
+    transform: PerUnit
 
     def __init__(self, family: Family, conditions: Sequence[str], latent: int = 1024) -> None:
         super().__init__(family, conditions, latent)
@@ -181,7 +184,8 @@ class CaloganCritic(Critic):
 
     def __init__(self, generator: CaloganGenerator, objective: str = "non-saturating") -> None:
         super().__init__()
-        self.family, self.conditions, self.unit = generator.family, generator.conditions, generator.transform
+        self.family, self.conditions = generator.family, generator.conditions
+        self.unit: PerUnit = generator.transform
         batches = objective != "wgan-gp"
         shapes = [layer.shape for layer in self.family.layers]
         self.streams = nn.ModuleList(_Stream(shape, norm=batches) for shape in shapes)

@@ -89,7 +89,8 @@ class VaeGenerator(LikelihoodGenerator):
         seen = -0.5 * (((scores - centre) / spread).square() + _LOG_TAU) - self.log_spread
         unseen = torch.log(normal_tail((centre - ceiling) / spread).clamp(min=_LEAST_MASS))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return (divergence - torch.where(on, seen, unseen).sum(1)).mean()
+        bound: Tensor = torch.where(on, seen, unseen).sum(1) - divergence
+        return -bound.mean()
 
     def _mean(self, code: Tensor, energies: Tensor, conditions: Tensor) -> Tensor:
         scaled = scale_conditions(self.family, self.conditions, conditions)
