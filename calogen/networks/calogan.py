@@ -67,9 +67,8 @@ class LocallyConnected(nn.Module):
         shifts = itertools.product(range(self._kernel), repeat=2)
         seen = [grid[y : y + down * rows : down, x : x + right * columns : right] for y, x in shifts]
         patches = torch.cat(seen, 3).flatten(0, 1)
-        made = patches @ self.weight if self.bias is None else torch.baddbmm(self.bias, patches, self.weight)
-        images = made.unflatten(0, self.shape).permute(2, 3, 0, 1)
-        return images
+        made: Tensor = patches @ self.weight if self.bias is None else torch.baddbmm(self.bias, patches, self.weight)
+        return made.unflatten(0, self.shape).permute(2, 3, 0, 1)  # type: ignore[no-any-return]
 
 
 class CaloganGenerator(Unfitted):
