@@ -34,7 +34,8 @@ _KNOTS = 64  # of the displacement's spectrum, even in ln k
 _FIT_PIXELS, _FIT_MAPS = 2**25, 8192  # that the start is fitted with, at most
 _FIT_SHARES = (0.25,) * 6 + (1.0,) * 5  # of them, round by round
 _STRATA = 8
-_CHUNK = 64  # maps of 64 x 64 worked on at a time, so that they stay in the cache
+_CHUNK = 64  # maps that are fitted to at a time
+_PARTICLES = 2**16  # moved at a time: they stay in the cache, and large maps take little memory
 
 
 @dataclass(frozen=True)
@@ -248,35 +249,54 @@ def displaced(source: Tensor, grid: Grid) -> Tensor:
         (B, H, W).
     """
     height, width = grid.position.shape[1:]
-    move = torch.fft.irfft2(torch.complex(torch.zeros(()).to(grid.gradient), grid.gradient) * source[:, :, None],
-                            s=(height, width))  # fmt: skip
-    right = 0.5 * (move + move.roll(-1, 4))
-    total = source.real.new_zeros(len(source), height * width)
-    for half, there in ((0.0, move), (0.5, right)):
-        below = 0.5 * (there + there.roll(-1, 3))
-        for down, shift in ((0.0, there), (0.5, below)):
-            offset = torch.tensor([down, half], device=shift.device)[:, None, None]
-            _deposit(total, shift + (grid.position + offset), height, width)
-    return total.view(-1, height, width) / (4 * source.shape[1])
+    total = source.real.new_zeros(len(source), height + 1, width + 1)  # a row and a column more: see _deposit
+    for sheet in source.unbind(1):
+        y, x = (
+            torch.fft.irfft2(torch.view_as_complex(torch.stack([-sheet.imag, sheet.real], -1) * axis[..., None]),
+                             s=(height, width)) + position
+            for axis, position in zip(grid.gradient, grid.position, strict=True)
+        )  # fmt: skip
+        for rows, columns in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            _deposit(total, _between(y, rows, columns, height, 0), _between(x, rows, columns, 0, width))
+    total[:, 0] += total[:, height]
+    total[:, :, 0] += total[:, :, width]
+    return total[:, :height, :width] / (4 * source.shape[1])
 
 
-def _deposit(total: Tensor, position: Tensor, height: int, width: int) -> None:
-    """Add particles of mass 1 at positions (B, S, 2, H, W), in pixels, to total (B, H W): cloud in cell, periodic."""
-    cell = position.floor()
-    part = position - cell
-    y, x = cell.long().unbind(2)
-    y, x = y.remainder_(height), x.remainder_(width)
-    down, right = part.unbind(2)
-    up, left = 1 - down, 1 - right
-    below, beside = (y + 1).remainder_(height).mul_(width), (x + 1).remainder_(width)
-    y = y.mul_(width)
-    for index, weight in (
-        (y + x, up * left),
-        (y + beside, up * right),
-        (below + x, down * left),
-        (below + beside, down * right),
-    ):
-        total.scatter_add_(1, index.flatten(1), weight.flatten(1))
+def _between(place: Tensor, rows: int, columns: int, down: float, right: float) -> Tensor:
+    """Positions (B, H, W) half a row, half a column further, which grow by ``down`` and ``right`` around the box."""
+    if rows:
+        below = place.roll(-1, 1)
+        below[:, -1] += down
+        place = 0.5 * (place + below)
+    if columns:
+        beside = place.roll(-1, 2)
+        beside[:, :, -1] += right
+        place = 0.5 * (place + beside)
+    return place
+
+
+def _deposit(total: Tensor, y: Tensor, x: Tensor) -> None:
+    """Add particles of mass 1 at positions (B, H, W), in pixels, to total (B, H + 1, W + 1): cloud in cell.
+
+    What belongs into the first row and column may lie in the last ones, so one index does for all four pixels.
+    """
+    size, flat, stride = y.shape[1:], total.flatten(1), total.shape[2]
+    step = max(1, _PARTICLES // len(y))
+    for above, left in zip(y.flatten(1).split(step, 1), x.flatten(1).split(step, 1), strict=True):
+        row, column = above.floor(), left.floor()
+        down, right = above - row, left - column
+        for cell, side in ((row, size[0]), (column, size[1])):
+            cell.sub_((cell + 0.5).div_(side).floor_().mul_(side))  # periodic
+        index = row.long().mul_(stride).add_(column.long())
+        both = down * right
+        for offset, weight in (
+            (0, 1 - down - right + both),
+            (1, right - both),
+            (stride, down - both),
+            (stride + 1, both),
+        ):
+            flat[:, offset:].scatter_add_(1, index, weight)
 
 
 class Residual(nn.Module):
