@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def train_ratio(
         threads: CPU threads.
 
     Returns:
-        Milliseconds per step of both, and the ratio with its range over rounds.
+        Milliseconds per step of both, the ratio with its range over rounds, steps a second, and what share of a step
+        is the networks' bare arithmetic: its matrix products and convolutions.
 
     Raises:
         ConfigError: If no data are given and there are none to fall back on.
@@ -81,13 +82,17 @@ def train_ratio(
             if turn:  # the first round warms up
                 ours_ms.append(1e3 * first / steps)
                 bare_ms.append(1e3 * second / steps)
+        products = _share_of_products(lambda: loop.advance(max(1, steps // 4)))
     ratios = sorted(a / b for a, b in zip(ours_ms, bare_ms, strict=True))
     return {
         "calogen ms/step": round(statistics.median(ours_ms), 2),
         "bare torch ms/step": round(statistics.median(bare_ms), 2),
         "ratio": round(statistics.median(ratios), 3),
         "ratio range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "calogen steps/s": round(1e3 / statistics.median(ours_ms), 2),
+        "share of matrix products and convolutions": products,
         "family": plan.family.name,
+        "network": plan.config.generator.network,
         "batch size": batch_size,
         "critic steps": config.training.critic_steps,
         "device": str(plan.device),
@@ -104,6 +109,17 @@ def _time(work: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begun
+
+
+def _share_of_products(work: Callable[[], None]) -> float | None:
+    """Share of some work's time that is spent in matrix products and convolutions, both ways; None on a GPU."""
+    if torch.cuda.is_available():
+        return None
+    with torch.autograd.profiler.profile(use_kineto=False) as seen:
+        work()
+    times: dict[str, float] = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    products = sum(time for name, time in times.items() if "mm" in name or "convolution" in name)
+    return round(products / sum(times.values()), 3)
 
 
 class _BareLoop:

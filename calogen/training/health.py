@@ -57,7 +57,9 @@ def _partners(samples: Samples) -> NDArray[np.int64]:
         return np.roll(np.arange(count), 1)
     columns = torch.from_numpy(condition_array(samples, names))
     points = scale_conditions(samples.family, names, columns).double().numpy()
-    near = KDTree(points).query(points, k=2)[1]  # itself and another, in any order where conditions are equal
+    near = np.asarray(
+        KDTree(points).query(points, k=2)[1]
+    )  # itself and another, in any order where conditions are equal
     return np.where(near[:, 0] == np.arange(count), near[:, 1], near[:, 0])
 
 
