@@ -22,7 +22,7 @@ def find_model(model: str | Path) -> Path:
     """
     path = Path(model)
     shipped = Path(str(importlib.resources.files("calogen.data"))) / "surrogates"
-    named = (shipped / path.name).is_dir() and path.name == str(model)
+    named = path.name == str(model) and bool(path.name) and (shipped / path.name).is_dir()
     if named and not (path / "checkpoints").is_dir() and not (path / "checkpoint.json").exists():
         return shipped / path.name  # a folder of that name may hold its data
     if (path / "checkpoints").is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConditionError, ConfigError, ShardError, did_you_mean
 from .families import ENERGY_UNITS, Condition, Family
@@ -38,7 +38,7 @@ class Spec:
         kind, _, rest = text.partition(":")
         if kind not in _KINDS or not rest:
             raise _bad_spec(condition, text)
-        match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip())
+        match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
         if match is None:
             raise _bad_spec(condition, text)
         separator = "," if kind == "list" else ":"
@@ -237,6 +237,44 @@ class Request:
             elif uniform is not None:
                 found[:, i] = self._specs[name].draw(uniform[:, i], index)
         return found
+
+
+def explicit_columns(conditions: Mapping[str, ArrayLike], names: Sequence[str], n: int | None) -> NDArray[np.float32]:
+    """Conditions given in memory as columns (n, C).
+
+    Args:
+        conditions: By name: a number, or one per sample.
+        names: Those wanted, in the order of the columns.
+        n: How many samples; needed when every condition is a number.
+
+    Raises:
+        ConditionError: Something else than numbers, or lengths that differ.
+    """
+    arrays = {name: _numbers(name, conditions[name]) for name in names}
+    lengths = {array.size for array in arrays.values() if array.ndim}
+    if n is not None:
+        lengths.add(n)
+    if len(lengths) != 1 or any(array.ndim > 1 for array in arrays.values()):
+        raise ConditionError(
+            "conditions are numbers, or arrays of one length that agrees with n",
+            expected="n, or one array per condition",
+            found={name: array.shape for name, array in arrays.items()} | {"n": n},
+        )
+    count = lengths.pop()
+    if count < 0:
+        raise ConditionError("the number of samples cannot be negative", found=count)
+    columns = [np.broadcast_to(array.reshape(-1) if array.ndim else array, (count,)) for array in arrays.values()]
+    return np.stack(columns, 1) if columns else np.zeros((count, 0), np.float32)
+
+
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    try:
+        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+            return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        raise ConditionError(
+            f"'{name}' is not a number or an array of numbers", found=repr(values)[:80], hint="in the family's unit"
+        ) from None
 
 
 def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:

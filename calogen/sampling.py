@@ -38,7 +38,7 @@ from .production import (
     room,
     usable_cores,
 )
-from .requests import Request
+from .requests import Request, explicit_columns
 from .runs import environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 
@@ -219,7 +219,8 @@ class Surrogate:
             ConditionError: Missing, unknown, not finite or out of range; lengths that differ.
         """
         _check_seed(seed)
-        columns = self._columns(conditions or {}, n)
+        self._check_names(conditions or {})
+        columns = explicit_columns(conditions or {}, self.conditions, n)
         self.check(columns, extrapolate=extrapolate)
         parts = []
         for start in range(0, len(columns), self._rows):
@@ -228,25 +229,6 @@ class Surrogate:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
-
-    def _columns(self, conditions: Mapping[str, ArrayLike], n: int | None) -> NDArray[np.float32]:
-        """Conditions as columns (n, C)."""
-        self._check_names(conditions)
-        arrays = {name: _numbers(name, conditions[name]) for name in self.conditions}
-        lengths = {array.size for array in arrays.values() if array.ndim}
-        if n is not None:
-            lengths.add(n)
-        if len(lengths) != 1 or any(array.ndim > 1 for array in arrays.values()):
-            raise ConditionError(
-                "conditions are numbers, or arrays of one length that agrees with n",
-                expected="n, or one array per condition",
-                found={name: array.shape for name, array in arrays.items()} | {"n": n},
-            )
-        count = lengths.pop()
-        if count < 0:
-            raise ConditionError("the number of samples cannot be negative", found=count)
-        columns = [np.broadcast_to(array.reshape(-1) if array.ndim else array, (count,)) for array in arrays.values()]
-        return np.stack(columns, 1) if columns else np.zeros((count, 0), np.float32)
 
     def _check_names(self, names: Mapping[str, Any]) -> None:
         for name in names:
@@ -285,6 +267,7 @@ class Surrogate:
 
     def latents(self, count: int, *, seed: int = 0, start: int = 0) -> NDArray[np.float32]:
         """Latent numbers of samples start to start + count of a seed, (count, Z): standard normals."""
+        _check_seed(seed)
         coarse = self._generator.coarse
         return normals(seed, start, count, self._generator.latent_size - coarse, coarse)
 
@@ -484,16 +467,6 @@ def _whole(value: object, where: str) -> int:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise ConfigError("a seed is a number from 0 to 2^63 - 1", where="--seed", found=seed)
-
-
-def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
-    try:
-        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
-            return np.asarray(values, np.float32)
-    except (TypeError, ValueError):
-        raise ConditionError(
-            f"'{name}' is not a number or an array of numbers", found=repr(values)[:80], hint="in the family's unit"
-        ) from None
 
 
 def _require_calogan(family: Family, conditions: Sequence[str]) -> None:

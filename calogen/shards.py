@@ -87,6 +87,8 @@ def open_shards(
             raise ShardError("the file is named twice", where=path)
         seen.add(path.resolve())
     pieces = [_open_piece(path, record, family, parameters) for path, record in files]
+    if not pieces:
+        raise ShardError("there are no samples yet", where=", ".join(map(str, items)), hint="is it still being made?")
     shards = Shards(pieces, drop_bad=drop_bad)
     if parameters is not None and not any(piece.layout.parameters for piece in pieces):
         raise ShardError("only a stack of maps takes a parameter file", where=parameters)
@@ -141,10 +143,9 @@ def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path |
 
 def _at_home(item: str | Path) -> Path:
     """A path, with a home folder for its ``~``; as it is where there is no such home."""
-    path = Path(item)
     with suppress(RuntimeError):
-        return path.expanduser()
-    return path
+        return Path(item).expanduser()
+    return Path(item)
 
 
 def _resolve(item: str | Path, split: str | None) -> list[_File]:

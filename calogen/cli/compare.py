@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,8 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
     unnamed = set()
     for text in texts:
         name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
+        if sign and not name:
+            raise ConfigError("a set of generated samples needs a name before the '='", found=text)
         path = at_home(path) if sign or not name else name
         if not sign:
             name = Path(path).name or path
@@ -107,7 +110,7 @@ def _limits(texts: tuple[str, ...]) -> dict[str, float]:
             limits[key] = float(value)
         except ValueError:
             sign = ""
-        if not sign or not key:
+        if not sign or not key or math.isnan(limits[key]):
             raise ConfigError("--fail-above takes KEY=NUMBER", where="--fail-above", found=text)
     return limits
 
