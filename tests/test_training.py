@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from calogen.checkpoint import load_checkpoint
 from calogen.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, ShardError
 from calogen.families import FAMILIES, Family
+from calogen.networks import FIRST, NETWORKS
 from calogen.objectives import OBJECTIVES
 from calogen.requests import Request
 from calogen.sampling import Surrogate
@@ -111,6 +112,29 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(family: Family, t
     finished = train(config, folder, tmp_path / "run", resume=True)
     assert finished.step == 8
     same(tensors(tmp_path / "whole", 8), tensors(tmp_path / "run", 8))
+
+
+OTHERS = [(kind, name) for kind, known in NETWORKS.items() for name in known if name != FIRST[kind]]
+
+
+@pytest.mark.parametrize(("kind", "network"), OTHERS)
+def test_every_other_network_resumes_to_the_same_weights(kind: str, network: str, tmp_path: Path) -> None:
+    if network == "flow":
+        pytest.importorskip("zuko")
+    family = MAPS if kind == "map" else SINGLE
+    folder = write_folder(tmp_path / "data", toy(family, 60))
+    objective = "wgan-gp" if NETWORKS[kind][network].critic else "likelihood"
+    objective = "non-saturating" if network == "calogan" else objective
+    options = {"steps": 3, "objective": objective, "batch_size": 8, "validate_every": 3, "checkpoint_every": 2}
+    config = tiny(generator={"network": network}, training=options)
+    train(config, folder, tmp_path / "whole")
+    asked = iter([0, signal.SIGTERM])
+    with pytest.raises(Interrupted, match="after step 2"):
+        train(config, folder, tmp_path / "run", should_stop=lambda: next(asked))
+    train(config, folder, tmp_path / "run", resume=True)
+    same(tensors(tmp_path / "whole", 3), tensors(tmp_path / "run", 3))
+    card = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-3").card
+    assert card.config.generator.network == network
 
 
 def test_control_c_has_exit_code_130_and_a_signal_after_the_last_step_is_too_late(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ class Generator(nn.Module, ABC):
     """Makes samples in physical units from latent numbers and conditions.
 
     A class of generators is called with the family, the names of the conditions and, by keyword, those settings of
-    :class:`~calogen.config.GeneratorConfig` that it knows; their defaults are its own.
+    :class:`~calogen.config.GeneratorConfig` that it knows; their defaults are its own. It can be built on device
+    ``meta``, where tensors have no values, like its critic: outlines are built there to count and check.
 
     Attributes:
         network: Its name in :data:`calogen.networks.NETWORKS`.

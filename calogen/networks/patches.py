@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,7 @@ class PatchCritic(Critic):
     def _bands(self) -> Tensor:
         """Band of every shell, (K,)."""
         last = int(shells(*self.family.sample_shape)[0].max())
-        edges = torch.logspace(0, torch.log10(torch.tensor(max(last, 2) * 1.0)), min(_BANDS, last) + 1, device="cpu")
+        edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
         return torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)
 
     @torch.no_grad()

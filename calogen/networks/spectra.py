@@ -11,15 +11,17 @@ from ..transforms.scores import ridge
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
 def shells(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Shell of every mode of ``rfft2`` in units of the shorter side's fundamental (H, W // 2 + 1), and its weight."""
     side = min(height, width)
-    rows, columns = torch.fft.fftfreq(height) * side, torch.fft.rfftfreq(width) * side
-    weight = torch.full((height, width // 2 + 1), 2.0)  # one of each conjugate pair is stored
-    weight[:, 0] = 1.0
-    if width % 2 == 0:
-        weight[:, -1] = 1.0
-    return torch.hypot(rows[:, None], columns).round().long(), weight
+    with torch.device("cpu"):  # outlines of networks are built on device meta, but what is kept here must serve all
+        rows, columns = torch.fft.fftfreq(height) * side, torch.fft.rfftfreq(width) * side
+        weight = torch.full((height, width // 2 + 1), 2.0)  # one of each conjugate pair is stored
+        weight[:, 0] = 1.0
+        if width % 2 == 0:
+            weight[:, -1] = 1.0
+        return torch.hypot(rows[:, None], columns).round().long(), weight
 
 
 def shell_power(maps: Tensor) -> Tensor:
