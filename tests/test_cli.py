@@ -464,6 +464,31 @@ def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> 
     assert "no number of bins" in done.err
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["={data}"], "a name before the '='"),
+        (["{data}", "--fail-above", "score=nan"], "--fail-above takes KEY=NUMBER"),
+        (["{empty}"], "there are no samples yet"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(more: list[str], message: str, home: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    line = ["generate", home / "run", "-n", 3, *CONDITIONS, "--part", "1/3", "--workers", 1, "--out", empty]
+    assert command(*line).code == 0  # a part without samples
+    words = [word.format(data=home / "data", empty=empty) for word in more]
+    done = command("compare", home / "data", *words, "--out", tmp_path / "report")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_no_name_is_no_model_and_a_seed_has_63_bits(home: Path, tmp_path: Path) -> None:
+    assert command("generate", "", "-n", 3, "--out", tmp_path / "a").code == 2
+    done = command("gallery", home / "run", "--seed", 2**63, "--out", tmp_path / "b")
+    assert done.code == 2
+    assert "2^63" in done.err
+
+
 def test_names_that_are_not_utf8_are_written_down_in_ascii(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
