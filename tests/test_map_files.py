@@ -16,6 +16,7 @@ from calogen.families import FAMILIES, Family
 from calogen.shards import Samples, describe, open_shards, open_splits, verify
 from calogen.stacks import Stack
 
+SHIPPED = Path(__file__).parent.parent / "data" / "nbody-64"
 NAME = "Maps_Mcdm_IllustrisTNG_LH_z=0.00.npy"
 EACH, BOXES = 6, 15
 
@@ -285,3 +286,23 @@ def test_other_boxes_in_a_file_of_maps_are_refused(tmp_path: Path) -> None:
     assert "box 100 Mpc/h" in str(refused.value)
     with pytest.raises(ShardError, match="another box size"):
         open_shards(tmp_path / "maps.h5", family=FAMILIES["nbody-64"])
+
+
+def test_shipped_maps_are_whole_and_split_by_realisation() -> None:
+    assert verify(SHIPPED) == []
+    facts = describe(SHIPPED)  # says so under problems if a realisation is in two splits
+    assert (facts["family"], facts["samples"], facts["realisations"], facts["problems"]) == ("nbody-64", 1110, 370, [])
+    assert facts["splits"] == {"train": 720, "validation": 90, "test": 300}
+    assert facts["values"]["mean"] == pytest.approx(1, abs=0.02)
+    assert facts["values"]["low"] > 0.003
+    for name, condition in facts["conditions"].items():
+        known = FAMILIES["nbody-64"].condition(name)
+        assert known.covered(condition["low"], condition["high"]) == (known.low, known.high)
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*.h5")) < 12e6
+    train, validation = open_splits(SHIPPED)
+    assert (len(train), len(validation)) == (720, 90)
+    test = open_shards(SHIPPED, split="test").read()
+    quarters = np.digitize(test.conditions["Omega_m"], [0.3]) + 2 * np.digitize(test.conditions["sigma_8"], [0.8])
+    assert np.bincount(quarters).min() > 60
+    kept_bits = test.values.view(np.uint32) & np.uint32(0xFFF)
+    assert not kept_bits.any()  # 11 bits of mantissa
