@@ -131,8 +131,8 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         shown: dict[str, str] = {}
 
         def update(record: dict[str, Any]) -> None:
-            if "warning" in record:
-                bar.console.print(f"[yellow]warning:[/] {record['warning']}")
+            for word in {"warning", "stopped"} & record.keys():
+                bar.console.print(f"[yellow]{word}:[/] {record[word]}")
             shown.update(_facts(record))
             facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
             bar.update(task, description="training", total=record.get("steps"), completed=record["step"], facts=facts)
@@ -146,9 +146,9 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _plain_line(record: dict[str, Any]) -> None:
-    if "warning" in record:
-        click.echo(f"warning: {record['warning']}", err=True)
-    elif "seconds" in record:
+    for word in {"warning", "stopped"} & record.keys():
+        click.echo(f"{word}: {record[word]}", err=True)
+    if "seconds" in record:
         facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
         click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
 

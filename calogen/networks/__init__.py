@@ -133,11 +133,11 @@ def _check_objective(family: Family, name: str, objective: str) -> None:
     if (network.critic is None) == (objective == "likelihood"):
         return
     if network.critic is None:
-        reason, hint = "it has a loss of its own and no critic", "training.objective=likelihood"
+        reason, hint = "it has a loss of its own and no critic", "set training.objective=likelihood"
     else:
         names = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
         reason = "it maps noise to samples, and the likelihood of a sample is not known"
-        hint = f"training.objective=wgan-gp, or a network with a likelihood: {', '.join(names) or 'none for maps'}"
+        hint = f"set training.objective=wgan-gp, or take a network with a likelihood: {', '.join(names) or 'none for maps'}"
     raise ConfigError(
         f"network '{name}' cannot learn by '{objective}': {reason}",
         where="generator.network, training.objective",
