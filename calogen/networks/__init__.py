@@ -137,7 +137,8 @@ def _check_objective(family: Family, name: str, objective: str) -> None:
     else:
         names = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
         reason = "it maps noise to samples, and the likelihood of a sample is not known"
-        hint = f"set training.objective=wgan-gp, or take a network with a likelihood: {', '.join(names) or 'none for maps'}"
+        hint = "set training.objective=wgan-gp"
+        hint += f", or take a network with a likelihood: {', '.join(names)}" if names else ""
     raise ConfigError(
         f"network '{name}' cannot learn by '{objective}': {reason}",
         where="generator.network, training.objective",
