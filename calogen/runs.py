@@ -262,7 +262,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
 
     Args:
         folder: The run.
-        config: What resuming was asked with; step count, time, log interval, device and threads may differ.
+        config: What resuming was asked with; step count, time, patience, log interval, device and threads may differ.
         facts: Of this session: versions, device, threads, data digest.
 
     Raises:
@@ -271,7 +271,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
     checkpoint, warning = _newest(folder)
     free = {"device", "threads", "training"}
     mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
-    loose = {"steps", "time", "log_every", "memory"}
+    loose = {"steps", "time", "log_every", "memory", "patience"}
     mine |= {f"training.{k}": v for k, v in config.training.model_dump(exclude=loose).items()}
     theirs |= {f"training.{k}": v for k, v in checkpoint.card.config.training.model_dump(exclude=loose).items()}
     for key, value in mine.items():
