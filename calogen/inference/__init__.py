@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..networks import ConvMapGenerator, Generator, ShowerGenerator
+from ..networks.zeldovich import ZeldovichGenerator
 from .maps import FoldedMaps
 from .plain import Unfolded
 from .showers import FoldedShowers
+from .zeldovich import FoldedZeldovich
 
-__all__ = ["FoldedMaps", "FoldedShowers", "Unfolded", "folded"]
+__all__ = ["FoldedMaps", "FoldedShowers", "FoldedZeldovich", "Unfolded", "folded"]
 
 Array = NDArray[np.float32]
 
@@ -23,4 +25,6 @@ def folded(generator: Generator) -> Callable[[Array, Array], Array]:
         return FoldedShowers(generator)
     if isinstance(generator, ConvMapGenerator):
         return FoldedMaps(generator)
+    if isinstance(generator, ZeldovichGenerator):
+        return FoldedZeldovich(generator)
     return Unfolded(generator)

@@ -30,6 +30,8 @@ SHEETS = 2
 _DEPTH = 8  # a map is a slab of its box's side over this
 _CUT = 0.7  # Mpc/h: scale below which displacements are smoothed away (truncated Zel'dovich)
 _KNEE = 0.02  # added to the density before its logarithm
+_GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density, and its size in Mpc/h
+_ONSET, _WIDTH, _EVERYWHERE = 0.5, 0.7, 0.1  # in which ln density it sets in, how gently, and its part everywhere
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
 _FIT_PIXELS, _FIT_MAPS = 2**25, 8192  # that the start is fitted with, at most
 _FIT_SHARES = (0.25,) * 6 + (1.0,) * 5  # of them, round by round
@@ -74,8 +76,9 @@ class ZeldovichGenerator(MapGenerator):
     1. Two sheets of matter, each half of the slab deep, get independent Gaussian displacements in the plane with the
        spectrum that linear theory gives for the conditions, smoothed below 0.7 Mpc/h, and are moved by them: filaments,
        nodes and voids (the Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84; truncated: Coles et al. 1993).
-    2. The logarithm of their density is filtered by exp T(k), with T a quadratic function of the conditions, and its
-       pixels are mapped to normal scores. T is fitted so that the spectra of the maps are those of the training maps.
+    2. The logarithm of their density gets a texture where there is matter, is filtered by exp T(k), with T a quadratic
+       function of the conditions, and its pixels are mapped to normal scores. T is fitted so that the spectra of the
+       maps are those of the training maps.
     3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
     4. The scores become densities with the distribution that the training maps have for the conditions.
 
@@ -119,9 +122,13 @@ class ZeldovichGenerator(MapGenerator):
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
         scaled = scale_conditions(self.family, self.conditions, conditions)
         terms, planes = features(scaled), self.planes(latent)
-        with torch.no_grad():
-            scores = self.inner(self.filtered(self.matter(planes, terms), terms), terms)
-        return self.transform.inverse(self.residual(scores, planes[:, -1], scaled), terms)
+        scores = self.start(planes, terms)
+        return self.transform.inverse(scores + self.residual(scores, planes[:, -1], scaled), terms)
+
+    @torch.no_grad()
+    def start(self, planes: Tensor, terms: Tensor) -> Tensor:
+        """Normal scores (B, H, W) before the network, of noise (B, 3, H, W) given features (B, F)."""
+        return self.inner(self.filtered(self.matter(planes, terms), terms), terms)
 
     def planes(self, latent: Tensor) -> Tensor:
         """Noise as planes (B, 3, H, W), from (B, Z)."""
@@ -134,9 +141,18 @@ class ZeldovichGenerator(MapGenerator):
         amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self._log_position(grid.wave)))
         amplitude = amplitude * torch.exp(-0.5 * (grid.wave * _CUT).square()) / self.pixel
         density = displaced(noise * amplitude[:, None], grid)
-        modes = torch.fft.rfft2(torch.log(density + _KNEE))
+        logs = torch.log(density + _KNEE)
+        logs += self._grain(planes[:, -1], grid) * (_EVERYWHERE + torch.sigmoid((logs - _ONSET) / _WIDTH))
+        modes = torch.fft.rfft2(logs)
         modes[:, 0, 0] = noise[:, 0, 0, 0]  # how much matter a slab holds varies from slab to slab
         return modes
+
+    def _grain(self, noise: Tensor, grid: Grid) -> Tensor:
+        """Texture (B, H, W) that sheets of smooth matter lack, of white noise (B, H, W): haloes in filaments."""
+        size = _GRAIN_SIZE / self.pixel
+        spread = math.erf(math.pi * size) / (2 * math.sqrt(math.pi) * size)  # of smoothed noise, on any size of grid
+        smooth = torch.exp(-0.5 * (grid.wave * _GRAIN_SIZE).square()) * (_GRAIN / spread)
+        return torch.fft.irfft2(torch.fft.rfft2(noise) * smooth, s=noise.shape[1:])
 
     def filtered(self, modes: Tensor, terms: Tensor) -> Tensor:
         """The field (B, H, W) that is mapped to scores, from :meth:`matter`."""
@@ -189,7 +205,7 @@ class ZeldovichGenerator(MapGenerator):
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
         """Linear theory at some training conditions, as a function of all."""
-        rows = torch.linspace(0, len(columns) - 1, min(len(columns), 60)).long()
+        rows = torch.linspace(0, len(columns) - 1, min(len(columns), 30)).long()
         low, high = self._range()
         k = torch.logspace(math.log10(low), math.log10(high), _KNOTS, dtype=torch.float64).numpy()
         power = [
@@ -300,7 +316,7 @@ def _deposit(total: Tensor, y: Tensor, x: Tensor) -> None:
 
 
 class Residual(nn.Module):
-    """Adds to scores what convolutions of scores, noise and conditions say; nothing before training.
+    """What convolutions of scores, noise and conditions add to the scores; nothing before training.
 
     Args:
         conditions: How many there are (C).
@@ -316,13 +332,14 @@ class Residual(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, scores: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B, H, W), of scores and noise (B, H, W) and scaled conditions (B, C)."""
+        """What to add, (B, H, W), to scores (B, H, W), from them, noise (B, H, W) and scaled conditions (B, C)."""
         planes = scaled[:, :, None, None].expand(-1, -1, *scores.shape[1:])
         grid = torch.cat([scores[:, None], noise[:, None], planes], 1)
         for i, level in enumerate(self.levels):
             made = nn.functional.leaky_relu(level(grid), SLOPE)
             grid = made + grid if i and made.shape == grid.shape else made
-        return scores + self.last(grid)[:, 0]
+        added: Tensor = self.last(grid)[:, 0]
+        return added
 
 
 def _circular(inputs: int, outputs: int) -> nn.Conv2d:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 ENDS = 5.0  # scores of the tables' ends
 _SMALLEST = 1e-6  # slope of a score in its table's cells, at least: scores increase strictly
+_CLOSE = 1e-4  # change of a score at which a fit has converged
 _RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and quadratic terms
 
 
@@ -108,14 +109,17 @@ def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: 
     found = terms.new_zeros(terms.shape[1], share.shape[1])
     found[0] = torch.special.ndtri((weight.T @ share)[0].clamp(1e-7, 1 - 1e-7))
     penalty = torch.diag(ridge(terms.shape[1]).to(terms))
+    products = (terms[:, :, None] * terms[:, None]).flatten(1)
     for _ in range(iterations):
         score = terms @ found
         missing = terms.T @ (weight * (share - torch.special.ndtr(score)))
         density = weight * torch.exp(-0.5 * score.square()).clamp(min=1e-12) / math.sqrt(2 * math.pi)
-        gram = torch.einsum("rt,ra,rb->tab", density, terms, terms)
-        gram = gram + density.sum(0)[:, None, None] * penalty
+        gram = (density.T @ products).unflatten(1, penalty.shape) + density.sum(0)[:, None, None] * penalty
         step = torch.linalg.solve(gram, missing.T).T
-        found = found + step / (terms @ step).abs().amax(0).clamp(min=1)  # at most one unit at a time
+        change = (terms @ step).abs().amax(0)
+        found = found + step / change.clamp(min=1)  # at most one unit at a time
+        if float(change.max()) < _CLOSE:
+            break
     return found
 
 
