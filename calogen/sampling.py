@@ -43,6 +43,7 @@ from .runs import environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
 
 BLOCK = ALIGNMENT
+_FEW = 128  # rows of a block of samples that take long to compute
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
 _SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
 _PROBE = 64  # samples made to see how well they compress
@@ -131,7 +132,8 @@ class Surrogate:
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = folded(self._generator) if self._device.type == "cpu" else None
-        self._rows = BLOCK if self.family.voxels <= _BLOCK_NUMBERS // BLOCK else 128
+        large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
+        self._rows = _FEW if large else BLOCK  # a whole block is computed even for one sample
 
     @classmethod
     def load(cls, model: str | Path, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Surrogate:
@@ -255,6 +257,18 @@ class Surrogate:
         for i, known in enumerate(self._card.conditions):
             positive = self.family.condition(known.name).scale == "log"
             known.check(columns[:, i], positive=positive, extrapolate=extrapolate, first=first)
+        if extrapolate and columns.size:
+            self._try(columns[np.unique([*columns.argmin(0), *columns.argmax(0)])])
+
+    def _try(self, columns: NDArray[np.float32]) -> None:
+        """Refuse extreme conditions at which the generator overflows."""
+        try:
+            usable = bool(np.isfinite(self.launch(columns, 0, 0)()).all())
+        except (RuntimeError, IndexError):  # a place in a table that is no number
+            usable = False
+        if not usable:
+            trained = ", ".join(f"{c.name} {c.low:g} to {c.high:g} {c.unit}".rstrip() for c in self._card.conditions)
+            raise ConditionError("the surrogate makes nothing so far from what it was trained on", expected=trained)
 
     @torch.inference_mode()
     def launch(self, columns: NDArray[np.float32], seed: int, start: int) -> Callable[[], NDArray[np.float32]]:
@@ -349,8 +363,8 @@ class Surrogate:
             StorageError: If the folder may not be written.
         """
         seed = _whole(seed, "seed")
-        shard_size = None if shard_size is None else _whole(shard_size, "shard_size")
-        mantissa_bits = None if mantissa_bits is None else _whole(mantissa_bits, "mantissa_bits")
+        shard_size = shard_size if shard_size is None else _whole(shard_size, "shard_size")
+        mantissa_bits = mantissa_bits if mantissa_bits is None else _whole(mantissa_bits, "mantissa_bits")
         _check_seed(seed)
         self._check_names(dict.fromkeys(request.names))
         part = part or Part()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,23 @@ def test_the_ends_of_the_trained_range_are_inside_and_beyond_is_allowed_if_asked
         surrogate.sample({ENERGY: [0.0]}, extrapolate=True)
     with pytest.raises(ConfigError, match="a seed is a number from 0"):
         surrogate.sample({ENERGY: 5e3}, 1, seed=-1)
+
+
+@pytest.mark.parametrize("fault", [np.nan, RuntimeError("index out of bounds")])
+def test_conditions_at_which_a_generator_overflows_are_refused_before_anything_is_written(
+    fault: object, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(_: Surrogate, columns: np.ndarray, *__: int) -> Callable[[], np.ndarray]:
+        if isinstance(fault, Exception):
+            raise fault
+        return lambda: np.full((len(columns), 504), fault, np.float32)
+
+    monkeypatch.setattr(Surrogate, "launch", launch)
+    with pytest.raises(ConditionError, match="so far from what it was trained on"):
+        surrogate.generate(tmp_path / "out", {ENERGY: "fixed:9TeV"}, 3, extrapolate=True)
+    with pytest.raises(ConditionError, match="so far from what it was trained on"):
+        surrogate.sample({ENERGY: [9e6]}, extrapolate=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_conditions_are_matched_by_name_and_never_by_position() -> None:
