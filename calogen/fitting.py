@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 SQRT2 = math.sqrt(2.0)
-LOGISTIC_STD = math.pi / math.sqrt(3.0)  # of the standard logistic distribution
+_LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
+_FEW_ROWS = 12_000  # looked at in the first rounds
+_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of like energies, of at most so many rows
+_LOADING_RIDGE = 1e-3  # strength of the pull of loadings towards 0, in units of all observations
+_ROWS = 4096  # taken at a time, so that their products stay in the cache
 
 
 def monomials(variables: Tensor, degree: int = 2) -> Tensor:
@@ -33,27 +37,30 @@ def monomials(variables: Tensor, degree: int = 2) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float) -> Tensor:
+def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float | Tensor) -> Tensor:
     """Solve V weighted ridge regressions that share a design; the constant term is not shrunk.
 
     Args: design (N, F), weights (N, V), right-hand side (V, F). Returns coefficients (F, V).
     """
     features = design.shape[1]
-    outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), features**2)
-    normal = (weights.T @ outer).reshape(-1, features, features)
-    shrink = torch.full((features,), ridge, dtype=design.dtype)
+    normal = weights.new_zeros(weights.shape[1], features**2)
+    for rows, share in zip(design.split(_ROWS), weights.split(_ROWS), strict=True):
+        normal += share.T @ (rows[:, :, None] * rows[:, None, :]).reshape(len(rows), features**2)
+    normal = normal.reshape(-1, features, features)
+    shrink = torch.ones(features, dtype=design.dtype) * ridge
     shrink[0] = 1e-6
     solution: Tensor = torch.linalg.solve(normal + torch.diag(shrink), right)
     return solution.T
 
 
-def fit_logistic(design: Tensor, occupied: Tensor, ridge: float = 2.0, iterations: int = 15) -> Tensor:
+def fit_logistic(design: Tensor, occupied: Tensor, ridge: float | Tensor = 2.0, iterations: int = 15) -> Tensor:
     """Occupancy of V voxels as logistic regressions, by Newton's method.
 
     Args:
         design: Features, (N, F), constant first.
         occupied: Whether each voxel is on, (N, V), 0 or 1.
-        ridge: Strength of the pull of all but the constant towards 0, in units of observations.
+        ridge: Strength of the pull of all but the constant towards 0, in units of observations; a number, or one for
+            each feature, (F,).
         iterations: Newton steps.
 
     Returns:
@@ -62,7 +69,7 @@ def fit_logistic(design: Tensor, occupied: Tensor, ridge: float = 2.0, iteration
     mean = (occupied.sum(0) + 0.5) / (len(occupied) + 1.0)  # never 0 or 1: a voxel never seen stays possible
     coefficients = torch.zeros(design.shape[1], occupied.shape[1], dtype=design.dtype)
     coefficients[0] = torch.log(mean / (1 - mean))
-    shrink = torch.full((design.shape[1], 1), ridge, dtype=design.dtype)
+    shrink = (torch.ones(design.shape[1], dtype=design.dtype) * ridge)[:, None]
     shrink[0] = 0.1  # half an observation each way
 
     def loss(candidate: Tensor) -> Tensor:
@@ -84,7 +91,7 @@ def fit_logistic(design: Tensor, occupied: Tensor, ridge: float = 2.0, iteration
     return coefficients
 
 
-def fit_least_squares(design: Tensor, values: Tensor, weights: Tensor, ridge: float = 2.0) -> Tensor:
+def fit_least_squares(design: Tensor, values: Tensor, weights: Tensor, ridge: float | Tensor = 2.0) -> Tensor:
     """Weighted least squares for V voxels.
 
     Args:
@@ -142,9 +149,28 @@ def normal_scores(tail: Tensor) -> Tensor:
     return -scores.to(tail.dtype)
 
 
+def own_noise(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tensor:
+    """Spread of each voxel's own noise beside its factors at some energy, (V,); see :func:`fit_factors`."""
+    return (1 - loadings_at(loadings, drift, energy).square().sum(1)).clamp(min=_LEAST_NOISE).sqrt()
+
+
+def loadings_at(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tensor:
+    """Loadings (V, K) at an energy, from those at 0 and their slopes (V, D); see :func:`fit_factors`."""
+    moved = loadings.clone()
+    moved[:, : drift.shape[1]] += energy * drift
+    return moved
+
+
 def fit_factors(
-    scores: Tensor, censored: Tensor, ceiling: Tensor, rank: int, generator: torch.Generator, iterations: int = 12
-) -> Tensor:
+    scores: Tensor,
+    censored: Tensor,
+    ceiling: Tensor,
+    rank: int,
+    generator: torch.Generator,
+    energy: Tensor | None = None,
+    drifting: int = 0,
+    iterations: int = 12,
+) -> tuple[Tensor, Tensor]:
     """Factor loadings of normal scores of which some are only known to lie below a ceiling.
 
     Stochastic expectation maximisation: sample the factors given the scores, the censored scores given the factors
@@ -156,39 +182,76 @@ def fit_factors(
         ceiling: Upper bound of a censored score, (N, V).
         rank: Number of factors K, at most min(N, V) - 1.
         generator: Source of the sampled values.
+        energy: A variable of order one, (N,), with which loadings may change; none: 0.
+        drifting: How many of the first factors have loadings that change, linearly, with the energy (D).
         iterations: Rounds of sampling and regression.
 
     Returns:
-        Loadings (V, K) with squared rows at most 0.98; the rest of each voxel's unit variance is its own noise.
+        Loadings (V, K) at energy 0 and their slopes (V, D) in the energy. Squared loadings add up to at most 0.98 at
+        every energy of the data; the rest of each voxel's unit variance is its own noise, :func:`own_noise`.
 
     Source: Wei & Tanner 1990 (Monte Carlo EM).
     """
     count, voxels = scores.shape
     rank = min(rank, count - 1, voxels - 1)
     if rank < 1:
-        return torch.zeros(voxels, 0, dtype=scores.dtype)
+        return torch.zeros(voxels, 0, dtype=scores.dtype), torch.zeros(voxels, 0, dtype=scores.dtype)
+    energy = torch.zeros(count, dtype=scores.dtype) if energy is None else energy
+    drifting = min(drifting, rank)
 
-    def below(mean: Tensor, spread: Tensor) -> Tensor:
-        """Truncated normals: mean + spread * noise, given that it stays below the ceiling."""
-        mass = 1 - normal_tail((ceiling - mean) / spread)
-        uniform = torch.rand(mean.shape, generator=generator, dtype=scores.dtype)
-        draw = mean - spread * normal_scores((mass * uniform).clamp(min=1e-9))
-        return torch.minimum(draw, ceiling)
+    nothing = torch.zeros_like(scores)
+    filled = torch.where(censored, _below(nothing, nothing + 1, ceiling, generator), scores)
+    loadings = _leading_loadings(filled[:_FEW_ROWS], rank)
+    drift = loadings.new_zeros(voxels, drifting)
+    ends = energy.min(), energy.max()
+    for step in range(iterations):
+        rows = torch.arange(count)
+        if step < iterations - 3:  # early rounds need no precision
+            rows = torch.randperm(count, generator=generator)[:_FEW_ROWS]
+        gram = torch.eye(rank + drifting, dtype=scores.dtype) * (1 + _LOADING_RIDGE * count)
+        right = scores.new_zeros(rank + drifting, voxels)
+        loadings, drift = _bounded(loadings, drift, ends)
+        for group in rows[energy[rows].argsort()].split(max(1, min(_GROUP, len(rows) // _ENERGIES))):
+            middle = energy[group].mean()
+            near, noise = loadings_at(loadings, drift, middle), own_noise(loadings, drift, middle)
+            known, hidden = filled[group], censored[group]
+            factors = _sample_factors(known, near, noise.square(), generator)
+            mean, spread = (factors @ near.T)[hidden], noise.expand_as(known)[hidden]
+            known[hidden] = _below(mean, spread, ceiling[group][hidden], generator)
+            filled[group] = known
+            design = torch.cat([factors, factors[:, :drifting] * energy[group, None]], 1)
+            gram += design.T @ design
+            right += design.T @ known
+        both = torch.linalg.solve(gram, right).T
+        loadings, drift = both[:, :rank], both[:, rank:]
+    return _bounded(loadings, drift, ends)
 
-    # The smallest eigenvalues of a sample correlation matrix are noise: start from half of the leading ones.
-    filled = torch.where(censored, below(torch.zeros_like(scores), torch.ones((), dtype=scores.dtype)), scores)
+
+def _leading_loadings(scores: Tensor, rank: int) -> Tensor:
+    """Loadings (V, K) to start from: half of the leading axes, since the smallest of a sample are noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _, singular, right = torch.svd_lowrank(filled, q=rank, niter=3)
-    loadings = right * (singular / math.sqrt(count) * 0.7)
-    for _ in range(iterations):
-        loadings = loadings / (loadings.square().sum(1, keepdim=True) / 0.98).clamp(min=1.0).sqrt()
-        noise = 1 - loadings.square().sum(1)
-        precision = torch.eye(rank, dtype=scores.dtype) + (loadings.T / noise) @ loadings
-        root = torch.linalg.cholesky(torch.linalg.inv(precision))
-        mean = (filled / noise) @ loadings @ (root @ root.T)
-        factors = mean + torch.randn(count, rank, generator=generator, dtype=scores.dtype) @ root.T
-        filled = torch.where(censored, below(factors @ loadings.T, noise.sqrt()), scores)
-        gram = factors.T @ factors + torch.eye(rank, dtype=scores.dtype)
-        loadings = torch.linalg.solve(gram, factors.T @ filled).T
-    return loadings / (loadings.square().sum(1, keepdim=True) / 0.98).clamp(min=1.0).sqrt()
+        _, singular, right = torch.svd_lowrank(scores, q=rank, niter=3)
+    return right * (singular / math.sqrt(len(scores)) * 0.7)
+
+
+def _sample_factors(scores: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Factors (N, K) given scores (N, V), loadings (V, K) and variances of the noise (V,)."""
+    precision = torch.eye(loadings.shape[1], dtype=scores.dtype) + (loadings.T / noise) @ loadings
+    root = torch.linalg.cholesky(torch.linalg.inv(precision))
+    mean = (scores / noise) @ loadings @ (root @ root.T)
+    return mean + torch.randn(mean.shape, generator=generator, dtype=scores.dtype) @ root.T
+
+
+def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:
+    """Truncated normals: mean + spread * noise, given that it stays below the top; all of one shape."""
+    mass = 1 - normal_tail((top - mean) / spread)
+    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
+    return torch.minimum(mean - spread * normal_scores((mass * uniform).clamp(min=1e-9)), top)
+
+
+def _bounded(loadings: Tensor, drift: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Loadings whose squares add up to at most 0.98 at both ends of the energies, hence between them."""
+    power = torch.stack([loadings_at(loadings, drift, end).square().sum(1, keepdim=True) for end in ends]).amax(0)
+    scale = (power / (1 - _LEAST_NOISE)).clamp(min=1.0).sqrt()
+    return loadings / scale, drift / scale

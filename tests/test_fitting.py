@@ -17,6 +17,7 @@ from calogen.fitting import (
     monomials,
     normal_scores,
     normal_tail,
+    own_noise,
 )
 
 
@@ -122,14 +123,15 @@ def test_factor_loadings_recover_a_known_correlation_also_where_scores_are_censo
     censored = scores < cut
     ceiling = torch.full_like(scores, max(cut, -9.0))
     hidden = torch.where(censored, torch.full_like(scores, 1e6), scores)  # must not be looked at
-    found = fit_factors(hidden, censored, ceiling, 2, generator)
+    found, drift = fit_factors(hidden, censored, ceiling, 2, generator)
+    assert drift.shape == (12, 0)
     error = (found @ found.T - known @ known.T).fill_diagonal_(0.0)
     assert float(error.abs().max()) < (0.06 if cut == -math.inf else 0.12)
 
 
 def test_factor_loadings_leave_every_voxel_noise_of_its_own() -> None:
     scores = torch.randn(300, 1, generator=torch.Generator().manual_seed(1)).expand(-1, 5).clone()
-    found = fit_factors(scores, scores > 9, torch.zeros_like(scores), 3, torch.Generator().manual_seed(1))
+    found, _ = fit_factors(scores, scores > 9, torch.zeros_like(scores), 3, torch.Generator().manual_seed(1))
     assert found.shape == (5, 3)
     assert float(found.square().sum(1).max()) <= 0.98 + 1e-6
     assert float((found @ found.T).min()) > 0.8  # all of them are one number
@@ -139,8 +141,9 @@ def test_factor_loadings_leave_every_voxel_noise_of_its_own() -> None:
 def test_the_rank_is_bounded_by_the_data(count: int, voxels: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(count, voxels, generator=generator)
-    found = fit_factors(scores, scores < 0, torch.zeros_like(scores), 64, generator)
+    found, drift = fit_factors(scores, scores < 0, torch.zeros_like(scores), 64, generator, drifting=5)
     assert found.shape == (voxels, rank)
+    assert drift.shape == (voxels, min(5, rank))
     assert np.isfinite(found.numpy()).all()
 
 
@@ -150,3 +153,20 @@ def test_the_same_seed_gives_the_same_loadings() -> None:
         fit_factors(scores, scores < 0, torch.zeros_like(scores), 2, torch.Generator().manual_seed(8)) for _ in "ab"
     ]
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
+
+
+def test_loadings_that_change_with_the_energy_are_found() -> None:
+    generator = torch.Generator().manual_seed(3)
+    energy = torch.rand(8000, generator=generator) * 2 - 1
+    known = torch.randn(10, 1, generator=generator) * 0.4
+    known, drift = known.clamp(-0.6, 0.6), torch.randn(10, 1, generator=generator).clamp(-1, 1) * 0.3
+    at = known.T + energy[:, None] * drift.T
+    noise = (1 - at.square()).sqrt()
+    factor = torch.randn(8000, 1, generator=generator)
+    scores = factor * at + noise * torch.randn(8000, 10, generator=generator)
+    censored = scores < -0.3
+    found = fit_factors(scores, censored, torch.full_like(scores, -0.3), 1, generator, energy, drifting=1)
+    for place in (-0.8, 0.0, 0.8):
+        one, two = (a[0] + place * a[1] for a in (found, (known, drift)))
+        assert float((one @ one.T - two @ two.T).fill_diagonal_(0.0).abs().max()) < 0.1
+        torch.testing.assert_close(own_noise(*found, place).square() + one.square().sum(1), torch.ones(10))

@@ -97,8 +97,10 @@ def test_an_untrained_shower_generator_adds_nothing_to_the_fitted_start(family: 
     assert (layers, factors, voxels) == (len(family.layers), 4, family.voxels)
     assert generator.latent_size == layers + factors + voxels
     assert generator.coarse == factors + voxels  # all but the energies'
-    variance = generator.loadings.square().sum(1) + generator.noise.square()
-    torch.testing.assert_close(variance, torch.ones(voxels), atol=1e-5, rtol=0)
+    assert generator.drift.shape == (voxels, factors)
+    for energy, noise in zip(generator.transform.stations, generator.noise, strict=True):
+        variance = (generator.loadings + energy * generator.drift).square().sum(1) + noise.square()
+        torch.testing.assert_close(variance, torch.ones(voxels), atol=1e-5, rtol=0)
     made = generator(torch.zeros(3, generator.latent_size), conditions[:3])
     expected = generator.transform.inverse(torch.zeros(3, layers), torch.zeros(3, voxels), conditions[:3])
     torch.testing.assert_close(made, expected)
@@ -109,7 +111,14 @@ def test_a_generators_loss_reaches_all_of_its_parameters_that_can_matter() -> No
     scaled = scale_conditions(SMALL, ["incident_energy", "angle"], conditions)
     latent = torch.randn(len(values), generator.latent_size, generator=torch.Generator().manual_seed(1))
     critic(critic.view(generator(latent, conditions), conditions), scaled).sum().backward()
-    for name in ("loadings", "transform.occupancy", "transform.location", "energies.4.weight", "shapes.4.weight"):
+    for name in (
+        "loadings",
+        "drift",
+        "transform.occupancy",
+        "transform.location",
+        "energies.4.weight",
+        "shapes.4.weight",
+    ):
         gradient = generator.get_parameter(name).grad
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 0, name

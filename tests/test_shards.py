@@ -603,8 +603,8 @@ def test_manifests_of_parts_are_merged(tmp_path: Path) -> None:
 def test_shipped_photons_are_whole_and_as_their_page_says() -> None:
     assert verify(DATA) == []
     described = describe(DATA)
-    assert (described["family"], described["kind"], described["samples"]) == ("calogan", "reference", 14_000)
-    assert described["splits"] == {"train": 9_000, "validation": 1_500, "test": 3_500}
+    assert (described["family"], described["kind"], described["samples"]) == ("calogan", "reference", 19_000)
+    assert described["splits"] == {"train": 12_500, "validation": 1_500, "test": 5_000}
     assert described["values"]["zero_fraction"] == pytest.approx(0.52, abs=0.005)
     assert described["response"] == pytest.approx(0.996, abs=0.0005)
     energies = described["conditions"]["incident_energy"]
@@ -622,8 +622,8 @@ def test_splits_of_the_shipped_photons_share_no_seed() -> None:
         {seed for entry in open_shards(DATA, split=name).provenance for seed in entry["seeds"]}
         for name in ("train", "validation", "test")
     ]
-    assert [len(some) for some in seeds] == [18, 3, 7]
-    assert len(set.union(*seeds)) == 28
+    assert [len(some) for some in seeds] == [25, 3, 1]
+    assert len(set.union(*seeds)) == 29
 
 
 def test_reading_needs_no_torch() -> None:

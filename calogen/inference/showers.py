@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,9 +9,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import erfc, ndtri
 
+from ..families import ENERGY_UNITS
 from ..networks import SLOPE, ShowerGenerator
 from ..transforms import scaling
-from ..transforms.showers import CLIP, KINK, LEAK_FLOOR, MOST_SCORE, PER_SCORE, SMALLEST
+from ..transforms.shapes import LOW, MIDDLE
+from ..transforms.showers import (
+    CLIP,
+    EARLIER_CLIP,
+    ELECTRON,
+    LEAK_FLOOR,
+    LINE_REACH,
+    MOST_SCORE,
+    PER_SCORE,
+    SMALLEST,
+)
 
 Array = NDArray[np.float32]
 
@@ -47,7 +57,8 @@ class FoldedShowers:
         scale = 1 / np.sqrt(state["standardise.running_var"] + np.float32(generator.standardise.eps))
         scale *= np.float32(math.sqrt(0.5))  # erfc takes scores over the root of 2
         shift = bias - state["standardise.running_mean"]
-        self._mix = np.concatenate([last, state["loadings"].T, shift[None]]) * scale
+        self._mix = np.concatenate([last, state["loadings"].T, state["drift"].T, shift[None]]) * scale
+        self._drifting = state["drift"].shape[1]
         self._noise = state["noise"] * scale
         # Energies: quantiles and log odds of being empty are one product.
         logits = learnt["empty_logits"][:, None]
@@ -56,17 +67,18 @@ class FoldedShowers:
         self._extended = _extended(self._quantiles.shape[1] - 1)
         self._least, self._most = learnt["energy_range"].T[:, :, None, None]
         self._order = transform.orders[int(learnt["reference"])].numpy()
-        # Voxels: regressions on features, which are products of two of (1, conditions, layer energy, depth).
-        variables = len(transform.conditions) + 2
-        pairs = itertools.combinations_with_replacement(range(1, variables + 1), 2)
-        self._pairs = np.array([(0, 0), *((0, i) for i in range(1, variables + 1)), *pairs]).T
-        plain = [(a, b) for a, b in self._pairs.T if max(a, b) < variables - 1]
-        self._plain = np.array(plain).T
+        # Voxels: regressions on products of three columns; those of the conditions alone come first.
+        self._products = transform.products.numpy()
+        self._plain = len(learnt["shape_centre"])
+        self._stations, self._gaps = learnt["stations"][:-1, None], np.diff(learnt["stations"])[:, None]
         self._centre, self._spread = learnt["shape_centre"].T.copy(), learnt["shape_spread"][:, None]
         regressions = [-learnt["occupancy"], learnt["log_scale"], learnt["location"]]
         self._parts = family.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
-        self._shape = [np.ascontiguousarray(row) for row in learnt["shape"]]
+        self._shape = learnt["shape"]
+        unit = np.float32(ENERGY_UNITS.get(family.unit, 1.0))
+        self._mass, self._reach = np.float32(ELECTRON) / unit, np.float32(LINE_REACH) / unit
+        self._line = learnt["line"] / unit
 
     @np.errstate(over="ignore")  # far outside the trained range odds are infinite: probabilities 0 and 1
     def __call__(self, latent: Array, conditions: Array) -> Array:
@@ -77,16 +89,20 @@ class FoldedShowers:
         scores = normals + _run(self._energy_layers, np.concatenate([normals, scaled], 1))
         hidden = _leaky(_run(self._hidden, np.concatenate([scores, factors, scaled], 1)))
         one = np.ones((len(latent), 1), np.float32)
-        showers: Array = np.concatenate([hidden, factors, one], 1) @ self._mix
-        energies = self._layer_energies(scores, conditions, scaled)
-        features = self._features(energies, scaled)
+        leading = scaled[:, self._energy_column, None] if self._energy_column is not None else 0 * one
+        drifting = factors[:, : self._drifting] * leading
+        showers: Array = np.concatenate([hidden, factors, drifting, one], 1) @ self._mix
+        energies = self._layer_energies(scores, conditions, scaled, leading)
+        features, near = self._features(energies, scaled, leading), self._near(leading)
         rows = max(1, _CACHED // showers.shape[1])
-        buffers = np.empty((4, min(rows, len(showers)), showers.shape[1]), np.float32)
+        buffers = np.empty((5, min(rows, len(showers)), showers.shape[1]), np.float32)
         for start in range(0, len(showers), rows):
             block = slice(start, start + rows)
             scores, spare = showers[block], buffers[0, : len(showers[block])]
-            scores += np.multiply(own[block], self._noise, out=spare)
-            self._voxels(scores, energies[:, block], features[..., block], buffers)
+            spare = np.matmul(near[block], self._noise, out=spare)
+            spare *= own[block]
+            scores += spare
+            self._voxels(scores, energies[:, block], features[..., block], near[block], buffers)
         return showers
 
     def _scaled(self, conditions: Array) -> Array:
@@ -95,11 +111,11 @@ class FoldedShowers:
             conditions[:, self._logarithmic] = np.log(conditions[:, self._logarithmic])
         return conditions * self._slope + self._offset
 
-    def _layer_energies(self, scores: Array, conditions: Array, scaled: Array) -> Array:
+    def _layer_energies(self, scores: Array, conditions: Array, scaled: Array, leading: Array) -> Array:
         """:meth:`ShowerTransform.energies_from_scores`, layers first: (L, B)."""
         rows = _within(scores.T, MOST_SCORE)
         one = np.ones((1, rows.shape[1]), np.float32)
-        columns = np.concatenate([one, scaled.T, rows, 0 * one])
+        columns = np.concatenate([one, scaled.T, _within(rows, EARLIER_CLIP), 0 * one, (leading * leading).T])
         first, second, third = (columns.take(power, 0) for power in self._powers)
         designs = (first * second * third).reshape(len(rows), -1, rows.shape[1])
         fitted = self._quantiles @ designs
@@ -140,23 +156,29 @@ class FoldedShowers:
         energies *= total / np.maximum(energies.sum(0), np.float32(1e-12))
         return energies
 
-    def _features(self, energies: Array, scaled: Array) -> Array:
+    def _near(self, leading: Array) -> Array:
+        """:meth:`ShowerTransform.near`, (B, 3)."""
+        first, second = np.minimum(np.maximum((leading.T - self._stations) / self._gaps, 0), 1)
+        return np.stack([1 - first, first - second, second], 1)
+
+    def _features(self, energies: Array, scaled: Array, leading: Array) -> Array:
         """:meth:`ShowerTransform.features`, features first: (F, L, B)."""
         layers, count = energies.shape
         number = np.arange(layers, dtype=np.float32)
         depth = (number @ energies) / np.maximum(energies.sum(0), np.float32(1e-12))
         profile = np.concatenate([np.log(energies + np.float32(self._family.knee)), depth[None]])
-        columns = np.empty((scaled.shape[1] + 3, layers, count), np.float32)
-        columns[0], columns[1:-2] = 1, scaled.T[:, None]
-        plain = columns[self._plain[0], 0] * columns[self._plain[1], 0]
-        standard = _within((profile - self._centre @ plain) / self._spread, CLIP)
-        columns[-2], columns[-1] = standard[:-1], standard[-1]
-        features: Array = columns[self._pairs[0]] * columns[self._pairs[1]]
+        columns = np.empty((scaled.shape[1] + 4, layers, count), np.float32)
+        columns[0], columns[1:-3], columns[-1] = 1, scaled.T[:, None], leading[:, 0] * leading[:, 0]
+        first, second, third = (columns[product, 0] for product in self._products[:, : self._plain])
+        standard = _within((profile - self._centre @ (first * second * third)) / self._spread, CLIP)
+        columns[-3], columns[-2] = standard[:-1], standard[-1]
+        first, second, third = (columns[product] for product in self._products)
+        features: Array = first * second * third
         return features
 
-    def _voxels(self, scores: Array, energies: Array, features: Array, buffers: Array) -> None:
+    def _voxels(self, scores: Array, energies: Array, features: Array, near: Array, buffers: Array) -> None:
         """Turn voxel scores over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
-        excess, spread, location, spare = buffers[:, : len(scores)]
+        excess, spread, location, spare, weight = buffers[:, : len(scores)]
         for number, (part, regressions) in enumerate(zip(self._parts, self._regressions, strict=True)):
             design = features[:, number].T
             for out, regression in zip((excess, spread, location), regressions, strict=True):
@@ -168,9 +190,9 @@ class FoldedShowers:
         excess += 1
         excess *= scores
         np.subtract(_LOG_2, np.log(excess, out=excess), out=excess)
-        self._shares(np.maximum(excess, np.float32(1e-4), out=scores), spread, location, spare)
+        self._shares(np.maximum(excess, np.float32(1e-4), out=scores), near, spread, location, spare, weight)
         showers = np.multiply(location, np.greater(excess, 0, out=spare), out=scores)
-        for part, energy in zip(self._parts, energies, strict=True):
+        for part, energy, half in zip(self._parts, energies, self._line, strict=True):
             layer = showers[:, part]
             total = layer.sum(1)
             if not total.all():  # a layer with energy but no voxel on puts it all into the voxel that came nearest
@@ -178,24 +200,39 @@ class FoldedShowers:
                 layer[missing, excess[missing, part].argmax(1)] = 1
                 total[missing] = 1
             layer *= (energy / total)[:, None]
+            if half > 0:
+                self._put_on_line(layer, energy, half, spare[:, part])
 
-    def _shares(self, excess: Array, spread: Array, location: Array, value: Array) -> None:
+    def _shares(self, excess: Array, near: Array, spread: Array, location: Array, value: Array, weight: Array) -> None:
         """exp(location + exp(spread) Q(excess)) in place of the location; everything (B, V) is overwritten."""
-        constant, weight, root, kinked = self._shape
-        log = np.log(excess)
-        np.multiply(log, weight, out=value)
-        value += constant
-        np.sqrt(excess, out=excess)
-        excess *= root
-        value += excess
-        log += np.float32(KINK)
-        np.minimum(log, 0, out=log)
-        log *= kinked
-        value += log
+        constant, logarithm, root, low, middle = self._shape
+        np.matmul(near, root, out=value)
+        value *= np.sqrt(excess, out=weight)
+        value += np.matmul(near, constant, out=weight)
+        log = np.log(excess, out=excess)
+        for slope, bend in ((logarithm, None), (middle, MIDDLE), (low, LOW)):
+            if bend is not None:
+                log -= np.float32(bend)
+                np.minimum(log, 0, out=log)
+            np.matmul(near, slope, out=weight)
+            weight *= log
+            value += weight
+            if bend is not None:
+                log += np.float32(bend)
         value *= np.exp(spread, out=spread)
         location += value
         np.minimum(location, 10, out=location)
         np.exp(location, out=location)
+
+    def _put_on_line(self, voxels: Array, energy: Array, half: np.float32, distance: Array) -> None:
+        """:meth:`ShowerTransform._with_line`, in place, for the few voxels within reach."""
+        np.subtract(voxels, self._mass, out=distance)
+        rows, columns = np.nonzero(np.abs(distance) < self._reach)
+        before = distance[rows, columns]
+        after = np.maximum(np.abs(before) - half, 0) * np.copysign(self._reach / (self._reach - half), before)
+        voxels[rows, columns] = after + self._mass
+        gain = np.bincount(rows, after - before, minlength=len(voxels)).astype(np.float32)
+        voxels *= (energy / np.maximum(energy + gain, np.float32(1e-30)))[:, None]
 
 
 def _extended(count: int) -> Array:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..families import Family
-from ..fitting import normal_tail
+from ..fitting import loadings_at, normal_tail
 from ..shards import Samples
 from ..transforms import ShowerTransform, scale_conditions
 from .contract import LikelihoodGenerator
@@ -111,8 +111,9 @@ class FlowGenerator(LikelihoodGenerator):
         start = ShowerGenerator(self.family, self.conditions, self.loadings.shape[1])
         start.fit(samples, seed)
         self.transform = start.transform
-        self.loadings.copy_(start.loadings)
-        self.noise.copy_(start.noise)
+        # Linear in the energy there; here those of the highest station, near which most showers are.
+        self.loadings.copy_(loadings_at(start.loadings, start.drift, start.transform.stations[-1]))
+        self.noise.copy_(start.noise[-1])
         covariance = (self.loadings @ self.loadings.T + torch.diag(self.noise.square())).double()
         variances, axes = torch.linalg.eigh(covariance)
         self.axes.copy_(axes.flip(1))

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..families import Family
-from ..fitting import fit_factors
+from ..fitting import fit_factors, own_noise
 from ..shards import Samples
 from ..transforms import ShowerTransform, condition_array, scale_conditions
 from .contract import Critic, Generator
 from .layers import SLOPE, mlp
 
-_FACTOR_ROWS = 12_000  # showers that the factors are fitted to
+_FACTOR_NUMBERS = 30_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
+_BLOCK = 2048  # showers at a time
+_DRIFTING = 64  # factors whose loadings change with the incident energy
 
 
 class ShowerGenerator(Generator):
@@ -32,7 +34,7 @@ class ShowerGenerator(Generator):
     """
 
     transform: ShowerTransform
-    noise: Tensor  # (V,) spread of each voxel's own noise
+    noise: Tensor  # (3, V) spread of each voxel's own noise at the transform's stations of energy
 
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 192, hidden: Sequence[int] = (256, 128)
@@ -42,8 +44,10 @@ class ShowerGenerator(Generator):
         self.family, self.conditions = family, tuple(conditions)
         self.transform = ShowerTransform(family, conditions)
         self.splits = (layers, latent, family.voxels)
-        self.register_buffer("noise", torch.ones(family.voxels))
+        self.register_buffer("noise", torch.ones(len(self.transform.stations), family.voxels))
         self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
+        # How the loadings of the first factors change with the scaled incident energy.
+        self.drift = nn.Parameter(torch.zeros(family.voxels, min(latent, _DRIFTING)))
         # Scores stay standard, whatever the adversary does: without this, the occupancy of voxels that are rarely on
         # drifts away within a thousand steps.
         self.standardise = nn.BatchNorm1d(family.voxels, affine=False, momentum=0.01)
@@ -66,24 +70,36 @@ class ShowerGenerator(Generator):
         scaled = scale_conditions(self.family, self.transform.conditions, conditions)
         energy_scores = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_scores, factors, scaled], 1))
-        voxel_scores = self.standardise(factors @ self.loadings.T + own * self.noise + shift)
+        drifting = factors[:, : self.drift.shape[1]] * self.transform.leading(scaled)
+        common = factors @ self.loadings.T + drifting @ self.drift.T
+        noise = self.transform.near(conditions) @ self.noise
+        voxel_scores = self.standardise(common + own * noise + shift)
         return self.transform.inverse(energy_scores, voxel_scores, conditions)
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit transform and factors to training samples."""
         showers, conditions = self.transform.fit(samples)
-        rows = torch.randperm(len(showers), generator=torch.Generator().manual_seed(seed))[:_FACTOR_ROWS]
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(showers), generator=generator)[: max(1000, _FACTOR_NUMBERS // self.family.voxels)]
         showers, conditions = showers[rows], conditions[rows]
         self.transform.double()
-        _, voxel_scores = self.transform(showers, conditions)
-        ceiling = self.transform.ceiling(showers, conditions)
+        blocks = list(zip(showers.split(_BLOCK), conditions.split(_BLOCK), strict=True))
+        scores = torch.cat([self.transform(*block)[1].float() for block in blocks])
+        ceiling = torch.cat([self.transform.ceiling(*block).float() for block in blocks])
         self.transform.float()
-        latent = self.splits[1]
-        generator = torch.Generator().manual_seed(seed)
-        loadings = fit_factors(voxel_scores.float(), showers == 0, ceiling.float(), latent, generator)
-        self.loadings.zero_()[:, : loadings.shape[1]] = loadings.float()
-        self.noise.copy_((1 - loadings.square().sum(1)).sqrt())
+        energy = self.transform.leading(scale_conditions(self.family, self.conditions, conditions))[:, 0].float()
+        # Scores of a mirrored shower are the mirrored scores.
+        mirrors = [torch.from_numpy(order) for order in self.family.mirrors]
+        mirrors = mirrors[: max(1, _FACTOR_NUMBERS // max(1, showers.numel()))]
+        scores, off, ceiling = (torch.cat([a[:, order] for order in mirrors]) for a in (scores, showers == 0, ceiling))
+        loadings, drift = fit_factors(
+            scores, off, ceiling, self.splits[1], generator, energy.repeat(len(mirrors)), self.drift.shape[1]
+        )
+        self.loadings.zero_()[:, : loadings.shape[1]] = loadings
+        self.drift.zero_()[:, : drift.shape[1]] = drift
+        for noise, station in zip(self.noise, self.transform.stations, strict=True):
+            noise.copy_(own_noise(self.loadings, self.drift, station))
 
 
 class ShowerCritic(Critic):

@@ -5,30 +5,31 @@ conditions and, for voxels, the energy of their layer. A network that outputs in
 makes showers with the right marginal distributions; all it has to learn is how they go together.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ..errors import ShardError
-from ..families import Family
+from ..families import ENERGY_UNITS, Family
 from ..fitting import (
     fit_least_squares,
     fit_logistic,
     fit_quantiles,
-    monomials,
     normal_scores,
     normal_tail,
 )
 from ..shards import Samples
 from .conditions import condition_array, scale_conditions
+from .products import energy_orders, energy_others, energy_products, voxel_products
+from .shapes import SHAPES, exponential, fit_shapes, quantile
 
-_FIT_NUMBERS = 10_000_000  # voxels looked at while fitting: bounds memory to about 1 GB
+_LINE_ROWS = 3000  # showers in which the line is looked for
+_FIT_NUMBERS = 10_000_000  # voxels looked at while fitting, each with its mirror images: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
+_ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
 SMALLEST = 1e-3  # of the knee: the least energy of a layer that is not empty
 PER_SCORE = 5
@@ -36,37 +37,11 @@ PER_SCORE = 5
 _SCORE_GRID = torch.arange(-4 * PER_SCORE, 4 * PER_SCORE + 1) / PER_SCORE
 MOST_SCORE = 3.999
 _FITTED = slice(5, -5)  # of these, the ones data can resolve; the rest continue their slope
-_EARLIER = 3  # scores that the quantiles of a further energy variable depend on
 _ALL = slice(None)
-CLIP = 3.5  # standard deviations beyond which the regressions are not extrapolated
-
-
-def _powers(conditions: int, layers: int) -> Tensor:
-    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier scores.
-
-    The columns are: one, the conditions, the scores, and zero (in place of scores that do not exist).
-    """
-    none = 1 + conditions + layers
-    chosen = []
-    for layer in range(layers):
-        earlier = [1 + conditions + i for i in dict.fromkeys([0, layer - 1, layer - 2]) if 0 <= i < layer]
-        variables = [*range(1, 1 + conditions), *earlier, *[none] * (_EARLIER - len(earlier))]
-        pairs = list(itertools.combinations_with_replacement(variables, 2))
-        singles = [(v, 0, 0) for v in variables]
-        chosen.append([(0, 0, 0), *singles, *((a, b, 0) for a, b in pairs), *((v, v, v) for v in variables)])
-    return torch.tensor(chosen).permute(2, 0, 1)
-
-
-def _orders(layers: int) -> Tensor:
-    """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
-    orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
-    return torch.tensor(orders)
-
-
-def _others(layers: int) -> Tensor:
-    """For each leading layer, the layers beside it, (L, L - 1)."""
-    others = [[i for i in range(layers) if i != leading] for leading in range(layers)]
-    return torch.tensor(others, dtype=torch.long).view(layers, layers - 1)
+ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
+LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
+EARLIER_CLIP = 3.0  # scores beyond which further energies are not extrapolated
+CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
 
 
 class ShowerTransform(nn.Module):
@@ -81,7 +56,10 @@ class ShowerTransform(nn.Module):
     * voxel v is on if the upper tail S(n) of its score n is below p = sigmoid(logit), and its share of the layer is
       then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q holds the shape of the distribution.
       The share falls to 0 continuously as S rises to p, hence gradients with no straight-through trick;
-    * logit, m and log s are quadratic in c, the layer's energy and the shower's depth.
+    * logit, m and log s are polynomials in c, the layer's energy and the shower's depth; Q is interpolated between
+      three incident energies.
+
+    Mirror images of a voxel share one fit.
 
     Shares are normalised to their layer's energy: energies are exact, whatever the network does.
 
@@ -102,8 +80,11 @@ class ShowerTransform(nn.Module):
     empty_logits: Tensor  # (L, G) coefficients of the log odds that a layer other than the leading one is empty
     energy_range: Tensor  # (L, 2) smallest and largest value of each energy variable in the data
     energy_quantiles: Tensor  # (L, G, K) coefficients of the energy variables' quantiles
-    shape_centre: Tensor  # (F2, L + 1) log layer energies and depth, quadratic in c ...
+    products: Tensor  # (3, F) which three columns are multiplied for each feature of voxels
+    shape_centre: Tensor  # (P, L + 1) log layer energies and depth as polynomials in c ...
     shape_spread: Tensor  # (L + 1,) ... and their spread about it
+    line: Tensor  # (L,) half width in MeV of what is moved onto the line at the electron's mass
+    stations: Tensor  # (3,) scaled incident energies between which shapes are interpolated
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
@@ -111,26 +92,31 @@ class ShowerTransform(nn.Module):
         self.conditions = tuple(conditions)
         self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
         count, layers, voxels = len(self.conditions), len(family.layers), family.voxels
-        powers = _powers(count, layers)
+        powers = energy_products(count, layers, self.energy_column)
         cubic = powers.shape[2]
-        quadratic = monomials(torch.zeros(1, count)).shape[1]
-        features = monomials(torch.zeros(1, count + 2)).shape[1]
+        products = torch.from_numpy(voxel_products(count, self.energy_column))
+        features = products.shape[1]
+        self._rough = (products > 0).all(0) | (products.amax(0) == count + 3)  # products of more than two
+        self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
         self.register_buffer("powers", powers.flatten(1), persistent=False)
-        self.register_buffer("orders", _orders(layers), persistent=False)
-        self.register_buffer("others", _others(layers), persistent=False)
+        self.register_buffer("orders", energy_orders(layers), persistent=False)
+        self.register_buffer("others", energy_others(layers), persistent=False)
         self.register_buffer("_beyond", -torch.arange(1, _FITTED.start + 1) / 5, persistent=False)
         self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
         self.register_buffer("reference", torch.tensor(0))
         self.register_buffer("empty_logits", torch.full((layers, cubic), 0.0))
         self.register_buffer("energy_range", torch.zeros(layers, 2))
         self.register_buffer("energy_quantiles", torch.zeros(layers, cubic, len(_SCORE_GRID[_FITTED])))
-        self.register_buffer("shape_centre", torch.zeros(quadratic, layers + 1))
+        self.register_buffer("products", products, persistent=False)
+        self.register_buffer("shape_centre", torch.zeros(self._plain, layers + 1))
         self.register_buffer("shape_spread", torch.ones(layers + 1))
-        # Parameters, so that the adversary can refine them: (F, V) each, and (V, 4) for Q.
+        self.register_buffer("line", torch.zeros(layers))
+        self.register_buffer("stations", torch.tensor([-0.5, 0.2, 0.8]))
+        # Parameters, so that the adversary can refine them: (F, V) each, and the numbers of Q at each station.
         self.occupancy = nn.Parameter(torch.zeros(features, voxels))
         self.location = nn.Parameter(torch.zeros(features, voxels))
         self.log_scale = nn.Parameter(torch.zeros(features, voxels))
-        self.shape = nn.Parameter(torch.zeros(4, voxels))
+        self.shape = nn.Parameter(torch.zeros(SHAPES, len(self.stations), voxels))
 
     # --- energies -----------------------------------------------------------------------------------------------
 
@@ -188,7 +174,9 @@ class ShowerTransform(nn.Module):
         Args: conditions (B, C) in their units, scores (B, L); those not known yet are not looked at.
         """
         scaled = scale_conditions(self.family, self.conditions, conditions)
-        columns = nn.functional.pad(nn.functional.pad(torch.cat([scaled, scores], 1), (0, 1)), (1, 0), value=1.0)
+        square = self.leading(scaled).square()
+        scores = scores.clamp(-EARLIER_CLIP, EARLIER_CLIP)
+        columns = torch.cat([torch.ones_like(square), scaled, scores, torch.zeros_like(square), square], 1)
         one, two, three = (columns.index_select(1, power) for power in self.powers)
         designs: Tensor = (one * two * three).unflatten(1, (len(self.energy_range), -1)).transpose(0, 1)
         return designs
@@ -256,17 +244,36 @@ class ShowerTransform(nn.Module):
 
     # --- voxels -------------------------------------------------------------------------------------------------
 
+    def leading(self, scaled: Tensor) -> Tensor:
+        """The scaled incident energy (..., 1), 0 where it is no condition; scaled conditions (..., C)."""
+        column = self.energy_column
+        return scaled.new_zeros(*scaled.shape[:-1], 1) if column is None else scaled[..., column : column + 1]
+
+    def near(self, conditions: Tensor) -> Tensor:
+        """How near each station of energy is, (B, 3), adding up to 1; conditions (B, C) in their units."""
+        energy = self.leading(scale_conditions(self.family, self.conditions, conditions))
+        ramps = ((energy - self.stations[:-1]) / self.stations.diff()).clamp(0, 1)
+        return torch.cat([1 - ramps[:, :1], ramps[:, :1] - ramps[:, 1:], ramps[:, 1:]], 1)
+
     def features(self, energies: Tensor, conditions: Tensor) -> Tensor:
         """What voxel distributions depend on: (B, L, F) from layer energies (B, L) in MeV and conditions (B, C)."""
         scaled = scale_conditions(self.family, self.conditions, conditions)
         profile = self._profile(energies)
-        standard = (profile - monomials(scaled) @ self.shape_centre) / self.shape_spread
+        standard = (profile - self._plain_features(scaled) @ self.shape_centre) / self.shape_spread
         standard = standard.clamp(-CLIP, CLIP)
         layers = len(self.family.layers)
         pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
-        variables = torch.cat([scaled[:, None, :].expand(-1, layers, -1), pair], 2)
-        features: Tensor = monomials(variables.flatten(0, 1)).unflatten(0, (-1, layers))
-        return features
+        return self._products(scaled[:, None, :].expand(-1, layers, -1), pair, self.products)
+
+    def _plain_features(self, scaled: Tensor) -> Tensor:
+        """The features (B, P) that depend on the conditions alone."""
+        return self._products(scaled, scaled.new_zeros(len(scaled), 2), self.products[:, : self._plain])
+
+    def _products(self, scaled: Tensor, pair: Tensor, products: Tensor) -> Tensor:
+        one = torch.ones_like(pair[..., :1])
+        columns = torch.cat([one, scaled, pair, self.leading(scaled).square()], -1)
+        first, second, third = (columns.index_select(-1, product) for product in products)
+        return first * second * third
 
     def _profile(self, energies: Tensor) -> Tensor:
         """Log layer energies and the energy-weighted mean layer, (B, L + 1)."""
@@ -285,24 +292,40 @@ class ShowerTransform(nn.Module):
         Returns:
             Showers (B, V) in MeV, never negative.
         """
-        energies = self.energies_from_scores(energy_scores, conditions)
-        features = self.features(energies, conditions)
+        return self._from_energies(self.energies_from_scores(energy_scores, conditions), voxel_scores, conditions)
+
+    def _from_energies(self, energies: Tensor, voxel_scores: Tensor, conditions: Tensor) -> Tensor:
+        """Showers (B, V) in MeV with the given layer energies (B, L)."""
+        features, near = self.features(energies, conditions), self.near(conditions)
         tail = normal_tail(voxel_scores.clamp(-6, 6))
         parts = []
         for i, part in enumerate(self.family.layer_slices):
             row = features[:, i]
             excess = nn.functional.logsigmoid(row @ self.occupancy[:, part]) - torch.log(tail[:, part])
             on = excess > 0
-            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * _quantile(
-                torch.where(on, excess, 1.0).clamp(min=1e-4), self.shape[:, part]
+            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * quantile(
+                torch.where(on, excess, 1.0).clamp(min=1e-4), near @ self.shape[..., part]
             )
             share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
             total = share.sum(1, keepdim=True)
             # A layer with energy but no voxel on puts it all into the voxel that came nearest.
             nearest = torch.zeros_like(share).scatter_(1, excess.argmax(1, keepdim=True), 1.0)
             share = torch.where(total > 0, share / total.clamp(min=1e-30), nearest)
-            parts.append(share * energies[:, i : i + 1])
+            parts.append(self._with_line(share * energies[:, i : i + 1], energies[:, i : i + 1], i))
         return torch.cat(parts, 1)
+
+    def _with_line(self, voxels: Tensor, energies: Tensor, i: int) -> Tensor:
+        """Voxels (B, V) of layer i, in MeV, those next to the electron's mass moved onto it; energies (B, 1) stay.
+
+        The distances to the line shrink by its half width, and those within reach are stretched again, so that there
+        is no gap.
+        """
+        unit = ENERGY_UNITS.get(self.family.unit, 1.0)
+        mass, reach, half = ELECTRON / unit, LINE_REACH / unit, self.line[i] / unit
+        distance = voxels - mass
+        moved = mass + distance.sign() * (distance.abs() - half).clamp(min=0) * reach / (reach - half)
+        voxels = torch.where((distance.abs() < reach) & (half > 0), moved, voxels)
+        return voxels * (energies / voxels.sum(1, keepdim=True).clamp(min=1e-30))
 
     def forward(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Showers to network space.
@@ -316,13 +339,13 @@ class ShowerTransform(nn.Module):
             it may have: the largest one is :meth:`ceiling`.
         """
         energies = self.layer_energies(showers)
-        features = self.features(energies, conditions)
+        features, near = self.features(energies, conditions), self.near(conditions)
         scores = []
         for i, part in enumerate(self.family.layer_slices):
             row, layer = features[:, i], showers[:, part]
             share = torch.log(layer.clamp(min=1e-30) / energies[:, i : i + 1].clamp(min=1e-30))
             residual = (share - row @ self.location[:, part]) * torch.exp(-row @ self.log_scale[:, part])
-            excess = _exponential(residual, self.shape[:, part])
+            excess = exponential(residual, near @ self.shape[..., part])
             probability = torch.sigmoid(row @ self.occupancy[:, part])
             on = probability * torch.exp(-excess)
             scores.append(normal_scores(torch.where(layer > 0, on, (1 + probability) / 2)))
@@ -339,7 +362,7 @@ class ShowerTransform(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Fit everything to training samples, mirrored copies included.
+        """Fit everything to training samples and their mirror images.
 
         Args:
             samples: Showers in MeV with the conditions the transform was made for.
@@ -358,100 +381,73 @@ class ShowerTransform(nn.Module):
         share = energies.mean(0) / energies.mean(0).sum()
         self.reference.fill_(int(((energies > 0).double().mean(0) + 1e-3 * share).argmax()))
         self._energy_scores(energies, conditions, fit=True)
-        quadratic, profile = monomials(scaled), self._profile(energies)
-        self.shape_centre.copy_(fit_least_squares(quadratic, profile, torch.ones_like(profile), ridge=1e-3))
-        spread = (profile - quadratic @ self.shape_centre).std(0)
+        plain, profile = self._plain_features(scaled), self._profile(energies)
+        self.shape_centre.copy_(fit_least_squares(plain, profile, torch.ones_like(profile), ridge=1e-3))
+        spread = (profile - plain @ self.shape_centre).std(0)
         self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
-        features = self.features(energies, conditions)
+        features, nearest = self.features(energies, conditions), self.near(conditions).argmax(1)
+        mirrors = torch.from_numpy(np.stack(self.family.mirrors))
         for i, part in enumerate(self.family.layer_slices):
-            with_energy = energies[:, i] > 0
-            for start in range(part.start, part.stop, _BLOCK):
-                block = slice(start, min(start + _BLOCK, part.stop))
-                fractions = showers[with_energy, block] / energies[with_energy, i : i + 1]
-                self._fit_voxels(features[with_energy, i], fractions, block)
+            rows = energies[:, i] > 0
+            first = mirrors[:, part].amin(0)  # of the mirror images of each voxel
+            voxels, image = first.unique(return_inverse=True)
+            for start in range(0, len(voxels), _BLOCK):
+                chosen = mirrors[:, voxels[start : start + _BLOCK]]
+                copies = len(chosen)
+                shares = torch.cat([showers[rows][:, voxel] for voxel in chosen])
+                shares /= energies[rows, i].repeat(copies)[:, None]
+                fits = self._fit_voxels(features[rows, i].repeat(copies, 1), shares, nearest[rows].repeat(copies))
+                here = (image >= start) & (image < start + _BLOCK)
+                where = torch.arange(part.start, part.stop)[here]
+                for parameter, fit in zip(self.parameters(), fits, strict=True):
+                    parameter[..., where] = fit[..., image[here] - start]
         self.float()
+        self._fit_line(showers, energies, conditions)
         return showers, conditions
 
-    def _fit_voxels(self, design: Tensor, fractions: Tensor, block: slice) -> None:
-        """Fit occupancy, location, scale and shape of some voxels of one layer; fractions (N, V_block)."""
-        on = (fractions > 0).double()
+    def _fit_line(self, showers: Tensor, energies: Tensor, conditions: Tensor) -> None:
+        """Move as many voxels onto the line at the electron's mass as there are in the data, if there is one."""
+        mass = ELECTRON / ENERGY_UNITS.get(self.family.unit, 1.0)
+        rows = torch.arange(0, len(showers), max(1, len(showers) // _LINE_ROWS))
+        scores = torch.randn(len(rows), showers.shape[1], generator=torch.Generator().manual_seed(0))
+        with_energy = energies[rows].float()
+        made = self._from_energies(with_energy, scores, conditions[rows].float())
+        self.line.zero_()
+        for i, part in enumerate(self.family.layer_slices):
+            near = (showers[rows][:, part] - mass).abs() / mass
+            on_line, beside = int((near < 1e-4).sum()), int(((near > 1e-3) & (near < 1.1e-2)).sum())
+            if on_line > 100 + beside:  # beside: a hundred times as wide
+                distances = (made[:, part] - mass)[made[:, part] > 0].abs().sort().values
+                self.line[i] = distances[min(on_line, len(distances) - 1)].clamp(max=LINE_REACH / 2)
+
+    def _fit_voxels(self, design: Tensor, shares: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Occupancy, location, log scale and shapes of some voxels of one layer.
+
+        Args: design (N, F), shares of the layer (N, V_block), nearest station of each shower (N,).
+        """
+        on = (shares > 0).double()
         count = on.sum(0)
-        seen = (count / (count + 30)).clamp(max=1.0)  # how far a voxel's own data is trusted
-        logs = torch.log(fractions.clamp(min=1e-30))
-        location = fit_least_squares(design, logs, on)
+        logs = torch.log(shares.clamp(min=1e-30))
+        ridge = 1 + _ROUGHNESS * self._rough.double()
+        location = fit_least_squares(design, logs, on, ridge=2 * ridge)
         residual = logs - design @ location
         magnitude = torch.log(residual.abs() + 1e-3)
-        log_scale = fit_least_squares(design, magnitude, on, ridge=20.0)
+        log_scale = fit_least_squares(design, magnitude, on, ridge=20 * ridge)
         residual = residual * torch.exp(-design @ log_scale)
         spread = ((residual.square() * on).sum(0) / count.clamp(min=1)).sqrt().clamp(min=1e-3)
         log_scale[0] += torch.log(spread)
-        self.occupancy[:, block] = fit_logistic(design, on)
-        self.location[:, block] = location
-        self.log_scale[:, block] = log_scale
-        self.shape[:, block] = _fit_shapes(residual / spread, on > 0, seen)
-
-
-_SHAPE_LEVELS = torch.tensor(
-    [0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98, 0.99, 0.997, 0.999],
-    dtype=torch.float64,
-)  # fmt: skip
-KINK = 2.5
-
-
-def _quantile(excess: Tensor, shape: Tensor) -> Tensor:
-    """Standardised log share as a function of a standard exponential variable; increasing where shape[1:] >= 0.
-
-    Args:
-        excess: (B, V), positive.
-        shape: (4, V): constant, and the weights of log, root and of the lower tail beyond a kink.
-    """
-    log = torch.log(excess)
-    return shape[0] + shape[1] * log + shape[2] * torch.sqrt(excess) + shape[3] * (log + KINK).clamp(max=0)
-
-
-def _exponential(residual: Tensor, shape: Tensor) -> Tensor:
-    """Inverse of :func:`_quantile`: bisection in the logarithm, then Newton's method inside the bracket."""
-    low, high = torch.full_like(residual, -9.2), torch.full_like(residual, 3.2)
-    for _ in range(8):
-        middle = (low + high) / 2
-        above = _quantile(torch.exp(middle), shape) > residual
-        high = torch.where(above, middle, high)
-        low = torch.where(above, low, middle)
-    middle = (low + high) / 2
-    for _ in range(5):
-        excess = torch.exp(middle)
-        slope = shape[1] + shape[2] * torch.sqrt(excess) / 2 + shape[3] * (middle < -KINK)
-        middle = torch.clamp(middle - (_quantile(excess, shape) - residual) / slope, low, high)
-    return torch.exp(middle)
-
-
-def _fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
-    """Weights (4, V) of :func:`_quantile` from standardised residuals (N, V); pooled where few are ``on``."""
-    count = on.sum(0)
-    ordered = torch.where(on, residual, torch.inf).sort(0).values
-    index = (_SHAPE_LEVELS[:, None] * (count - 1).clamp(min=0)).round().long()
-    own = ordered.gather(0, index).nan_to_num(posinf=0.0) if len(ordered) else torch.zeros_like(index).double()
-    pooled = residual[on]
-    if len(pooled):
-        pooled = torch.quantile(pooled[:: max(1, len(pooled) // 1_000_000)], _SHAPE_LEVELS)
-    else:
-        pooled = -normal_scores(_SHAPE_LEVELS)
-    target = (trust * own + (1 - trust) * pooled[:, None]).numpy()
-    excess = -torch.log1p(-_SHAPE_LEVELS)
-    basis = torch.stack([torch.log(excess), torch.sqrt(excess), (torch.log(excess) + KINK).clamp(max=0)], 1)
-    design = torch.cat([torch.ones(len(basis), 1), -torch.ones(len(basis), 1), basis], 1).double().numpy()
-    # Sampling variance of a quantile is F (1 - F) / density^2; the density is nearly normal.
-    levels = _SHAPE_LEVELS
-    density = torch.exp(-normal_scores(levels).square() / 2)
-    weight = (density / torch.sqrt(levels * (1 - levels))).numpy()
-    fits = np.stack([nnls(design * weight[:, None], column * weight)[0] for column in target.T], 1)
-    shape = torch.from_numpy(np.concatenate([fits[:1] - fits[1:2], fits[2:]]))
-    shape[1] = shape[1].clamp(min=0.02)  # strictly increasing, so that the inverse exists
-    return shape
+        shapes = []
+        for station in range(len(self.stations)):
+            rows = nearest == station
+            if on[rows].sum() < 100:
+                rows = torch.ones_like(rows)
+            count = on[rows].sum(0)  # decides how far a voxel's own data is trusted
+            shapes.append(fit_shapes((residual / spread)[rows], on[rows] > 0, count / (count + 30)))
+        return fit_logistic(design, on, ridge=2 * ridge), location, log_scale, torch.stack(shapes, 1)
 
 
 def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Showers with energy, mirrored, as many as memory allows: (N, V) and (N, C), float64."""
+    """Showers with energy, as many as memory allows: (N, V) and (N, C), float64."""
     with_energy = np.flatnonzero(samples.values.sum(1) > 0)
     if len(with_energy) < 16:
         raise ShardError(
@@ -463,7 +459,4 @@ def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) ->
     limit = max(2000, _FIT_NUMBERS // family.voxels)
     rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
     values = samples.values[rows]
-    columns = condition_array(samples, conditions)[rows]
-    copies = family.mirrors[: max(1, limit // max(1, len(rows)))]
-    showers = np.concatenate([values[:, order] for order in copies])
-    return torch.from_numpy(showers).double(), torch.from_numpy(np.tile(columns, (len(copies), 1))).double()
+    return torch.from_numpy(values).double(), torch.from_numpy(condition_array(samples, conditions)[rows]).double()
