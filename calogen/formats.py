@@ -110,27 +110,30 @@ def open_rows(path: Path, layout: Layout) -> Iterator[h5py.File | Stack]:
         yield file
 
 
-def read_layout(path: Path, family: Family | None = None, parameters: Path | None = None) -> Layout:
+def read_layout(
+    path: Path, family: Family | None = None, parameters: Path | None = None, like: Family | None = None
+) -> Layout:
     """Finds out how a file holds its samples, from its header; no sample is read.
 
     Args:
         path: An HDF5 file in any known layout, or a NumPy stack of maps.
         family: What the samples are, where the file itself does not say; checked against the file.
         parameters: The text file with a stack's parameters; looked for beside it when absent.
+        like: What the samples are, where neither ``family`` nor the file says.
 
     Raises:
         ShardError: If the layout is unknown, shapes or types are wrong, or the file points outside itself.
     """
     if path.suffix == SUFFIX:
-        return _stack(path, family, parameters or beside_of(path))
+        return _stack(path, family or like, parameters or beside_of(path), assumed=family is None)
     with open_file(path) as file:
         try:
-            return _find_layout(file, path, family)
+            return _find_layout(file, path, family, like)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ShardError("the file's header is damaged", where=path, found=str(error)) from None
 
 
-def _find_layout(file: h5py.File, path: Path, family: Family | None) -> Layout:
+def _find_layout(file: h5py.File, path: Path, family: Family | None, like: Family | None) -> Layout:
     schema = file.attrs.get("calogen_schema")
     if schema is not None and not (isinstance(schema, int | np.integer) and 1 <= schema <= SCHEMA):
         raise ShardError(
@@ -145,13 +148,13 @@ def _find_layout(file: h5py.File, path: Path, family: Family | None) -> Layout:
         raise ShardError(
             "the file holds another family than asked for", where=path, expected=family.name, found=stored.name
         )
-    names = set(file)
+    names, family = set(file), family or stored or like
     if "layer_0" in names:
-        layout = _calogan(file, path, family or stored)
+        layout = _calogan(file, path, family)
     elif "showers" in names:
-        layout = _showers(file, path, family or stored, schema is not None)
+        layout = _showers(file, path, family, schema is not None)
     elif "maps" in names:
-        layout = _maps(file, path, family or stored, schema is not None)
+        layout = _maps(file, path, family, schema is not None)
     else:
         found = ", ".join(sorted(names)[:12]) or "no datasets"
         raise ShardError("no known layout has these datasets", where=path, expected=_LAYOUTS, found=found)
@@ -321,11 +324,10 @@ def _maps(file: h5py.File, path: Path, family: Family | None, native: bool) -> L
     )
 
 
-def _stack(path: Path, family: Family | None, parameters: Path) -> Layout:
+def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
     """A NumPy stack of maps with a parameter file; without names its columns are the family's, in order."""
     stack = Stack.open(path, parameters)
     length, *pixels = stack.maps.shape
-    assumed = family is None
     family = _family_of_maps(path, tuple(pixels), None, family)
     known = [condition.name for condition in family.conditions]
     columns = list(stack.header or known)[: stack.parameters.shape[1]]

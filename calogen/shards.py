@@ -10,16 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import ShardError
 from .families import Family
 from .formats import read_layout
+from .ranges import Ranges
 from .realisations import require_apart
 from .shardfiles import (
     SHARD_BYTES,
@@ -63,6 +61,7 @@ def open_shards(
     source: str | Path | Sequence[str | Path],
     *,
     family: Family | None = None,
+    like: Family | None = None,
     split: str | None = None,
     drop_bad: bool = False,
 ) -> Shards:
@@ -72,7 +71,8 @@ def open_shards(
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
             ``split``), or a list of those. A NumPy stack of maps brings the parameter file beside it, or is named with
             it: ``maps.npy,parameters.txt``.
-        family: What the samples are, where the files do not say.
+        family: What the samples are, where the files do not say; checked where they do.
+        like: What the samples are, where neither ``family`` nor the files say.
         split: Which of the three folders to read.
         drop_bad: Leave out rows with NaN, infinite or negative values instead of raising.
 
@@ -86,7 +86,7 @@ def open_shards(
         if path.resolve() in seen:
             raise ShardError("the file is named twice", where=path)
         seen.add(path.resolve())
-    pieces = [_open_piece(path, record, family, parameters) for path, record in files]
+    pieces = [_open_piece(path, record, family, parameters, like) for path, record in files]
     if not pieces:
         raise ShardError("there are no samples yet", where=", ".join(map(str, items)), hint="is it still being made?")
     shards = Shards(pieces, drop_bad=drop_bad)
@@ -222,7 +222,13 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0  # a link to nowhere has none
 
 
-def _open_piece(path: Path, record: ShardRecord | None, family: Family | None, parameters: Path | None = None) -> Piece:
+def _open_piece(
+    path: Path,
+    record: ShardRecord | None,
+    family: Family | None,
+    parameters: Path | None = None,
+    like: Family | None = None,
+) -> Piece:
     if record is not None and _bytes(path) != record.bytes:
         raise ShardError(
             "the file's length is not the manifest's",
@@ -231,7 +237,7 @@ def _open_piece(path: Path, record: ShardRecord | None, family: Family | None, p
             found=f"{_bytes(path)} bytes",
             hint="the file is truncated or was replaced: copy or make it again",
         )
-    layout = read_layout(path, family, parameters)
+    layout = read_layout(path, family, parameters, like)
     if record is not None and layout.length != record.samples:
         raise ShardError(
             "the file's samples are not as many as the manifest says",
@@ -363,7 +369,7 @@ def describe(source: str | Path | Sequence[str | Path], family: Family | None = 
     """
     items, parameters = _named_parameters(_items(source))
     problems, files = _everything(items)
-    ranges, pieces, splits = _Ranges(), list[Piece](), Counter[str]()
+    ranges, pieces, splits = Ranges(), list[Piece](), Counter[str]()
     for path, record in files:
         try:
             piece = _open_piece(path, record, family, parameters)
@@ -431,70 +437,3 @@ def _everything(items: list[str | Path]) -> tuple[list[str], list[_File]]:
             problems += found
             files += located
     return problems, files
-
-
-@dataclass
-class _Ranges:
-    """Ranges of the good rows seen so far."""
-
-    rows: int = 0
-    bad_rows: int = 0
-    zeros: int = 0
-    numbers: int = 0
-    total: float = 0.0
-    response: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
-    smallest: float = np.inf
-    conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def add(self, piece: Piece) -> None:
-        """Reads a piece to its end.
-
-        Raises:
-            ShardError: If the file is damaged or, after all its good rows were counted, if it has bad ones.
-        """
-        shards = Shards([piece], drop_bad=True)
-        for samples in shards.chunks():
-            self._add(samples)
-        if shards.dropped:
-            self.bad_rows += shards.dropped
-            for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
-                pass
-
-    def _add(self, samples: Samples) -> None:
-        values = samples.values
-        positive = values[values > 0]
-        self.rows += len(samples)
-        self.numbers += values.size
-        self.zeros += values.size - positive.size
-        self.total += float(positive.sum(dtype=np.float64))
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        self.smallest = min(self.smallest, float(positive.min(initial=np.inf)))
-        for name, array in samples.conditions.items():
-            low, high = self.conditions.get(name, (np.inf, -np.inf))
-            self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
-        if "incident_energy" in samples.conditions and samples.family.kind == "calorimeter":
-            deposited = values.sum(axis=1, dtype=np.float64)
-            self.response += float((deposited / samples.conditions["incident_energy"]).sum())
-
-    def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
-        """The ranges as JSON-able values; empty ones are None."""
-        conditions = {}
-        for name in names:
-            low, high = self.conditions.get(name, (None, None))
-            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
-        rows, numbers = self.rows or 1, self.numbers or 1
-        return {
-            "conditions": conditions,
-            "values": {
-                "unit": family.unit,
-                "low": self.low if self.rows else None,
-                "high": self.high if self.rows else None,
-                "mean": self.total / numbers if self.rows else None,
-                "smallest_positive": self.smallest if np.isfinite(self.smallest) else None,
-                "zero_fraction": self.zeros / numbers if self.rows else None,
-            },
-            "response": self.response / rows if self.response else None,
-            "bad_rows": self.bad_rows,
-        }

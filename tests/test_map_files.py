@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -203,6 +204,19 @@ def test_a_stack_is_described_trained_on_and_compared(tmp_path: Path) -> None:
     assert any("divided by the mean of their simulation's maps" in note for note in report.notes)
     assert report.metrics["made"]["power_rms"].value is not None
     assert len(np.unique(report.reference.groups)) == 16
+
+
+def test_files_that_do_not_say_what_they_hold_are_read_like_others(stack: Path) -> None:
+    with pytest.raises(ShardError, match="no built-in family"):
+        open_shards(stack)
+    shards = open_shards(stack, like=MAPS)
+    assert shards.family is MAPS
+    assert any("16 Mpc/h" in note for note in shards.notes)
+    other = MAPS.model_copy(update={"pixels": (16, 8)})
+    assert open_shards(write_folder(stack.parent / "native", toy(MAPS, 3)), like=other).family == MAPS
+    made = write_folder(stack.parent / "made", replace(toy(MAPS, 40), kind="generated"))
+    found = command("compare", stack, f"made={made}", "--out", made, "--bins", 1)
+    assert "the output folder holds something else" in found.err  # and not the family
 
 
 # ------------------------------------------------------------------------------------------------ realisations

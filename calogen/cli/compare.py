@@ -13,6 +13,7 @@ from ..terminal import make_console, nothing, print_report
 from .options import FOLDER, PLACE, at_home, printable
 
 if TYPE_CHECKING:
+    from ..families import Family
     from ..shards import Shards
 
 
@@ -63,8 +64,9 @@ def compare(
     limits = _limits(fail_above)
     _require_report_folder(out)
     named = _named_samples(generated, drop_bad)
-    source = _open_split(reference, "test", drop_bad)
-    learnt = None if training is None else _open_split(training, "train", drop_bad)
+    like = next(iter(named.values()))[0].family  # of a simulation in files that do not say what it is
+    source = _open_split(reference, "test", like, drop_bad)
+    learnt = None if training is None else _open_split(training, "train", like, drop_bad)
     console = make_console(stderr=True)
     with console.status("comparing") if console.is_terminal else nothing():
         report = run(source, named, training=learnt, **options)
@@ -74,11 +76,11 @@ def compare(
     report.check(limits)
 
 
-def _open_split(path: str, split: str, drop_bad: bool) -> Shards:
+def _open_split(path: str, split: str, like: Family, drop_bad: bool) -> Shards:
     """Shards, or one split of a folder that has it."""
     from ..shards import open_shards
 
-    return open_shards(path, split=split if (Path(path) / split).is_dir() else None, drop_bad=drop_bad)
+    return open_shards(path, like=like, split=split if (Path(path) / split).is_dir() else None, drop_bad=drop_bad)
 
 
 def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
