@@ -120,6 +120,7 @@ class History:
         )
 
 
+_MOST = 1e30  # no file of ours has larger numbers, and figures cannot show them
 _AXES = ("step", "seconds", "floor", "floor_error")
 
 
@@ -154,7 +155,7 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
     return float(value) if usable else None
 
 

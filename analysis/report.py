@@ -52,14 +52,15 @@ SCHEMA_DOCS = {
     "a/sqrt(E) (+) b/E (+) c, E in GeV, terms stochastic (a), noise (b), constant (c), for the half width of the "
     "central 68 % over the median (core_resolution) and standard deviation over mean (rms_resolution).",
     "training": "The same of the training samples, null if none were given.",
-    "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs "
-    "(of training and generation, on the machines that did; samples_per_second is of one process), and for "
-    "several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their errors "
-    "contain the spread between seeds.",
+    "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs, "
+    "and for several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their "
+    "errors contain the spread between seeds.",
     "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
     "deviation), floor (the same for reference against reference), floor_error, pull = (value - floor) / "
     "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference). null: "
     "undefined.",
+    "costs": "Of training and generation, as far as the files say, on the machines that did it: network, objective, "
+    "parameters, training_steps, training_seconds, training_device; samples_per_second is of one process.",
     "classifier": "tell_tales: observables that give the generated samples away, most telling first; controls: what "
     "known defects of the reference give with the same classifier; notes.",
 }

@@ -371,7 +371,7 @@ CASES = [
     user("generate run --like small -n -3 --out new", "1 to 10^12"),
     user("generate run --like small -n 10000000000000 --out new", "1 to 10^12"),
     Case("generate run --like small -n 1000000000000 --out new", 74, ("will not fit on the disk", "free")),
-    Case(COUNT.format("-n 1000000000000"), 74, ("will not fit on the disk", "generate fewer")),
+    Case(COUNT.format("-n 1000000000000"), 74, ("will not fit on the disk", "make fewer")),
     user(COUNT.format("-n many"), "'many' is not a valid integer"),
     user(COUNT.format(""), "say how many", "--like PATH"),
     user(GENERATE.format("run --shard-size 0"), "--shard-size"),

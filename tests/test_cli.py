@@ -115,7 +115,7 @@ def shown_commands() -> list[str]:
         if path.exists():
             texts += re.findall(r"^```[^\n]*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     texts.append((ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "runs/demo"))
-    lines = "\n".join(texts).replace("\\\n", " ").splitlines()
+    lines = re.sub(r"\s*\\\n\s*", " ", "\n".join(texts)).splitlines()
     found = [m[1] for m in (re.match(r"^[\s$]*(calogen\s+[\w-].*)$", line) for line in lines) if m]
     return list(dict.fromkeys(re.split(r"\s+(?:#|\||&&|>|\s\s)", line)[0].strip() for line in found))
 

@@ -65,7 +65,7 @@ def test_costs_are_what_provenance_and_manifest_say(trained: Trained, tmp_path: 
         ({"toy": 1},),
         ({**ENTRY, "history": "no"}, {**ENTRY, "checkpoint_sha256": "b"}),
         ({"checkpoint_sha256": "a", "history": [1, None], "training": [], "parameters": True, "network": 3},),
-        ({"checkpoint_sha256": "a", "history": [{"step": "x", "score": "y"}, {"step": float("nan")}]},),
+        ({"checkpoint_sha256": "a", "history": [{"step": "x", "score": 10**400}, {"step": float("nan")}]},),
     ],
 )
 def test_what_files_do_not_say_is_unknown(provenance: tuple[dict[str, object], ...]) -> None:
