@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..families import Family
-from ..fitting import loadings_at, normal_tail
+from ..fitting import loadings_at, normal_tail, own_noise
 from ..shards import Samples
-from ..transforms import ShowerTransform, scale_conditions
+from ..transforms import ShowerTransform, condition_array, scale_conditions
 from .contract import LikelihoodGenerator
 from .layers import SLOPE, mlp
 from .showers import ShowerGenerator
@@ -35,7 +35,7 @@ class FlowGenerator(LikelihoodGenerator):
     normal on its own before any training; the fitted factor model of :class:`ShowerGenerator` says which score a voxel
     that is off would have had (drawn anew for every batch, so zeros become continuous), and its principal axes are
     where the flow of the voxels begins. Both flows begin as the identity: the likelihood at step 0 is that of the
-    factor model, and rises from there. A flow of plain voxels would first have to learn, from the same few showers,
+    factor model with the correlations of the mean energy, and rises from there. A flow of plain voxels would first have to learn, from the same few showers,
     what half of its zeros and a thousandfold range of energies look like.
 
     Energies go through rational-quadratic splines; principal components are first shifted and scaled given the
@@ -111,9 +111,11 @@ class FlowGenerator(LikelihoodGenerator):
         start = ShowerGenerator(self.family, self.conditions, self.loadings.shape[1])
         start.fit(samples, seed)
         self.transform = start.transform
-        # Linear in the energy there; here those of the highest station, near which most showers are.
-        self.loadings.copy_(loadings_at(start.loadings, start.drift, start.transform.stations[-1]))
-        self.noise.copy_(start.noise[-1])
+        # There they change with the energy; here they are those of the mean one, and couplings learn the change.
+        conditions = torch.from_numpy(condition_array(samples, self.conditions))
+        energy = self.transform.leading(scale_conditions(self.family, self.conditions, conditions)).mean()
+        self.loadings.copy_(loadings_at(start.loadings, start.drift, energy))
+        self.noise.copy_(own_noise(start.loadings, start.drift, energy))
         covariance = (self.loadings @ self.loadings.T + torch.diag(self.noise.square())).double()
         variances, axes = torch.linalg.eigh(covariance)
         self.axes.copy_(axes.flip(1))
