@@ -35,8 +35,8 @@ class FlowGenerator(LikelihoodGenerator):
     normal on its own before any training; the fitted factor model of :class:`ShowerGenerator` says which score a voxel
     that is off would have had (drawn anew for every batch, so zeros become continuous), and its principal axes are
     where the flow of the voxels begins. Both flows begin as the identity: the likelihood at step 0 is that of the
-    factor model with the correlations of the mean energy, and rises from there. A flow of plain voxels would first have to learn, from the same few showers,
-    what half of its zeros and a thousandfold range of energies look like.
+    factor model with the correlations of the mean energy, and rises from there. A flow of plain voxels would first have
+    to learn, from the same few showers, what half of its zeros and a thousandfold range of energies look like.
 
     Energies go through rational-quadratic splines; principal components are first shifted and scaled given the
     energies, then by affine couplings, whose halves alternate.
