@@ -204,6 +204,7 @@ def nothing() -> Iterator[None]:
 def print_report(report: Report) -> None:
     """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
     from rich.table import Table
+    from rich.text import Text
 
     from calogen.analysis.report import SUMMARY_HEADER
 
@@ -219,8 +220,11 @@ def print_report(report: Report) -> None:
             cell = _percent(row.metric)
             binned.setdefault((row.generated, f"{observable}: {kind}"), {})[where.rstrip("]")] = cell
         elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
-            table.add_row(*row.cells[0 if several else 1 :])
+            table.add_row(*map(Text, row.cells[0 if several else 1 :]))  # as Text: keys hold square brackets
     console.print(table)
+    if report.maps:
+        quarters = report.maps["reference"].yardstick.quarters
+        console.print("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters), markup=False)
     selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
     if selections:
         table = Table(box=None, padding=(0, 2, 0, 0), title="generated / reference - 1", title_justify="left")
@@ -228,7 +232,7 @@ def print_report(report: Report) -> None:
             table.add_column(title, justify="right" if title in selections else "left", no_wrap=True)
         for (generated, label), cells in binned.items():
             values = [cells.get(where, "") for where in selections]
-            table.add_row(*([generated] if several else []), label, *values)
+            table.add_row(*map(Text, ([generated] if several else []) + [label, *values]))
         console.print()
         console.print(table)
     _print_costs(report, console)
