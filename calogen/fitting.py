@@ -240,7 +240,8 @@ def _sample_factors(scores: Tensor, loadings: Tensor, noise: Tensor, generator: 
     precision = torch.eye(loadings.shape[1], dtype=scores.dtype) + (loadings.T / noise) @ loadings
     root = torch.linalg.cholesky(torch.linalg.inv(precision))
     mean = (scores / noise) @ loadings @ (root @ root.T)
-    return mean + torch.randn(mean.shape, generator=generator, dtype=scores.dtype) @ root.T
+    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, dtype=scores.dtype) @ root.T
+    return factors
 
 
 def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:

@@ -26,6 +26,7 @@ from .conditions import condition_array, scale_conditions
 from .products import energy_orders, energy_others, energy_products, voxel_products
 from .shapes import SHAPES, exponential, fit_shapes, quantile
 
+_FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
 _LINE_ROWS = 3000  # showers in which the line is looked for
 _FIT_NUMBERS = 10_000_000  # voxels looked at while fitting, each with its mirror images: bounds memory to about 1 GB
 _BLOCK = 2048  # voxels fitted at a time
@@ -436,13 +437,15 @@ class ShowerTransform(nn.Module):
         residual = residual * torch.exp(-design @ log_scale)
         spread = ((residual.square() * on).sum(0) / count.clamp(min=1)).sqrt().clamp(min=1e-3)
         log_scale[0] += torch.log(spread)
+        residual = residual / spread
+        rows = [nearest == station for station in range(len(self.stations))]
+        few = [bool(on[chosen].sum() < _FEW_HITS) for chosen in rows]
+        whole = [fit_shapes(residual, on > 0, count / (count + 30))] if any(few) else []
         shapes = []
-        for station in range(len(self.stations)):
-            rows = nearest == station
-            if on[rows].sum() < 100:
-                rows = torch.ones_like(rows)
-            count = on[rows].sum(0)  # decides how far a voxel's own data is trusted
-            shapes.append(fit_shapes((residual / spread)[rows], on[rows] > 0, count / (count + 30)))
+        for chosen, too_few in zip(rows, few, strict=True):
+            count = on[chosen].sum(0)  # decides how far a voxel's own data is trusted
+            own = [] if too_few else [fit_shapes(residual[chosen], on[chosen] > 0, count / (count + 30))]
+            shapes += own or whole
         return fit_logistic(design, on, ridge=2 * ridge), location, log_scale, torch.stack(shapes, 1)
 
 
