@@ -14,6 +14,7 @@ from .distances import Metric
 if TYPE_CHECKING:
     from .report import Report
 
+_IN_QUARTERS = ("power_rms[q", "power_worst[q", "w1_sd/pixel[q", "w1_sd/peak_height[q")
 SUMMARY_HEADER = ("generated", "metric", "value", "floor", "pull", "unit")
 COSTS = {"parameters": "", "training_steps": "", "training_seconds": "s", "samples_per_second": "1/s"}
 COUNTS = ("voxels", "samples")  # units of metrics that count what is unphysical
@@ -88,11 +89,13 @@ def headline(report: Report, found: Mapping[str, Metric], *, binned: bool = True
 
 
 def _first(key: str) -> bool:
-    """Whether a metric is of whole samples or of their voxels; in bins only P(k) in quarters of the conditions."""
+    """Whether a metric is of whole samples or of their voxels; in bins only P(k), pixels and peaks of quarters."""
+    if key.startswith(_IN_QUARTERS):
+        return True
     kind, _, where = key.partition("/")
     if where:
         return kind in ("auc", "slope", "slope_ratio") or where in ("voxel", "pixel", "peak_height")
-    return "[" not in key or key.startswith(("power_rms[q", "power_worst[q"))
+    return "[" not in key
 
 
 def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
