@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calogen.analysis.planning import Plan, plan_comparison
 from calogen.analysis.streams import Streams
@@ -82,15 +83,17 @@ def train_ratio(
             if turn:  # the first round warms up
                 ours_ms.append(1e3 * first / steps)
                 bare_ms.append(1e3 * second / steps)
-        products = _share_of_products(lambda: loop.advance(max(1, steps // 4)))
+        with _Products() as products:  # type: ignore[no-untyped-call]
+            loop.advance(steps)
     ratios = sorted(a / b for a, b in zip(ours_ms, bare_ms, strict=True))
+    share = 1e3 * products.seconds / steps / statistics.median(ours_ms)
     return {
         "calogen ms/step": round(statistics.median(ours_ms), 2),
         "bare torch ms/step": round(statistics.median(bare_ms), 2),
         "ratio": round(statistics.median(ratios), 3),
         "ratio range": [round(ratios[0], 3), round(ratios[-1], 3)],
         "calogen steps/s": round(1e3 / statistics.median(ours_ms), 2),
-        "share of matrix products and convolutions": products,
+        "share of matrix products and convolutions": round(share, 2),
         "family": plan.family.name,
         "network": plan.config.generator.network,
         "batch size": batch_size,
@@ -102,24 +105,25 @@ def train_ratio(
 
 
 def _time(work: Any) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     begun = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - begun
 
 
-def _share_of_products(work: Callable[[], None]) -> float | None:
-    """Share of some work's time that is spent in matrix products and convolutions, both ways; None on a GPU."""
-    if torch.cuda.is_available():
-        return None
-    with torch.autograd.profiler.profile(use_kineto=False) as seen:
-        work()
-    times: dict[str, float] = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
-    products = sum(time for name, time in times.items() if "mm" in name or "convolution" in name)
-    return round(products / sum(times.values()), 3)
+class _Products(TorchDispatchMode):
+    """Seconds spent in matrix products and convolutions, forward and backward (on a GPU: until they are launched)."""
+
+    seconds = 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        begun = time.perf_counter()
+        made = function(*args, **(kwargs or {}))
+        if any(word in function.__name__ for word in ("mm", "convolution")):
+            self.seconds += time.perf_counter() - begun
+        return made
 
 
 class _BareLoop:
@@ -142,10 +146,9 @@ class _BareLoop:
         )
 
     def _generate(self) -> Tensor:
-        shape = (len(self.samples), self.generator.latent_size)
-        latent = torch.randn(shape, generator=self.stream, device=self.samples.device)
-        views: Tensor = self.critic.view(self.generator(latent, self.conditions), self.conditions)
-        return views
+        shape, device = (len(self.samples), self.generator.latent_size), self.samples.device
+        latent = torch.randn(shape, generator=self.stream, device=device)
+        return self.critic.view(self.generator(latent, self.conditions), self.conditions)
 
     def advance(self, steps: int) -> None:
         """Train for some steps."""
@@ -163,8 +166,6 @@ class _BareLoop:
             loss.backward(inputs=self.trained)
             self.generator_optimiser.step()
 
-
-# ------------------------------------------------------------------------------------------------------ generation
 
 _PUBLISHED = {
     "CaloGAN (2017)": "2.03 on a CPU, 0.012 on a K80 GPU, batch 1024, in memory",
