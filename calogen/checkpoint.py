@@ -22,7 +22,7 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from .config import Config
-from .errors import CheckpointError, ConditionError, StorageError
+from .errors import CheckpointError, ConditionError, DamagedError, StorageError
 from .families import Family
 from .hdf5 import write_atomic
 from .networks import FIRST, Generator, build_generator
@@ -143,7 +143,7 @@ class Checkpoint:
             CheckpointError: If the checkpoint has none (a surrogate made for sampling only) or it is damaged.
         """
         path = self.folder / _TRAINING
-        if not path.exists():
+        if not path.exists() and not self.card.training_sha256:
             raise CheckpointError(
                 "the checkpoint has no training state and cannot be resumed",
                 where=self.folder,
@@ -248,7 +248,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of ours
         card = Card.model_validate_json(text)
     except FileNotFoundError:
-        raise CheckpointError(
+        raise DamagedError(
             "there is no checkpoint here", where=folder, expected=f"a folder with {_CARD} and {_MODEL}"
         ) from None
     except OSError as error:
@@ -256,7 +256,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(
+        raise DamagedError(
             f"the checkpoint's description is damaged: {first['msg']}", where=f"{path}: {place}"
         ) from None
     return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
@@ -266,7 +266,7 @@ def _check_schema(text: bytes, path: Path) -> None:
     try:
         found = json.loads(text)["calogen_checkpoint"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(
+        raise DamagedError(
             "the checkpoint's description is damaged", where=path, expected="JSON with 'calogen_checkpoint'"
         ) from None
     if not isinstance(found, int) or found > SCHEMA:
@@ -284,13 +284,14 @@ def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
         size = path.stat().st_size
         data = path.read_bytes() if size <= _MOST_BYTES else b""
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
+        kind = DamagedError if isinstance(error, FileNotFoundError) else CheckpointError
+        raise kind(f"cannot read the checkpoint: {error.strerror}", where=path) from None
     if size > _MOST_BYTES:
         raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
     if _is_pickle(data[:9]):
         raise _pickled(path)
     if digest and hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(
+        raise DamagedError(
             "the checkpoint's tensors are not those it was written with",
             where=path,
             expected=f"SHA-256 {digest[:16]}...",
@@ -300,7 +301,7 @@ def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path) from None
+        raise DamagedError(f"the checkpoint is damaged: {error}", where=path) from None
 
 
 def _pickled(path: Path) -> CheckpointError:

@@ -72,6 +72,10 @@ class CheckpointError(CalogenError):
     exit_code = 2
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint's files are missing or not those that were written."""
+
+
 class ConditionError(CalogenError):
     """Physics parameters are missing, unknown or outside the trained range."""
 

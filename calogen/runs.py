@@ -8,7 +8,7 @@ import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
 from .config import Config
-from .errors import CheckpointError, ConfigError, StorageError
+from .errors import CheckpointError, ConfigError, DamagedError, StorageError
 from .hdf5 import require_writable, write_atomic
 
 Record = dict[str, Any]
@@ -158,25 +158,23 @@ class RunFolder:
         evenly = np.linspace(0, len(found) - 1, _MOST_HISTORY - 1).round().astype(int).tolist()
         return [found[i] for i in sorted({*evenly, scores.index(min(scores))})]
 
-    def set_aside(self, step: int) -> None:
-        """Rename checkpoints after a step, which are damaged: they shall neither be resumed from nor be the best.
+    def set_aside(self, steps: Collection[int]) -> None:
+        """Rename damaged checkpoints: they shall neither be resumed from nor be the best.
 
         Raises:
             StorageError: If the file system refuses.
         """
-        for later in self.steps():
-            if later > step:
-                folder = self.checkpoints / f"step-{later}"
-                aside = folder.with_name(f"damaged-{folder.name}")
-                try:
-                    shutil.rmtree(aside, ignore_errors=True)
-                    folder.rename(aside)
-                except OSError as error:
-                    raise StorageError(
-                        f"cannot set the damaged checkpoint aside: {error.strerror}", where=folder
-                    ) from None
+        for step in steps:
+            folder = self.checkpoints / f"step-{step}"
+            aside = folder.with_name(f"damaged-{folder.name}")
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            except OSError as error:
+                what = f"cannot set the damaged checkpoint aside: {error.strerror}"
+                raise StorageError(what, where=folder) from None
         best = self.best()
-        if best is not None and best["step"] > step:
+        if best is not None and best["step"] not in self.steps():
             (self.path / "best.json").unlink()
 
     def judge(self, card: Card) -> None:
@@ -268,7 +266,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
     Raises:
         CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
-    checkpoint, warning = _newest(folder)
+    checkpoint, damaged = _newest(folder)
     free = {"device", "threads", "training"}
     mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
     loose = {"steps", "time", "log_every", "memory", "patience"}
@@ -287,34 +285,37 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
     before = checkpoint.card.provenance
     changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
+    warnings = [f"set aside a damaged checkpoint: {error.what} ({error.where})" for error in damaged.values()]
     if changed:
         details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
-        other = f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"
-        warning = f"{warning}; {other}" if warning else other
-    folder.set_aside(checkpoint.card.step)
-    return checkpoint, warning
+        warnings += [f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"]
+    folder.set_aside(damaged)
+    return checkpoint, "; ".join(warnings)
 
 
-def _newest(folder: RunFolder) -> tuple[Checkpoint, str]:
-    """The newest checkpoint that is whole, and a warning where a newer one is damaged.
+def _newest(folder: RunFolder) -> tuple[Checkpoint, dict[int, DamagedError]]:
+    """The newest checkpoint that is whole; by step, what is wrong with newer ones and with the best.
 
     Raises:
         CheckpointError: If there is none.
     """
-    first: CheckpointError | None = None
-    for step in reversed(folder.steps()):
-        try:
-            checkpoint = load_checkpoint(folder.checkpoints / f"step-{step}")
-            checkpoint.training_state()
-        except CheckpointError as error:
-            first = first or error
-            continue
-        if first is None:
-            return checkpoint, ""
-        return checkpoint, f"resumed from step {step}: a newer checkpoint is damaged ({first.what}: {first.where})"
-    raise first or CheckpointError(
-        "there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder"
-    )
+    best, steps = (folder.best() or {}).get("step"), folder.steps()
+    found: Checkpoint | None = None
+    damaged: dict[int, DamagedError] = {}
+    for step in reversed(steps):
+        if found is None or step == best:
+            try:
+                checkpoint = load_checkpoint(folder.checkpoints / f"step-{step}")
+                if found is None:
+                    checkpoint.training_state()
+                    found = checkpoint
+            except DamagedError as error:
+                damaged[step] = error
+    if found is not None:
+        return found, damaged
+    for error in damaged.values():
+        raise error
+    raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder")
 
 
 def _short(value: object) -> str:

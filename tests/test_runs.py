@@ -97,12 +97,38 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_one_resumed(
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
     warnings = [record["warning"] for record in told if "warning" in record]
-    assert warnings[0].startswith("resumed from step 2: a newer checkpoint is damaged")
+    assert warnings[0].startswith("set aside a damaged checkpoint: ")
     assert str(newest.parent) in warnings[0]
     assert folder.steps()[-1] == 4
     assert (folder.checkpoints / "damaged-step-4" / name).exists()
     whole, again = (load_checkpoint(path / "checkpoints" / "step-4") for path in (trained.folder, run))
     assert all(torch.equal(tensor, again.model[key]) for key, tensor in whole.model.items())
+
+
+def test_a_damaged_best_checkpoint_is_the_best_no_longer_once_the_run_is_resumed(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(trained.folder, run.path)
+    first, *_, last = run.steps()
+    (run.path / "best.json").write_text(json.dumps({"step": first, "score": 0.0, "checkpoint": f"step-{first}"}))
+    (run.checkpoints / f"step-{first}" / "model.safetensors").unlink()
+    train(trained.config, trained.data, run.path, resume=True)
+    best = run.best()
+    assert best is not None
+    assert best["step"] == last
+    assert first not in run.steps()
+
+
+def test_what_a_newer_calogen_wrote_is_not_damaged(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    steps = folder.steps()
+    path = folder.checkpoints / f"step-{steps[-1]}" / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calogen_checkpoint": 99}))
+    with pytest.raises(CheckpointError, match="newer calogen"):
+        train(trained.config, trained.data, tmp_path / "run", resume=True)
+    assert folder.steps() == steps
 
 
 def test_if_all_checkpoints_are_damaged_the_newest_is_named_and_nothing_touched(
