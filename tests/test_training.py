@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from calogen.checkpoint import load_checkpoint
 from calogen.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, ShardError
 from calogen.families import FAMILIES, Family
-from calogen.networks import FIRST, NETWORKS
+from calogen.networks import DEFAULTS, NETWORKS
 from calogen.objectives import OBJECTIVES
 from calogen.requests import Request
 from calogen.sampling import Surrogate
@@ -114,7 +114,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(family: Family, t
     same(tensors(tmp_path / "whole", 8), tensors(tmp_path / "run", 8))
 
 
-OTHERS = [(kind, name) for kind, known in NETWORKS.items() for name in known if name != FIRST[kind]]
+OTHERS = [(kind, name) for kind, known in NETWORKS.items() for name in known if name != DEFAULTS[kind]]
 
 
 @pytest.mark.parametrize(("kind", "network"), OTHERS)
