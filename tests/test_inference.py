@@ -174,10 +174,10 @@ def unfolded(surrogate: Surrogate) -> Surrogate:
 def map_surrogate() -> Surrogate:
     torch.manual_seed(2)
     names = [c.name for c in MAPS.conditions]
-    generator = build_generator(MAPS, names, GeneratorConfig(latent=4, channels=(4, 4)))
+    generator = build_generator(MAPS, names, GeneratorConfig(network="zeldovich", channels=(4, 4)))
     generator.fit(toy(MAPS, 60), 1)
     ranges = tuple(ConditionRange(name=c.name, unit=c.unit, low=c.low, high=c.high) for c in MAPS.conditions)
-    config = Config.build({"generator": {"latent": 4, "channels": [4, 4]}, "critic": {"channels": [4, 4]}})
+    config = Config.build({"generator": {"network": "zeldovich", "channels": [4, 4]}, "critic": {"channels": [4, 4]}})
     card = Card(family=MAPS, conditions=ranges, config=config, step=0)
     return Surrogate(Checkpoint(card, dict(generator.state_dict()), Path()))
 
@@ -212,7 +212,7 @@ def test_maps_do_not_depend_on_shards_or_blocks(how: Callable[[Surrogate], Surro
 @pytest.mark.parametrize("conditions", [("Omega_m", "sigma_8"), ("sigma_8",), ()])
 def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[str, ...]) -> None:
     torch.manual_seed(4)
-    generator = build_generator(MAPS, conditions, GeneratorConfig(latent=4, channels=(6, 4)))
+    generator = build_generator(MAPS, conditions, GeneratorConfig(network="dcgan", latent=4, channels=(6, 4)))
     generator.fit(toy(MAPS, 60), 1)
     latent = normals(2, 0, 40, generator.latent_size, 0)
     scaled = condition_array(toy(MAPS, 40), conditions)

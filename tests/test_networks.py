@@ -24,13 +24,14 @@ from calogen.transforms import condition_array, scale_conditions
 
 SHAPES = GeneratorConfig(latent=4, hidden=(8, 8), channels=(6, 4))
 CRITIC = CriticConfig(hidden=(8,), channels=(4, 6))
+CONV = GeneratorConfig(network="dcgan", latent=4, channels=(6, 4))
 
 
-def built(family: Family, count: int = 120) -> tuple[Generator, Critic, torch.Tensor, torch.Tensor]:
+def built(family: Family, count: int = 120, shapes: GeneratorConfig = SHAPES) -> tuple[Generator, Critic, torch.Tensor, torch.Tensor]:
     """A fitted pair of networks, and the samples and conditions they were fitted to."""
     torch.manual_seed(1)
     names = [c.name for c in family.conditions]
-    generator = build_generator(family, names, SHAPES)
+    generator = build_generator(family, names, shapes)
     critic = build_critic(generator, CRITIC)
     samples = toy(family, count)
     generator.fit(samples, 1)
@@ -141,7 +142,7 @@ def test_while_training_voxel_scores_are_standardised_and_afterwards_by_what_was
 
 
 def test_a_map_generator_is_periodic() -> None:
-    generator, _, _, conditions = built(MAPS)
+    generator, _, _, conditions = built(MAPS, shapes=CONV)
     latent = torch.randn(3, *generator.grid, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         maps = generator(latent.flatten(1), conditions[:3])
@@ -154,7 +155,7 @@ def test_a_map_generator_is_periodic() -> None:
 
 
 def test_a_map_generator_of_another_size_keeps_pixels_and_weights() -> None:
-    generator, _, _, conditions = built(MAPS)
+    generator, _, _, conditions = built(MAPS, shapes=CONV)
     assert isinstance(generator, MapGenerator)
     larger = generator.resized(32)
     assert (larger.family.pixels, larger.family.box_size) == ((32, 32), 32.0)
@@ -172,10 +173,10 @@ def test_a_map_generator_of_another_size_keeps_pixels_and_weights() -> None:
 
 def test_maps_that_cannot_be_halved_that_often_are_refused() -> None:
     with pytest.raises(ConfigError, match="16 x 16 cannot be halved 5 times") as raised:
-        build_generator(MAPS, [], GeneratorConfig(channels=(4,) * 5))
+        build_generator(MAPS, [], GeneratorConfig(network="dcgan", channels=(4,) * 5))
     assert "at most 4" in str(raised.value)
     with pytest.raises(ConfigError, match="cannot be halved"):
-        build_critic(build_generator(MAPS, [], SHAPES), CriticConfig(channels=(4,) * 5))
+        build_critic(build_generator(MAPS, [], CONV), CriticConfig(channels=(4,) * 5))
 
 
 @pytest.mark.parametrize(("family", "network"), [(SMALL, "zeldovich"), (MAPS, "mlp")], ids=["showers", "maps"])

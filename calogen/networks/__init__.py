@@ -85,7 +85,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
 }
 """Networks by the kind of family they serve and by name."""
 
-DEFAULTS = {"calorimeter": "scores", "map": "dcgan"}
+DEFAULTS = {"calorimeter": "scores", "map": "zeldovich"}
 """What ``auto`` means, by kind of family."""
 
 FIRST = {"calorimeter": "scores", "map": "dcgan"}

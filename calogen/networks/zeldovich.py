@@ -33,8 +33,8 @@ _KNEE = 0.02  # added to the density before its logarithm
 _GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density, and its size in Mpc/h
 _ONSET, _WIDTH, _EVERYWHERE = 0.5, 0.7, 0.1  # in which ln density it sets in, how gently, and its part everywhere
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
-_FIT_PIXELS, _FIT_MAPS = 2**25, 8192  # that the start is fitted with, at most
-_FIT_SHARES = (0.25,) * 6 + (1.0,) * 5  # of them, round by round
+_FIT_PIXELS, _FIT_MAPS = 2**26, 16384  # that the start is fitted with, at most
+_FIT_ROUNDS = ((0.125, 0.45),) * 6 + ((1.0, 0.6),) * 2 + ((1.0, 0.0),)  # share of them, and of the step to take
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
 _PARTICLES = 2**16  # moved at a time: they stay in the cache, and large maps take little memory
@@ -223,18 +223,18 @@ class ZeldovichGenerator(MapGenerator):
         chunks = terms[rows].repeat_interleave(_STRATA, 0).split(_CHUNK)
         matter = [self.matter(self.planes(self._stratified(len(c), stream)), c) for c in chunks]
         self.transfer.zero_()
-        for number, used in enumerate(_FIT_SHARES):
+        for used, rate in _FIT_ROUNDS:
             some = slice(0, max(1, round(used * len(chunks))))
             fields = [self.filtered(m, c) for m, c in zip(matter[some], chunks[some], strict=True)]
             own = torch.cat(chunks[some])
             self.inner.fit(torch.cat(fields).flatten(1), own)
-            if number == len(_FIT_SHARES) - 1:
-                break  # scores go with the filter they were fitted behind
+            if not rate:
+                break  # the scores belong to the filter they were fitted behind
             power = [
                 shell_power(self.transform.inverse(self.inner(f, c), c) - 1)
                 for f, c in zip(fields, chunks[some], strict=True)
             ]
-            step = 0.45 * (wanted - log_mean(torch.cat(power), own))
+            step = rate * (wanted - log_mean(torch.cat(power), own))
             self.transfer += step.to(self.transfer.dtype)
 
     def _stratified(self, count: int, stream: torch.Generator) -> Tensor:
