@@ -313,8 +313,8 @@ def _newest(folder: RunFolder) -> tuple[Checkpoint, dict[int, DamagedError]]:
                 damaged[step] = error
     if found is not None:
         return found, damaged
-    for error in damaged.values():
-        raise error
+    if damaged:
+        raise damaged[max(damaged)]
     raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder")
 
 
