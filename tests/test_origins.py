@@ -13,7 +13,7 @@ import pytest
 from calogen.analysis import compare, score, score_floor
 from calogen.analysis.html import render
 from calogen.analysis.origins import Costs, History
-from calogen.analysis.plots import encode, style
+from calogen.analysis.plots import encode, look_of, style
 from calogen.analysis.plots_training import draw_training
 from conftest import SMALL, Trained, toy, write_folder
 
@@ -137,3 +137,10 @@ def test_shards_of_samples_carry_the_history_of_their_surrogate(trained: Trained
     assert history.steps.tolist() == [0, 2, 4]
     assert history.chosen in history.steps
     assert np.isfinite(history.curves["score"]).all()
+
+
+def test_twenty_five_surrogates_look_different_and_the_first_five_by_colour_alone() -> None:
+    titles = ["reference", *map(str, range(25))]
+    looks = [look_of(titles, title) for title in titles]
+    assert len({(look.colour, look.marker, str(look.line)) for look in looks}) == 26
+    assert len({look.colour for look in looks[:6]}) == 6
