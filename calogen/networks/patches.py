@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class PatchCritic(Critic):
             nn.Conv2d(a + count, b, 3, stride=1 + (i > 0), padding=1, padding_mode="circular")
             for i, (a, b) in enumerate(zip(widths[:-1], channels, strict=True))
         )
-        bands = int(self._bands().max()) + 1
+        bands = _bands(*self.family.sample_shape, torch.device("cpu"))[1]
         for name, value in {"mean": 0.0, "spread": 1.0}.items():
             self.register_buffer(name, torch.tensor(value))
         self.register_buffer("level", torch.zeros(2 * bands))
@@ -52,12 +53,6 @@ class PatchCritic(Critic):
         self.score = nn.Sequential(
             nn.Linear(2 * channels[-1] + 2 * bands + count, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1)
         )
-
-    def _bands(self) -> Tensor:
-        """Band of every shell, (K,)."""
-        last = int(shells(*self.family.sample_shape)[0].max())
-        edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
-        return torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)
 
     @torch.no_grad()
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:  # noqa: ARG002 - one call shape for all critics
@@ -87,10 +82,20 @@ class PatchCritic(Critic):
 
     def _spectra(self, logs: Tensor) -> Tensor:
         """Logarithms of the power in bands, of ln density and of density, (B, 2 bands)."""
-        band = self._bands().to(logs.device)
+        band, bands = _bands(*self.family.sample_shape, logs.device)
         found = []
         for field in (logs, logs.exp() - 1):
             power = shell_power(field)
-            total = power.new_zeros(len(power), int(band.max()) + 1).index_add(1, band, power)
+            total = power.new_zeros(len(power), bands).index_add(1, band, power)
             found.append(torch.log(total + 1e-6))
         return torch.cat(found, 1)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _bands(height: int, width: int, device: torch.device) -> tuple[Tensor, int]:
+    """Band of every shell, (K,), and the number of bands; kept, since asking a tensor for it would wait for a GPU."""
+    last = int(shells(height, width)[0].max())
+    edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
+    band = torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)
+    return band.to(device), int(band.max()) + 1

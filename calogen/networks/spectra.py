@@ -26,12 +26,20 @@ def shells(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def shell_power(maps: Tensor) -> Tensor:
     """Mean |F|^2 / (H W) of each map over the modes of every shell, shell 0 the mean alone, (B, H, W) to (B, K)."""
-    number, weight = (t.to(maps.device) for t in shells(*maps.shape[1:]))
+    number, weight, modes_each = _binning(*maps.shape[1:], maps.device)
     modes = torch.fft.rfft2(maps)
-    power = (modes.real.square() + modes.imag.square()) * (weight / maps[0].numel())
-    size = int(number.max()) + 1
-    total = power.new_zeros(len(maps), size).index_add_(1, number.flatten(), power.flatten(1))
-    return total / weight.new_zeros(size).index_add_(0, number.flatten(), weight.flatten())
+    power = (modes.real.square() + modes.imag.square()) * weight
+    total = power.new_zeros(len(maps), len(modes_each)).index_add_(1, number, power.flatten(1))
+    return total / modes_each
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _binning(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Shell of every mode, flat, its weight over the number of pixels (H, W // 2 + 1), and modes in each shell (K,)."""
+    number, weight = shells(height, width)
+    modes_each = torch.bincount(number.flatten(), weight.flatten().double()).to(weight)
+    return number.flatten().to(device), (weight / (height * width)).to(device), modes_each.to(device)
 
 
 def log_mean(values: Tensor, terms: Tensor, iterations: int = 20) -> Tensor:
