@@ -29,7 +29,7 @@ def shell_power(maps: Tensor) -> Tensor:
     number, weight, modes_each = _binning(*maps.shape[1:], maps.device)
     modes = torch.fft.rfft2(maps)
     power = (modes.real.square() + modes.imag.square()) * weight
-    total = power.new_zeros(len(maps), len(modes_each)).index_add_(1, number, power.flatten(1))
+    total: Tensor = power.new_zeros(len(maps), len(modes_each)).index_add_(1, number, power.flatten(1))
     return total / modes_each
 
 
