@@ -27,7 +27,9 @@ CRITIC = CriticConfig(hidden=(8,), channels=(4, 6))
 CONV = GeneratorConfig(network="dcgan", latent=4, channels=(6, 4))
 
 
-def built(family: Family, count: int = 120, shapes: GeneratorConfig = SHAPES) -> tuple[Generator, Critic, torch.Tensor, torch.Tensor]:
+def built(
+    family: Family, count: int = 120, shapes: GeneratorConfig = SHAPES
+) -> tuple[Generator, Critic, torch.Tensor, torch.Tensor]:
     """A fitted pair of networks, and the samples and conditions they were fitted to."""
     torch.manual_seed(1)
     names = [c.name for c in family.conditions]
