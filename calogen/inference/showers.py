@@ -78,7 +78,8 @@ class FoldedShowers:
         self._shape = learnt["shape"]
         unit = np.float32(ENERGY_UNITS.get(family.unit, 1.0))
         self._mass, self._reach = np.float32(ELECTRON) / unit, np.float32(LINE_REACH) / unit
-        self._line = learnt["line"] / unit
+        self._half = (learnt["line"] / unit)[family.layer_of_voxel]
+        self._stretch = self._reach / (self._reach - self._half)
 
     @np.errstate(over="ignore")  # far outside the trained range odds are infinite: probabilities 0 and 1
     def __call__(self, latent: Array, conditions: Array) -> Array:
@@ -192,7 +193,7 @@ class FoldedShowers:
         np.subtract(_LOG_2, np.log(excess, out=excess), out=excess)
         self._shares(np.maximum(excess, np.float32(1e-4), out=scores), near, spread, location, spare, weight)
         showers = np.multiply(location, np.greater(excess, 0, out=spare), out=scores)
-        for part, energy, half in zip(self._parts, energies, self._line, strict=True):
+        for part, energy in zip(self._parts, energies, strict=True):
             layer = showers[:, part]
             total = layer.sum(1)
             if not total.all():  # a layer with energy but no voxel on puts it all into the voxel that came nearest
@@ -200,8 +201,8 @@ class FoldedShowers:
                 layer[missing, excess[missing, part].argmax(1)] = 1
                 total[missing] = 1
             layer *= (energy / total)[:, None]
-            if half > 0:
-                self._put_on_line(layer, energy, half, spare[:, part])
+        if self._half.any():
+            self._put_on_line(showers, energies, spare, weight, excess)
 
     def _shares(self, excess: Array, near: Array, spread: Array, location: Array, value: Array, weight: Array) -> None:
         """exp(location + exp(spread) Q(excess)) in place of the location; everything (B, V) is overwritten."""
@@ -224,15 +225,21 @@ class FoldedShowers:
         np.minimum(location, 10, out=location)
         np.exp(location, out=location)
 
-    def _put_on_line(self, voxels: Array, energy: Array, half: np.float32, distance: Array) -> None:
-        """:meth:`ShowerTransform._with_line`, in place, for the few voxels within reach."""
-        np.subtract(voxels, self._mass, out=distance)
-        rows, columns = np.nonzero(np.abs(distance) < self._reach)
-        before = distance[rows, columns]
-        after = np.maximum(np.abs(before) - half, 0) * np.copysign(self._reach / (self._reach - half), before)
-        voxels[rows, columns] = after + self._mass
-        gain = np.bincount(rows, after - before, minlength=len(voxels)).astype(np.float32)
-        voxels *= (energy / np.maximum(energy + gain, np.float32(1e-30)))[:, None]
+    def _put_on_line(self, showers: Array, energies: Array, distance: Array, nearest: Array, within: Array) -> None:
+        """:meth:`ShowerTransform._with_line`, in place; the last three, (B, V), are overwritten."""
+        np.subtract(showers, self._mass, out=distance)
+        np.less(np.abs(distance, out=within), self._reach, out=within)
+        np.maximum(distance, -self._half, out=nearest)
+        np.minimum(nearest, self._half, out=nearest)
+        # Where within reach, distance becomes stretch * (distance - nearest).
+        nearest *= self._stretch
+        distance *= self._stretch - 1
+        distance -= nearest
+        distance *= within
+        showers += distance
+        for part, energy in zip(self._parts, energies, strict=True):
+            layer = showers[:, part]
+            layer *= (energy / np.maximum(layer.sum(1), np.float32(1e-30)))[:, None]
 
 
 def _extended(count: int) -> Array:
