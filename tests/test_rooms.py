@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     {"cli"},
     {"terminal"},
-    {"bench"},
+    {"bench", "gallery"},
     {"training", "sampling", "simulators"},
     {"models"},
     {"runs", "requests"},
@@ -22,11 +22,11 @@ ORDER = [
     {"config"},
     {"transforms", "analysis"},
     {"fitting", "shards", "production"},
-    {"workers", "parts"},
+    {"workers", "parts", "ranges"},
     {"shardreader"},
     {"shardfiles"},
     {"formats"},
-    {"hdf5"},
+    {"hdf5", "binning", "realisations", "stacks"},
     {"families"},
     {"errors"},
 ]
