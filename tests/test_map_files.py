@@ -192,7 +192,8 @@ def test_a_stack_is_described_trained_on_and_compared(tmp_path: Path) -> None:
     assert said.code == 0
     assert "16" in said.out.split("realisations")[1].splitlines()[0]
     assert "map i belongs to row i // 3" in said.out
-    sizes = ("generator.latent=2", "generator.channels=[4,4]", "critic.channels=[4,4]", "training.batch_size=8")
+    sizes = ["generator.network=dcgan", "generator.latent=2", "generator.channels=[4,4]"]
+    sizes += ["critic.channels=[4,4]", "training.batch_size=8"]
     small = [word for size in sizes for word in ("--set", size)]
     run = ["--condition", "Omega_m", "--condition", "sigma_8", "--out", tmp_path / "run", "--steps", 1, "--threads", 1]
     trained = command("train", "--data", stack, *run, *small)
