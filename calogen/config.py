@@ -34,6 +34,7 @@ class GeneratorConfig(_Frozen):
         hidden: Widths of hidden layers.
         channels: Channels of convolutions, from the smallest grid up.
         blocks: How often the network repeats its building block, such as the transforms of a flow.
+        scale: The constant a of 2x / (x + a) - 1, which maps pass through (``dcgan``; none: fitted).
     """
 
     network: str = "auto"
@@ -41,6 +42,7 @@ class GeneratorConfig(_Frozen):
     hidden: tuple[_Width, ...] | None = None
     channels: tuple[_Width, ...] | None = Field(default=None, min_length=1)
     blocks: int | None = Field(default=None, ge=1, le=64)
+    scale: float | None = Field(default=None, gt=0)
 
 
 class CriticConfig(_Frozen):

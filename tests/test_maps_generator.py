@@ -21,7 +21,7 @@ from calogen.networks.zeldovich import SHEETS, Grid, ZeldovichGenerator, displac
 from calogen.objectives import gradient_penalty
 from calogen.shards import Samples
 from calogen.transforms import condition_array, scale_conditions
-from calogen.transforms.maps import DensityScores
+from calogen.transforms.maps import DensityScores, MapTransform
 from calogen.transforms.scores import Scores, features
 
 NAMES = ("Omega_m", "sigma_8")
@@ -284,3 +284,25 @@ def test_a_critic_of_patches_sees_maps_alone_wherever_they_begin(fitted: tuple[Z
     penalty.backward()
     assert math.isfinite(float(penalty.detach()))
     assert all(p.grad is None or p.grad.isfinite().all() for p in critic.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ the other transform
+
+
+def test_the_rational_transform_is_inverted_exactly_and_says_what_it_clips() -> None:
+    samples = lognormal(50, 2, 16)
+    transform = MapTransform(samples.family)
+    assert transform.fit(samples) == 0
+    maps = torch.from_numpy(samples.values)
+    scaled = transform(maps)
+    assert float(torch.quantile(scaled, 0.99)) == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(transform.inverse(scaled), maps, rtol=1e-3, atol=1e-6)
+    given = MapTransform(samples.family, scale=2e-4)
+    share = given.fit(samples)
+    assert share == float((maps > given.limit).double().mean()) > 0
+    assert float(given.a) == pytest.approx(2e-4)
+    assert float(given.inverse(given(maps)).max()) == pytest.approx(given.limit, rel=1e-3)
+    config = GeneratorConfig(network="dcgan", latent=2, channels=(4, 4), scale=2e-4)
+    generator = build_generator(samples.family, NAMES, config)
+    generator.fit(samples, 1)
+    assert "training pixels exceed 0.3998" in generator.remarks[0]

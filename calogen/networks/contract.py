@@ -25,9 +25,11 @@ class Generator(nn.Module, ABC):
         conditions: Names of the conditions, in the order of the columns given to the network.
         transform: Between physical units and network space; fitted, and left alone by the adversary unless
             ``tune_transform``.
+        remarks: What the log should say about the fit.
     """
 
     network: str
+    remarks: tuple[str, ...] = ()
     family: Family
     conditions: tuple[str, ...]
     transform: nn.Module

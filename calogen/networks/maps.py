@@ -56,6 +56,7 @@ class ConvMapGenerator(MapGenerator):
         conditions: Names of the conditions.
         latent: Latent channels of the smallest grid.
         channels: Channels from the smallest grid up; every entry doubles the side.
+        scale: Constant of the transform; none: fitted.
 
     Raises:
         ConfigError: If a side cannot be halved often enough.
@@ -71,10 +72,11 @@ class ConvMapGenerator(MapGenerator):
         conditions: Sequence[str],
         latent: int = 32,
         channels: Sequence[int] = (128, 64, 32, 16),
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.family = family
-        self.transform = MapTransform(family)
+        self.transform = MapTransform(family, scale)
         self.conditions = tuple(conditions)
         self.grid = (latent, *_halved(family, channels))
         count = len(self.conditions)
@@ -119,7 +121,12 @@ class ConvMapGenerator(MapGenerator):
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:  # noqa: ARG002 - one call shape for all generators
         """Fit the transform to training samples."""
-        self.transform.fit(samples)
+        clipped = self.transform.fit(samples)
+        if clipped:
+            self.remarks = (
+                f"{clipped:.2g} of the training pixels exceed {self.transform.limit:.4g}, the most that this generator "
+                "makes: a larger generator.scale would hold them",
+            )
 
 
 class MapCritic(Critic):

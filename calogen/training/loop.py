@@ -151,6 +151,8 @@ class TrainingLoop:
             if plan.training.dropped:
                 what = f"left out {plan.training.dropped} bad rows of {len(plan.training)} (drop_bad)"
                 loop._tell({"step": 0, "warning": what})
+            for remark in trainer.generator.remarks:
+                loop._tell({"step": 0, "warning": remark})
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
                 loop._tell(facts | trainer.validate(loop.validation) | _floor(plan, loop.validation))
