@@ -150,7 +150,7 @@ class MapCritic(Critic):
 
     def view(self, maps: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Maps (B, H, W), physical, in network space (B, 1, H, W)."""
-        return self._scale(maps)[:, None]
+        return self._scale(maps)[:, None]  # type: ignore[no-any-return]
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
         """Scores (B,) of views (B, 1, H, W) with scaled conditions (B, C)."""

@@ -27,7 +27,7 @@ from .spectra import log_mean, shell_power, shells
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
 
-_DEPTH = 8  # a map is a slab of its box's side over this
+_DEPTH = 8  # a map is a slab of its box's side over this, where the family does not say
 _CUT = 0.7  # Mpc/h: scale below which displacements are smoothed away (truncated Zel'dovich)
 _KNEE = 0.02  # added to the density before its logarithm
 _GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density, and its size in Mpc/h
@@ -99,7 +99,7 @@ class ZeldovichGenerator(MapGenerator):
         self.family, self.conditions = family, tuple(conditions)
         height, width = family.sample_shape
         self.pixel = family.box_size / height if family.box_size else 1.0
-        self.depth = self.pixel * min(height, width) / _DEPTH
+        self.depth = family.depth or self.pixel * min(height, width) / _DEPTH
         self.fundamental = 2 * math.pi / (self.pixel * min(height, width))
         terms = features(torch.zeros(1, len(self.conditions), device="cpu")).shape[1]
         self.transform = DensityScores(terms)
@@ -128,11 +128,11 @@ class ZeldovichGenerator(MapGenerator):
     @torch.no_grad()
     def start(self, planes: Tensor, terms: Tensor) -> Tensor:
         """Normal scores (B, H, W) before the network, of noise (B, 3, H, W) given features (B, F)."""
-        return self.inner(self.filtered(self.matter(planes, terms), terms), terms)
+        return self.inner(self.filtered(self.matter(planes, terms), terms), terms)  # type: ignore[no-any-return]
 
     def planes(self, latent: Tensor) -> Tensor:
         """Noise as planes (B, 3, H, W), from (B, Z)."""
-        return latent.unflatten(1, (SHEETS + 1, *self.family.sample_shape))
+        return latent.unflatten(1, (SHEETS + 1, *self.family.sample_shape))  # type: ignore[no-any-return]
 
     def matter(self, planes: Tensor, terms: Tensor) -> Tensor:
         """Modes (B, H, W // 2 + 1) of ln density before the filter; the mean has the power of the noise."""
@@ -143,7 +143,7 @@ class ZeldovichGenerator(MapGenerator):
         density = displaced(noise * amplitude[:, None], grid)
         logs = torch.log(density + _KNEE)
         logs += self._grain(planes[:, -1], grid) * (_EVERYWHERE + torch.sigmoid((logs - _ONSET) / _WIDTH))
-        modes = torch.fft.rfft2(logs)
+        modes: Tensor = torch.fft.rfft2(logs)
         modes[:, 0, 0] = noise[:, 0, 0, 0]  # how much matter a slab holds varies from slab to slab
         return modes
 
@@ -152,7 +152,7 @@ class ZeldovichGenerator(MapGenerator):
         size = _GRAIN_SIZE / self.pixel
         spread = math.erf(math.pi * size) / (2 * math.sqrt(math.pi) * size)  # of smoothed noise, on any size of grid
         smooth = torch.exp(-0.5 * (grid.wave * _GRAIN_SIZE).square()) * (_GRAIN / spread)
-        return torch.fft.irfft2(torch.fft.rfft2(noise) * smooth, s=noise.shape[1:])
+        return torch.fft.irfft2(torch.fft.rfft2(noise) * smooth, s=noise.shape[1:])  # type: ignore[no-any-return]
 
     def filtered(self, modes: Tensor, terms: Tensor) -> Tensor:
         """The field (B, H, W) that is mapped to scores, from :meth:`matter`."""
@@ -160,7 +160,8 @@ class ZeldovichGenerator(MapGenerator):
         position = self._grid(modes).wave / self.fundamental
         position = position.clamp(1, self.transfer.shape[1] - 1)  # modes longer than the training box: as its longest
         position[0, 0] = 0
-        return torch.fft.irfft2(modes * self._table(self.transfer, terms, position).exp(), s=(height, width))
+        field: Tensor = torch.fft.irfft2(modes * self._table(self.transfer, terms, position).exp(), s=(height, width))
+        return field
 
     def _grid(self, like: Tensor) -> Grid:
         return Grid.of(*self.family.sample_shape, self.pixel, like.device)
@@ -329,7 +330,7 @@ class Residual(nn.Module):
         self.levels = nn.ModuleList(_circular(a, b) for a, b in pairwise(widths))
         self.last = _circular(widths[-1], 1)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, scores: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
         """What to add, (B, H, W), to scores (B, H, W), from them, noise (B, H, W) and scaled conditions (B, C)."""
