@@ -381,9 +381,7 @@ def test_as_many_voxels_are_put_onto_the_line_as_in_the_data(monkeypatch: pytest
     monkeypatch.setattr(transform, "_from_energies", lambda *_: made)
     energies = transform.layer_energies(made)
     transform._fit_line(data, energies.double(), torch.full((2000, 1), 1e4, dtype=torch.float64))
-    assert transform.line.tolist() == pytest.approx(
-        [0.02] * 3, rel=0.1
-    )  # of a flat distribution
+    assert transform.line.tolist() == pytest.approx([0.02] * 3, rel=0.1)  # of a flat distribution
     for i, part in enumerate(CALOGAN.layer_slices):
         with_line = transform._with_line(made[:, part], energies[:, i : i + 1], i)
         rate = float(((with_line / ELECTRON - 1).abs() < 4e-3).double().mean())
