@@ -19,6 +19,7 @@ from calogen.networks.linear import matter_power, sheet_power
 from calogen.networks.spectra import log_mean, shell_power, shells
 from calogen.networks.zeldovich import SHEETS, Grid, ZeldovichGenerator, displaced
 from calogen.objectives import gradient_penalty
+from calogen.sampling import Surrogate
 from calogen.shards import Samples
 from calogen.transforms import condition_array, scale_conditions
 from calogen.transforms.maps import DensityScores, MapTransform
@@ -306,3 +307,16 @@ def test_the_rational_transform_is_inverted_exactly_and_says_what_it_clips() -> 
     generator = build_generator(samples.family, NAMES, config)
     generator.fit(samples, 1)
     assert "training pixels exceed 0.3998" in generator.remarks[0]
+
+
+def test_the_surrogate_that_comes_with_calogen_makes_maps_as_its_card_says() -> None:
+    surrogate = Surrogate.load("nbody-64")
+    conditions = {"Omega_m": np.full(160, 0.3), "sigma_8": np.repeat([0.65, 0.95], 80)}
+    maps = surrogate.sample(conditions, seed=1)
+    assert maps.shape == (160, 64, 64)
+    assert (maps >= 0).all()
+    assert maps.mean() == pytest.approx(1, abs=0.08)  # a map's mean scatters by 0.26
+    power = np.log(power_spectra(maps, 64.0)[:, :16]).reshape(2, 80, 16).mean((1, 2))
+    assert (power[1] - power[0]) / 0.3 == pytest.approx(3.2, abs=1.2)
+    np.testing.assert_array_equal(surrogate.sample({"Omega_m": 0.3, "sigma_8": 0.65}, 80, seed=1)[:5], maps[:5])
+    assert surrogate.resized(96).sample({"Omega_m": 0.3, "sigma_8": 0.8}, 1).shape == (1, 96, 96)
