@@ -154,7 +154,7 @@ class Surrogate:
         Such maps hold no learned power below the fundamental mode of the maps trained on.
 
         Args:
-            size: Side in pixels, a multiple of the generator's coarsest cell.
+            size: Side in pixels: any for displaced matter, a multiple of the coarsest cell for `dcgan`.
 
         Raises:
             ConfigError: If the surrogate makes showers, or the size does not fit.
