@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,flow,geant4,nbody]"
 	@touch $@
 
-# Train on real Geant4 photons, generate showers at the energies of the held-out ones, compare. About five minutes.
+# Train on real Geant4 photons, generate showers at the energies of the held-out ones, compare. About seven minutes.
 demo: $(STAMP)
 	@rm -rf $(DEMO)
 	$(BIN)/calogen train configs/demo.toml --data data/calogan-gamma --energy-conditioned --out $(DEMO)/run
