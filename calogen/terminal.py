@@ -174,7 +174,7 @@ def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
 
         def update(done: int, total: int) -> None:
             speed = bar.tasks[0].speed
-            bar.update(task, total=total, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
+            bar.update(task, total=total, completed=done, rate=_per_second(speed) if speed else "")
 
         yield update
 
@@ -183,16 +183,21 @@ class _PlainProgress:
     """Samples done, rate and time left, for log files."""
 
     def __init__(self, verb: str) -> None:
-        self._verb, self._begun, self._told = verb, time.monotonic(), time.monotonic()
+        self._verb, self._told, self._done = verb, time.monotonic(), 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._told < _PLAIN_SECONDS or not done:
+        if now - self._told < _PLAIN_SECONDS or done <= self._done:
             return
-        self._told = now
-        rate = done / (now - self._begun)
+        # Since the last line: what an earlier run made and this one only checks must not count as speed for long.
+        rate = (done - self._done) / (now - self._told)
+        self._told, self._done = now, done
         left = f"{(total - done) / rate / 60:.1f} min left"
-        click.echo(f"{self._verb}: {done} of {total}, {rate:,.0f}/s, {left}", err=True)
+        click.echo(f"{self._verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
 @contextmanager
