@@ -63,7 +63,10 @@ class TrainingConfig(_Frozen):
     Attributes:
         objective: Loss of generator and critic; ``likelihood``: a generator that has a loss of its own, and no critic.
         steps: Generator updates in all; 0: the fitted start alone.
-        time: Stop cleanly after this many seconds (none: only by steps).
+        time: Seconds that the run may take (none: limited by steps alone), data, fit and earlier sessions included, so
+            that a resumed run has what is left of them. Not for the limit of a single job: schedulers end one by a
+            signal, which leaves a checkpoint to resume from. With it, learning rates depend on the machine's speed, and
+            no run repeats another bit for bit.
         batch_size: Samples per update.
         critic_steps: Critic updates before each generator update.
         penalty: Weight of the gradient penalty (``wgan-gp``).
@@ -72,7 +75,8 @@ class TrainingConfig(_Frozen):
         learning_rate: Of the generator (Adam).
         critic_learning_rate: Of the critic (Adam).
         betas: Adam's averaging constants.
-        decay: Last fraction of the steps over which both learning rates fall to 0 (cosine).
+        decay: Last fraction of the steps, or of the time if that is further, over which both learning rates fall to 0
+            (cosine).
         ema: Averaging constant of the generator's weights; the average is what is kept.
         augment: Apply the family's exact symmetries to both reference and generated samples.
         tune_transform: Let training refine the fitted voxel distributions too.

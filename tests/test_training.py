@@ -267,14 +267,28 @@ def test_the_time_limit_ends_a_run_cleanly(data: Path, tmp_path: Path) -> None:
     assert load_checkpoint(run.folder / "checkpoints" / f"step-{run.step}").card.step == run.step
 
 
+def test_the_time_limit_is_of_the_run_not_of_a_session(data: Path, tmp_path: Path) -> None:
+    def limited(seconds: float, steps: int = 10**6) -> Any:
+        options = {"steps": steps, "time": seconds, "validate_every": 10**6}
+        return train(tiny(training=options), data, tmp_path / "run", resume=(tmp_path / "run").exists())
+
+    begun = limited(0.5)
+    over = limited(0.5)  # nothing is left of it
+    assert over.step == begun.step
+    assert over.records == begun.records
+    more = limited(60, begun.step + 1)
+    assert more.step == begun.step + 1
+    assert more.records[-1]["seconds"] > begun.records[-1]["seconds"] >= 0.5
+
+
 @pytest.mark.parametrize("where", ["generator", "critic"])
 def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     step = Trainer.step
 
-    def poisoned(self: Trainer) -> dict[str, torch.Tensor]:
-        found = step(self)
+    def poisoned(self: Trainer, seconds: float) -> dict[str, torch.Tensor]:
+        found = step(self, seconds)
         if self.done == 5:
             module = self.generator if where == "generator" else self.critic
             with torch.no_grad():
@@ -412,6 +426,26 @@ def test_the_average_follows_the_generator_as_its_constant_says(data: Path, tmp_
 def test_the_learning_rates_fall_to_zero_over_the_last_part() -> None:
     found = {done: decay_factor(done, 100, 0.5) for done in (0, 50, 75, 100)}
     assert found == {0: 1.0, 50: 1.0, 75: pytest.approx(0.5), 100: pytest.approx(0.0, abs=1e-12)}
+
+
+def test_the_learning_rates_follow_the_clock_that_is_further(data: Path, tmp_path: Path) -> None:
+    options = {"steps": 10, "decay": 0.5, "learning_rate": 1.0, "critic_learning_rate": 2.0}
+
+    def begun(**more: float) -> Trainer:
+        plan = prepare(tiny(training={**options, **more}), data)
+        return TrainingLoop.start(plan, tmp_path / f"run{more}", check=False).trainer
+
+    def rates(trainer: Trainer, steps: int, seconds: float) -> list[float]:
+        trainer.done = steps
+        trainer.step(seconds)
+        return [trainer.optimisers[name].param_groups[0]["lr"] for name in ("generator", "critic")]
+
+    assert rates(begun(), 0, 99) == [1, 2]  # without a limit the time does not count
+    limited, half = begun(time=100.0), decay_factor(8, 10, 0.5)
+    assert rates(limited, 0, 50) == [1, 2]
+    assert rates(limited, 0, 75) == rates(limited, 7, 75) == pytest.approx([0.5, 1])
+    assert rates(limited, 8, 75) == pytest.approx([half, 2 * half])
+    assert rates(limited, 0, 101) == pytest.approx([0, 0], abs=1e-12)
 
 
 FAST = [f for f in ALL_FAMILIES if f.voxels < 10_000]

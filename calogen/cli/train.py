@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 @click.option("--unconditional", is_flag=True, help="Condition on nothing.")
 @click.option("--holdout", multiple=True, metavar="NAME=LO:HI", help="Leave a range out: incident_energy=20:30GeV.")
 @click.option("--steps", type=click.IntRange(min=1), help="Generator updates.")
-@click.option("--time", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop cleanly after SECONDS.")
+@click.option(
+    "--time",
+    "seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop cleanly once the run has taken SECONDS, earlier sessions included.",
+)
 @click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
@@ -53,9 +58,10 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
     with signals() as should_stop, training_progress() as progress:
         run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
     best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
-    if run.step < (wanted := settings.training.steps) and settings.training.time is not None:
-        limit = f"the time limit of {settings.training.time:g} s, fitting included, "
-        click.echo(f"note: {limit}ended training after {run.step} of {wanted} steps", err=True)
+    limit, wanted = settings.training.time, settings.training.steps
+    if limit is not None and run.step < wanted and not any("stopped" in record for record in run.records[-1:]):
+        what = f"the run's time limit of {limit:g} s, fitting included, ended training"
+        click.echo(f"note: {what} after {run.step} of {wanted} steps; --resume with a longer --time goes on", err=True)
     click.echo(f"trained {run.step} steps, {best}: {run.folder}")
 
 

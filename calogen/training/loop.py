@@ -169,10 +169,11 @@ class TrainingLoop:
     def run(self, should_stop: Callable[[], int]) -> None:
         """Train to the last step, the time limit or a signal."""
         trainer, options = self.trainer, self.trainer.options
-        while trainer.done < options.steps:
+        limit = math.inf if options.time is None else options.time
+        while trainer.done < options.steps and self.before < limit:  # earlier sessions may have used all the time
             self._step()
             signal_number = should_stop() if trainer.done < options.steps else 0
-            late = options.time is not None and time.monotonic() - self.begun >= options.time
+            late = self.seconds() >= limit
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
             if validate or last or trainer.done % options.log_every == 0:
@@ -194,8 +195,12 @@ class TrainingLoop:
             if late:
                 return
 
+    def seconds(self) -> float:
+        """Of the run so far, fitting and earlier sessions included."""
+        return self.before + time.monotonic() - self.begun
+
     def _step(self) -> None:
-        for name, value in self.trainer.step().items():
+        for name, value in self.trainer.step(self.seconds()).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counted += 1
 
@@ -205,12 +210,12 @@ class TrainingLoop:
         self.progress(record)
 
     def _log(self, *, validate: bool) -> None:
-        trainer, now = self.trainer, time.monotonic()
+        trainer, now, seconds = self.trainer, time.monotonic(), self.seconds()
         values = {name: float(value) / self.counted for name, value in self.sums.items()}
         record: Record = {
             "step": trainer.done,
             "steps": trainer.options.steps,
-            "seconds": round(self.before + now - self.begun, 3),
+            "seconds": round(seconds, 3),
             **values,
             "steps_per_second": round(self.counted / max(now - self.since, 1e-9), 3),
         }

@@ -36,7 +36,7 @@ def build_trainer(plan: Plan, batches: Batches) -> Trainer:
 class Trainer(ABC):
     """A generator, its average and its optimiser; :meth:`step` is one update of it.
 
-    Everything random in step t is a function of (seed, t).
+    Everything random in step t is a function of (seed, t); so are the learning rates, unless ``time`` limits the run.
 
     Args:
         plan: What to train.
@@ -98,13 +98,18 @@ class Trainer(ABC):
             for name, network in self.networks.items()
         }
 
-    def step(self) -> dict[str, Tensor]:
+    def step(self, seconds: float = 0.0) -> dict[str, Tensor]:
         """Update every network, and the average.
+
+        Args:
+            seconds: Of the run so far; looked at only where ``time`` limits it.
 
         Returns:
             Scalars on the device, such as losses and gradient norms; nothing here waits for it.
         """
         factor = decay_factor(self.done, self.options.steps, self.options.decay)
+        if self.options.time is not None:  # whichever clock is further
+            factor = min(factor, decay_factor(seconds, self.options.time, self.options.decay))
         for name, rate in self.rates().items():
             if name in self.optimisers:
                 self.optimisers[name].param_groups[0]["lr"] = rate * factor
@@ -283,10 +288,13 @@ class LikelihoodTrainer(Trainer):
         return float(torch.stack(losses).sum()) / len(samples)
 
 
-def decay_factor(done: int, steps: int, decay: float) -> float:
-    """Share of the learning rate after ``done`` of ``steps``: 1, then a cosine to 0 over the last part ``decay``."""
-    start = (1 - decay) * steps
-    over = max(0.0, done - start) / max(1.0, steps - start)
+def decay_factor(done: float, end: float, decay: float) -> float:
+    """Share of the learning rate after ``done`` of ``end`` steps or seconds.
+
+    It is 1, then a cosine to 0 over the last part ``decay``.
+    """
+    start = (1 - decay) * end
+    over = max(0.0, done - start) / max(1.0, end - start)
     return 0.5 * (1 + math.cos(math.pi * min(over, 1.0)))
 
 
