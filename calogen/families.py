@@ -7,19 +7,31 @@ parameters condition it, and which laws it obeys. Everything else in calogen is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConditionError, ConfigError, did_you_mean
 
 ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
 """Energy units that requests may use, in MeV."""
+
+LABEL = r"[^\s,:;=\[\]/\\]+"
+"""What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
 
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
@@ -37,6 +49,8 @@ class Condition(_Frozen):
         low: Lower end of the usual range, in ``unit``.
         high: Upper end of the usual range, in ``unit``.
         scale: ``log`` if the physics goes with its logarithm; decides network scaling and analysis bins.
+        labels: Of a condition that is one of several names (the particle), these names; it is stored as their number,
+            0, 1, ..., and low and high follow. People write the names.
     """
 
     name: str
@@ -44,6 +58,36 @@ class Condition(_Frozen):
     low: float
     high: float
     scale: Literal["linear", "log"] = "linear"
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def labelled(cls, name: str, labels: Sequence[str]) -> Condition:
+        """A condition that is one of some names."""
+        return cls(name=name, low=0, high=len(labels) - 1, labels=tuple(labels))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbered(cls, given: Any) -> Any:
+        labels = given.get("labels") if isinstance(given, Mapping) else None
+        return {"low": 0, "high": len(labels) - 1, **given} if isinstance(labels, list | tuple) and labels else given
+
+    @model_serializer(mode="wrap")
+    def _without_labels(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)  # files of conditions without labels stay as they always were
+        return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
+
+    @model_validator(mode="after")
+    def _named(self) -> Condition:
+        if not self.labels:
+            return self
+        wrong = next((label for label in self.labels if not re.fullmatch(LABEL, label)), None)
+        if wrong is not None:
+            raise ValueError(f"condition '{self.name}': '{wrong}' is not a label: no spaces, and none of , : ; = [ ] /")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"condition '{self.name}': at least two labels, all different, got {self.labels}")
+        if self.unit or self.scale == "log" or (self.low, self.high) != (0, len(self.labels) - 1):
+            raise ValueError(f"condition '{self.name}': labels have no unit, no scale and no range")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Condition:
@@ -58,6 +102,21 @@ class Condition(_Frozen):
         if self.scale == "log":
             return np.geomspace(self.low, self.high, count + 1)
         return np.linspace(self.low, self.high, count + 1)
+
+    def code(self, label: str) -> float:
+        """The number of a label.
+
+        Raises:
+            ConditionError: If there is no such label.
+        """
+        if label not in self.labels:
+            raise ConditionError(
+                f"'{label}' is not a label of '{self.name}'",
+                expected=", ".join(self.labels) or "a number: it has no labels",
+                found=label,
+                hint=did_you_mean(label, self.labels),
+            )
+        return float(self.labels.index(label))
 
     def covered(self, low: float, high: float) -> tuple[float, float]:
         """The range that data reaching from ``low`` to ``high`` cover: the usual one where they come within 1 % of it.
@@ -195,8 +254,8 @@ class Family(_Frozen):
         if self.kind == "calorimeter":
             if not self.layers or self.pixels is not None:
                 raise ValueError("a calorimeter family has layers and no pixels")
-            if not self.conditions or self.conditions[0].name != "incident_energy":
-                raise ValueError("the first condition of a calorimeter family is 'incident_energy'")
+            if not self.conditions or self.conditions[0].name != "incident_energy" or self.conditions[0].labels:
+                raise ValueError("the first condition of a calorimeter family is 'incident_energy', a number")
             if {"roll", "turn"} & set(self.symmetries):
                 raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
             odd = [i for i, la in enumerate(self.layers) if la.geometry == "cylindrical" and la.n_alpha % 2]
@@ -204,6 +263,8 @@ class Family(_Frozen):
                 raise ValueError(f"mirror-x needs an even number of sectors in layers {odd}")
         elif self.pixels is None or self.layers:
             raise ValueError("a map family has pixels and no layers")
+        if self.kind == "map" and any(c.labels for c in self.conditions):
+            raise ValueError("conditions of maps are numbers: they are judged by how maps change with them")
         names = [c.name for c in self.conditions]
         if len(set(names)) != len(names):
             raise ValueError(f"condition names must differ, got {names}")
@@ -274,6 +335,19 @@ class Family(_Frozen):
                 return condition
         known = [c.name for c in self.conditions]
         raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """The labels of a condition; none if it has none, or the family no such condition."""
+        return next((c.labels for c in self.conditions if c.name == name), ())
+
+    def with_condition(self, condition: Condition) -> Family:
+        """The family with a condition added, or put in the place of the one of its name."""
+        if condition in self.conditions:
+            return self
+        known = [c.name for c in self.conditions]
+        others = [condition if c.name == condition.name else c for c in self.conditions]
+        conditions = others if condition.name in known else [*others, condition]
+        return Family.model_validate({**dict(self), "conditions": conditions})
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""

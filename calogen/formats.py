@@ -52,15 +52,17 @@ class Column:
 
     Attributes:
         name: The condition's name.
-        dataset: The dataset that holds it.
+        dataset: The dataset that holds it; empty where all samples have the first label.
         column: Its column in that dataset; None if the dataset holds nothing else.
         factor: What the stored numbers are multiplied by to be in the condition's unit.
+        labels: What the numbers 0, 1, ... stand for in this file, where they stand for labels.
     """
 
     name: str
     dataset: str
     column: int | None = None
     factor: float = 1.0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,10 @@ def _find_layout(file: h5py.File, path: Path, family: Family | None, like: Famil
         raise ShardError(
             "the file holds another family than asked for", where=path, expected=family.name, found=stored.name
         )
+    if family is not None and stored is not None:  # whose labels are part of the data, whatever else is asked for
+        known = [c.name for c in family.conditions]
+        for condition in (c for c in stored.conditions if c.labels and c.name not in known):
+            family = family.with_condition(condition)
     names, family = set(file), family or stored or like
     if "layer_0" in names:
         layout = _calogan(file, path, family)
@@ -162,6 +168,8 @@ def _find_layout(file: h5py.File, path: Path, family: Family | None, like: Famil
         raise ShardError("the file holds no samples", where=path, found="0 rows")
     if layout.name != "calogan":  # whose unit of energy is its own
         _check_units(file, path, layout)
+    meaning = stored or layout.family
+    columns = tuple(replace(column, labels=meaning.labels(column.name)) for column in layout.conditions)
     extras = tuple(name for name in INDEX_EXTRAS if name in names)
     for name in extras:
         checked_dataset(file, path, name, (layout.length,), kinds="iuf")
@@ -173,6 +181,7 @@ def _find_layout(file: h5py.File, path: Path, family: Family | None, like: Famil
     return replace(
         layout,
         kind=kind,
+        conditions=columns,
         extras=extras,
         index_start=int(file.attrs.get("index_start", 0)),
         provenance=_provenance(file, path),

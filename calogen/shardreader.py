@@ -31,6 +31,7 @@ _VALIDATION_SHARE = 10  # one in this many samples validates when the data is no
 _LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
 _HIGHEST_LOOSE_RESPONSE = 30.0  # a bad model or a few showers may be far off, but not by a factor 1000
 _RESPONSE_ROWS = 1024
+_TURN = 1024  # samples of one kind of file after another
 _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
 
 
@@ -45,6 +46,11 @@ class Piece:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def kinds(self) -> tuple[tuple[str, str], ...]:
+        """Conditions whose label is the same in the whole file, by name."""
+        return tuple((column.name, column.labels[0]) for column in self.layout.conditions if not column.dataset)
 
 
 class Shards:
@@ -140,11 +146,14 @@ class Shards:
                 identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
                 if piece.layout.parameters is not None:
                     identity.append([piece.layout.parameters.name, sha256_of(piece.layout.parameters)])
+                if piece.kinds:
+                    identity.append([f"{name}={label}" for name, label in piece.kinds])
             self._digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self._digest
 
     def split_off(self, share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
-        """Two parts without a common sample: all but the last 1 / ``share``, and that.
+        """Two parts without a common sample: all but the last 1 / ``share``, and that; of each kind of file, where they
+        differ in a label.
 
         Maps are split by realisation where the files say which there are, so that none is on both sides.
 
@@ -164,8 +173,31 @@ class Shards:
         else:
             if len(self) < 2:
                 raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
-            validates = np.arange(len(self)) >= len(self) - max(1, len(self) // share)
+            validates = np.zeros(len(self), np.bool_)
+            kinds = list(dict.fromkeys(piece.kinds for piece in self._pieces))
+            each = np.repeat([kinds.index(piece.kinds) for piece in self._pieces], list(map(len, self._pieces)))
+            for kind in range(len(kinds)):
+                rows = np.flatnonzero(each == kind)
+                validates[rows[len(rows) - max(1, len(rows) // share) :]] = True
         return self._where(~validates), self._where(validates)
+
+    def joined(self, other: Shards) -> Shards:
+        """These samples, then the others."""
+        return Shards([*self._pieces, *other._pieces], drop_bad=self._drop_bad)
+
+    def mixed(self) -> Shards:
+        """The same samples; files that differ in a label take turns, so that any part holds samples of all kinds."""
+        by_kind: dict[object, list[Piece]] = {}
+        for piece in self._pieces:
+            by_kind.setdefault(piece.kinds, []).append(piece)
+        if len(by_kind) == 1:
+            return self
+        turns = []
+        for mine in by_kind.values():
+            starts = [(piece, start) for piece in mine for start in range(piece.start, piece.stop, _TURN)]
+            runs = [replace(piece, start=start, stop=min(start + _TURN, piece.stop)) for piece, start in starts]
+            turns += [((number + 0.5) / len(runs), run) for number, run in enumerate(runs)]
+        return Shards([run for _, run in sorted(turns, key=lambda turn: turn[0])], drop_bad=self._drop_bad)
 
     def _where(self, mask: NDArray[np.bool_]) -> Shards:
         pieces = []
@@ -249,6 +281,10 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
         ("family", first.family.name, other.family.name, first.family.same_samples(other.family)),
         ("kind", first.kind, other.kind, first.kind == other.kind),
         ("conditions", names, other_names, set(names) == set(other_names)),
+        *(
+            (f"labels of '{name}'", first.family.labels(name), theirs, first.family.labels(name) == theirs)
+            for name, theirs in ((name, other.family.labels(name)) for name in names)
+        ),
     ):
         if not same:
             raise ShardError(
@@ -281,10 +317,22 @@ def _read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: in
     conditions = {}
     with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is reported as such
         for column in piece.layout.conditions:
-            stored = _rows(file, piece, column.dataset, start, stop)
-            stored = stored.reshape(stop - start) if column.column is None else stored[:, column.column]
+            if not column.dataset:
+                stored: NDArray[Any] = np.zeros(stop - start, np.float32)
+            else:
+                stored = _rows(file, piece, column.dataset, start, stop)
+                stored = stored.reshape(stop - start) if column.column is None else stored[:, column.column]
+            if column.labels:
+                stored = _decoded(stored, column.labels, piece.layout.family.labels(column.name))
             conditions[column.name] = _scaled(stored, column.factor)
     return conditions
+
+
+def _decoded(stored: NDArray[Any], labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float64]:
+    """Numbers of labels as a file has them to those wanted; NaN where a number stands for no label."""
+    table = np.array([wanted.index(label) for label in labels], np.float64)
+    known = np.isin(stored, np.arange(len(table)))
+    return np.where(known, table[np.where(known, stored, 0).astype(np.intp)], np.nan)
 
 
 def _read_rows(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> Samples:
@@ -340,6 +388,9 @@ def _bad_error(
     if column is not None:
         dataset, wrong = column.dataset, float(one.conditions[column.name][0])
         expected = "finite energies above 0" if samples.family.kind == "calorimeter" else "finite values"
+        if column.labels:
+            wrong = float(_rows(file, piece, dataset, start + row, start + row + 1).ravel()[0])
+            expected = ", ".join(f"{number} ({label})" for number, label in enumerate(column.labels))
     else:
         voxel = int(np.flatnonzero(~((one.values >= 0) & (one.values < np.inf)))[0])
         several = len(piece.layout.values) > 1
@@ -350,7 +401,8 @@ def _bad_error(
     for first in range(piece.start, piece.stop, size):
         count += int(_bad_rows(_read_rows(file, piece, first, min(first + size, piece.stop))).sum())
     return ShardError(
-        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: NaN, infinite or negative values",
+        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: "
+        + ("numbers that stand for no label" if column and column.labels else "NaN, infinite or negative values"),
         where=f"{piece.path}, dataset {dataset}, row {start + row}",
         expected=expected,
         found=wrong,

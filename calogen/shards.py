@@ -8,15 +8,16 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, combinations, pairwise
+from itertools import chain, combinations, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from .errors import ShardError
 from .families import Family
 from .formats import read_layout
+from .labels import given, named_with, with_labels
 from .ranges import Ranges
 from .realisations import require_apart
 from .shardfiles import (
@@ -44,6 +45,7 @@ __all__ = [
     "open_splits",
     "read_manifest",
     "samples_per_shard",
+    "splits_of",
     "verify",
     "write_manifest",
     "write_shard",
@@ -56,70 +58,108 @@ _PROBLEMS_SHOWN = 20
 _File = tuple[Path, ShardRecord | None]
 """A data file, and what its folder's manifest says about it."""
 
+Source = str | Path | Sequence[str | Path]
+
 
 def open_shards(
-    source: str | Path | Sequence[str | Path],
+    source: Source,
     *,
     family: Family | None = None,
     like: Family | None = None,
     split: str | None = None,
     drop_bad: bool = False,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Shards:
     """Opens samples for reading; only headers are read.
 
     Args:
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
             ``split``), or a list of those. A NumPy stack of maps brings the parameter file beside it, or is named with
-            it: ``maps.npy,parameters.txt``.
+            it: ``maps.npy,parameters.txt``. Files of one particle are named with it: ``eplus.hdf5,particle=e+``.
         family: What the samples are, where the files do not say; checked where they do.
         like: What the samples are, where neither ``family`` nor the files say.
         split: Which of the three folders to read.
         drop_bad: Leave out rows with NaN, infinite or negative values instead of raising.
+        labels: Labelled conditions, by name, with all their labels (none: those that the files have): where a file
+            holds no such condition, its provenance may say the one label of its samples.
 
     Raises:
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
-    items, parameters = _named_parameters(_items(source))
-    files = list(chain.from_iterable(_resolve(item, split) for item in items))
-    seen: set[Path] = set()
-    for path, _ in files:
-        if path.resolve() in seen:
-            raise ShardError("the file is named twice", where=path)
-        seen.add(path.resolve())
-    pieces = [_open_piece(path, record, family, parameters, like) for path, record in files]
-    if not pieces:
-        raise ShardError("there are no samples yet", where=", ".join(map(str, items)), hint="is it still being made?")
-    shards = Shards(pieces, drop_bad=drop_bad)
-    if parameters is not None and not any(piece.layout.parameters for piece in pieces):
-        raise ShardError("only a stack of maps takes a parameter file", where=parameters)
-    return shards
+    pieces = _open_pieces(_items(source), split, family, like)
+    return Shards(with_labels(_once(pieces), labels or {}, family), drop_bad=drop_bad)
 
 
 def open_splits(
-    source: str | Path | Sequence[str | Path], *, family: Family | None = None, drop_bad: bool = False
+    source: Source,
+    *,
+    family: Family | None = None,
+    drop_bad: bool = False,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Shards, Shards]:
-    """Opens samples for training: (training, validation).
+    """Opens samples for training: (training, validation); arguments as for :func:`open_shards`.
 
     A folder with ``train/`` and ``validation/`` gives those; ``test/`` is never read. Of a folder with ``train/``
-    alone, and of unsplit data, the last 10 % validates; maps are split by realisation.
+    alone, and of unsplit data, the last 10 % validates; maps are split by realisation. Samples of files that differ in
+    a label take turns.
 
     Raises:
         ShardError: As :func:`open_shards`, and if a realisation is both in ``train/`` and in ``validation/``.
     """
     items = _items(source)
-    folder = Path(items[0])
-    if len(items) == 1 and (folder / "train").is_dir():
-        train = open_shards(folder, family=family, split="train", drop_bad=drop_bad)
-        if (folder / "validation").is_dir():
-            validation = open_shards(folder, family=family, split="validation", drop_bad=drop_bad)
-            if train.family.kind == "map":
-                require_apart(train.origins(), validation.origins())
-            return train, validation
-        return train.split_off()
-    return open_shards(items, family=family, drop_bad=drop_bad).split_off()
+    unsplit = [item for item in items if "train" not in splits_of(item)]
+    parts = {"": _open_pieces(unsplit, None, family) if unsplit else [], "train": [], "validation": []}
+    for item in (item for item in items if item not in unsplit):
+        ready = "validation" in splits_of(item)
+        for split in ("train", "validation") if ready else ("train",):
+            parts[split if ready else ""] += _open_pieces([item], split, family)
+    pieces = iter(with_labels(_once(list(chain.from_iterable(parts.values()))), labels or {}, family))
+    opened = {name: Shards(list(islice(pieces, len(own))), drop_bad=drop_bad) for name, own in parts.items() if own}
+    if "" not in opened:
+        train, validation = opened["train"], opened["validation"]
+    else:
+        train, validation = opened[""].split_off()
+        if "train" in opened:
+            train, validation = train.joined(opened["train"]), validation.joined(opened["validation"])
+    if "validation" in opened and train.family.kind == "map":
+        require_apart(train.origins(), validation.origins())
+    return train.mixed(), validation.mixed()
 
 
-def _items(source: str | Path | Sequence[str | Path]) -> list[str | Path]:
+def splits_of(item: str | Path) -> list[str]:
+    """The folders ``train``, ``validation``, ``test`` that a folder has; none of anything else."""
+    folder = _at_home(named_with(item)[0])
+    return [name for name in _SPLITS if (folder / name).is_dir()]
+
+
+def _open_pieces(
+    items: list[str | Path], split: str | None, family: Family | None, like: Family | None = None
+) -> list[Piece]:
+    """Every file that items stand for."""
+    named, parameters = _named_parameters(items)
+    pieces = list[Piece]()
+    for item in named:
+        place, facts = named_with(item)
+        files = _resolve(place, split)
+        pieces += [given(_open_piece(path, record, family, parameters, like), facts) for path, record in files]
+    if not pieces:
+        raise ShardError("there are no samples yet", where=", ".join(map(str, named)), hint="is it still being made?")
+    if parameters is not None and not any(piece.layout.parameters for piece in pieces):
+        raise ShardError("only a stack of maps takes a parameter file", where=parameters)
+    return pieces
+
+
+def _once(pieces: list[Piece]) -> list[Piece]:
+    """The pieces, each of another file."""
+    seen: set[Path] = set()
+    for path in (piece.path for piece in pieces):
+        if path.resolve() in seen:
+            raise ShardError("the file is named twice", where=path)
+        seen.add(path.resolve())
+    return pieces
+
+
+def _items(source: Source) -> list[str | Path]:
     items = [source] if isinstance(source, str | Path) else list(source)
     if not items or not all(str(item) for item in items):
         raise ShardError("no data is named", expected="a file, a glob or a folder")
@@ -351,7 +391,7 @@ def _line(error: ShardError) -> str:
     return f"{error.where}: {error.what}" + (f" ({'; '.join(details)})" if details else "")
 
 
-def describe(source: str | Path | Sequence[str | Path], family: Family | None = None) -> dict[str, Any]:
+def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     """What data is: all that ``calogen info`` prints, as JSON-able values.
 
     Damage is reported under ``problems``; what can be read is described all the same.

@@ -11,7 +11,7 @@ from scipy.special import erfc, ndtri
 
 from ..families import ENERGY_UNITS
 from ..networks import SLOPE, ShowerGenerator
-from ..transforms import scaling
+from ..transforms import codings, scaling
 from ..transforms.shapes import LOW, MIDDLE
 from ..transforms.showers import (
     CLIP,
@@ -51,6 +51,7 @@ class FoldedShowers:
         offset, slope, logarithmic = scaling(family, transform.conditions)
         self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
         self._logarithmic = np.flatnonzero(logarithmic)
+        self._codings = [(i, table.astype(np.float32)) for i, table in codings(family, transform.conditions)]
         self._energy_column = transform.energy_column
         self._energy_layers = _dense(state, "energies.")
         *self._hidden, (last, bias) = _dense(state, "shapes.")
@@ -107,10 +108,16 @@ class FoldedShowers:
         return showers
 
     def _scaled(self, conditions: Array) -> Array:
+        codes = conditions
         if len(self._logarithmic):
             conditions = conditions.copy()
             conditions[:, self._logarithmic] = np.log(conditions[:, self._logarithmic])
-        return conditions * self._slope + self._offset
+        scaled: Array = conditions * self._slope + self._offset
+        for column, table in self._codings:
+            rows = table[codes[:, column].astype(np.intp)]
+            scaled[:, column] = rows[:, 0]
+            scaled = np.concatenate([scaled, rows[:, 1:]], 1)
+        return scaled
 
     def _layer_energies(self, scores: Array, conditions: Array, scaled: Array, leading: Array) -> Array:
         """:meth:`ShowerTransform.energies_from_scores`, layers first: (L, B)."""

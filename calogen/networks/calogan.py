@@ -94,13 +94,14 @@ class CaloganGenerator(Unfitted):
         super().__init__(family, conditions, latent)
         self.transform = PerUnit(family, conditions)
         shapes = [layer.shape for layer in family.layers]
-        others = len(self.conditions) - ("incident_energy" in self.conditions)
+        others = self.scaled_size - ("incident_energy" in self.conditions)
         self.towers = nn.ModuleList(_Tower(latent + others, shape) for shape in shapes)
         self.attention = nn.ModuleList(_Attention(shape) for shape in shapes[1:])
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
-        others = [i for i, name in enumerate(self.conditions) if name != "incident_energy"]
+        energy = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
+        others = [i for i in range(self.scaled_size) if i != energy]
         inputs = torch.cat([latent * self.transform.incident(conditions) / 100, self.scaled(conditions)[:, others]], 1)
         images: list[Tensor] = [tower(inputs) for tower in self.towers]
         for i, attention in enumerate(self.attention):
@@ -194,7 +195,7 @@ class CaloganCritic(Critic):
             nn.ModuleList(_Minibatch(size) for size in widths) if batches else None for widths in (sizes, [1] * layers)
         )
         self.of_energies = _Minibatch(layers) if batches else None
-        others = len(self.conditions) - ("incident_energy" in self.conditions)
+        others = generator.scaled_size - ("incident_energy" in self.conditions)
         more = (2 * layers + 1) * _KERNELS if batches else 0
         self.last = nn.Linear(sum(sizes) + 2 * layers + 3 + others + more, 1)
 
@@ -232,7 +233,7 @@ class CaloganCritic(Critic):
         column = self.conditions.index("incident_energy")
         offset, slope, logarithmic = (values[column] for values in scaling(self.family, self.conditions))
         energies = (scaled - float(offset)) / float(slope)
-        others = [i for i in range(len(self.conditions)) if i != column]
+        others = [i for i in range(scaled.shape[1]) if i != column]
         return self.unit.incident(energies.exp() if logarithmic else energies), scaled[:, others]
 
 

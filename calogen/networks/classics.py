@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..families import Family
 from ..shards import Samples
-from ..transforms import scale_conditions
+from ..transforms import scale_conditions, scaled_size
 from .contract import Critic, Generator
 from .layers import mlp
 
@@ -66,6 +66,7 @@ class Unfitted(Generator):
     def __init__(self, family: Family, conditions: Sequence[str], latent: int) -> None:
         super().__init__()
         self.family, self.conditions, self._latent = family, tuple(conditions), latent
+        self.scaled_size = scaled_size(family, conditions)
 
     @property
     def latent_size(self) -> int:
@@ -102,7 +103,7 @@ class MlpGenerator(Unfitted):
     ) -> None:
         super().__init__(family, conditions, latent)
         self.transform = _PerIncident(family, conditions)
-        self.layers = mlp([latent + len(self.conditions), *hidden, family.voxels], slope=0.0)
+        self.layers = mlp([latent + self.scaled_size, *hidden, family.voxels], slope=0.0)
         with torch.no_grad():  # else hundreds of voxels add up to many times the incident energy at first
             cast(nn.Linear, self.layers[-1]).weight.mul_(4 / math.sqrt(family.voxels))
 
@@ -125,7 +126,7 @@ class MlpCritic(Critic):
         self.fractions = generator.transform
         voxels = generator.family.voxels
         widths = [voxels] * 3 if hidden is None else hidden
-        self.score = mlp([voxels + len(generator.conditions), *widths, 1], slope=0.0)
+        self.score = mlp([voxels + generator.scaled_size, *widths, 1], slope=0.0)
 
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
         """Nothing to fit."""
@@ -178,7 +179,7 @@ class ConvGenerator(Unfitted):
         self.transform = _LogKnee(family)
         factor = 2 ** len(channels)
         self.grids = [(channels[0], *(-(-side // factor) for side in layer.shape)) for layer in family.layers]
-        inputs = latent + len(self.conditions)
+        inputs = latent + self.scaled_size
         self.seeds = nn.ModuleList(nn.Linear(inputs, math.prod(grid)) for grid in self.grids)
         self.towers = nn.ModuleList(_rising(channels) for _ in self.grids)
 
@@ -206,7 +207,7 @@ class ConvCritic(Critic):
         self.towers = nn.ModuleList(_falling(channels) for _ in self.family.layers)
         factor = 2 ** len(channels)
         cells = sum(math.prod(-(-side // factor) for side in layer.shape) for layer in self.family.layers)
-        self.last = nn.Linear(channels[-1] * cells + len(generator.conditions), 1)
+        self.last = nn.Linear(channels[-1] * cells + generator.scaled_size, 1)
 
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
         """Nothing to fit."""

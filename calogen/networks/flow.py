@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..families import Family
 from ..fitting import loadings_at, normal_tail, own_noise
 from ..shards import Samples
-from ..transforms import ShowerTransform, condition_array, scale_conditions
+from ..transforms import ShowerTransform, condition_array, scale_conditions, scaled_size
 from .contract import LikelihoodGenerator
 from .layers import SLOPE, mlp
 from .showers import ShowerGenerator
@@ -86,7 +86,7 @@ class FlowGenerator(LikelihoodGenerator):
         self.register_buffer("noise", torch.ones(voxels))
         self.register_buffer("axes", torch.eye(voxels))
         self.register_buffer("deviations", torch.ones(voxels))
-        count = len(self.conditions)
+        count = scaled_size(family, self.conditions)
         # One layer: its energy given the conditions alone. More: each in turn given all others.
         self.of_energies = nn.ModuleList(
             _Coupling([j != i for j in range(layers)], count, (64, 64), _BINS) for i in [*range(layers)] * 2

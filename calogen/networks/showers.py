@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..families import Family
 from ..fitting import fit_factors, own_noise
 from ..shards import Samples
-from ..transforms import ShowerTransform, condition_array, scale_conditions
+from ..transforms import ShowerTransform, condition_array, scale_conditions, scaled_size
 from .contract import Critic, Generator
 from .layers import SLOPE, mlp
 
@@ -40,7 +40,7 @@ class ShowerGenerator(Generator):
         self, family: Family, conditions: Sequence[str], latent: int = 192, hidden: Sequence[int] = (256, 128)
     ) -> None:
         super().__init__()
-        layers, count = len(family.layers), len(conditions)
+        layers, count = len(family.layers), scaled_size(family, conditions)
         self.family, self.conditions = family, tuple(conditions)
         self.transform = ShowerTransform(family, conditions)
         self.splits = (layers, latent, family.voxels)
@@ -131,7 +131,7 @@ class ShowerCritic(Critic):
         size = 2 * family.voxels + sum(sum(layer.shape) for layer in family.layers) + 9 * len(family.layers)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
-        self.score = mlp([size + len(transform.conditions), *hidden, 1], slope=0.2)
+        self.score = mlp([size + scaled_size(family, transform.conditions), *hidden, 1], slope=0.2)
 
     @torch.no_grad()
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..families import Family
 from ..fitting import normal_tail
 from ..shards import Samples
-from ..transforms import ShowerTransform, scale_conditions
+from ..transforms import ShowerTransform, scale_conditions, scaled_size
 from .contract import LikelihoodGenerator
 from .layers import SLOPE, mlp
 
@@ -51,7 +51,7 @@ class VaeGenerator(LikelihoodGenerator):
         self.family, self.conditions = family, tuple(conditions)
         self.transform = ShowerTransform(family, conditions)
         self.splits = (layers, latent, voxels)
-        known = layers + len(self.conditions)
+        known = layers + scaled_size(family, self.conditions)
         self.encoder = mlp([known + voxels, *hidden, 2 * latent], slope=SLOPE)
         self.decoder = mlp([latent + known, *reversed(hidden), voxels], slope=SLOPE, zero_last=True)
         self.log_spread = nn.Parameter(torch.zeros(voxels))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..families import Family
-from .conditions import condition_array, scale_conditions, scaling
+from .conditions import codings, condition_array, scale_conditions, scaled_size, scaling
 from .maps import MapTransform
 from .showers import ShowerTransform
 
@@ -19,8 +19,10 @@ __all__ = [
     "ShowerTransform",
     "Transform",
     "build_transform",
+    "codings",
     "condition_array",
     "scale_conditions",
+    "scaled_size",
     "scaling",
 ]
 

@@ -22,7 +22,7 @@ from ..fitting import (
     normal_tail,
 )
 from ..shards import Samples
-from .conditions import condition_array, scale_conditions
+from .conditions import condition_array, scale_conditions, scaled_size
 from .products import energy_orders, energy_others, energy_products, voxel_products
 from .shapes import SHAPES, exponential, fit_shapes, quantile
 
@@ -92,7 +92,7 @@ class ShowerTransform(nn.Module):
         self.family = family
         self.conditions = tuple(conditions)
         self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
-        count, layers, voxels = len(self.conditions), len(family.layers), family.voxels
+        count, layers, voxels = scaled_size(family, self.conditions), len(family.layers), family.voxels
         powers = energy_products(count, layers, self.energy_column)
         cubic = powers.shape[2]
         products = torch.from_numpy(voxel_products(count, self.energy_column))
