@@ -38,7 +38,7 @@ from .sampling import Surrogate
 from .shards import Samples, open_shards, samples_per_shard
 from .training import AdversarialTrainer, Trainer, TrainingLoop, prepare
 from .transforms import scale_conditions
-from .workers import keep_memory, one_thread
+from .workers import keep_memory, one_thread, sensible_number
 
 Facts = dict[str, Any]
 
@@ -192,7 +192,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int = 500_000, worke
         Rates, times, sizes, and published figures of other generators.
     """
     surrogate = Surrogate.load(model, "cpu")
-    workers = workers or usable_cores()
+    workers = sensible_number(workers, "workers")
     request = _whole_range(surrogate, samples if surrogate.family.kind == "calorimeter" else max(1, samples // 10))
     # Productions first, the larger one at the head: what the rest takes must not count as their memory.
     together, alone = (_to_disk(surrogate, request, count) for count in (workers, 1))

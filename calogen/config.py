@@ -26,7 +26,7 @@ class _Frozen(BaseModel):
 
 
 class GeneratorConfig(_Frozen):
-    """Shape of the generator. What is absent is filled in by the network; what a network has no use for is ignored.
+    """Shape of the generator. What is absent is filled in by the network; what it has no use for is refused.
 
     Attributes:
         network: One of :data:`calogen.networks.NETWORKS`, or ``auto``: the default for the family.
@@ -46,7 +46,7 @@ class GeneratorConfig(_Frozen):
 
 
 class CriticConfig(_Frozen):
-    """Shape of the critic; absent and superfluous settings as for the generator.
+    """Shape of the critic; absent and useless settings as for the generator.
 
     Attributes:
         hidden: Widths of hidden layers.

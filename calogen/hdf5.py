@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -286,12 +287,17 @@ def require_writable(folder: Path) -> None:
         folder: May be absent.
 
     Raises:
-        StorageError: If what is there of its path is not a folder, or may not be written.
+        StorageError: If what is there of its path is not a folder, may not be written, or takes no folder.
     """
     above = folder.absolute()
     while not above.exists() and above != above.parent:
         above = above.parent
     reason = "it is not a folder" if not above.is_dir() else "it may not be written" * (not os.access(above, os.W_OK))
+    if not reason and above != folder.absolute():
+        try:  # under a name of its own: other processes may be about to make the same folder
+            Path(tempfile.mkdtemp(prefix=".calogen-", dir=above)).rmdir()
+        except OSError as error:  # of a system's own, such as /proc, or without space
+            reason = f"no folder can be made in it ({error.strerror})"
     if reason:
         raise StorageError(
             "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another --out"

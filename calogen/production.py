@@ -39,16 +39,6 @@ _ATTEMPTS = 2
 _FILE_BYTES = 5000  # of a shard besides its samples
 
 
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, and its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a production is to make.

@@ -36,11 +36,11 @@ from .production import (
     produce,
     require_room,
     room,
-    usable_cores,
 )
 from .requests import Request, explicit_columns
 from .runs import environment
 from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
+from .workers import sensible_number
 
 BLOCK = ALIGNMENT
 _FEW = 128  # rows of a block of samples that take long to compute
@@ -379,7 +379,7 @@ class Surrogate:
         begun = begun_with(Path(out), request.samples, part) if shard_size is None else None
         per_shard = begun or self._per_shard(request.samples, part, shard_size)
         maker = Generation(self, request, seed, mantissa_bits)
-        threads = 0 if self._device.type == "cpu" else workers or usable_cores()
+        threads = 0 if self._device.type == "cpu" else sensible_number(workers, "workers")
         plan = Plan(maker, request.samples, per_shard, part, layout, threads)
         check_folder(plan, Path(out))
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
@@ -451,8 +451,9 @@ class Surrogate:
             request = Request.from_specs(self.family, request, None if n is None else _whole(n, "n"))
         elif n not in (None, request.samples):
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
-        workers = usable_cores() if workers is None else _whole(workers, "workers")
-        if workers < 1:
+        workers = workers if workers is None else _whole(workers, "workers")
+        if workers is not None and workers < 1:
+        workers = sensible_number(workers, "workers")
             raise ConfigError("at least one worker", where="workers", found=workers)
         plan, estimate = self.plan(
             request,

@@ -21,12 +21,13 @@ from typing import Any, Protocol
 
 from threadpoolctl import threadpool_limits
 
-from .errors import CalogenError, ProductionError
+from .errors import CalogenError, ConfigError, ProductionError
 from .families import Family
 from .shardfiles import Samples, ShardRecord, WrittenLayout, write_shard
 from .shardreader import sha256_of
 
 PROGRESS_SECONDS = 0.1
+_EACH_CORE = 4  # threads or processes, at most
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SERVE = """
 import signal
@@ -54,6 +55,40 @@ class Maker(Protocol):
     def pieces(self, start: int, stop: int) -> Iterator[Samples]:
         """Samples start to stop, a bounded number at a time."""
         ...
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def sensible_number(wanted: int | None, where: str) -> int:
+    """How many threads or processes to use: as many as are wanted, or one a core.
+
+    A few on each core are allowed: bits depend on the number of threads, and a smaller machine may repeat a run.
+
+    Args:
+        wanted: The number (default: the cores this process may use).
+        where: What it was given as, for the message.
+
+    Raises:
+        ConfigError: If they would do little but wait for each other.
+    """
+    cores = usable_cores()
+    if wanted is not None and wanted > _EACH_CORE * cores:
+        raise ConfigError(
+            "more than this machine has a use for",
+            where=where,
+            expected=f"at most {_EACH_CORE * cores}, {_EACH_CORE} for each core that may be used",
+            found=wanted,
+            hint="leave it out: one a core",
+        )
+    return wanted or cores
 
 
 def keep_memory() -> None:

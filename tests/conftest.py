@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import resource
@@ -112,13 +113,20 @@ def write_folder(folder: Path, samples: Samples, each: int | None = None) -> Pat
     return folder
 
 
-def tiny(**changes: Any) -> Config:
+_SIZES = {"latent": 4, "hidden": [8], "channels": [4, 4]}
+
+
+def tiny(kind: str = "calorimeter", **changes: Any) -> Config:
     """A configuration that trains in a moment; keyword arguments change fields or, as mappings, sections."""
+    from calogen.networks import DEFAULTS, NETWORKS
+
+    network = NETWORKS[kind][changes.get("generator", {}).get("network", DEFAULTS[kind])]
+    classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else object}
+    known = {name: inspect.signature(found).parameters for name, found in classes.items()}
     tree: dict[str, Any] = {
         "threads": 1,
         "device": "cpu",
-        "generator": {"latent": 4, "hidden": [8], "channels": [4, 4]},
-        "critic": {"hidden": [8], "channels": [4, 4]},
+        **{name: {key: size for key, size in _SIZES.items() if key in taken} for name, taken in known.items()},
         "training": {
             "steps": 4,
             "batch_size": 16,

@@ -39,7 +39,6 @@ PLATES = Family(
 """Two cartesian layers: what every one of the networks can do."""
 NETWORKS = ("mlp", "dcgan", "calogan", "vae", "flow")
 ADVERSARIAL = NETWORKS[:3]
-SIZES = {"latent": 4, "hidden": [8], "channels": [4, 4]}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def _zuko(request: pytest.FixtureRequest) -> None:
 
 def config_of(network: str, **training: Any) -> Config:
     objective = "wgan-gp" if network in ADVERSARIAL else "likelihood"
-    return tiny(generator={"network": network, **SIZES}, training={"objective": objective, **training})
+    return tiny(generator={"network": network}, training={"objective": objective, **training})
 
 
 def built(network: str, family: Family = PLATES, count: int = 200) -> tuple[Any, Tensor, Tensor]:

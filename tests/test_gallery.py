@@ -15,7 +15,8 @@ from calogen.training import train
 
 
 def surrogate(home: Path, family: Family, **changes: object) -> Surrogate:
-    config = tiny(conditions=[c.name for c in family.conditions], training={"steps": 1, "validate_every": 1}, **changes)
+    names = [c.name for c in family.conditions]
+    config = tiny(family.kind, conditions=names, training={"steps": 1, "validate_every": 1}, **changes)
     train(config, write_folder(home / "data", toy(family, 64)), home / "run")
     return Surrogate.load(home / "run")
 

@@ -146,14 +146,34 @@ def test_a_network_without_a_critic_gets_none() -> None:
 
 
 def test_what_a_checkpoint_keeps_is_complete_and_settling_again_changes_nothing() -> None:
-    config = Config.build({"generator": {"channels": [3]}})
     for family in (FAMILIES["calogan"], MAPS):
-        once = settled(config, family)
+        once = settled(Config(), family)
         assert once.generator.network in NETWORKS[family.kind]
         assert settled(once, family) == once
-    showers = settled(config, FAMILIES["calogan"])
+    showers = settled(Config(), FAMILIES["calogan"])
     assert (showers.generator.latent, showers.generator.hidden, showers.critic.hidden) == (192, (256, 128), (256, 128))
     assert showers.generator.channels is None  # of no use to it
+
+
+@pytest.mark.parametrize(
+    ("sections", "family", "where", "words"),
+    [
+        ({"generator": {"channels": [8]}}, SMALL, "generator.channels", ["'scores' has no setting 'channels'"]),
+        ({"critic": {"channels": [8]}}, SMALL, "critic.channels", ["setting 'channels' of its critic", "hidden"]),
+        ({"generator": {"latent": 8}}, MAPS, "generator.latent", ["'zeldovich' has no setting 'latent'", "channels"]),
+        ({"generator": {"network": "dcgan", "blocks": 2}}, MAPS, "generator.blocks", ["latent, scale"]),
+        ({"generator": {"network": "gaussian"}, "critic": {"hidden": [8]}}, SMALL, "critic.hidden", ["has no critic"]),
+        ({"generator": {"network": "gaussian", "hidden": [8]}}, SMALL, "generator.hidden", ["known: latent"]),
+    ],
+)
+def test_settings_that_a_network_has_no_use_for_are_refused(
+    sections: dict[str, Any], family: Family, where: str, words: list[str]
+) -> None:
+    objective = "likelihood" if "gaussian" in str(sections) else "wgan-gp"
+    with pytest.raises(ConfigError) as raised:
+        settled(Config.build({**sections, "training": {"objective": objective}}), family)
+    assert raised.value.where == where
+    assert all(word in str(raised.value) for word in words), raised.value
 
 
 def test_a_card_that_does_not_name_its_network_means_the_first_there_was(data: Path, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from makers import FAMILY, PIECE, Counted, counted
 from calogen import production
 from calogen.errors import ConfigError, Interrupted, ProductionError, ShardError
 from calogen.parts import Part
-from calogen.production import Plan, check_folder, produce, usable_cores
+from calogen.production import Plan, check_folder, produce
 from calogen.shards import open_shards, read_manifest, verify, write_shard
-from calogen.workers import Job, Task, make
+from calogen.workers import Job, Task, make, usable_cores
 
 ENERGY = "incident_energy"
 

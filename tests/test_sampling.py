@@ -448,7 +448,7 @@ def test_only_maps_have_a_size(surrogate: Surrogate) -> None:
 
 def test_maps_of_another_size_are_generated_and_described(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "maps", toy(MAPS, 80))
-    larger = Surrogate.load(train(tiny(training={"steps": 1}), data, tmp_path / "run").folder).resized(32)
+    larger = Surrogate.load(train(tiny("map", training={"steps": 1}), data, tmp_path / "run").folder).resized(32)
     conditions = {"Omega_m": 0.3, "sigma_8": 0.8}
     assert larger.sample(conditions, 3).shape == (3, 32, 32)
     specs = {name: f"fixed:{value}" for name, value in conditions.items()}

@@ -102,7 +102,7 @@ def test_a_run_killed_and_resumed_in_a_fresh_process_is_the_one_never_stopped(da
 @pytest.mark.parametrize("family", [SMALL, MAPS], ids=lambda f: f.name)
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(family: Family, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", toy(family, 120))
-    config = tiny(training={**STEPS, "memory": 2**20})
+    config = tiny(family.kind, training={**STEPS, "memory": 2**20})
     train(config, folder, tmp_path / "whole")
     asked = iter([0, 0, signal.SIGTERM])
     with pytest.raises(Interrupted, match="after step 3") as raised:
@@ -126,7 +126,7 @@ def test_every_other_network_resumes_to_the_same_weights(kind: str, network: str
     objective = "wgan-gp" if NETWORKS[kind][network].critic else "likelihood"
     objective = "non-saturating" if network == "calogan" else objective
     options = {"steps": 3, "objective": objective, "batch_size": 8, "validate_every": 3, "checkpoint_every": 2}
-    config = tiny(generator={"network": network}, training=options)
+    config = tiny(kind, generator={"network": network}, training=options)
     train(config, folder, tmp_path / "whole")
     asked = iter([0, signal.SIGTERM])
     with pytest.raises(Interrupted, match="after step 2"):
@@ -399,7 +399,7 @@ def test_nothing_in_a_step_waits_for_a_number(data: Path, tmp_path: Path) -> Non
 
     for family in (SMALL, MAPS):
         folder = write_folder(tmp_path / family.name, toy(family, 100))
-        config = tiny(family=family)
+        config = tiny(family.kind, family=family)
         trainer = TrainingLoop.start(prepare(config, folder), tmp_path / f"run-{family.name}", check=False).trainer
         trainer.step()  # constants come to the device once
         for optimiser in trainer.optimisers.values():  # Adam counts its steps on the host
@@ -458,7 +458,7 @@ SLOW = [f for f in ALL_FAMILIES if f.voxels >= 10_000]
 def test_every_family_goes_from_shard_to_report(family: Family, tmp_path: Path) -> None:
     count = 40 if family.voxels > 4000 else 150
     folder = write_folder(tmp_path / "data", toy(family, count))
-    run = train(tiny(training={"steps": 1, "batch_size": 8, "critic_steps": 1}), folder, tmp_path / "run")
+    run = train(tiny(family.kind, training={"steps": 1, "batch_size": 8, "critic_steps": 1}), folder, tmp_path / "run")
     assert run.score is not None
     assert np.isfinite(run.score)
     surrogate = Surrogate.load(run.folder)

@@ -146,7 +146,8 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     """
     from .. import simulators
     from ..parts import Part
-    from ..production import check_folder, produce, require_room, room, shard_times, usable_cores
+    from ..production import check_folder, produce, require_room, room, shard_times
+    from ..workers import sensible_number
 
     settings = pairs(options["settings"], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"], "calogen simulate")
@@ -164,7 +165,7 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
         return
     part = Part.parse(options["part"]) if options["part"] is not None else None
     plan = simulators.plan(source, count or 1, shard_size=options["shard_size"], part=part)
-    folder, workers = out or Path(), options["workers"] or usable_cores()
+    folder, workers = out or Path(), sensible_number(options["workers"], "--workers")
     check_folder(plan, folder)
     estimate = room(plan, folder)
     if dry_run:

@@ -116,16 +116,15 @@ def settled(config: Config, family: Family) -> Config:
     This is what a checkpoint keeps: it must not change its meaning when defaults do.
 
     Raises:
-        ConfigError: If there is no such network, or network and objective do not go together.
+        ConfigError: If there is no such network, it has no use for a setting that is given, or it does not go together
+            with the objective.
     """
     name = _named(family, config.generator.network)
     network = network_of(family, name)
     _check_objective(family, name, config.training.objective)
-    generator = {"network": name, **_filled(network.generator_class, config.generator)}
-    critic = (
-        _filled(network.critic_class, config.critic) if network.critic else dict.fromkeys(CriticConfig.model_fields)
-    )
-    return config.updated({"generator": generator, "critic": critic})
+    classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else None}
+    sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
+    return config.updated({**sections, "generator": {"network": name, **sections["generator"]}})
 
 
 def _check_objective(family: Family, name: str, objective: str) -> None:
@@ -185,15 +184,20 @@ def _options(kind: type, config: GeneratorConfig | CriticConfig, **others: Any) 
     return {key: value for key, value in given.items() if key in taken}
 
 
-def _filled(kind: type, config: GeneratorConfig | CriticConfig) -> dict[str, Any]:
-    """Every setting: as given, else as the class has it, else (it takes none of that name) absent."""
-    taken = inspect.signature(kind).parameters
-    given = _options(kind, config)
-    return {
-        key: given.get(key, taken[key].default if key in taken else None)
-        for key in type(config).model_fields
-        if key != "network"
-    }
+def _filled(kind: type | None, section: str, config: GeneratorConfig | CriticConfig, network: str) -> dict[str, Any]:
+    """Every setting of a section: as given, else as the class has it, else (it takes none of that name) absent."""
+    taken = inspect.signature(kind).parameters if kind else {}
+    given = {key: value for key, value in config if key != "network"}
+    known = [key for key in given if key in taken]
+    for key, value in given.items():
+        if value is not None and key not in known:
+            raise ConfigError(
+                f"network '{network}' has no {section if kind is None else f'setting {key!r} of its {section}'}",
+                where=f"{section}.{key}",
+                found=value,
+                hint=did_you_mean(key, known) or f"leave [{section}] out",
+            )
+    return {key: taken[key].default if value is None and key in taken else value for key, value in given.items()}
 
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

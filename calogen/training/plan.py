@@ -15,6 +15,7 @@ from ..errors import ConfigError, ShardError
 from ..families import Family
 from ..networks import build_critic, build_generator, network_of, pick_device, settled
 from ..shards import Shards, open_splits
+from ..workers import sensible_number
 
 _COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
 
@@ -82,7 +83,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
         data: File, glob, folder of shards, or folder with ``train/`` and ``validation/``.
 
     Raises:
-        ConfigError: If configuration and data do not go together.
+        ConfigError: If configuration and data do not go together, or ask for more than the machine has.
         ShardError: If the data cannot be used.
     """
     training, validation = open_splits(data, family=config.resolved_family(), drop_bad=config.drop_bad)
@@ -107,9 +108,8 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
         )
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config = settled(config.updated({"family": family, "conditions": names}), family)
-    threads = config.threads or available
+    threads = sensible_number(config.threads, "threads")
     plan = Plan(config, family, names, training, validation, pick_device(config.device), threads)
     needed = 4 * sum(plan.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
