@@ -31,7 +31,6 @@ from .families import Family
 from .hdf5 import compressed
 from .noise import normals
 from .objectives import gradient_penalty
-from .production import usable_cores
 from .requests import Request
 from .runs import environment
 from .sampling import Surrogate

@@ -453,8 +453,8 @@ class Surrogate:
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
         workers = workers if workers is None else _whole(workers, "workers")
         if workers is not None and workers < 1:
-        workers = sensible_number(workers, "workers")
             raise ConfigError("at least one worker", where="workers", found=workers)
+        workers = sensible_number(workers, "workers")
         plan, estimate = self.plan(
             request,
             out,
