@@ -75,6 +75,7 @@ class Views:
         names: The views.
         recipe: Decides the columns of ``observables``: the CaloChallenge has its own.
         conditions: Conditions that both sides have; their columns come first, logarithmic where the family says so.
+            The numbers of labels are a column too.
     """
 
     def __init__(self, reference: Samples, generated: Samples, recipe: str) -> None:

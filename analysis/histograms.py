@@ -73,7 +73,7 @@ ALL = Selection()
 
 
 def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], bins: int) -> tuple[Selection, ...]:
-    """All samples, then ``bins`` bins of each condition.
+    """All samples, then ``bins`` bins of each condition; of labels, one bin for each that the reference has.
 
     Edges are equal steps, linear or logarithmic: whichever leaves more reference samples in the emptiest bin. They
     start and end where the family's range does if the data reach there, so names do not change from one sample to the
@@ -88,6 +88,9 @@ def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], b
     for condition in family.conditions:
         if condition.name not in conditions or bins < 2:
             continue
+        if condition.labels:
+            found += _of_labels(condition, conditions[condition.name])
+            continue
         edges = condition_edges(condition, np.asarray(conditions[condition.name], dtype=np.float64), bins)
         for k, (low, high) in enumerate(pairwise(edges)):
             name, title = interval(condition, low, high, named=family.kind == "map" or condition.unit != "MeV")
@@ -95,6 +98,13 @@ def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], b
             top = np.nextafter(np.float32(high), np.float32(np.inf)) if k == len(edges) - 2 else high
             found.append(Selection(name, title, condition.name, float(low), float(top)))
     return tuple(found)
+
+
+def _of_labels(condition: Condition, values: NDArray[np.floating]) -> list[Selection]:
+    """The samples of each label that there are, if there are several."""
+    codes = [k for k in range(len(condition.labels)) if (values == k).any()]
+    names = [(k, condition.name, condition.labels[k]) for k in codes] if len(codes) > 1 else []
+    return [Selection(f"{name}={label}", f"{name} {label}", name, k - 0.5, k + 0.5) for k, name, label in names]
 
 
 def interval(condition: Condition, low: float, high: float, *, named: bool) -> tuple[str, str]:

@@ -66,12 +66,13 @@ def require_usable(samples: Samples, name: str) -> None:
 
 
 def require_same(reference: Family, generated: Family, name: str) -> None:
-    """The two sides are samples of one family.
+    """The two sides are samples of one family, and their conditions have the same labels.
 
     Raises:
         ShardError: If not; ``name`` is what it calls the generated ones.
     """
     if reference.same_samples(generated):
+        _require_labels(reference, generated, name)
         return
     if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
         raise ShardError(
@@ -87,6 +88,20 @@ def require_same(reference: Family, generated: Family, name: str) -> None:
         expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
         found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
     )
+
+
+def _require_labels(reference: Family, generated: Family, name: str) -> None:
+    for condition in (c.name for c in reference.conditions):
+        if any(c.name == condition for c in generated.conditions):
+            mine, theirs = reference.labels(condition), generated.labels(condition)
+            if mine != theirs:
+                raise ShardError(
+                    f"the labels of '{condition}' are not those of the reference, in its order",
+                    where=name,
+                    expected=", ".join(mine) or "a number",
+                    found=", ".join(theirs) or "a number",
+                    hint="open one side with the labels of the other: open_shards(PATH, labels={NAME: LABELS})",
+                )
 
 
 def _size_of(family: Family) -> str:

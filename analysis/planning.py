@@ -215,10 +215,12 @@ def _example_quantiles() -> Array:
 
 
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
-    """Conditions at which samples are shown: quantiles of the first, medians of the others; (T, C)."""
+    """Conditions at which samples are shown: quantiles of the first, medians of the others, labels in turn; (T, C)."""
     quantiles = _example_quantiles()
     columns = [
-        np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
+        np.resize(np.unique(conditions[c.name]), _EXAMPLES).astype(np.float64)
+        if c.labels
+        else np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
         for position, c in enumerate(c for c in family.conditions if c.name in conditions)
     ]
     return np.stack(columns, axis=1) if columns else np.zeros((_EXAMPLES, 0))

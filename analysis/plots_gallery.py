@@ -30,6 +30,8 @@ def value_text(condition: Condition, value: float) -> str:
     """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
     factor, label = condition_axis(condition)
     name, _, unit = label.partition(" [")
+    if condition.labels:
+        return f"{name} = {condition.labels[int(value)]}"
     return f"{name} = {value * factor:.3g}" + (f" {unit.rstrip(']')}" if unit else "")
 
 

@@ -91,8 +91,10 @@ def _draw_fits(main: Axes, report: Report, kind: str, edges: Array, factor: floa
 
 def _by_energy(report: Report) -> Iterator[Drawing]:
     bins = [s for s in report.plan.selections[1:] if not isinstance(s, HeldOut)]
-    caption = "Response and energy fractions of layers in bins of the incident energy."
-    yield from _in_selections(report, bins, "by-energy", "In bins of incident energy", caption)
+    labelled = [c.name for c in report.family.conditions if c.labels and any(s.condition == c.name for s in bins)]
+    others = "".join(f" and for each {name}" for name in labelled)
+    caption = f"Response and energy fractions of layers in bins of the incident energy{others}."
+    yield from _in_selections(report, bins, "by-energy", f"In bins of incident energy{others}", caption)
 
 
 def _held_out(report: Report) -> Iterator[Drawing]:
@@ -254,7 +256,9 @@ def _energy(report: Report, conditions: Array) -> str:
         return f"{conditions[0]:.3g} {report.family.unit}"
     condition = report.family.conditions[0]
     factor, _ = condition_axis(condition)
-    return f"{conditions[0] * factor:.3g} {'GeV' if factor != 1 else condition.unit}"
+    known = [c for c in report.family.conditions if c.name in report.reference.conditions]
+    labels = [f" {c.labels[int(code)]}" for c, code in zip(known, conditions, strict=False) if c.labels]
+    return f"{conditions[0] * factor:.3g} {'GeV' if factor != 1 else condition.unit}{''.join(labels)}"
 
 
 def layer_axes(figure: Figure, place: matplotlib.gridspec.SubplotSpec, layer: Layer) -> Axes:

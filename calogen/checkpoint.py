@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
@@ -23,7 +31,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import CheckpointError, ConditionError, DamagedError, StorageError
-from .families import Family
+from .families import Condition, Family
 from .hdf5 import write_atomic
 from .networks import FIRST, Generator, build_generator
 
@@ -33,35 +41,55 @@ _MOST_BYTES = 8 * 2**30
 
 
 class ConditionRange(BaseModel):
-    """What a model was trained on: a condition, its unit and the range the training data covered."""
+    """What a model was trained on: a condition, its unit, and the range or labels that the training data covered."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     unit: str
     low: float
     high: float
+    labels: tuple[str, ...] = ()
 
-    def check(self, values: NDArray[np.float32], *, positive: bool, extrapolate: bool, first: int) -> None:
+    @model_serializer(mode="wrap")
+    def _without_labels(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
+
+    def __str__(self) -> str:
+        """The range, or the labels, for people."""
+        return ", ".join(self.labels) or f"{self.low:g} to {self.high:g} {self.unit}".rstrip()
+
+    @property
+    def spec(self) -> str:
+        """All of it, evenly, as a specification for requests."""
+        return f"uniform:{','.join(self.labels)}" if self.labels else f"uniform:{self.low!r}:{self.high!r}{self.unit}"
+
+    def numbers(self, condition: Condition) -> NDArray[np.float64]:
+        """Numbers of the labels; of a range its ends."""
+        return np.array([condition.code(label) for label in self.labels] or [self.low, self.high])
+
+    def check(self, values: NDArray[np.float32], condition: Condition, *, extrapolate: bool, first: int) -> None:
         """Refuse values (n,) that are impossible or outside the range.
 
         Args:
-            values: In the condition's unit.
-            positive: Whether they go with their logarithm.
-            extrapolate: Allow what lies outside, as long as it is finite and physical.
+            values: In the condition's unit, or the numbers of its labels.
+            condition: What the family says of it.
+            extrapolate: Allow what lies outside, as long as it is finite and physical; never other labels.
             first: Index of the first row, for the message.
 
         Raises:
             ConditionError: Names condition, row, value, range and remedy.
         """
+        if condition.labels:
+            self._check_labels(values, condition, first)
+            return
+        positive = condition.scale == "log"
         margin = 1e-6 * max(abs(self.low), abs(self.high))
         wrong = ~np.isfinite(values) | (values <= 0 if positive else False)
         what, expected, hint = "not possible", "finite values above 0" if positive else "finite values", None
         if not (wrong.any() or extrapolate):
             wrong = (values < self.low - margin) | (values > self.high + margin)
-            what, expected = (
-                "not what the surrogate was trained on",
-                f"{self.low:g} to {self.high:g} {self.unit}".rstrip(),
-            )
+            what, expected = "not what the surrogate was trained on", str(self)
             hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
@@ -71,6 +99,19 @@ class ConditionRange(BaseModel):
                 expected=expected,
                 found=f"{float(values[row]):g} {self.unit}".rstrip(),
                 hint=hint,
+            )
+
+    def _check_labels(self, values: NDArray[np.float32], condition: Condition, first: int) -> None:
+        wrong = ~np.isin(values, self.numbers(condition))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            number = float(values[row])
+            known = number in range(len(condition.labels))
+            raise ConditionError(
+                f"{int(wrong.sum())} value(s) of '{self.name}' are not what the surrogate was trained on",
+                where=f"sample {first + row}",
+                expected=str(self),
+                found=condition.labels[int(number)] if known else f"{number:g}, which is the number of no label",
             )
 
 

@@ -134,6 +134,11 @@ class Batches:
         """Smallest and largest value of each condition in the current window, (C,) each."""
         return self._conditions.amin(0).cpu(), self._conditions.amax(0).cpu()
 
+    def condition_values(self, column: int) -> list[float]:
+        """The different values of a condition in the current window, in order; for labels."""
+        found: list[float] = self._conditions[:, column].unique().tolist()
+        return found
+
 
 def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
     """Which samples (N,) lie inside any of the held-out ranges.

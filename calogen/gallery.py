@@ -87,26 +87,26 @@ def _walks(surrogate: Surrogate) -> int:
     return _WALKS if len(surrogate.family.layers) < _MANY_LAYERS else 1
 
 
-def _ranges(surrogate: Surrogate) -> list[tuple[Condition, float, float]]:
-    """Conditions and the ranges trained on."""
-    return [(surrogate.family.condition(c.name), c.low, c.high) for c in surrogate.card.conditions]
+def _points(surrogate: Surrogate, count: int = _POINTS) -> list[tuple[Condition, NDArray[np.float64]]]:
+    """Every condition with values over the range trained on, equally far apart on its scale, or with all its labels."""
+    found = []
+    for known in surrogate.card.conditions:
+        condition = surrogate.family.condition(known.name)
+        spaced = np.geomspace if condition.scale == "log" else np.linspace
+        found.append((condition, known.numbers(condition) if known.labels else spaced(known.low, known.high, count)))
+    return found
 
 
 def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
     """The middle of the trained range of every condition on its own scale, (C,)."""
-    return np.array([_points(c, low, high, 3)[1] for c, low, high in _ranges(surrogate)], np.float32)
-
-
-def _points(condition: Condition, low: float, high: float, count: int) -> NDArray[np.float64]:
-    """Values from low to high, equally far apart on the condition's scale, (count,)."""
-    return np.geomspace(low, high, count) if condition.scale == "log" else np.linspace(low, high, count)
+    return np.array([values[len(values) // 2] for _, values in _points(surrogate, 3)], np.float32)
 
 
 def _in_words(surrogate: Surrogate, values: NDArray[np.float32], but: tuple[int, ...] = ()) -> str:
     from calogen.analysis.plots_gallery import value_text
 
-    ranges = enumerate(_ranges(surrogate))
-    return ", ".join(value_text(c, float(values[i])) for i, (c, _, _) in ranges if i not in but)
+    known = enumerate(_points(surrogate))
+    return ", ".join(value_text(c, float(values[i])) for i, (c, _) in known if i not in but)
 
 
 def _walk(surrogate: Surrogate, seed: int) -> Drawing:
@@ -127,35 +127,34 @@ def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
     """Of maps a plane of the first two conditions; else every condition on its own."""
     from calogen.analysis.plots_gallery import sweep
 
-    ranges, middle, shape = _ranges(surrogate), _middle(surrogate), surrogate.family.sample_shape
-    points = [_points(*known, _POINTS) for known in ranges]
-    if surrogate.family.kind == "map" and len(ranges) > 1:
+    points, middle, shape = _points(surrogate), _middle(surrogate), surrogate.family.sample_shape
+    if surrogate.family.kind == "map" and len(points) > 1:
+        (across, first), (down, second) = points[:2]
         columns = np.tile(middle, (_POINTS, _POINTS, 1))
-        columns[:, :, 0], columns[:, :, 1] = points[0], points[1][::-1, None]  # as on paper: the second grows upwards
+        columns[:, :, 0], columns[:, :, 1] = first, second[::-1, None]  # as on paper: the second grows upwards
         latent = surrogate.latents(1, seed=seed).repeat(_POINTS**2, axis=0)
         made = surrogate.decode(latent, columns.reshape(_POINTS**2, -1)).reshape(_POINTS, _POINTS, *shape)
-        down = (ranges[1][0], points[1][::-1])
-        yield sweep(surrogate.family, made, (ranges[0][0], points[0]), down, _in_words(surrogate, middle, (0, 1)))
+        kept = _in_words(surrogate, middle, (0, 1))
+        yield sweep(surrogate.family, made, (across, first), (down, second[::-1]), kept)
         return
     count = _walks(surrogate)
-    for number, (condition, _, _) in enumerate(ranges):
-        columns = np.tile(middle, (count, _POINTS, 1))
-        columns[:, :, number] = points[number]
-        latent = surrogate.latents(count, seed=seed).repeat(_POINTS, axis=0)
-        made = surrogate.decode(latent, columns.reshape(count * _POINTS, -1)).reshape(count, _POINTS, *shape)
-        yield sweep(surrogate.family, made, (condition, points[number]), None, _in_words(surrogate, middle, (number,)))
+    for number, (condition, values) in enumerate(points):
+        columns = np.tile(middle, (count, len(values), 1))
+        columns[:, :, number] = values
+        latent = surrogate.latents(count, seed=seed).repeat(len(values), axis=0)
+        made = surrogate.decode(latent, columns.reshape(len(latent), -1)).reshape(count, len(values), *shape)
+        yield sweep(surrogate.family, made, (condition, values), None, _in_words(surrogate, middle, (number,)))
 
 
 def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
     from calogen.analysis.plots_gallery import sweep_spectra
 
     middle, latent, found = _middle(surrogate), surrogate.latents(_MAPS, seed=seed), []
-    for number, known in enumerate(_ranges(surrogate)):
-        values = _points(*known, _POINTS)
+    for number, (condition, values) in enumerate(_points(surrogate)):
         columns = np.tile(middle, (_POINTS, _MAPS, 1))
         columns[:, :, number] = values[:, None]
         made = [surrogate.decode(latent, each) for each in columns]
-        found.append((known[0], values, np.stack(made)))
+        found.append((condition, values, np.stack(made)))
     return sweep_spectra(surrogate.family, found)
 
 

@@ -62,7 +62,7 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "model": str(model),
         "checkpoint": folder.name,
         "family": card.family.name,
-        "conditions": {c.name: f"{c.low:g} to {c.high:g} {c.unit}".rstrip() for c in card.conditions},
+        "conditions": {c.name: str(c) for c in card.conditions},
         "step": card.step,
         "validation score": card.score,
         "held out of training": {name: list(ends) for name, ends in card.holdout.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ class Ranges:
     high: float = -np.inf
     smallest: float = np.inf
     conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, piece: Piece) -> None:
         """Reads a piece to its end.
@@ -54,6 +56,8 @@ class Ranges:
         for name, array in samples.conditions.items():
             low, high = self.conditions.get(name, (np.inf, -np.inf))
             self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
+            for code, label in enumerate(samples.family.labels(name)):
+                self.labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
         if "incident_energy" in samples.conditions and samples.family.kind == "calorimeter":
             deposited = values.sum(axis=1, dtype=np.float64)
             self.response += float((deposited / samples.conditions["incident_energy"]).sum())
@@ -63,7 +67,8 @@ class Ranges:
         conditions = {}
         for name in names:
             low, high = self.conditions.get(name, (None, None))
-            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
+            known: dict[str, Any] = {"unit": family.condition(name).unit, "low": low, "high": high}
+            conditions[name] = {"samples": dict(self.labels.get(name, {}))} if family.labels(name) else known
         rows, numbers = self.rows or 1, self.numbers or 1
         return {
             "conditions": conditions,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConditionError, ConfigError, ShardError, did_you_mean
-from .families import ENERGY_UNITS, Condition, Family
+from .families import ENERGY_UNITS, LABEL, Condition, Family
 from .hdf5 import checked_dataset, open_file
 from .noise import CONDITIONS, uniforms
 from .shards import Shards
@@ -25,17 +25,23 @@ _KINDS = {"fixed": 1, "uniform": 2, "log-uniform": 2, "list": None}
 class Spec:
     """What one condition shall be: ``fixed:50GeV``, ``uniform:1:100GeV``, ``log-uniform:1:100GeV`` or ``list:1,5GeV``.
 
+    Of labels: ``fixed:e+``, ``list:gamma,e+`` in turn, ``uniform`` or ``uniform:gamma,e+`` at random.
+
     Args:
         condition: What is specified.
         text: The specification; the unit of an energy is required, other units are not written.
 
     Raises:
-        ConditionError: If the text is not a specification, or its unit is missing or wrong.
+        ConditionError: If the text is not a specification, its unit is missing or wrong, or a label is unknown.
     """
 
     def __init__(self, condition: Condition, text: str) -> None:
         self.text = text
         kind, _, rest = text.partition(":")
+        self.labels = bool(condition.labels)
+        if self.labels:
+            self.kind, self.values = kind, _codes(condition, text, kind, rest)
+            return
         if kind not in _KINDS or not rest:
             raise _bad_spec(condition, text)
         match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
@@ -66,9 +72,20 @@ class Spec:
         low, high = float(self.values[0]), float(self.values[-1])
         if self.kind == "list":
             return np.asarray(self.values[index % len(self.values)])
+        if self.labels:
+            return np.asarray(self.values[(uniform * len(self.values)).astype(np.intp)])
         if self.kind == "uniform":
             return low + (high - low) * uniform
         return np.asarray(low * (high / low) ** uniform)
+
+
+def _codes(condition: Condition, text: str, kind: str, rest: str) -> NDArray[np.float64]:
+    """Numbers of the labels that a specification names; all of them where it names none."""
+    named = [label.strip() for label in rest.split(",")] if rest else list(condition.labels)
+    counts = {"fixed": len(named) == 1, "list": bool(rest), "uniform": text == "uniform" or bool(rest)}
+    if not counts.get(kind, False) or not all(re.fullmatch(LABEL, label) for label in named):
+        raise _bad_spec(condition, text)
+    return np.array([condition.code(label) for label in named])
 
 
 def _unit_factor(condition: Condition, unit: str, where: object, example: str) -> float:
@@ -90,9 +107,13 @@ def _unit_factor(condition: Condition, unit: str, where: object, example: str) -
 
 def _bad_spec(condition: Condition, text: str) -> ConditionError:
     unit = "GeV" if condition.unit in ENERGY_UNITS else ""
+    expected = f"fixed:50{unit}, uniform:1:100{unit}, log-uniform:1:100{unit} or list:1,5,10{unit}"
+    if condition.labels:
+        names = ",".join(condition.labels)
+        expected = f"fixed:{condition.labels[0]}, list:{names}, uniform:{names} or uniform"
     return ConditionError(
         f"'{text}' is not a specification of '{condition.name}'",
-        expected=f"fixed:50{unit}, uniform:1:100{unit}, log-uniform:1:100{unit} or list:1,5,10{unit}",
+        expected=expected,
         found=text,
     )
 
@@ -174,7 +195,7 @@ class Request:
         """One row per sample, in order, from a CSV file with a header or an HDF5 file with a dataset per condition.
 
         A CSV column is named ``incident_energy [GeV]`` (the unit of an energy is required); an HDF5 dataset has an
-        attribute ``unit``.
+        attribute ``unit``. Labels are written as such, in either.
 
         Raises:
             ConditionError: If a column, a unit or a number is missing or wrong.
@@ -239,18 +260,20 @@ class Request:
         return found
 
 
-def explicit_columns(conditions: Mapping[str, ArrayLike], names: Sequence[str], n: int | None) -> NDArray[np.float32]:
+def explicit_columns(
+    conditions: Mapping[str, ArrayLike], wanted: Sequence[Condition], n: int | None
+) -> NDArray[np.float32]:
     """Conditions given in memory as columns (n, C).
 
     Args:
-        conditions: By name: a number, or one per sample.
-        names: Those wanted, in the order of the columns.
+        conditions: By name: a number or a label, or one per sample.
+        wanted: Those wanted, in the order of the columns.
         n: How many samples; needed when every condition is a number.
 
     Raises:
-        ConditionError: Something else than numbers, or lengths that differ.
+        ConditionError: Something else than numbers, an unknown label, or lengths that differ.
     """
-    arrays = {name: _numbers(name, conditions[name]) for name in names}
+    arrays = {condition.name: _numbers(condition, conditions[condition.name]) for condition in wanted}
     lengths = {array.size for array in arrays.values() if array.ndim}
     if n is not None:
         lengths.add(n)
@@ -267,14 +290,23 @@ def explicit_columns(conditions: Mapping[str, ArrayLike], names: Sequence[str], 
     return np.stack(columns, 1) if columns else np.zeros((count, 0), np.float32)
 
 
-def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
+def _numbers(condition: Condition, values: ArrayLike) -> NDArray[np.float32]:
     try:
+        if condition.labels and (words := np.asarray(values)).dtype.kind in "UO":
+            return _of_labels(condition, words.astype(str))
         with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
             return np.asarray(values, np.float32)
     except (TypeError, ValueError):
-        raise ConditionError(
-            f"'{name}' is not a number or an array of numbers", found=repr(values)[:80], hint="in the family's unit"
-        ) from None
+        what = "label or an array of labels" if condition.labels else "number or an array of numbers"
+        hint = ", ".join(condition.labels) or "in the family's unit"
+        raise ConditionError(f"'{condition.name}' is not a {what}", found=repr(values)[:80], hint=hint) from None
+
+
+def _of_labels(condition: Condition, words: NDArray[np.str_]) -> NDArray[np.float32]:
+    """Numbers of labels, in an array of the same shape."""
+    known, place = np.unique(words, return_inverse=True)
+    codes = np.array([condition.code(str(label)) for label in known], np.float32)
+    return codes[place].reshape(words.shape)
 
 
 def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
@@ -301,7 +333,11 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
         if match[1] in table:
             raise ConditionError(f"the column '{match[1]}' is there twice", where=path)
         place = f"{path}, column '{title}'"
-        factor = _unit_factor(family.condition(match[1]), match[2] or "", place, f"{match[1]} [GeV]")
+        condition = family.condition(match[1])
+        factor = _unit_factor(condition, match[2] or "", place, f"{match[1]} [GeV]")
+        if condition.labels:
+            table[match[1]] = _named_in(place, condition, [row[i].strip() for row in rows])
+            continue
         try:
             table[match[1]] = _single(np.array([float(row[i]) for row in rows]) * factor)
         except ValueError:
@@ -310,6 +346,15 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
                 "not a number", where=f"{path}: data row {bad + 1}, column '{title}'", found=rows[bad]
             ) from None
     return table
+
+
+def _named_in(place: str, condition: Condition, words: Sequence[str]) -> NDArray[np.float32]:
+    """Numbers of labels read from a file."""
+    for row, word in enumerate(words, start=1):
+        if word not in condition.labels:
+            hint, expected = did_you_mean(word, condition.labels), ", ".join(condition.labels)
+            raise ConditionError("not a label", where=f"{place}, row {row}", expected=expected, found=word, hint=hint)
+    return _of_labels(condition, np.array(words, str))
 
 
 def _single(values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -330,6 +375,10 @@ def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
     with open_file(path) as file:
         for condition in family.conditions:
             if condition.name not in file:
+                continue
+            if condition.labels:
+                words = checked_dataset(file, path, condition.name, (None,), column=True, kinds="OS").asstr()[:].ravel()
+                table[condition.name] = _named_in(f"{path}, dataset {condition.name}", condition, words.tolist())
                 continue
             dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="fiu")
             unit = dataset.attrs.get("unit", "")

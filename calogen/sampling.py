@@ -209,7 +209,7 @@ class Surrogate:
         """Samples in memory.
 
         Args:
-            conditions: By name, in the family's units (MeV for energies): a number, or one per sample.
+            conditions: By name, in the family's units (MeV for energies): a number (or label), or one per sample.
             n: How many; needed when every condition is a number.
             seed: Of the latent numbers.
             extrapolate: Allow conditions outside the trained range.
@@ -222,7 +222,7 @@ class Surrogate:
         """
         _check_seed(seed)
         self._check_names(conditions or {})
-        columns = explicit_columns(conditions or {}, self.conditions, n)
+        columns = explicit_columns(conditions or {}, [self.family.condition(name) for name in self.conditions], n)
         self.check(columns, extrapolate=extrapolate)
         parts = []
         for start in range(0, len(columns), self._rows):
@@ -255,8 +255,7 @@ class Surrogate:
             ConditionError: Names condition, row, value, range and remedy.
         """
         for i, known in enumerate(self._card.conditions):
-            positive = self.family.condition(known.name).scale == "log"
-            known.check(columns[:, i], positive=positive, extrapolate=extrapolate, first=first)
+            known.check(columns[:, i], self.family.condition(known.name), extrapolate=extrapolate, first=first)
         if extrapolate and columns.size:
             self._try(columns[np.unique([*columns.argmin(0), *columns.argmax(0)])])
 
@@ -267,7 +266,7 @@ class Surrogate:
         except (RuntimeError, IndexError):  # a place in a table that is no number
             usable = False
         if not usable:
-            trained = ", ".join(f"{c.name} {c.low:g} to {c.high:g} {c.unit}".rstrip() for c in self._card.conditions)
+            trained = "; ".join(f"{c.name} {c}" for c in self._card.conditions)
             raise ConditionError("the surrogate makes nothing so far from what it was trained on", expected=trained)
 
     @torch.inference_mode()
@@ -322,10 +321,10 @@ class Surrogate:
         """
         rng = np.random.default_rng(0)
         latent = rng.standard_normal((self._rows, self._generator.latent_size), np.float32)
-        ends = [(c.low, c.high) for c in self._card.conditions]
-        columns = np.zeros((self._rows, len(ends)), np.float32)
-        for i, (low, high) in enumerate(ends):
-            columns[:, i] = rng.uniform(low, high, self._rows)
+        columns = np.zeros((self._rows, len(self._card.conditions)), np.float32)
+        for i, c in enumerate(self._card.conditions):
+            numbers = c.numbers(self.family.condition(c.name))
+            columns[:, i] = rng.choice(numbers, self._rows) if c.labels else rng.uniform(c.low, c.high, self._rows)
         if fold and self._folded:
             return self._folded, (latent, columns)
 

@@ -10,7 +10,7 @@ import click
 
 from ..errors import ConfigError
 from ..terminal import make_console, nothing, print_report
-from .options import FOLDER, PLACE, at_home, printable
+from .options import FOLDER, PLACE, at_home, labels_of, printable
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -64,7 +64,7 @@ def compare(
     limits = _limits(fail_above)
     _require_report_folder(out)
     named = _named_samples(generated, drop_bad)
-    like = next(iter(named.values()))[0].family  # of a simulation in files that do not say what it is
+    like = next(iter(named.values()))[0].family  # of files that do not say what they hold
     source = _open_split(reference, "test", like, drop_bad)
     learnt = None if training is None else _open_split(training, "train", like, drop_bad)
     console = make_console(stderr=True)
@@ -78,9 +78,10 @@ def compare(
 
 def _open_split(path: str, split: str, like: Family, drop_bad: bool) -> Shards:
     """Shards, or one split of a folder that has it."""
-    from ..shards import open_shards
+    from ..shards import open_shards, splits_of
 
-    return open_shards(path, like=like, split=split if (Path(path) / split).is_dir() else None, drop_bad=drop_bad)
+    there = split if split in splits_of(path) else None
+    return open_shards(path, like=like, split=there, drop_bad=drop_bad, labels=labels_of(like))
 
 
 def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
@@ -88,6 +89,7 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
     from ..shards import open_shards
 
     found: dict[str, list[Shards]] = {}
+    labels: dict[str, tuple[str, ...]] = {}  # of the first, for the others
     unnamed = set()
     for text in texts:
         name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
@@ -100,7 +102,9 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
         name = printable(name)
         if name in found and name in unnamed:
             raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
-        found.setdefault(name, []).append(open_shards(path, drop_bad=drop_bad))
+        shards = open_shards(path, drop_bad=drop_bad, labels=labels)
+        labels = labels or labels_of(shards.family)
+        found.setdefault(name, []).append(shards)
     return found
 
 

@@ -11,7 +11,7 @@ import click
 
 from ..errors import ConditionError, ConfigError
 from ..terminal import gigabytes, sample_progress, signals, table
-from .options import FOLDER, PLACE, condition_pairs, pairs
+from .options import FOLDER, PLACE, condition_pairs, labels_of, pairs
 
 if TYPE_CHECKING:
     from ..production import Estimate, Plan
@@ -26,7 +26,9 @@ _BEST_RATIO = 8  # no samples of ours compress better
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder; empty, absent, or of an unfinished call.")
 @click.option("-n", "count", type=int, help="Samples (default: the length of --like or --conditions).")
 @click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
-@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
+@click.option(
+    "--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any: particle=fixed:e+."
+)
 @click.option("--like", type=PLACE, metavar="PATH", help="Take the conditions of these shards, in order.")
 @click.option(
     "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
@@ -104,13 +106,18 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
         )
     names = surrogate.conditions
     if options["like"]:
-        return Request.like(open_shards(options["like"], drop_bad=options["drop_bad"]), names, options["count"])
+        labels = labels_of(surrogate.family)
+        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=labels)
+        return Request.like(shards, names, options["count"])
     if options["table"]:
         return Request.from_file(options["table"], surrogate.family, names, options["count"])
     missing = [name for name in names if name not in specs]
     if missing:
+        value = next(iter(surrogate.family.labels(missing[0])), "V")
         example = (
-            "--energy uniform:1:100GeV" if missing[0] == "incident_energy" else f"--condition {missing[0]}=fixed:V"
+            "--energy uniform:1:100GeV"
+            if missing[0] == "incident_energy"
+            else f"--condition {missing[0]}=fixed:{value}"
         )
         raise ConditionError(
             f"the condition '{missing[0]}' is missing", hint=f"{example}, --like PATH or --conditions FILE"
@@ -122,7 +129,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 @click.argument("engine", metavar="ENGINE", type=click.Choice(["geant4", "nbody", "toy"]))
 @click.option("--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished run.")
 @click.option("-n", "count", type=click.IntRange(min=1), help="Samples.")
-@click.option("--particle", help="gamma, e- or e+ (geant4).")
+@click.option("--particle", help="gamma, e- or e+, or several: gamma,e+ (geant4).")
 @click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
 @click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Any other option of the engine.")

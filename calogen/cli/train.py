@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", required=False, type=FOLDER)
 @click.option(
-    "--data", "-d", type=PLACE, required=True, multiple=True, help="Shard, glob, folder, or folder with train/."
+    "--data",
+    "-d",
+    type=PLACE,
+    required=True,
+    multiple=True,
+    help="Shard, glob, folder, or folder with train/ (may be repeated); of one particle: PATH,particle=e+.",
 )
 @click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent.")
 @click.option("--energy-conditioned", is_flag=True, help="Condition on the incident energy.")
@@ -96,6 +101,8 @@ def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[st
     ranges = {}
     for name, text in pairs(texts, "--holdout").items():
         condition = family.condition(name)
+        if condition.labels:
+            raise ConfigError("ranges are held out, not labels", where=f"--holdout {name}", hint="leave out its files")
         try:
             low, high = Spec(condition, f"uniform:{text}").values
         except ConditionError as error:

@@ -191,6 +191,8 @@ class Drawn:
     def ranged(self, name: str) -> Condition:
         """A condition with the range it varies over; a fixed one keeps its usual range, widened to hold its value."""
         condition = next(c for c in self._known if c.name == name)
+        if condition.labels:
+            return condition
         values, fixed = self.specs[name].values, self.fixed(name)
         low, high = float(values.min()), float(values.max())
         if fixed is not None:

@@ -45,11 +45,12 @@ class Geant4(Engine):
 
     Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from
     the axis of the read-out, and the direction ``theta`` (from the normal) and ``phi`` (of the motion, from x) in
-    degrees. Those that vary become conditions of the samples.
+    degrees. Those that vary become conditions of the samples; so does ``particle`` where there are several.
 
     Attributes:
         geometry: ``calogan``, ``2`` (CaloChallenge set 2), or a TOML file with ``[family]`` and ``[detector]``.
-        particle: ``gamma``, ``e-`` or ``e+``; none: the detector's usual one.
+        particle: ``gamma``, ``e-`` or ``e+``, or several (``gamma,e+``) as probable as each other; none: the
+            detector's usual one.
         signal: ``all`` deposits or those in ``active`` plates only; none: the detector's usual one.
         physics: Geant4's constructor, ``option1`` or ``standard``; none: ``option1`` for ``all`` (right, and twice as
             fast), ``standard`` for ``active`` (the only right one).
@@ -81,8 +82,11 @@ class Geant4(Engine):
 
     @field_validator("particle")
     @classmethod
-    def _electromagnetic(cls, particle: str) -> str:
-        if particle not in PARTICLES:
+    def _electromagnetic(cls, particles: str) -> str:
+        names = [name.strip() for name in particles.split(",")]
+        if len(set(names)) != len(names):
+            raise ConfigError("a particle is named twice", where="particle", found=particles)
+        for particle in (name for name in names if name not in PARTICLES):
             raise ConfigError(
                 f"'{particle}' cannot be simulated: hadrons and nuclei need evaluated neutron and nuclear data, which "
                 "are not freely packaged, and Geant4 aborts without them",
@@ -91,7 +95,7 @@ class Geant4(Engine):
                 found=particle,
                 hint=did_you_mean(particle, PARTICLES),
             )
-        return particle
+        return ",".join(names)
 
     @model_validator(mode="after")
     def _possible(self) -> Geant4:
@@ -109,9 +113,17 @@ class Geant4(Engine):
         _ = self.drawn
         return self
 
+    @property
+    def particles(self) -> tuple[str, ...]:
+        """What is shot."""
+        return tuple(str(self.particle).split(","))
+
     @cached_property
     def drawn(self) -> Drawn:
-        """Energies, impact points and directions of all samples."""
+        """Energies, impact points, directions and, of several, particles of all samples."""
+        several = len(self.particles) > 1
+        if "particle" in self.conditions and not several:
+            raise ConfigError("name the particles with --particle, as in gamma,e+", where="condition particle")
         usual, half = self.detector.family.conditions[0], self.detector.width / 2
         known = (
             usual,
@@ -119,15 +131,17 @@ class Geant4(Engine):
             Condition(name="impact_y", unit="mm", low=-half, high=half),
             Condition(name="theta", unit="deg", low=0, high=80),
             Condition(name="phi", unit="deg", low=-180, high=180),
+            *([Condition.labelled("particle", self.particles)] if several else []),
         )
         sides = {"impact_x": (-half, half), "impact_y": (-half, half)}
-        return Drawn(known, self.conditions, {usual.name: self.detector.energy, **_FIXED}, {**_LIMITS, **sides})
+        specs = {usual.name: self.detector.energy, **_FIXED, "particle": "uniform"}
+        return Drawn(known, self.conditions, specs, {**_LIMITS, **sides})
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """Names of the samples' conditions: the energy, and whatever else varies."""
+        """Names of the samples' conditions: the energy, whatever else varies, and which of several particles."""
         energy, *others = self.drawn.texts
-        return (energy, *(name for name in others if self.drawn.fixed(name) is None))
+        return (energy, *(name for name in others if name == "particle" or self.drawn.fixed(name) is None))
 
     @cached_property
     def family(self) -> Family:
@@ -192,18 +206,24 @@ class Geant4(Engine):
 
     def _shower(self, seed: int, gun: dict[str, float]) -> NDArray[np.float64]:
         """The voxels of one shower in MeV, (V,)."""
-        x, y, z, plate, energy = _deposits(_simulation(self), str(self.particle), seed, gun, self.detector)
+        particle = self.particles[int(gun.get("particle", 0))]
+        x, y, z, plate, energy = _deposits(_simulation(self), particle, seed, gun, self.detector)
         voxel = self.detector.voxel(x, y, z, plate)
         cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1].astype(np.float64)
         cells[cells < self.family.threshold] = 0
         return cells
 
     def check(self) -> str:
-        """Response, resolution and longitudinal shape of 50 showers of 20 GeV."""
-        fixed = {self.drawn.request.names[0]: "fixed:20GeV"}
-        given = {"geometry": self.geometry, "particle": self.particle, "signal": self.signal, "physics": self.physics}
-        engine = Geant4(**given, cut=self.cut, seed=self.seed, conditions={**self.conditions, **fixed})
-        showers = engine.make(0, 50).values.astype(np.float64)
+        """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
+        specs = {name: text for name, text in self.conditions.items() if name != "particle"}
+        specs[self.drawn.request.names[0]] = "fixed:20GeV"
+        given: dict[str, Any] = {"geometry": self.geometry, "signal": self.signal, "physics": self.physics}
+        given |= {"cut": self.cut, "seed": self.seed, "conditions": specs}
+        return "\n".join(Geant4(**given, particle=particle)._checked() for particle in self.particles)
+
+    def _checked(self) -> str:
+        """What :meth:`check` says of one particle, of the first 50 showers."""
+        showers = self.make(0, 50).values.astype(np.float64)
         layers = np.stack([showers[:, cells].sum(1) for cells in self.family.layer_slices], 1)
         total, mid = layers.sum(1), (np.array([0.0, *self.detector.layer_ends[:-1]]) + self.detector.layer_ends) / 2
         rows = {

@@ -76,7 +76,8 @@ class Toy(Engine):
         usual = {}
         for c in conditions:
             spread = "log-uniform" if c.scale == "log" else "uniform"
-            usual[c.name] = f"{spread}:{c.low!r}:{c.high!r}{c.unit if c.unit in ENERGY_UNITS else ''}"
+            span = f":{c.low!r}:{c.high!r}{c.unit if c.unit in ENERGY_UNITS else ''}"
+            usual[c.name] = "uniform" if c.labels else spread + span
         return Drawn(conditions, self.conditions, usual, limits)
 
     @cached_property
@@ -216,4 +217,6 @@ def _middle(condition: Condition) -> float:
     """Between the ends of a condition's range, on its own scale."""
     if condition.scale == "log":
         return float(np.sqrt(condition.low * condition.high))
+    if condition.labels:
+        return 0.0
     return (condition.low + condition.high) / 2

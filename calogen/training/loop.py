@@ -272,7 +272,8 @@ def _card(plan: Plan, batches: Batches, facts: Record) -> Card:
     for i, name in enumerate(plan.conditions):
         usual = plan.family.condition(name)
         covered = usual.covered(float(low[i]), float(high[i]))
-        ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1]))
+        labels = tuple(usual.labels[int(code)] for code in batches.condition_values(i)) if usual.labels else ()
+        ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1], labels=labels))
     return Card(
         family=plan.family,
         conditions=tuple(ranges),

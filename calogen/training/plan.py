@@ -75,6 +75,16 @@ class Plan:
         return count, sum(p.numel() for p in critic.parameters())
 
 
+def _require_condition(family: Family, name: str) -> None:
+    try:
+        family.condition(name)
+    except ConfigError as error:
+        if "did you mean" in (error.hint or ""):
+            raise
+        hint = f"{error.hint}; a label of whole files is named with their path: --data PATH,{name}=LABEL"
+        raise ConfigError(error.what, found=error.found, hint=hint) from None
+
+
 def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
     """Open the data and settle family, conditions and device; writes nothing.
 
@@ -86,11 +96,14 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
         ConfigError: If configuration and data do not go together, or ask for more than the machine has.
         ShardError: If the data cannot be used.
     """
-    training, validation = open_splits(data, family=config.resolved_family(), drop_bad=config.drop_bad)
+    labels: dict[str, tuple[str, ...]] = dict.fromkeys(config.conditions or (), ())  # they may be what the files are of
+    training, validation = open_splits(data, family=config.resolved_family(), drop_bad=config.drop_bad, labels=labels)
     family = training.family
     names = tuple(c.name for c in family.conditions) if config.conditions is None else config.conditions
     for name in (*names, *config.holdout):
-        family.condition(name)
+        _require_condition(family, name)
+        if name in config.holdout and family.labels(name):
+            raise ConfigError("ranges are held out, not labels", where=f"holdout {name}", hint="leave out its files")
         if name not in training.condition_names:
             raise ShardError(
                 f"the data lack the condition '{name}'",
