@@ -174,7 +174,7 @@ _PUBLISHED = {
     "CaloINN (CaloChallenge photons)": "38 / 2.8 / 2.9 on a CPU, batch 1 / 100 / 10,000",
 }
 _REPEATS = 5
-_FORWARD_SECONDS, _DISK_SECONDS, _BATCH_SECONDS = 3.0, 4.0, 3.0  # about what each measurement takes of one core
+_FORWARD_SECONDS, _DISK_SECONDS, _BATCH_SECONDS = 2.0, 3.0, 3.0  # about what each measurement takes of one core
 _MOST_WRITTEN = 500_000
 
 
@@ -193,8 +193,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
         Rates, times, sizes, and published figures of other generators; batches that would take too long are left out.
     """
     surrogate = Surrogate.load(model, "cpu")
-    calorimeter = surrogate.family.kind == "calorimeter"
-    what = "shower" if calorimeter else "map"
+    what = "shower" if surrogate.family.kind == "calorimeter" else "map"
     workers = sensible_number(workers, "workers")
     with one_thread():
         rough = _forward_rate(surrogate, fold=True, seconds=0)
@@ -223,7 +222,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
         f"bytes per {what}": together.bytes_each,
         "peak memory, all processes": f"{together.memory / 1e9:.2f} GB",
         f"{what}s written": request.samples,
-        **({"published, ms per shower": _PUBLISHED} if calorimeter else {}),
+        **({"published, ms per shower": _PUBLISHED} if what == "shower" else {}),
         "versions": {key: str(value) for key, value in environment().items() if key != "commit"},
     }
 
@@ -277,9 +276,8 @@ def _sample_ms(surrogate: Surrogate, batch: int) -> float:
     request = _whole_range(surrogate, batch)
     columns = request.columns(surrogate.conditions, 0, 0, batch)
     conditions = {name: columns[:, i] for i, name in enumerate(surrogate.conditions)}
-    count = max(3, 200 // batch)
     surrogate.sample(conditions, batch)
-    times = [_time(lambda: surrogate.sample(conditions, batch)) for _ in range(count)]
+    times = [_time(lambda: surrogate.sample(conditions, batch)) for _ in range(max(3, 200 // batch))]
     return round(1e3 * statistics.median(times) / batch, 5)
 
 
@@ -321,10 +319,9 @@ def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     per_shard = max(surrogate.block, request.samples // (4 * workers) // surrogate.block * surrogate.block)
-    most = samples_per_shard(surrogate.family)
+    size = min(per_shard, samples_per_shard(surrogate.family))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "samples"
-        size = min(per_shard, most)
         surrogate.generate(out, request, workers=workers, shard_size=size, progress=progress)
         end = time.monotonic()
         taken = sum(path.stat().st_size for path in out.glob("*.h5"))

@@ -24,6 +24,7 @@ import pytest
 from conftest import SMALL, TINY, Outcome, Trained, command, everything_in, toy, write_folder
 from rich.console import Console
 
+from calogen.bench import generation_rates
 from calogen.cli import cli
 from calogen.sampling import Surrogate
 from calogen.shards import open_shards
@@ -568,6 +569,19 @@ def test_bench_quotes_a_ratio(home: Path) -> None:
     assert facts["batch size"] == 8
     assert "ratio" in command(*line).out
     assert everything_in(home) == before
+
+
+def test_bench_measures_generation_in_samples_of_its_kind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calogen.bench._FORWARD_SECONDS", 1e-4)
+    monkeypatch.setattr("calogen.bench._BATCH_SECONDS", 1e-4)
+    monkeypatch.setattr(
+        "calogen.bench._forward_everywhere", lambda model, processes: 1e6
+    )  # processes are slow to start
+    facts = generation_rates(str(home / "run"), samples=1024, workers=1)
+    assert facts["showers written"] == 1024
+    assert facts["to disk, 1 worker"].split(",")[0] != "0 showers/s"
+    assert "ms per shower in memory, batch 10000" not in facts  # it would take too long
+    assert "published, ms per shower" in facts
 
 
 def test_looking_changes_nothing(home: Path) -> None:

@@ -38,7 +38,7 @@ def bench_train(as_json: bool, **options: Any) -> None:
 @bench.command("generate")
 @click.argument("model", type=PLACE, default="calogan-gamma")
 @click.option(
-    "-n", "samples", type=click.IntRange(min=1), default=500_000, show_default=True, help="Written each time."
+    "-n", "samples", type=click.IntRange(min=1), help="Written each time (default: what takes one core some seconds)."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
