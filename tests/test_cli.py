@@ -574,9 +574,7 @@ def test_bench_quotes_a_ratio(home: Path) -> None:
 def test_bench_measures_generation_in_samples_of_its_kind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calogen.bench._FORWARD_SECONDS", 1e-4)
     monkeypatch.setattr("calogen.bench._BATCH_SECONDS", 1e-4)
-    monkeypatch.setattr(
-        "calogen.bench._forward_everywhere", lambda model, processes: 1e6
-    )  # processes are slow to start
+    monkeypatch.setattr("calogen.bench._forward_everywhere", lambda *_: 1e6)  # processes are slow to start
     facts = generation_rates(str(home / "run"), samples=1024, workers=1)
     assert facts["showers written"] == 1024
     assert facts["to disk, 1 worker"].split(",")[0] != "0 showers/s"
