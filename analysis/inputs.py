@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
-from calogen.shards import Samples
+from calogen.shards import Samples, Shards, open_shards, splits_of
 
 _MOST_BINS = 1000
 _ROWS_AT_ONCE = 4096
@@ -27,6 +29,25 @@ def require_settings(bins: int, seed: int) -> None:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def open_side(
+    path: str | Path, split: str | None = None, like: Family | None = None, *, drop_bad: bool = False
+) -> Shards:
+    """Open one side of a comparison; only headers are read.
+
+    Args:
+        path: As for :func:`calogen.shards.open_shards`.
+        split: Of a folder that has it.
+        like: The family of files that do not say what they hold.
+        drop_bad: Leave out bad rows.
+
+    Raises:
+        ShardError: If they cannot be read.
+    """
+    there = split if split in splits_of(path) else None
+    labels = {condition.name: condition.labels for condition in like.conditions if condition.labels} if like else {}
+    return open_shards(path, like=like, split=there, drop_bad=drop_bad, labels=labels)
 
 
 def require_usable(samples: Samples, name: str) -> None:

@@ -21,7 +21,7 @@ from calogen.realisations import require_apart
 from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
 from .distances import Metric
 from .downstream import calibration
-from .inputs import require_same, require_settings, require_usable
+from .inputs import open_side, require_same, require_settings, require_usable
 from .map_metrics import MapStatistics, map_metrics, map_statistics
 from .metrics import measure
 from .notes import condition_notes, energy_notes, known_conditions, source_notes
@@ -304,11 +304,13 @@ def compare(
     reported inside and outside, as selections of their own.
 
     Args:
-        reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands.
+        reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands; of a folder
+            with ``test/`` that one. Files that do not say what they hold are read as the generated ones.
         generated: The same, or several by name; a list stands for seeds of one surrogate, which become a band.
         bins: Bins of each condition in which everything is repeated: at most 1000, 0 for none.
         seed: Decides splits, directions and sub-samples; at least 0.
-        training: The samples that the surrogates were trained on, to look for showers learnt by heart.
+        training: The samples that the surrogates were trained on, to look for showers learnt by heart; of a folder with
+            ``train/`` that one.
         classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
         progress: Called with the name of a source, samples done and samples in all.
 
@@ -318,9 +320,10 @@ def compare(
             realisation are both in the reference and in the training samples.
     """
     require_settings(bins, seed)
-    first = _open(reference, "reference")
     groups = _named(generated)
     opened = {name: _open(source, name) for members in groups.values() for name, source in members.items()}
+    like = next((source.family for source in opened.values()), None)  # of files that do not say what they hold
+    first = _open(reference, "reference", "test", like)
     for name, source in opened.items():
         require_same(first.family, source.family, name)
     plan = _plan(first, opened, bins, seed, classifier)
@@ -328,7 +331,7 @@ def compare(
     notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
     learnt = None
     if training is not None:
-        source = _open(training, "training")
+        source = _open(training, "training", "train", like)
         require_same(first.family, source.family, "training")
         if first.family.kind == "map":
             require_apart(source.origins(), first.origins())
@@ -437,11 +440,11 @@ def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str
     return groups
 
 
-def _open(source: Given, name: str) -> Source:
-    from calogen.shards import Samples, open_shards
+def _open(source: Given, name: str, split: str | None = None, like: Family | None = None) -> Source:
+    from calogen.shards import Samples
 
     if isinstance(source, str | Path):
-        return open_shards(source)
+        return open_side(source, split, like)
     if isinstance(source, Samples):  # files were checked when they were opened
         require_usable(source, name)
     return source

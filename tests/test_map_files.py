@@ -218,6 +218,15 @@ def test_files_that_do_not_say_what_they_hold_are_read_like_others(stack: Path) 
     made = write_folder(stack.parent / "made", replace(toy(MAPS, 40), kind="generated"))
     found = command("compare", stack, f"made={made}", "--out", made, "--bins", 1)
     assert "the output folder holds something else" in found.err  # and not the family
+    assert compare(stack, made, bins=0).plan.family == MAPS
+
+
+def test_a_reference_in_splits_is_judged_by_its_test_samples(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        write_folder(tmp_path / "data" / split, toy(MAPS, 40 + seed, seed=seed))
+    made = write_folder(tmp_path / "made", replace(toy(MAPS, 40, seed=3), kind="generated"))
+    report = compare(tmp_path / "data", made, bins=0, training=tmp_path / "data")
+    assert report.reference.count == 41
 
 
 # ------------------------------------------------------------------------------------------------ realisations

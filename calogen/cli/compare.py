@@ -13,7 +13,6 @@ from ..terminal import make_console, nothing, print_report
 from .options import FOLDER, PLACE, at_home, labels_of, printable
 
 if TYPE_CHECKING:
-    from ..families import Family
     from ..shards import Shards
 
 
@@ -58,15 +57,15 @@ def compare(
     several times stands for seeds of one surrogate, which are drawn as a band.
     """
     from calogen.analysis import compare as run
-    from calogen.analysis.inputs import require_settings
+    from calogen.analysis.inputs import open_side, require_settings
 
     require_settings(options["bins"], options["seed"])
     limits = _limits(fail_above)
     _require_report_folder(out)
     named = _named_samples(generated, drop_bad)
     like = next(iter(named.values()))[0].family  # of files that do not say what they hold
-    source = _open_split(reference, "test", like, drop_bad)
-    learnt = None if training is None else _open_split(training, "train", like, drop_bad)
+    source = open_side(reference, "test", like, drop_bad=drop_bad)
+    learnt = None if training is None else open_side(training, "train", like, drop_bad=drop_bad)
     console = make_console(stderr=True)
     with console.status("comparing") if console.is_terminal else nothing():
         report = run(source, named, training=learnt, **options)
@@ -74,14 +73,6 @@ def compare(
     print_report(report)
     click.echo(f"report: {out / 'report.html'}")
     report.check(limits)
-
-
-def _open_split(path: str, split: str, like: Family, drop_bad: bool) -> Shards:
-    """Shards, or one split of a folder that has it."""
-    from ..shards import open_shards, splits_of
-
-    there = split if split in splits_of(path) else None
-    return open_shards(path, like=like, split=there, drop_bad=drop_bad, labels=labels_of(like))
 
 
 def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
