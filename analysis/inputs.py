@@ -39,14 +39,17 @@ def open_side(
     Args:
         path: As for :func:`calogen.shards.open_shards`.
         split: Of a folder that has it.
-        like: The family of files that do not say what they hold.
+        like: The family of files that do not say what they hold; of files that do not say their labels, but whose
+            provenance may.
         drop_bad: Leave out bad rows.
 
     Raises:
         ShardError: If they cannot be read.
     """
     there = split if split in splits_of(path) else None
-    labels = {condition.name: condition.labels for condition in like.conditions if condition.labels} if like else {}
+    labels = like.labelled if like else {}
+    if like is not None:  # files that say nothing of them are not asked for them
+        like = like.model_copy(update={"conditions": tuple(c for c in like.conditions if not c.labels)})
     return open_shards(path, like=like, split=there, drop_bad=drop_bad, labels=labels)
 
 

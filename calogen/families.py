@@ -15,15 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from .errors import ConditionError, ConfigError, did_you_mean
 
@@ -72,7 +64,7 @@ class Condition(_Frozen):
         return {"low": 0, "high": len(labels) - 1, **given} if isinstance(labels, list | tuple) and labels else given
 
     @model_serializer(mode="wrap")
-    def _without_labels(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_labels(self, handler: Any) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)  # files of conditions without labels stay as they always were
         return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
 
@@ -336,9 +328,14 @@ class Family(_Frozen):
         known = [c.name for c in self.conditions]
         raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
 
+    @property
+    def labelled(self) -> dict[str, tuple[str, ...]]:
+        """The labels of the conditions that have some, by name."""
+        return {c.name: c.labels for c in self.conditions if c.labels}
+
     def labels(self, name: str) -> tuple[str, ...]:
         """The labels of a condition; none if it has none, or the family no such condition."""
-        return next((c.labels for c in self.conditions if c.name == name), ())
+        return self.labelled.get(name, ())
 
     def with_condition(self, condition: Condition) -> Family:
         """The family with a condition added, or put in the place of the one of its name."""

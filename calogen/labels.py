@@ -59,8 +59,8 @@ def with_labels(
     """
     pieces = list(pieces)
     found = [c.name for piece in pieces for c in piece.layout.conditions if c.labels]
-    named = [c.name for c in family.conditions if c.labels] if family else []
-    for name in dict.fromkeys([*wanted, *named, *found]):
+    known = {**wanted, **(family.labelled if family else {})}
+    for name in dict.fromkeys([*known, *found]):
         if any(c.name == name and not c.labels for piece in pieces for c in piece.layout.family.conditions):
             if name in found:
                 raise ShardError(f"'{name}' is a number, not a label", where=pieces[0].path)
@@ -69,8 +69,7 @@ def with_labels(
         columns = [column for column in told if column is not None]
         if not columns:
             continue
-        labels = wanted.get(name) or (family.labels(name) if family else ())
-        labels = tuple(labels or dict.fromkeys(label for column in columns for label in column.labels))
+        labels = tuple(known.get(name) or dict.fromkeys(label for column in columns for label in column.labels))
         for i, (piece, column) in enumerate(zip(pieces, told, strict=True)):
             pieces[i] = _with_column(piece, name, column, labels)
     return pieces

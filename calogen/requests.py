@@ -179,7 +179,10 @@ class Request:
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
         for name in names:
             if name not in shards.condition_names:
-                raise ShardError(f"the data lack the condition '{name}'", found=", ".join(shards.condition_names))
+                known = name in [c.name for c in shards.family.conditions]
+                hint = None if known else f"where it is a label that all of them have, name it: PATH,{name}=LABEL"
+                found = ", ".join(shards.condition_names)
+                raise ShardError(f"the data lack the condition '{name}'", found=found, hint=hint)
         rows = 0  # bad rows may be left out, so fewer than len(shards)
         for chunk in shards.chunks():
             rows += len(chunk)

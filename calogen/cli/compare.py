@@ -10,7 +10,7 @@ import click
 
 from ..errors import ConfigError
 from ..terminal import make_console, nothing, print_report
-from .options import FOLDER, PLACE, at_home, labels_of, printable
+from .options import FOLDER, PLACE, at_home, printable
 
 if TYPE_CHECKING:
     from ..shards import Shards
@@ -94,7 +94,7 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
         if name in found and name in unnamed:
             raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
         shards = open_shards(path, drop_bad=drop_bad, labels=labels)
-        labels = labels or labels_of(shards.family)
+        labels = labels or shards.family.labelled
         found.setdefault(name, []).append(shards)
     return found
 

@@ -6,15 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..errors import ConfigError
 from ..terminal import readable, table
-
-if TYPE_CHECKING:
-    from ..families import Family
 
 
 def at_home(text: str) -> str:
@@ -77,11 +74,6 @@ def condition_pairs(conditions: Sequence[str], energy: str | None, command: str)
             raise ConfigError("--energy and --condition both name 'incident_energy'", where=command)
         specs["incident_energy"] = energy
     return specs
-
-
-def labels_of(family: Family) -> dict[str, tuple[str, ...]]:
-    """The labelled conditions of a family, with their labels."""
-    return {condition.name: condition.labels for condition in family.conditions if condition.labels}
 
 
 def show(title: str, facts: Mapping[str, Any], *, as_json: bool) -> None:

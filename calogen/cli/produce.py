@@ -11,7 +11,7 @@ import click
 
 from ..errors import ConditionError, ConfigError
 from ..terminal import gigabytes, sample_progress, signals, table
-from .options import FOLDER, PLACE, condition_pairs, labels_of, pairs
+from .options import FOLDER, PLACE, condition_pairs, pairs
 
 if TYPE_CHECKING:
     from ..production import Estimate, Plan
@@ -106,8 +106,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
         )
     names = surrogate.conditions
     if options["like"]:
-        labels = labels_of(surrogate.family)
-        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=labels)
+        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=surrogate.family.labelled)
         return Request.like(shards, names, options["count"])
     if options["table"]:
         return Request.from_file(options["table"], surrogate.family, names, options["count"])
