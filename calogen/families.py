@@ -344,7 +344,7 @@ class Family(_Frozen):
         known = [c.name for c in self.conditions]
         others = [condition if c.name == condition.name else c for c in self.conditions]
         conditions = others if condition.name in known else [*others, condition]
-        return Family.model_validate({**dict(self), "conditions": conditions})
+        return Family.model_validate({**self.model_dump(), "conditions": conditions})
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""

@@ -69,9 +69,10 @@ def with_labels(
         columns = [column for column in told if column is not None]
         if not columns:
             continue
+        if None in told:
+            raise _untold(pieces[told.index(None)].path, name, columns)
         labels = tuple(known.get(name) or dict.fromkeys(label for column in columns for label in column.labels))
-        for i, (piece, column) in enumerate(zip(pieces, told, strict=True)):
-            pieces[i] = _with_column(piece, name, column, labels)
+        pieces = [_with_column(piece, column, labels) for piece, column in zip(pieces, columns, strict=True)]
     return pieces
 
 
@@ -82,14 +83,18 @@ def _column_of(piece: Piece, name: str) -> Column | None:
     return own or (Column(name, "", labels=(label,)) if isinstance(label, str) and label else None)
 
 
-def _with_column(piece: Piece, name: str, column: Column | None, labels: tuple[str, ...]) -> Piece:
-    if column is None:
-        raise ShardError(
-            f"nothing says which '{name}' these samples are of",
-            where=piece.path,
-            expected=", ".join(labels),
-            hint=f"name it with the path: {piece.path},{name}={labels[0]}",
-        )
+def _untold(path: Path, name: str, others: Sequence[Column]) -> ShardError:
+    labels = list(dict.fromkeys(label for column in others for label in column.labels))
+    return ShardError(
+        f"nothing says which '{name}' these samples are of",
+        where=path,
+        expected=f"a label, as the other files have: {', '.join(labels)}",
+        hint=f"name it with the path: {path},{name}={labels[0]}",
+    )
+
+
+def _with_column(piece: Piece, column: Column, labels: tuple[str, ...]) -> Piece:
+    name = column.name
     unknown = [label for label in column.labels if label not in labels]
     if unknown:
         raise ShardError(

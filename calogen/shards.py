@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, combinations, islice, pairwise
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,20 @@ def open_splits(
         ShardError: As :func:`open_shards`, and if a realisation is both in ``train/`` and in ``validation/``.
     """
     items = _items(source)
-    unsplit = [item for item in items if "train" not in splits_of(item)]
-    parts = {"": _open_pieces(unsplit, None, family) if unsplit else [], "train": [], "validation": []}
-    for item in (item for item in items if item not in unsplit):
-        ready = "validation" in splits_of(item)
-        for split in ("train", "validation") if ready else ("train",):
-            parts[split if ready else ""] += _open_pieces([item], split, family)
-    pieces = iter(with_labels(_once(list(chain.from_iterable(parts.values()))), labels or {}, family))
-    opened = {name: Shards(list(islice(pieces, len(own))), drop_bad=drop_bad) for name, own in parts.items() if own}
-    if "" not in opened:
-        train, validation = opened["train"], opened["validation"]
-    else:
-        train, validation = opened[""].split_off()
-        if "train" in opened:
-            train, validation = train.joined(opened["train"]), validation.joined(opened["validation"])
+    splits = [[split for split in ("train", "validation") if split in splits_of(item)] for item in items]
+    if not any("train" in own for own in splits):
+        train, validation = open_shards(items, family=family, drop_bad=drop_bad, labels=labels).split_off()
+        return train.mixed(), validation.mixed()
+    pieces, roles = list[Piece](), list[str]()
+    for item, own in zip(items, splits, strict=True):
+        for split in own if "train" in own else [None]:
+            pieces += (found := _open_pieces([item], split, family))
+            roles += [split if split and len(own) == 2 else ""] * len(found)
+    known = list(zip(roles, with_labels(_once(pieces), labels or {}, family), strict=True))
+    opened = {role: Shards([piece for own, piece in known if own == role], drop_bad=drop_bad) for role in set(roles)}
+    train, validation = opened[""].split_off() if "" in opened else (opened["train"], opened["validation"])
+    if len(opened) == 3:
+        train, validation = train.joined(opened["train"]), validation.joined(opened["validation"])
     if "validation" in opened and train.family.kind == "map":
         require_apart(train.origins(), validation.origins())
     return train.mixed(), validation.mixed()

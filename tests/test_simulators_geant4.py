@@ -303,3 +303,14 @@ def test_argon_in_full(simulate):
     assert abs(fraction - 0.188) < 0.001 + 2 * error
     resolution = fractions.std(ddof=1) / fraction * 10**0.5
     assert resolution == pytest.approx(0.07, abs=0.01)
+
+
+def test_a_mixture_is_made_of_the_showers_of_each_particle(simulate):
+    conditions = {"incident_energy": "fixed:0.3GeV"}
+    options = {"samples": 8, "seed": 11, "conditions": conditions}
+    mixed = simulate(build("geant4", particle="gamma,e+", **options), 8)
+    codes = mixed.conditions["particle"].astype(int)
+    assert set(codes) == {0, 1}
+    for code, label in enumerate(mixed.family.labels("particle")):
+        alone = simulate(build("geant4", particle=label, **options), 8)
+        np.testing.assert_array_equal(mixed.values[codes == code], alone.values[codes == code])
