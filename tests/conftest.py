@@ -120,7 +120,8 @@ def tiny(kind: str = "calorimeter", **changes: Any) -> Config:
     """A configuration that trains in a moment; keyword arguments change fields or, as mappings, sections."""
     from calogen.networks import DEFAULTS, NETWORKS
 
-    network = NETWORKS[kind][changes.get("generator", {}).get("network", DEFAULTS[kind])]
+    name = changes.get("generator", {}).get("network")
+    network = NETWORKS[kind].get(name, NETWORKS[kind][DEFAULTS[kind]])
     classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else object}
     known = {name: inspect.signature(found).parameters for name, found in classes.items()}
     tree: dict[str, Any] = {

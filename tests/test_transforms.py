@@ -55,7 +55,10 @@ def toy_over_the_range(family: Family, count: int) -> Samples:
     )
 
 
-@pytest.fixture(scope="module", params=CALORIMETERS, ids=lambda f: f.name)
+SIZED = [pytest.param(f, marks=pytest.mark.slow) if f.voxels > 10_000 else f for f in CALORIMETERS]
+
+
+@pytest.fixture(scope="module", params=SIZED, ids=lambda f: f.name)
 def fit(request: pytest.FixtureRequest) -> Fitted:
     family: Family = request.param
     return fitted(toy_over_the_range(family, 24 if family.voxels > 10_000 else 80 if family.voxels > 1000 else 600))
@@ -310,26 +313,26 @@ def test_maps_come_back_exactly_and_lie_in_the_unit_interval() -> None:
 
 
 def test_the_fitted_start_has_the_occupancies_and_layer_fractions_of_its_data() -> None:
-    samples = toy(CALOGAN, 1200, seed=11)
+    samples = toy(CALOGAN, 800, seed=11)
     generator = build_generator(CALOGAN, ["incident_energy"], GeneratorConfig(latent=8, hidden=(8,)))
     generator.eval().fit(samples, 1)
     draws = torch.Generator().manual_seed(3)
     with torch.no_grad():
         conditions = torch.from_numpy(condition_array(samples, ["incident_energy"]))
-        made = generator(torch.randn(1200, generator.latent_size, generator=draws), conditions).numpy()
+        made = generator(torch.randn(800, generator.latent_size, generator=draws), conditions).numpy()
     for i, part in enumerate(CALOGAN.layer_slices):
         for values in (
             [(x[:, part] > 1e-3).mean(1) for x in (samples.values, made)],
             [x[:, part].sum(1) / x.sum(1) for x in (samples.values, made)],
         ):
             mean, other = (v.mean() for v in values)
-            error = np.hypot(*(v.std() / np.sqrt(1200) for v in values))
+            error = np.hypot(*(v.std() / np.sqrt(800) for v in values))
             assert abs(mean - other) < 4 * error + 0.05 * mean, (i, mean, other, error)
     response = [x.sum(1) / samples.conditions["incident_energy"] for x in (samples.values, made)]
     assert response[1].mean() == pytest.approx(response[0].mean(), abs=0.002)
     assert response[1].std() == pytest.approx(response[0].std(), rel=0.2)
     per_voxel = [(x > 1e-3).mean(0) for x in (samples.values, made)]
-    assert np.abs(per_voxel[0] - per_voxel[1]).mean() < 0.02
+    assert np.abs(per_voxel[0] - per_voxel[1]).mean() < 0.025
 
 
 # ------------------------------------------------------------------------------------------ shapes of distributions
