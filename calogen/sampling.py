@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ from .production import (
 )
 from .requests import Request, explicit_columns
 from .runs import environment
-from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, samples_per_shard
+from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, require_layout, samples_per_shard
 from .workers import sensible_number
 
 BLOCK = ALIGNMENT
@@ -69,6 +69,14 @@ class Generation:
     def family(self) -> Family:
         """What is made."""
         return self.surrogate.family
+
+    @property
+    def ceiling(self) -> float | None:
+        """The largest value there can be, if the surrogate clips larger ones."""
+        largest = self.surrogate.ceiling
+        if largest is None or self.mantissa_bits is None:
+            return largest
+        return float(rounded(np.array([largest], np.float32), self.mantissa_bits)[0])
 
     def describe(self) -> dict[str, Any]:
         """Where the samples come from: checkpoint, seed, request, versions."""
@@ -192,6 +200,11 @@ class Surrogate:
     def coarse_latents(self) -> int:
         """How many latent numbers of a sample, at the end, may be of low resolution."""
         return self._generator.coarse
+
+    @property
+    def ceiling(self) -> float | None:
+        """The largest value that it makes, to which it clips larger ones; none: it clips none."""
+        return self._generator.ceiling
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -369,10 +382,7 @@ class Surrogate:
         part = part or Part()
         if not 1 <= request.samples <= MOST_SAMPLES:
             raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=request.samples)
-        if layout not in ("native", "calogan"):
-            raise ConfigError("unknown layout", where="layout", expected="native or calogan", found=repr(layout))
-        if layout == "calogan":
-            _require_calogan(self.family, self.conditions)
+        require_layout(layout, self.family, self.conditions)
         if mantissa_bits is not None and not 1 <= mantissa_bits <= MANTISSA:
             raise ConfigError(f"a mantissa has 1 to {MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
         begun = begun_with(Path(out), request.samples, part) if shard_size is None else None
@@ -481,16 +491,3 @@ def _whole(value: object, where: str) -> int:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise ConfigError("a seed is a number from 0 to 2^63 - 1", where="--seed", found=seed)
-
-
-def _require_calogan(family: Family, conditions: Sequence[str]) -> None:
-    if family.name != "calogan":
-        raise ConfigError(
-            "CaloGAN's layout holds its own three layers only",
-            where="--format calogan",
-            found=f"family '{family.name}'",
-        )
-    if "incident_energy" not in conditions:
-        raise ConfigError(
-            "CaloGAN's layout needs incident energies", where="--format calogan", found="an unconditional surrogate"
-        )

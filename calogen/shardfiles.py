@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ShardError
+from .errors import ConfigError, ShardError
 from .families import Family
 from .formats import INDEX_EXTRAS, SCHEMA
 from .hdf5 import RowWriter, hdf5_image, write_atomic
@@ -154,6 +154,7 @@ class ShardRecord:
         bytes: Length of the file.
         seconds: That one process took to make it, on the machine that did; None if nothing says. Two records that
             differ in it only are equal.
+        clipped: Values in it that are the largest its maker can make; None: it has no such limit, or nothing says.
     """
 
     name: str
@@ -162,6 +163,7 @@ class ShardRecord:
     sha256: str
     bytes: int
     seconds: float | None = field(default=None, compare=False)
+    clipped: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,31 @@ def samples_per_shard(family: Family, shard_bytes: int = SHARD_BYTES) -> int:
     """
     sample_bytes = 4 * math.prod(family.sample_shape)
     return max(1, shard_bytes // (sample_bytes * _BLOCK)) * _BLOCK
+
+
+def require_layout(layout: str, family: Family, conditions: Sequence[str]) -> None:
+    """Refuse to write samples in a layout that cannot hold them.
+
+    Args:
+        layout: Its name.
+        family: What is written.
+        conditions: Names of the conditions that samples come with.
+
+    Raises:
+        ConfigError: If there is no such layout, or samples do not fit.
+    """
+    if layout not in ("native", "calogan"):
+        raise ConfigError("unknown layout", where="layout", expected="native or calogan", found=repr(layout))
+    if layout == "calogan" and family.name != "calogan":
+        raise ConfigError(
+            "CaloGAN's layout holds its own three layers only",
+            where="--format calogan",
+            found=f"family '{family.name}'",
+        )
+    if layout == "calogan" and "incident_energy" not in conditions:
+        raise ConfigError(
+            "CaloGAN's layout needs incident energies", where="--format calogan", found="an unconditional surrogate"
+        )
 
 
 def write_shard(
@@ -389,6 +416,8 @@ def _record(entry: Mapping[str, Any]) -> ShardRecord:
         raise ValueError(f"numbers must be whole and not negative, got {numbers}")
     if record.seconds is not None and not (isinstance(record.seconds, int | float) and record.seconds >= 0):
         raise ValueError(f"seconds must be a number, got {record.seconds!r}")
+    if record.clipped is not None and not _is_count(record.clipped):
+        raise ValueError(f"clipped must be a number, got {record.clipped!r}")
     if not isinstance(record.name, str) or Path(record.name).name != record.name or not isinstance(record.sha256, str):
         raise ValueError(f"'{record.name}' is not the name of a file in the folder")
     return record

@@ -42,7 +42,8 @@ _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_
 class Maker(Protocol):
     """Makes samples; is sent to worker processes, so it can be pickled.
 
-    Sample i depends on the maker and on i alone, whatever range it is asked for in.
+    Sample i depends on the maker and on i alone, whatever range it is asked for in. One that clips its values has an
+    attribute ``ceiling``, the largest of them: how many are there is counted, and stands in the manifest.
     """
 
     @property
@@ -169,10 +170,15 @@ def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | Non
             if path.stat().st_size == known.bytes and sha256_of(path) == known.sha256:
                 return known
 
+    ceiling: float | None = getattr(job.maker, "ceiling", None)
+    clipped = 0
+
     def pieces() -> Iterator[Samples]:
+        nonlocal clipped
         done, first = 0, task.shard.index_start
         for piece in job.maker.pieces(first, first + task.shard.samples):
             done += len(piece)
+            clipped += int((piece.values >= ceiling).sum()) if ceiling is not None else 0
             if done > task.shard.samples:
                 break
             yield piece
@@ -191,7 +197,8 @@ def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | Non
         count=task.shard.samples,
         pool=pool,
     )
-    return replace(made, seconds=round(time.monotonic() - begun, 3))
+    seconds = round(time.monotonic() - begun, 3)
+    return replace(made, seconds=seconds, clipped=clipped if ceiling is not None else None)
 
 
 class Worker:

@@ -13,12 +13,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import MAPS, SMALL, Trained, tiny, toy, write_folder
+from conftest import MAPS, SMALL, Trained, command, tiny, toy, write_folder
 
 from calogen.checkpoint import Card, Checkpoint, ConditionRange
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
 from calogen.families import FAMILIES
+from calogen.inference import folded
 from calogen.models import describe_model, find_model, is_model
 from calogen.networks import build_generator
 from calogen.parts import Part
@@ -435,6 +436,35 @@ def test_a_checkpoint_whose_card_is_of_another_family_is_refused(trained: Traine
 def test_only_maps_have_a_size(surrogate: Surrogate) -> None:
     with pytest.raises(ConfigError, match="only maps have a size"):
         surrogate.resized(128)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_clipped_pixels_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None) -> None:
+    data = write_folder(tmp_path / "maps", toy(MAPS, 40))
+    config = tiny("map", generator={"network": "dcgan"}, training={"steps": 0})
+    maps = Surrogate.load(train(config, data, tmp_path / "run").folder)
+    with torch.no_grad():
+        maps._generator.last.convolution.bias += 3.9  # the inverse is clipped from a hyperbolic tangent of 0.999 on
+        maps._generator.last.convolution.weight *= 20
+    maps._folded = folded(maps._generator)
+    monkeypatch.setattr(Surrogate, "load", lambda *_: maps)
+    line = ["generate", "it", "-n", 300, "--condition", "Omega_m=fixed:0.3", "--condition", "sigma_8=fixed:0.8"]
+    line += ["--workers", 1, "--shard-size", 128, "--out", tmp_path / "made"]
+    done = command(*line, *(["--mantissa-bits", bits] if bits else []))
+    assert done.code == 0, done.err
+    values = open_shards(tmp_path / "made").read().values
+    clipped = np.count_nonzero(values == values.max())
+    assert 0.01 < clipped / values.size < 0.99
+    manifest = read_manifest(tmp_path / "made")
+    assert manifest is not None
+    assert sum(record.clipped or 0 for record in manifest.records) == clipped
+    assert f"{clipped / values.size:.2g} of the values ({clipped}) are" in done.err
+
+
+def test_what_is_not_clipped_is_not_counted(surrogate: Surrogate, tmp_path: Path) -> None:
+    manifest = read_manifest(surrogate.generate(tmp_path / "made", {ENERGY: "uniform:1:100GeV"}, 5))
+    assert manifest is not None
+    assert [record.clipped for record in manifest.records] == [None]
 
 
 def test_maps_of_another_size_are_generated_and_described(tmp_path: Path) -> None:

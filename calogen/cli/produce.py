@@ -73,6 +73,20 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     with signals() as should_stop, sample_progress("generating") as progress:
         surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
     _tell("generated", f"part {part} of {request.samples}" if part else f"{request.samples}", out, before)
+    _tell_clipped(out, surrogate)
+
+
+def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
+    """Say what share of the values are the largest that the surrogate can make, if any."""
+    from ..shards import read_manifest
+
+    manifest = read_manifest(out)
+    counted = [record for record in manifest.records if record.clipped is not None] if manifest else []
+    clipped = sum(record.clipped or 0 for record in counted)
+    if clipped:
+        share = clipped / (sum(record.samples for record in counted) * surrogate.family.voxels)
+        words = f"{share:.2g} of the values ({clipped}) are {surrogate.ceiling:.4g}, the most that the surrogate makes"
+        click.echo(f"note: {words}", err=True)
 
 
 def _table(title: str, plan: Plan, estimate: Estimate, size: str, more: dict[str, Any]) -> None:

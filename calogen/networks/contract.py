@@ -44,6 +44,11 @@ class Generator(nn.Module, ABC):
         """How many of them, at the end, may be of low resolution."""
         return 0
 
+    @property
+    def ceiling(self) -> float | None:
+        """The largest value that it makes, to which it clips larger ones; none: it clips none."""
+        return None
+
     @abstractmethod
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit all that is not learnt by gradients to training samples, in physical units."""

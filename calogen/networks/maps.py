@@ -89,6 +89,11 @@ class ConvMapGenerator(MapGenerator):
         """Standard normals that one map takes."""
         return math.prod(self.grid)
 
+    @property
+    def ceiling(self) -> float:
+        """The density at which maps are clipped."""
+        return self.transform.limit
+
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
         scaled = scale_conditions(self.family, self.conditions, conditions)

@@ -34,7 +34,7 @@ class MapTransform(nn.Module):
     @property
     def limit(self) -> float:
         """The largest density that there is an inverse for: near 1 a small change of y would be a huge one of x."""
-        return float(self.a) * (1 + _LARGEST) / (1 - _LARGEST)
+        return float(self.inverse(torch.ones((), device=self.a.device)))
 
     def fit(self, samples: Samples) -> float:
         """Choose ``a``, unless it was given, so that the pixels' 99th percentile lands at 0.5.
