@@ -22,7 +22,7 @@ ORDER = [
     {"config"},
     {"transforms", "analysis"},
     {"fitting", "shards", "production"},
-    {"workers", "parts", "ranges"},
+    {"workers", "parts", "ranges", "labels"},
     {"shardreader"},
     {"shardfiles"},
     {"formats"},
