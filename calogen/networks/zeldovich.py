@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -28,12 +29,18 @@ SHEETS = 2
 """Independent layers of matter along the line of sight."""
 
 _DEPTH = 8  # a map is a slab of its box's side over this, where the family does not say
-_CUT = 0.7  # Mpc/h: scale below which displacements are smoothed away (truncated Zel'dovich)
+# Displacements are smoothed away below R^0.4, with R in Mpc/h the scale on which a sheet's linear rms is 1.2: with the
+# full R, dense boxes lose peaks, with the same scale for all, sparse or dense ones do (truncated Zel'dovich).
+_NONLINEAR, _SOFTLY = 1.2, 0.4
+_SCALES = (0.1, 10.0)  # Mpc/h, among which R is looked for
 _KNEE = 0.02  # added to the density before its logarithm
-_GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density, and its size in Mpc/h
-_ONSET, _WIDTH, _EVERYWHERE = 0.5, 0.7, 0.1  # in which ln density it sets in, how gently, and its part everywhere
+_GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
+_GROWTH = 1.2  # with which power of the smoothing it goes
+_EVERYWHERE = 0.1  # its part everywhere
+_ONSET, _WIDTH = 0.5, 0.7  # in which ln density all of it sets in, and how gently
+_VOID, _VOID_WIDTH, _VOID_SLOPE = -1.4, 0.4, 0.6  # the same of voids, where it grows with ln density
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
-_FIT_PIXELS, _FIT_MAPS = 2**26, 16384  # that the start is fitted with, at most
+_FIT_PIXELS, _FIT_MAPS = 2**27, 32768  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.125, 0.45),) * 6 + ((1.0, 0.6),) * 2 + ((1.0, 0.0),)  # share of them, and of the step to take
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
@@ -74,9 +81,10 @@ class ZeldovichGenerator(MapGenerator):
     """White noise moves matter; a filter, a point transform and a network make its density the simulation's.
 
     1. Two sheets of matter, each half of the slab deep, get independent Gaussian displacements in the plane with the
-       spectrum that linear theory gives for the conditions, smoothed below 0.7 Mpc/h, and are moved by them: filaments,
-       nodes and voids (the Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84; truncated: Coles et al. 1993).
-    2. The logarithm of their density gets a texture where there is matter, is filtered by exp T(k), with T a quadratic
+       spectrum that linear theory gives for the conditions, smoothed where matter is no longer linear, and are moved by
+       them: filaments, nodes and voids (the Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84; truncated: Coles et
+       al. 1993).
+    2. The logarithm of their density gets a texture in nodes and voids, is filtered by exp T(k), with T a quadratic
        function of the conditions, and its pixels are mapped to normal scores. T is fitted so that the spectra of the
        maps are those of the training maps.
     3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
@@ -92,6 +100,7 @@ class ZeldovichGenerator(MapGenerator):
 
     transform: DensityScores
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
+    smoothing: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
 
     def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (16, 16, 16)) -> None:
@@ -105,6 +114,7 @@ class ZeldovichGenerator(MapGenerator):
         self.transform = DensityScores(terms)
         self.inner = Scores(terms)
         self.register_buffer("spectrum", torch.zeros(terms, _KNOTS))
+        self.register_buffer("smoothing", torch.zeros(terms))
         self.register_buffer("transfer", torch.zeros(terms, int(shells(height, width)[0].max()) + 1))
         self.residual = Residual(len(self.conditions), channels)
 
@@ -139,10 +149,13 @@ class ZeldovichGenerator(MapGenerator):
         grid = self._grid(planes)
         noise = torch.fft.rfft2(planes[:, :SHEETS])
         amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self._log_position(grid.wave)))
-        amplitude = amplitude * torch.exp(-0.5 * (grid.wave * _CUT).square()) / self.pixel
+        smoothing = (terms @ self.smoothing).exp()[:, None, None]
+        amplitude = amplitude * torch.exp(-0.5 * (grid.wave * smoothing).square()) / self.pixel
         density = displaced(noise * amplitude[:, None], grid)
         logs = torch.log(density + _KNEE)
-        logs += self._grain(planes[:, -1], grid) * (_EVERYWHERE + torch.sigmoid((logs - _ONSET) / _WIDTH))
+        strength = torch.sigmoid((logs - _ONSET) / _WIDTH).add_(_EVERYWHERE)
+        strength += _VOID_SLOPE * _VOID_WIDTH * nn.functional.softplus((_VOID - logs) / _VOID_WIDTH)
+        logs += self._grain(planes[:, -1], grid) * strength.mul_(smoothing**_GROWTH)
         modes: Tensor = torch.fft.rfft2(logs)
         modes[:, 0, 0] = noise[:, 0, 0, 0]  # how much matter a slab holds varies from slab to slab
         return modes
@@ -214,6 +227,8 @@ class ZeldovichGenerator(MapGenerator):
             for row in columns[rows].tolist()
         ]
         self.spectrum.copy_(log_mean(torch.from_numpy(np.stack(power)), terms[rows]))
+        scales = torch.tensor([_nonlinear_scale(k, p) for p in power])[:, None]
+        self.smoothing.copy_(_SOFTLY * log_mean(scales, terms[rows])[:, 0])
 
     def _fit_transfer(self, wanted: Tensor, terms: Tensor, seed: int) -> None:
         """Adjust T until the mean spectra (F, K) of fixed noise are those wanted; the scores follow."""
@@ -250,6 +265,19 @@ class ZeldovichGenerator(MapGenerator):
         first = latent[:, : self.family.voxels]
         first += mean[:, None] / math.sqrt(self.family.voxels) - first.mean(1, keepdim=True)
         return latent
+
+
+def _nonlinear_scale(k: NDArray[np.float64], power: NDArray[np.float64]) -> float:
+    """The scale R in Mpc/h on which a sheet of matter, smoothed with exp(-k^2 R^2 / 2), has linear rms 1.2.
+
+    Args:
+        k: Wave numbers in h/Mpc, even in ln k, (K,).
+        power: Of the sheet's linear density, in (Mpc/h)^2, (K,).
+    """
+    scales = np.geomspace(*_SCALES, 200)
+    smoothed = power * np.exp(-np.square(k * scales[:, None]))
+    variance = np.trapezoid(smoothed * k**2 / (2 * np.pi), np.log(k), axis=1)
+    return float(np.interp(-(_NONLINEAR**2), -variance, scales))
 
 
 def displaced(source: Tensor, grid: Grid) -> Tensor:
