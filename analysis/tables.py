@@ -60,10 +60,10 @@ def with_error(value: float | None, error: float | None, plus_minus: str = " ± 
     if value is None or error is None or error == 0 or not math.isfinite(error):
         return number(value)
     places = 1 - math.floor(math.log10(error))
-    if places <= 6:
-        places = max(0, places)
-        return f"{value:.{places}f}{plus_minus}{error:.{places}f}"
     power = math.floor(math.log10(max(abs(value), error)))
+    if places <= 6 or power == 0:  # nothing can be taken out of 3 and an error of rounding
+        places = min(max(0, places), 15)
+        return f"{value:.{places}f}{plus_minus}{error:.{places}f}"
     scaled = with_error(value * 10.0**-power, error * 10.0**-power, plus_minus)
     return f"({scaled})e{power}"
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -351,6 +352,17 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
     return table
 
 
+def _words(file: h5py.File, path: Path, condition: Condition) -> tuple[str, Condition, list[str]]:
+    """Where labels are read from, what they are of, and the labels as they are written."""
+    place = f"{path}, dataset {condition.name}"
+    dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="OSiuf")
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        expected = ", ".join(condition.labels)
+        raise ConditionError("labels are written as strings", where=place, expected=expected, found=dataset.dtype)
+    words = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()  # what is no text is no label either
+    return place, condition, words
+
+
 def _named_in(place: str, condition: Condition, words: Sequence[str]) -> NDArray[np.float32]:
     """Numbers of labels read from a file."""
     for row, word in enumerate(words, start=1):
@@ -380,8 +392,7 @@ def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
             if condition.name not in file:
                 continue
             if condition.labels:
-                words = checked_dataset(file, path, condition.name, (None,), column=True, kinds="OS").asstr()[:].ravel()
-                table[condition.name] = _named_in(f"{path}, dataset {condition.name}", condition, words.tolist())
+                table[condition.name] = _named_in(*_words(file, path, condition))
                 continue
             dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="fiu")
             unit = dataset.attrs.get("unit", "")

@@ -43,6 +43,7 @@ from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, require_layout, sam
 from .workers import sensible_number
 
 BLOCK = ALIGNMENT
+_FLAT = 1e-3  # scatter of pixels, of their mean: less is no map
 _FEW = 128  # rows of a block of samples that take long to compute
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
 _SHARDS, _FEWEST_IN_SHARD = 16, 4096  # at least so many, unless they would become too small
@@ -273,9 +274,11 @@ class Surrogate:
             self._try(columns[np.unique([*columns.argmin(0), *columns.argmax(0)])])
 
     def _try(self, columns: NDArray[np.float32]) -> None:
-        """Refuse extreme conditions at which the generator overflows."""
+        """Refuse extreme conditions at which the generator overflows, or makes maps without any structure."""
         try:
-            usable = bool(np.isfinite(self.launch(columns, 0, 0)()).all())
+            made = self.launch(columns, 0, 0)()
+            flat = made.std(axis=(1, 2)) < _FLAT * made.mean(axis=(1, 2)) if self.family.kind == "map" else False
+            usable = bool(np.isfinite(made).all() and not np.any(flat))
         except (RuntimeError, IndexError):  # a place in a table that is no number
             usable = False
         if not usable:

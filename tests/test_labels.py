@@ -337,6 +337,11 @@ def test_labels_in_files_of_conditions_are_names(tmp_path: Path) -> None:
         with pytest.raises(ConditionError, match="not a label") as caught:
             Request.from_file(tmp_path / name, family_of("gamma", "e-"), ["particle"])
         assert "row 1" in str(caught.value.where)
+    for words, part in ((np.array([b"\xff", b"e+"]), "not a label"), (np.array([0, 1]), "written as strings")):
+        with h5py.File(tmp_path / "bad.h5", "w") as file:
+            file["particle"] = words
+        with pytest.raises(ConditionError, match=part):
+            Request.from_file(tmp_path / "bad.h5", family_of("gamma", "e+"), ["particle"])
 
 
 # ---------------------------------------------------------------------------------------------------- surrogates
