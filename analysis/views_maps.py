@@ -34,8 +34,8 @@ def _each(report: Report, make: Callable[[MapStatistics], T], join: Callable[[Se
 
 def plane(report: Report) -> list[Selection]:
     """All maps, and the quarters of the conditions' plane in which every side has enough."""
-    chosen = [ALL, *report.maps["reference"].yardstick.quarters]
-    return [s for s in chosen if all(np.count_nonzero(m.shapes.members(s)) >= FEWEST for m in report.maps.values())]
+    sides, quarters = report.maps.values(), report.maps["reference"].yardstick.quarters
+    return [ALL, *(q for q in quarters if all(np.count_nonzero(m.shapes.members(q)) >= FEWEST for m in sides))]
 
 
 def power_spectra(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
