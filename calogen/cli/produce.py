@@ -176,7 +176,7 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
-    named = {"particle": options["particle"]} if options["particle"] else {}
+    named = {"particle": options["particle"]} if options["particle"] is not None else {}
     source = simulators.build(
         engine, samples=count or 1, seed=options["seed"], conditions=conditions, **named, **settings
     )

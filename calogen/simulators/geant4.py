@@ -84,6 +84,8 @@ class Geant4(Engine):
     @classmethod
     def _electromagnetic(cls, particles: str) -> str:
         names = [name.strip() for name in particles.split(",")]
+        if "" in names:
+            raise ConfigError("a particle has no name", where="particle", expected="such as gamma,e+", found=particles)
         if len(set(names)) != len(names):
             raise ConfigError("a particle is named twice", where="particle", found=particles)
         for particle in (name for name in names if name not in PARTICLES):
