@@ -262,5 +262,5 @@ def statements(found: dict[str, Metric]) -> Sequence[str]:
     for key, text in words.items():
         metric = found.get(key)
         if metric is not None and metric.pull is not None and metric.value is not None and metric.pull > 5:
-            said.append(f"{100 * metric.value:.2g} % {text} (reference: {100 * (metric.floor or 0):.2g} %)")
+            said.append(f"{100 * metric.value:.3g} % {text} (reference: {100 * (metric.floor or 0):.2g} %)")
     return said
