@@ -12,6 +12,14 @@ from .observables import Observable
 from .survey import Plan, Source, Survey
 from .tables import number
 
+PROBLEMS = {
+    "dropped_samples": "bad samples were dropped while reading and are in no number",
+    "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
+    "negative_voxels": "voxels are negative",
+    "response_too_high": "showers deposit more energy than the family allows",
+}
+"""What a number of unphysical samples or voxels of a kind means."""
+
 
 def known_conditions(source: Source) -> list[str]:
     """Names of the conditions that a source has; all of the family's for an empty one, which is refused later."""
@@ -37,13 +45,7 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
     notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
     if name in ("reference", "training") and getattr(source, "kind", "reference") != "reference":
         notes.append(f"{name}: these samples are themselves generated, not simulated.")
-    words = {
-        "dropped_samples": "bad samples were dropped while reading and are in no number",
-        "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
-        "negative_voxels": "voxels are negative",
-        "response_too_high": "showers deposit more energy than the family allows",
-    }
-    notes += [f"{name}: {side.problems[key]} {text}." for key, text in words.items() if side.problems.get(key)]
+    notes += [f"{name}: {side.problems[key]} {text}." for key, text in PROBLEMS.items() if side.problems.get(key)]
     if (listed := side.table.shape[1]) < side.used:
         of_all = f"a random {listed:,} of its {side.used:,} samples"
         notes.append(f"{name}: distances use {of_all}; spectra and means use all.")

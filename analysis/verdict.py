@@ -12,6 +12,7 @@ from .checks import statements
 from .conditioning import HeldOut
 from .distances import Metric
 from .multivariate import caveats
+from .notes import PROBLEMS
 from .report import Report
 from .tables import number, with_error, worst
 
@@ -59,7 +60,7 @@ def verdict(report: Report, name: str) -> Verdict:
         *_classifier(report, name),
         *_held_out(report, found),
         *(f"{text[0].upper()}{text[1:]}." for text in statements(dict(found))),
-        *(f"{count} {kind.replace('_', ' ')}." for kind, count in unphysical.items()),
+        *(f"{count} {PROBLEMS.get(kind, kind.replace('_', ' '))}." for kind, count in unphysical.items()),
         *caveats(found),
     ]
     share = near / max(len(distances), 1)
