@@ -39,18 +39,16 @@ def open_side(
     Args:
         path: As for :func:`calogen.shards.open_shards`.
         split: Of a folder that has it.
-        like: The family of files that do not say what they hold; of files that do not say their labels, but whose
-            provenance may.
+        like: The family of files that do not say what they hold.
         drop_bad: Leave out bad rows.
 
     Raises:
         ShardError: If they cannot be read.
     """
     there = split if split in splits_of(path) else None
-    labels = like.labelled if like else {}
     if like is not None:  # files that say nothing of them are not asked for them
         like = like.model_copy(update={"conditions": tuple(c for c in like.conditions if not c.labels)})
-    return open_shards(path, like=like, split=there, drop_bad=drop_bad, labels=labels)
+    return open_shards(path, like=like, split=there, drop_bad=drop_bad)
 
 
 def require_usable(samples: Samples, name: str) -> None:
@@ -61,19 +59,17 @@ def require_usable(samples: Samples, name: str) -> None:
         name: What messages call them.
 
     Raises:
-        ShardError: If a condition is not finite, one that goes with its logarithm is not above 0, or every sample has
-            values that are not finite.
+        ShardError: If a condition has values that nothing has, or every sample has values that are not finite.
     """
-    scales = {c.name: c.scale for c in samples.family.conditions}
+    known = {c.name: c for c in samples.family.conditions}
     for condition, values in samples.conditions.items():
-        above_zero = scales.get(condition) == "log"
-        bad = ~np.isfinite(values) | (values <= 0 if above_zero else False)
+        bad = ~(known[condition].possible(values) if condition in known else np.isfinite(values))
         if bad.any():
             row = int(np.argmax(bad))
             raise ShardError(
                 f"{int(bad.sum())} of {len(values)} samples have an impossible '{condition}'",
                 where=f"{name}, '{condition}', row {row}",
-                expected="finite numbers above 0" if above_zero else "finite numbers",
+                expected=known[condition].domain if condition in known else "finite values",
                 found=f"{values[row]:g}",
             )
     count = len(samples)

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from calogen.families import Condition
+
 from .distances import Draws, Metric, compare_1d
 from .histograms import observable_edges
 from .observables import Observable
 from .survey import Plan, Source, Survey
-from .tables import number
+from .tables import number, with_error
 
 PROBLEMS = {
     "dropped_samples": "bad samples were dropped while reading and are in no number",
@@ -19,6 +21,8 @@ PROBLEMS = {
     "response_too_high": "showers deposit more energy than the family allows",
 }
 """What a number of unphysical samples or voxels of a kind means."""
+
+_NO_CHANCE = 5.0  # standard errors
 
 
 def known_conditions(source: Source) -> list[str]:
@@ -58,16 +62,39 @@ def condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[s
     for condition in plan.family.conditions:
         if condition.name not in base.conditions or condition.name not in side.conditions:
             continue
-        r, g = base.conditions[condition.name], side.conditions[condition.name]
-        draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
-        metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
-        if metric.pull is not None and metric.pull > 5:
+        differs = _other_fractions if condition.labels else _other_range
+        if found := differs(condition, base, side, plan):
             notes.append(
-                f"{name}: its {condition.name} is not distributed as in the reference (Wasserstein distance "
-                f"{number(metric.value)} {condition.unit}, {number(metric.floor)} expected), so part of every "
+                f"{name}: its {condition.name} is not distributed as in the reference ({found}), so part of every "
                 "difference comes from that; generate with --like REFERENCE."
             )
-        mine = [s.of(side.conditions, len(g)) for s in plan.selections if s.condition == condition.name]
+        mine = [s.of(side.conditions, side.table.shape[1]) for s in plan.selections if s.condition == condition.name]
         if mine and (outside := ~np.any(mine, 0)).any():
             notes.append(f"{name}: {int(outside.sum())} samples lie outside all bins of {condition.name}.")
     return notes
+
+
+def _other_range(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:
+    """How far a condition's distribution is from the reference's, if that is no chance; else nothing."""
+    r, g = base.conditions[condition.name], side.conditions[condition.name]
+    draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
+    metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
+    if metric.pull is None or metric.pull <= _NO_CHANCE:
+        return ""
+    distance = f"{number(metric.value)} {condition.unit}".rstrip()
+    return f"Wasserstein distance {distance}, {number(metric.floor)} expected"
+
+
+def _other_fractions(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:  # noqa: ARG001
+    """Labels whose fractions are not the reference's, beyond the counting error; labels have no order and no W1."""
+    sides = [survey.conditions[condition.name].astype(np.intp) for survey in (base, side)]
+    counts = np.stack([np.bincount(codes, minlength=len(condition.labels)) for codes in sides])
+    sizes = counts.sum(axis=1)
+    expected, found = counts / sizes[:, None]
+    pooled = counts.sum(axis=0) / sizes.sum()
+    error = np.sqrt(pooled * (1 - pooled) * np.sum(1 / sizes))
+    return ", ".join(
+        f"fraction of {label} {number(float(found[k]), 3)} instead of {with_error(float(expected[k]), float(error[k]))}"
+        for k, label in enumerate(condition.labels)
+        if abs(found[k] - expected[k]) > _NO_CHANCE * error[k]
+    )

@@ -16,7 +16,9 @@ import numpy as np
 from calogen.errors import ConfigError, GateError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.hdf5 import write_atomic
+from calogen.labels import relabelled, shared_labels
 from calogen.realisations import require_apart
+from calogen.shards import Samples
 
 from .conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
 from .distances import Metric
@@ -306,7 +308,8 @@ def compare(
     Args:
         reference: Shards, samples in memory, or a path that :func:`calogen.shards.open_shards` understands; of a folder
             with ``test/`` that one. Files that do not say what they hold are read as the generated ones.
-        generated: The same, or several by name; a list stands for seeds of one surrogate, which become a band.
+        generated: The same, or several by name; a list stands for seeds of one surrogate, which become a band. Labels
+            of conditions are matched by name; one that some side lacks is a label without samples there.
         bins: Bins of each condition in which everything is repeated: at most 1000, 0 for none.
         seed: Decides splits, directions and sub-samples; at least 0.
         training: The samples that the surrogates were trained on, to look for showers learnt by heart; of a folder with
@@ -321,9 +324,9 @@ def compare(
     """
     require_settings(bins, seed)
     groups = _named(generated)
-    opened = {name: _open(source, name) for members in groups.values() for name, source in members.items()}
-    like = next((source.family for source in opened.values()), None)  # of files that do not say what they hold
-    first = _open(reference, "reference", "test", like)
+    given = {name: source for members in groups.values() for name, source in members.items()}
+    sources = _opened(given, reference, training)
+    first, opened = sources["reference"], {name: sources[name] for name in given}
     for name, source in opened.items():
         require_same(first.family, source.family, name)
     plan = _plan(first, opened, bins, seed, classifier)
@@ -331,7 +334,7 @@ def compare(
     notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
     learnt = None
     if training is not None:
-        source = _open(training, "training", "train", like)
+        source = sources["training"]
         require_same(first.family, source.family, "training")
         if first.family.kind == "map":
             require_apart(source.origins(), first.origins())
@@ -440,14 +443,24 @@ def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str
     return groups
 
 
-def _open(source: Given, name: str, split: str | None = None, like: Family | None = None) -> Source:
-    from calogen.shards import Samples
+def _opened(generated: Mapping[str, Given], reference: Given, training: Given | None) -> dict[str, Source]:
+    """All sides by name, their labels numbered alike."""
+    given = {name: _open(source) for name, source in generated.items()}
+    like = next((source.family for source in given.values()), None)  # of files that do not say what they hold
+    sources = {"reference": _open(reference, "test", like)}
+    if training is not None:
+        sources["training"] = _open(training, "train", like)
+    sources |= given
+    labels = shared_labels(list(sources.values()))
+    sources = {name: relabelled(source, labels) for name, source in sources.items()}
+    for name, source in sources.items():
+        if isinstance(source, Samples):  # files were checked when they were opened
+            require_usable(source, name)
+    return sources
 
-    if isinstance(source, str | Path):
-        return open_side(source, split, like)
-    if isinstance(source, Samples):  # files were checked when they were opened
-        require_usable(source, name)
-    return source
+
+def _open(source: Given, split: str | None = None, like: Family | None = None) -> Source:
+    return open_side(source, split, like) if isinstance(source, str | Path) else source
 
 
 def _name_of(source: Given) -> str:

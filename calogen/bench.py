@@ -47,7 +47,7 @@ _DEFAULT = "data/calogan-gamma"
 
 def train_ratio(
     data: Sequence[str] = (), steps: int = 30, rounds: int = 5, batch_size: int = 256, threads: int | None = None
-) -> dict[str, Any]:
+) -> Facts:
     """Time whole training steps and the same steps in a bare torch loop, in turn, on the same tensors.
 
     Ours includes what training needs around the networks: shuffled data, symmetries, the average of the generator,
@@ -317,7 +317,6 @@ def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
         if done and not first:
             first.extend((time.monotonic(), done))
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     per_shard = max(surrogate.block, request.samples // (4 * workers) // surrogate.block * surrogate.block)
     size = min(per_shard, samples_per_shard(surrogate.family))
     with tempfile.TemporaryDirectory() as folder:
@@ -325,18 +324,16 @@ def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
         surrogate.generate(out, request, workers=workers, shard_size=size, progress=progress)
         end = time.monotonic()
         taken = sum(path.stat().st_size for path in out.glob("*.h5"))
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    theirs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else before
-    memory = 1024 * (mine + (workers * theirs if workers > 1 else 0))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if workers > 1:
+        memory += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     # What is done when the first are heard of took the start too.
     later = request.samples - first[1]
     rate = later / (end - first[0]) if later else request.samples / (end - begun)
-    return _ToDisk(rate, first[0] - begun, round(taken / request.samples), memory)
+    return _ToDisk(rate, first[0] - begun, round(taken / request.samples), 1024 * memory)
 
 
-def analysis_ratio(
-    data: Sequence[str] = (), samples: int = 100_000, rounds: int = 3, threads: int = 2
-) -> dict[str, Any]:
+def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int = 3, threads: int = 2) -> Facts:
     """Time the observables and histograms of showers in memory against the same, one feature after another in numpy.
 
     Both give every observable of every shower; histograms, under- and overflow included, of every observable, the
@@ -355,10 +352,11 @@ def analysis_ratio(
         observable and how many entries of the histograms differ (rounding at a bin's edge).
 
     Raises:
-        ConfigError: If the data are maps.
+        ConfigError: If the data are maps, or there are more threads than the machine has a use for.
         ShardError: If they cannot be read.
         CalogenError: If the two do not agree.
     """
+    sensible_number(threads, "--threads")
     showers = _some_showers(data, samples)
     if showers.family.kind != "calorimeter":
         raise ConfigError("the plain analysis is of showers", found=f"maps of family '{showers.family.name}'")
@@ -483,7 +481,7 @@ def _plain_observables(
     return found
 
 
-def _agreement(ours: _Analysis, plain: _Analysis) -> dict[str, Any]:
+def _agreement(ours: _Analysis, plain: _Analysis) -> Facts:
     """Largest differences; an error if they are more than rounding."""
     if set(ours.observables) != set(plain.observables) or set(ours.contents) != set(plain.contents):
         raise CalogenError("the two analyses do not measure the same", found=set(ours.contents) ^ set(plain.contents))

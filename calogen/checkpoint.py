@@ -74,7 +74,7 @@ class ConditionRange(BaseModel):
         Args:
             values: In the condition's unit, or the numbers of its labels.
             condition: What the family says of it.
-            extrapolate: Allow what lies outside, as long as it is finite and physical; never other labels.
+            extrapolate: Allow what lies outside, as long as it is possible at all; never other labels.
             first: Index of the first row, for the message.
 
         Raises:
@@ -83,10 +83,9 @@ class ConditionRange(BaseModel):
         if condition.labels:
             self._check_labels(values, condition, first)
             return
-        positive = condition.scale == "log"
         margin = 1e-6 * max(abs(self.low), abs(self.high))
-        wrong = ~np.isfinite(values) | (values <= 0 if positive else False)
-        what, expected, hint = "not possible", "finite values above 0" if positive else "finite values", None
+        wrong = ~condition.possible(values)
+        what, expected, hint = "not possible", condition.domain, None
         if not (wrong.any() or extrapolate):
             wrong = (values < self.low - margin) | (values > self.high + margin)
             what, expected = "not what the surrogate was trained on", str(self)

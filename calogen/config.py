@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,9 +151,12 @@ class Config(_Frozen):
             ConfigError: Names the key, what it holds, and the nearest known key.
         """
         try:
-            return cls.model_validate(tree)
+            config = cls.model_validate(tree)
         except ValidationError as error:
             raise _explain(error, where) from None
+        for key, found in _truths(tree, config.model_dump()):
+            raise _bad_value(key, where, "Input should be a number, not true or false", found)
+        return config
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -220,6 +223,19 @@ def _override(tree: dict[str, Any], text: str) -> None:
         node[last] = value.strip()
 
 
+def _truths(given: Any, kept: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Keys of what was given as true or false, but is kept as the number 1 or 0."""
+    if isinstance(given, bool) and not isinstance(kept, bool):
+        yield key, given
+    pairs: Iterable[tuple[object, Any, Any]] = ()
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        pairs = ((name, given[name], kept[name]) for name in given if name in kept)
+    elif isinstance(given, list | tuple) and isinstance(kept, list | tuple):
+        pairs = ((i, *both) for i, both in enumerate(zip(given, kept, strict=False)))
+    for name, one, other in pairs:
+        yield from _truths(one, other, f"{key}.{name}".lstrip("."))
+
+
 def _known(location: tuple[Any, ...]) -> Iterable[str]:
     """Names of the fields beside the one at ``location``."""
     model: type[BaseModel] = Config
@@ -238,12 +254,21 @@ def _explain(error: ValidationError, where: object) -> ConfigError:
         location = tuple(part for part in location if part not in ("str", "Family"))
         first = next((e for e in error.errors() if "Family" in e["loc"]), first)
     key = ".".join(str(part) for part in location)
-    place = f"{where}: {key}" if where else key
     if first["type"] == "extra_forbidden":
         return ConfigError(
-            f"unknown configuration key '{key}'", where=place, hint=did_you_mean(str(location[-1]), _known(location))
+            f"unknown configuration key '{key}'",
+            where=_place(key, where),
+            hint=did_you_mean(str(location[-1]), _known(location)),
         )
     found = first.get("input")
     if isinstance(found, float) and not math.isfinite(found):
         found = str(found)
-    return ConfigError(f"bad value for '{key}'", where=place, expected=first["msg"], found=repr(found))
+    return _bad_value(key, where, first["msg"], found)
+
+
+def _bad_value(key: str, where: object, expected: str, found: object) -> ConfigError:
+    return ConfigError(f"bad value for '{key}'", where=_place(key, where), expected=expected, found=repr(found))
+
+
+def _place(key: str, where: object) -> str:
+    return f"{where}: {key}" if where else key

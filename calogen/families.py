@@ -25,6 +25,8 @@ ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
 LABEL = r"[^\s,:;=\[\]/\\]+"
 """What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
 
+_POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
+
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
 
@@ -69,31 +71,37 @@ class Condition(_Frozen):
         return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
 
     @model_validator(mode="after")
-    def _named(self) -> Condition:
-        if not self.labels:
-            return self
-        wrong = next((label for label in self.labels if not re.fullmatch(LABEL, label)), None)
-        if wrong is not None:
-            raise ValueError(f"condition '{self.name}': '{wrong}' is not a label: no spaces, and none of , : ; = [ ] /")
-        if len(set(self.labels)) < max(2, len(self.labels)):
-            raise ValueError(f"condition '{self.name}': at least two labels, all different, got {self.labels}")
-        if self.unit or self.scale == "log" or (self.low, self.high) != (0, len(self.labels) - 1):
-            raise ValueError(f"condition '{self.name}': labels have no unit, no scale and no range")
-        return self
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Condition:
+    def _consistent(self) -> Condition:
+        if self.labels:
+            wrong = next((label for label in self.labels if not re.fullmatch(LABEL, label)), None)
+            if wrong is not None:
+                rule = "no spaces, and none of , : ; = [ ] /"
+                raise ValueError(f"condition '{self.name}': '{wrong}' is not a label: {rule}")
+            if len(set(self.labels)) < max(2, len(self.labels)):
+                raise ValueError(f"condition '{self.name}': at least two labels, all different, got {self.labels}")
+            if self.unit or self.scale == "log" or (self.low, self.high) != (0, len(self.labels) - 1):
+                raise ValueError(f"condition '{self.name}': labels have no unit, no scale and no range")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"condition '{self.name}': low must be below high, got {self.low} and {self.high}")
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"condition '{self.name}': a logarithmic scale needs low > 0, got {self.low}")
         return self
 
-    def bins(self, count: int) -> NDArray[np.float64]:
-        """Edges of ``count`` equal bins between low and high on the condition's own scale, in ``unit``."""
-        if self.scale == "log":
-            return np.geomspace(self.low, self.high, count + 1)
-        return np.linspace(self.low, self.high, count + 1)
+    def possible(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which values (N,), in ``unit`` or numbers of labels, there can be at all, whatever a surrogate knows."""
+        if self.labels:
+            return np.isin(values, np.arange(len(self.labels)))
+        return np.asarray(np.isfinite(values) & ((values > 0) | (not self._positive)))
+
+    @property
+    def domain(self) -> str:
+        """The values there can be, for messages."""
+        numbered = ", ".join(f"{number} ({label})" for number, label in enumerate(self.labels))
+        return numbered or ("finite values above 0" if self._positive else "finite values")
+
+    @property
+    def _positive(self) -> bool:
+        return self.scale == "log" or self.unit in ENERGY_UNITS or self.name in _POSITIVE
 
     def code(self, label: str) -> float:
         """The number of a label.
@@ -341,10 +349,8 @@ class Family(_Frozen):
         """The family with a condition added, or put in the place of the one of its name."""
         if condition in self.conditions:
             return self
-        known = [c.name for c in self.conditions]
-        others = [condition if c.name == condition.name else c for c in self.conditions]
-        conditions = others if condition.name in known else [*others, condition]
-        return Family.model_validate({**self.model_dump(), "conditions": conditions})
+        conditions = {c.name: c for c in self.conditions} | {condition.name: condition}
+        return Family.model_validate({**self.model_dump(), "conditions": tuple(conditions.values())})
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""

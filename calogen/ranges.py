@@ -39,6 +39,9 @@ class Ranges:
         shards = Shards([piece], drop_bad=True)
         for samples in shards.chunks():
             self._add(samples)
+            for name, label in piece.facts.items():
+                if name not in samples.conditions:  # one label of all samples is no condition
+                    self.labels.setdefault(name, Counter())[label] += len(samples)
         if shards.dropped:
             self.bad_rows += shards.dropped
             for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
@@ -64,11 +67,13 @@ class Ranges:
 
     def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
         """The ranges as JSON-able values; empty ones are None."""
-        conditions = {}
-        for name in names:
+        conditions: dict[str, dict[str, Any]] = {}
+        for name in dict.fromkeys([*names, *self.labels]):
+            if name in self.labels or family.labels(name):
+                conditions[name] = {"samples": dict(self.labels.get(name, {}))}
+                continue
             low, high = self.conditions.get(name, (None, None))
-            known: dict[str, Any] = {"unit": family.condition(name).unit, "low": low, "high": high}
-            conditions[name] = {"samples": dict(self.labels.get(name, {}))} if family.labels(name) else known
+            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
         rows, numbers = self.rows or 1, self.numbers or 1
         return {
             "conditions": conditions,

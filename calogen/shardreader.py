@@ -10,7 +10,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,13 @@ _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a sm
 
 @dataclass(frozen=True)
 class Piece:
-    """A contiguous run of rows, start to stop, of one file."""
+    """A contiguous run of rows, start to stop, of one file; ``facts`` are labels named with its path."""
 
     path: Path
     layout: Layout
     start: int
     stop: int
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -63,9 +64,11 @@ class Shards:
         files: The files, in order.
         provenance: Where the samples come from, each origin once.
         notes: Conversions done while reading, such as "incident energies converted from GeV to MeV".
+        pieces: What is read of each file, in order.
+        drop_bad: Whether bad rows are left out.
     """
 
-    def __init__(self, pieces: Sequence[Piece], *, drop_bad: bool = False, notes: Sequence[str] = ()) -> None:
+    def __init__(self, pieces: Sequence[Piece], *, drop_bad: bool = False) -> None:
         first = pieces[0].layout
         for piece in pieces[1:]:
             _check_alike(first, pieces[0].path, piece)
@@ -74,10 +77,10 @@ class Shards:
         self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)
         self.files: tuple[Path, ...] = tuple(dict.fromkeys(piece.path for piece in pieces))
         self.provenance: tuple[dict[str, Any], ...] = _distinct(piece.layout.provenance for piece in pieces)
-        self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain(notes, *(piece.layout.notes for piece in pieces))))
-        self._pieces = tuple(pieces)
+        self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain.from_iterable(piece.layout.notes for piece in pieces)))
+        self.pieces = tuple(pieces)
         self._bounds = tuple(accumulate((len(piece) for piece in pieces), initial=0))
-        self._drop_bad = drop_bad
+        self.drop_bad = drop_bad
         self._bad_rows: set[int] = set()
         self._plausible: set[Path] = set()
         self._digest: str | None = None
@@ -140,7 +143,7 @@ class Shards:
                     if path in files and path.stat().st_size == record.bytes:
                         hashes[path] = record.sha256
             identity = []
-            for piece in self._pieces:
+            for piece in self.pieces:
                 if piece.path not in hashes:
                     hashes[piece.path] = sha256_of(piece.path)
                 identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
@@ -174,8 +177,8 @@ class Shards:
             if len(self) < 2:
                 raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
             validates = np.zeros(len(self), np.bool_)
-            kinds = list(dict.fromkeys(piece.kinds for piece in self._pieces))
-            each = np.repeat([kinds.index(piece.kinds) for piece in self._pieces], list(map(len, self._pieces)))
+            kinds = list(dict.fromkeys(piece.kinds for piece in self.pieces))
+            each = np.repeat([kinds.index(piece.kinds) for piece in self.pieces], list(map(len, self.pieces)))
             for kind in range(len(kinds)):
                 rows = np.flatnonzero(each == kind)
                 validates[rows[len(rows) - max(1, len(rows) // share) :]] = True
@@ -183,12 +186,12 @@ class Shards:
 
     def joined(self, other: Shards) -> Shards:
         """These samples, then the others."""
-        return Shards([*self._pieces, *other._pieces], drop_bad=self._drop_bad)
+        return Shards([*self.pieces, *other.pieces], drop_bad=self.drop_bad)
 
     def mixed(self) -> Shards:
         """The same samples; files that differ in a label take turns, so that any part holds samples of all kinds."""
         by_kind: dict[object, list[Piece]] = {}
-        for piece in self._pieces:
+        for piece in self.pieces:
             by_kind.setdefault(piece.kinds, []).append(piece)
         if len(by_kind) == 1:
             return self
@@ -197,34 +200,34 @@ class Shards:
             starts = [(piece, start) for piece in mine for start in range(piece.start, piece.stop, _TURN)]
             runs = [replace(piece, start=start, stop=min(start + _TURN, piece.stop)) for piece, start in starts]
             turns += [((number + 0.5) / len(runs), run) for number, run in enumerate(runs)]
-        return Shards([run for _, run in sorted(turns, key=lambda turn: turn[0])], drop_bad=self._drop_bad)
+        return Shards([run for _, run in sorted(turns, key=lambda turn: turn[0])], drop_bad=self.drop_bad)
 
     def _where(self, mask: NDArray[np.bool_]) -> Shards:
         pieces = []
-        for piece, offset in zip(self._pieces, self._bounds, strict=False):
+        for piece, offset in zip(self.pieces, self._bounds, strict=False):
             inside = mask[offset : offset + len(piece)].astype(np.int8)
             edges = np.flatnonzero(np.diff(inside, prepend=0, append=0))
             for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-                pieces.append(Piece(piece.path, piece.layout, piece.start + start, piece.start + stop))
-        return Shards(pieces, drop_bad=self._drop_bad)
+                pieces.append(replace(piece, start=piece.start + start, stop=piece.start + stop))
+        return Shards(pieces, drop_bad=self.drop_bad)
 
     def origins(self) -> Origins:
         """Parameters and realisation of every map; no map is read."""
         conditions: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.condition_names}
         ids = list[NDArray[np.integer]]()
-        for piece in self._pieces:
+        for piece in self.pieces:
             with open_rows(piece.path, piece.layout) as file:
                 for name, values in _read_conditions(file, piece, piece.start, piece.stop).items():
                     conditions[name].append(values)
                 if "realisation_id" in piece.layout.extras:
                     ids.append(_rows(file, piece, "realisation_id", piece.start, piece.stop))
-        known = len(ids) == len(self._pieces)
+        known = len(ids) == len(self.pieces)
         columns = {name: np.concatenate(parts) for name, parts in conditions.items()}
         return Origins(columns, np.concatenate(ids) if known else None, self._place)
 
     def _place(self, row: int) -> str:
         number = bisect_right(self._bounds, row) - 1
-        piece = self._pieces[number]
+        piece = self.pieces[number]
         return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
 
     def _empty(self) -> Samples:
@@ -238,8 +241,8 @@ class Shards:
 
     def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
         number = max(0, bisect_right(self._bounds, start) - 1)
-        while start < stop and number < len(self._pieces):
-            piece, offset = self._pieces[number], self._bounds[number]
+        while start < stop and number < len(self.pieces):
+            piece, offset = self.pieces[number], self._bounds[number]
             end = min(stop, offset + len(piece))
             with open_rows(piece.path, piece.layout) as file:
                 while start < end:
@@ -261,7 +264,7 @@ class Shards:
         bad = _bad_rows(samples)
         if not bad.any():
             return samples
-        if not self._drop_bad:
+        if not self.drop_bad:
             raise _bad_error(file, piece, samples, bad, first)
         self._bad_rows.update((np.flatnonzero(bad) + start).tolist())
         return samples.select(~bad)
@@ -323,13 +326,13 @@ def _read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: in
                 stored = _rows(file, piece, column.dataset, start, stop)
                 stored = stored.reshape(stop - start) if column.column is None else stored[:, column.column]
             if column.labels:
-                stored = _decoded(stored, column.labels, piece.layout.family.labels(column.name))
+                stored = decoded(stored, column.labels, piece.layout.family.labels(column.name))
             conditions[column.name] = _scaled(stored, column.factor)
     return conditions
 
 
-def _decoded(stored: NDArray[Any], labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float64]:
-    """Numbers of labels as a file has them to those wanted; NaN where a number stands for no label."""
+def decoded(stored: NDArray[Any], labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float64]:
+    """Numbers of labels to those wanted; NaN where a number stands for no label."""
     table = np.array([wanted.index(label) for label in labels], np.float64)
     known = np.isin(stored, np.arange(len(table)))
     return np.where(known, table[np.where(known, stored, 0).astype(np.intp)], np.nan)
@@ -365,17 +368,8 @@ def _bad_rows(samples: Samples) -> NDArray[np.bool_]:
     if not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both; one cheap pass when all is well
         flat = values.reshape(len(values), -1)
         bad |= ~((flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf))
-    for condition in samples.conditions:
-        bad |= _bad_condition(samples, condition)
-    return bad
-
-
-def _bad_condition(samples: Samples, name: str) -> NDArray[np.bool_]:
-    array = samples.conditions[name]
-    bad = ~np.isfinite(array)
-    condition = samples.family.condition(name)
-    if condition.scale == "log" or name == "incident_energy":
-        bad |= ~(array > 0)
+    for name, array in samples.conditions.items():
+        bad |= ~samples.family.condition(name).possible(array)
     return bad
 
 
@@ -384,11 +378,11 @@ def _bad_error(
 ) -> ShardError:
     row = int(np.flatnonzero(bad)[0])
     one = samples.select(slice(row, row + 1))
-    column = next((c for c in piece.layout.conditions if _bad_condition(one, c.name)[0]), None)
+    known = {column.name: one.family.condition(column.name) for column in piece.layout.conditions}
+    column = next((c for c in piece.layout.conditions if not known[c.name].possible(one.conditions[c.name])[0]), None)
     if column is not None:
-        dataset, wrong = column.dataset, float(one.conditions[column.name][0])
-        expected = "finite energies above 0" if samples.family.kind == "calorimeter" else "finite values"
-        if column.labels:
+        dataset, wrong, expected = column.dataset, float(one.conditions[column.name][0]), known[column.name].domain
+        if column.labels:  # the file's own
             wrong = float(_rows(file, piece, dataset, start + row, start + row + 1).ravel()[0])
             expected = ", ".join(f"{number} ({label})" for number, label in enumerate(column.labels))
     else:

@@ -409,14 +409,18 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     """
     items, parameters = _named_parameters(_items(source))
     problems, files = _everything(items)
-    ranges, pieces, splits = Ranges(), list[Piece](), Counter[str]()
-    for path, record in files:
+    ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), Counter[str]()
+    for (path, record), facts in files:
         try:
-            piece = _open_piece(path, record, family, parameters)
+            opened.append(given(_open_piece(path, record, family, parameters), facts))
+        except ShardError as error:
+            problems.append(_line(error))
+    for piece in _agreeing(opened, problems):
+        try:
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
-            if path.parent.name in _SPLITS:
-                splits[path.parent.name] += len(piece)
+            if piece.path.parent.name in _SPLITS:
+                splits[piece.path.parent.name] += len(piece)
             ranges.add(piece)
         except ShardError as error:
             problems.append(_line(error))
@@ -427,7 +431,7 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     table: dict[str, Any] = {
         "source": [str(item) for item in _items(source)],
         "files": len(files),
-        "bytes": sum(_bytes(path) for path, _ in files),
+        "bytes": sum(_bytes(path) for (path, _), _ in files),
         "samples": sum(len(piece) for piece in pieces),
         "splits": dict(splits),
         "problems": shown,
@@ -463,17 +467,27 @@ def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
     return problems
 
 
-def _everything(items: list[str | Path]) -> tuple[list[str], list[_File]]:
-    """All files the items stand for, of all splits, and what is wrong with their folders."""
-    problems, files = list[str](), list[_File]()
+def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:
+    """The pieces with the labels of all of them; each with its own where they do not go together."""
+    try:
+        return with_labels(pieces, {})
+    except ShardError as error:
+        problems.append(_line(error))
+        return [with_labels([piece], {})[0] for piece in pieces]
+
+
+def _everything(items: list[str | Path]) -> tuple[list[str], list[tuple[_File, Mapping[str, str]]]]:
+    """What is wrong with the items' folders, and all their files, of all splits, with the labels named with them."""
+    problems, files = list[str](), list[tuple[_File, Mapping[str, str]]]()
     for item in items:
-        path = _at_home(item)
+        place, facts = named_with(item)
+        path = _at_home(place)
         if not path.is_dir():
-            files += _resolve(path, None)
+            files += [(file, facts) for file in _resolve(path, None)]
             continue
         splits = [path / name for name in _SPLITS if (path / name).is_dir()]
         for folder in splits if splits and not _data_files(path) else [path]:
             found, located = _located(folder)
             problems += found
-            files += located
+            files += [(file, facts) for file in located]
     return problems, files

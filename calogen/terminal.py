@@ -75,7 +75,9 @@ def columns(title: str, records: list[dict[str, Any]]) -> None:
 def readable(value: Any) -> Any:
     """JSON-able values as people read them."""
     if isinstance(value, dict):
-        return "\n".join(f"{k}: {readable(v) if not isinstance(v, dict) else _inline(v)}" for k, v in value.items())
+        return "\n".join(f"{k}: {_inline(v) if isinstance(v, dict) else readable(v)}" for k, v in value.items())
+    if isinstance(value, float):
+        return _short(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return readable(_merged(value))
     if isinstance(value, list) and len(value) > 12:
@@ -97,7 +99,8 @@ def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _inline(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {_short(v)}" for k, v in entry.items())
+    known = {key: value for key, value in entry.items() if value != ""}
+    return ", ".join(f"{k} {_inline(v) if isinstance(v, dict) else _short(v)}" for k, v in known.items())
 
 
 def _short(value: Any) -> str:

@@ -228,6 +228,7 @@ TRAIN = "train tiny.toml --data {} --out new"
 GENERATE = "generate {} -n 5 --energy fixed:50GeV --condition angle=fixed:0 --out new"
 COUNT = "generate run {} --energy fixed:50GeV --condition angle=fixed:0 --out new"
 SPEC = "generate run -n 5 --condition angle=fixed:0 --energy {} --out new"
+MAP = "generate nbody-64 -n 5 --condition {} --condition {} --extrapolate --out new"
 TABLE = "generate run --conditions {} --out new"
 BAD_ROW = "1 bad row of 80"
 NOT_EMPTY = "the output folder is not empty"
@@ -258,6 +259,7 @@ CASES = [
     user("verify cut-listed", "length is not the manifest's", "1 problem(s) found"),
     user("verify virtual", "a virtual dataset"),
     user("bench train --data none", "no such file or folder"),
+    user("bench analysis --data small --threads 100000", "more than this machine has a use for", "--threads"),
     user(f"{TRAIN.format('small')} --threads 100000", "more than this machine has a use for", "threads", "100000"),
     user(f"{COUNT.format('-n 5')} --workers 100000", "more than this machine has a use for", "workers"),
     user("simulate toy -n 5 --workers 100000 --out new", "more than this machine has a use for", "workers"),
@@ -400,6 +402,10 @@ CASES = [
     user(SPEC.format("fixed:500GeV --dry-run"), "1000 to 100000 MeV", "--extrapolate"),
     user(SPEC.format("list:5,500GeV"), "500000 MeV"),
     user(SPEC.format("fixed:-5GeV --extrapolate"), "not possible", "finite values above 0"),
+    user(SPEC.format("fixed:0GeV --extrapolate"), "not possible", "finite values above 0"),
+    user(MAP.format("Omega_m=fixed:0.3", "sigma_8=fixed:0"), "'sigma_8' are not possible", "finite values above 0"),
+    user(MAP.format("Omega_m=fixed:0.3", "sigma_8=uniform:-1:1"), "'sigma_8' are not possible", "found    -1"),
+    user(MAP.format("Omega_m=fixed:-0.3", "sigma_8=fixed:0.8"), "'Omega_m' are not possible", "found    -0.3"),
     user(SPEC.format("fixed:5GeV --condition incident_energy=fixed:5GeV"), "both name 'incident_energy'"),
     user(SPEC.format("fixed:5GeV --condition angle"), "takes NAME=VALUE"),
     user(SPEC.format("fixed:5GeV --condition angel=fixed:0"), "no condition 'angel'", "did you mean 'angle'"),

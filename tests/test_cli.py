@@ -26,6 +26,7 @@ from rich.console import Console
 
 from calogen.bench import generation_rates
 from calogen.cli import cli
+from calogen.cli.compare import _apart
 from calogen.sampling import Surrogate
 from calogen.shards import open_shards
 
@@ -459,6 +460,29 @@ def test_the_test_split_is_compared_with_and_two_names_are_told_apart(
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "path"),
+    [
+        ("made", "", "made"),
+        ("gan=made", "gan", "made"),
+        ("gan 2=made", "gan 2", "made"),
+        ("gan=~/made", "gan", str(Path.home() / "made")),
+        ("made,particle=gamma", "", "made,particle=gamma"),
+        ("gan=made,particle=gamma", "gan", "made,particle=gamma"),
+        ("some/made,particle=e+,material=W", "", "some/made,particle=e+,material=W"),
+        ("some/a=b", "", "some/a=b"),
+        ("gan=a=b", "gan", "a=b"),
+        ("is=there", "", "is=there"),
+    ],
+)
+def test_names_of_sets_are_told_from_labels_and_paths(
+    text: str, name: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "is=there").mkdir()
+    assert _apart(text) == (name, path)
+
+
 def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> None:
     done = command("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report", "--bins", 10**6)
     assert done.code == 2
@@ -471,6 +495,8 @@ def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> 
         (["={data}"], "a name before the '='"),
         (["{data}", "--fail-above", "score=nan"], "--fail-above takes KEY=NUMBER"),
         (["{empty}"], "there are no samples yet"),
+        (["a,b={data}"], "no such file or folder"),
+        (["{data}", "b={data},angle=x"], "the file itself says the 'angle' of each sample"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(more: list[str], message: str, home: Path, tmp_path: Path) -> None:

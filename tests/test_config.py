@@ -73,6 +73,13 @@ def test_updated_changes_a_section_in_part() -> None:
         ("[training]\nlearning_rate = nan", ["training.learning_rate"]),
         ("[training]\nbetas = [0.5, 1.0]", ["training.betas.1"]),
         ("[training]\nobjective = 'wgan'", ["training.objective", "wgan-gp"]),
+        ("[training]\ntime = true", ["training.time", "a number, not true or false", "True"]),
+        ("[training]\nsteps = false", ["training.steps", "a number, not true or false", "False"]),
+        ("[training]\nbetas = [0.5, false]", ["training.betas.1", "a number, not true or false"]),
+        ("[generator]\nhidden = [8, true]", ["generator.hidden.1", "a number, not true or false"]),
+        ("holdout = {angle = [false, 5]}", ["holdout.angle.0", "a number, not true or false"]),
+        ("seed = true", ["bad value for 'seed'", "a number, not true or false"]),
+        ("[family]\nname = 't'\nkind = 'map'\npixels = [8, 8]\nbox_size = true", ["family.box_size", "a number, not"]),
         ("[generator]\nhidden = [0]", ["generator.hidden.0"]),
         ("[critic]\nchannels = []", ["critic.channels"]),
         ("seed = -1", ["seed"]),
@@ -99,6 +106,8 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, parts: list[str]) 
         ("seed.x=1", "'seed' is a value"),
         ("training.step=1", "did you mean 'steps'"),
         ("training.steps=many", "training.steps"),
+        ("training.time=true", "bad value for 'training.time'"),
+        ("device=true", "bad value for 'device'"),
     ],
 )
 def test_a_wrong_override_is_explained(tmp_path: Path, override: str, part: str) -> None:

@@ -89,9 +89,21 @@ def test_a_range_nearly_covered_counts_as_covered(low: float, high: float, expec
     assert ENERGY.covered(low, high) == expected
 
 
-def test_bins_are_equal_on_the_conditions_own_scale() -> None:
-    np.testing.assert_allclose(ENERGY.bins(2), [1e3, 1e4, 1e5])
-    np.testing.assert_allclose(Condition(name="x", low=0.0, high=4.0).bins(4), [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("condition", "domain", "possible"),
+    [
+        (ENERGY, "finite values above 0", [0, 0, 1, 1, 0, 0]),
+        (Condition(name="beam", unit="GeV", low=1, high=2), "finite values above 0", [0, 0, 1, 1, 0, 0]),
+        (FAMILIES["nbody-64"].condition("sigma_8"), "finite values above 0", [0, 0, 1, 1, 0, 0]),
+        (FAMILIES["camels"].condition("Omega_m"), "finite values above 0", [0, 0, 1, 1, 0, 0]),
+        (Condition(name="impact_x", unit="mm", low=1, high=2), "finite values", [1, 1, 1, 1, 0, 0]),
+        (Condition.labelled("particle", ("gamma", "e+")), "0 (gamma), 1 (e+)", [0, 1, 0, 1, 0, 0]),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)
+def test_a_condition_says_which_values_there_can_be(condition: Condition, domain: str, possible: list[int]) -> None:
+    assert condition.domain == domain
+    assert condition.possible(np.array([-1, 0, 0.5, 1, np.nan, np.inf])).tolist() == [bool(x) for x in possible]
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES, ids=lambda f: f.name)

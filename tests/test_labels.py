@@ -15,10 +15,14 @@ import pytest
 import torch
 from calogen.analysis import compare
 from calogen.analysis.histograms import selections
+from calogen.analysis.notes import condition_notes
+from calogen.analysis.planning import plan_comparison
 from calogen.analysis.plots_showers import draw_showers
+from calogen.analysis.survey import survey
 from conftest import ENERGY, MAPS, Trained, command, tiny
 
 from calogen.checkpoint import ConditionRange
+from calogen.cli.compare import _named_samples
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConditionError, ConfigError, ShardError
 from calogen.families import CartesianLayer, Condition, Family, resolve_family
@@ -465,12 +469,86 @@ def test_reports_have_a_bin_for_each_label_there_is() -> None:
     assert not [s for s in selections(only.family, only.conditions, 2) if s.condition == "particle"]
 
 
-def test_other_labels_are_not_compared() -> None:
-    one, two = (showers(labels, ["gamma", "e+"] * 30) for labels in permutations(("gamma", "e+")))
-    with pytest.raises(ShardError, match="labels of 'particle' are not those of the reference"):
-        compare(one, two)
+def test_sides_of_a_comparison_share_their_labels(tmp_path: Path) -> None:
+    one, two = (showers(labels, ["gamma", "e+"] * 60) for labels in permutations(("gamma", "e+")))
+    report = compare(one, two, bins=2)
+    assert report.metrics["generated"]["mean/fraction_0[particle=gamma]"].value == 0
+    for name, samples in {"a": one, "b": showers(("e-", "e+"), ["e+", "e-"] * 60), "r": two}.items():
+        write_shard(tmp_path / f"{name}.h5", samples, provenance={})
+    given = {"files": str(tmp_path / "b.h5"), "shards": open_shards(tmp_path / "b.h5"), "memory": one}
+    report = compare(tmp_path / "r.h5", given, bins=2)
+    assert report.family.labels("particle") == ("e+", "gamma", "e-")  # those seen first first
+    kept = {name: side.conditions["particle"].tolist() for name, side in report.generated.items()}
+    assert kept == {"files": [0, 2] * 60, "shards": [0, 2] * 60, "memory": [1, 0] * 60}
+    for mine in report.metrics.values():
+        assert abs(mine["mean/fraction_0[particle=e+]"].value) < 0.05
+    named = _named_samples((f"a={tmp_path}/a.h5", f"b={tmp_path}/b.h5"), drop_bad=False)
+    assert [shards.family.labels("particle") for (shards,) in named.values()] == [("gamma", "e+"), ("e-", "e+")]
+
+
+def test_labels_that_cannot_be_compared_are_refused() -> None:
+    samples = showers(("gamma", "e+"), ["gamma", "e+"] * 30)
+    number = Condition(name="particle", low=0, high=1)
+    with pytest.raises(ShardError, match="labels of 'particle' are not those of the reference") as caught:
+        compare(samples, replace(samples, family=PLATES.with_condition(number)))
+    assert (caught.value.expected, caught.value.found) == ("gamma, e+", "a number")
+    for code in (2, -1, 0.5):
+        wrong = {**samples.conditions, "particle": np.full(60, code, np.float32)}
+        for reference in (samples, showers(("e+", "e-"), ["e+"] * 60)):
+            with pytest.raises(ShardError, match="60 of 60 samples have an impossible 'particle'"):
+                compare(reference, replace(samples, conditions=wrong))
     with pytest.raises(ShardError, match="different families or conditions"):
-        Samples.concatenate([one, replace(one.select(slice(0, 2)), conditions={})])
+        Samples.concatenate([samples, replace(samples.select(slice(0, 2)), conditions={})])
+
+
+def test_files_of_one_particle_are_compared_with_mixtures_and_with_others(tmp_path: Path) -> None:
+    for label in ("gamma", "e+"):
+        file_of(tmp_path / f"{label}.h5", label, 100, told=False)
+    write_shard(tmp_path / "both.h5", showers(("e+", "gamma"), ["gamma", "e+"] * 60), provenance={})
+    gamma, positrons = f"{tmp_path}/gamma.h5,particle=gamma", f"{tmp_path}/e+.h5,particle=e+"
+    report = compare(tmp_path / "both.h5", {"a": gamma, "b": positrons}, bins=2)
+    assert abs(report.metrics["a"]["mean/fraction_0[particle=gamma]"].value) < 0.2
+    assert "mean/fraction_0[particle=gamma]" not in report.metrics["b"]
+    assert not compare(gamma, gamma, bins=2).family.labelled  # one label is no condition
+    (note,) = (note for note in compare(gamma, positrons, bins=2).notes if "its particle is not" in note)
+    assert "fraction of gamma 0 instead of 1.000 ± 0.071" in note
+
+
+def test_notes_compare_the_fractions_of_labels_and_the_distributions_of_numbers() -> None:
+    reference = showers(("gamma", "e-", "e+"), ["gamma", "e-", "e+", "e+"] * 300)
+    plan = plan_comparison(reference, bins=0, seed=0)
+    base = survey(reference, plan)
+    for of in (["gamma", "e-", "e+", "e+"] * 100, ["gamma", "e-"] * 200):
+        side = survey(showers(("gamma", "e-", "e+"), of, 2), plan)
+        notes = [note for note in condition_notes("other", base, side, plan) if "particle" in note]
+        assert len(notes) == ("e+" not in of)
+    found = "fraction of gamma 0.5 instead of 0.250 ± 0.027, fraction of e- 0.5 instead of 0.250 ± 0.027, fraction"
+    assert notes[0].startswith(f"other: its particle is not distributed as in the reference ({found}")
+    energies = replace(side, conditions={"incident_energy": side.conditions["incident_energy"] * 2})
+    (note,) = condition_notes("other", base, energies, plan)
+    assert " MeV, " in note
+    bare = replace(plan, family=MAPS)  # without a unit there is no space before the comma
+    cosmology = replace(base, conditions={"Omega_m": base.conditions["incident_energy"]})
+    (note,) = condition_notes("other", cosmology, replace(side, conditions={"Omega_m": np.zeros(400)}), bare)
+    assert " expected" in note
+    assert " ," not in note
+
+
+@pytest.mark.parametrize("files", ["gamma.h5", "*.h5", ""], ids=["file", "glob", "folder"])
+def test_info_takes_labels_named_with_a_path(tmp_path: Path, files: str) -> None:
+    file_of(tmp_path / "gamma.h5", "gamma", 7)
+    facts = describe(f"{tmp_path / files},particle=photon")
+    assert facts["conditions"]["particle"] == {"samples": {"photon": 7}}
+    assert facts["notes"] == ["particle photon, as named; the file says gamma"]
+    assert not facts["problems"]
+    done = command("info", f"{tmp_path / files},particle=photon")
+    assert "particle: samples photon 7" in done.out
+    write_shard(tmp_path / "a.h5", showers(("gamma", "e+"), ["gamma", "e+"] * 2), provenance={})
+    write_shard(tmp_path / "b.h5", showers(("e+", "gamma"), ["gamma", "e+"] * 2), provenance={})
+    mixed = describe([tmp_path / "a.h5", tmp_path / "b.h5", f"{tmp_path}/gamma.h5,particle=photon"])
+    assert mixed["conditions"]["particle"] == {"samples": {"gamma": 4, "e+": 4, "photon": 7}}
+    (problem,) = describe(f"{tmp_path}/a.h5,particle=photon")["problems"]
+    assert "the file itself says the 'particle' of each sample" in problem
 
 
 # ---------------------------------------------------------------------------------------------------- simulation

@@ -77,26 +77,30 @@ def compare(
 
 def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
     """Generated samples by name; those given the same name on purpose are seeds of one surrogate."""
+    from ..labels import named_with
     from ..shards import open_shards
 
     found: dict[str, list[Shards]] = {}
-    labels: dict[str, tuple[str, ...]] = {}  # of the first, for the others
     unnamed = set()
     for text in texts:
-        name, sign, path = text.partition("=") if not Path(text).exists() else ("", "", text)
-        if sign and not name:
-            raise ConfigError("a set of generated samples needs a name before the '='", found=text)
-        path = at_home(path) if sign or not name else name
-        if not sign:
-            name = Path(path).name or path
-            unnamed.add(printable(name))
-        name = printable(name)
+        given, path = _apart(text)
+        name = printable(given or Path(named_with(path)[0]).name or path)
+        if not given:
+            unnamed.add(name)
         if name in found and name in unnamed:
             raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
-        shards = open_shards(path, drop_bad=drop_bad, labels=labels)
-        labels = labels or shards.family.labelled
-        found.setdefault(name, []).append(shards)
+        found.setdefault(name, []).append(open_shards(path, drop_bad=drop_bad))
     return found
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """NAME and PATH of NAME=PATH, or no name: one holds no comma and no slash, so that PATH,particle=e+ has none."""
+    name, sign, path = text.partition("=")
+    if not sign or set(",/") & set(name) or Path(text).exists():
+        return "", text
+    if not name:
+        raise ConfigError("a set of generated samples needs a name before the '='", found=text)
+    return name, at_home(path)
 
 
 def _limits(texts: tuple[str, ...]) -> dict[str, float]:
