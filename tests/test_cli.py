@@ -104,6 +104,11 @@ def test_help_names_every_option_and_says_what_it_is_for(names: tuple[str, ...],
         assert all(name in done.out and child.get_short_help_str() for name, child in found.commands.items())
 
 
+def test_help_names_the_surrogates_that_there_are() -> None:
+    said = command("generate", "--help").out
+    assert all(folder.name in said for folder in (ROOT / "data" / "surrogates").iterdir() if folder.is_dir())
+
+
 def test_the_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
 
@@ -112,7 +117,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def shown_commands() -> list[str]:
     """Every ``calogen ...`` line of the code blocks of our pages, of help texts and of the Makefile."""
-    texts = [cli.help or ""]
+    texts = [found.help or "" for _, found in all_commands()]
     for path in [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CHANGELOG.md"]:
         if path.exists():
             texts += re.findall(r"^```[^\n]*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)

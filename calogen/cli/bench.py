@@ -25,7 +25,7 @@ def bench() -> None:
 @click.option("--steps", type=click.IntRange(min=1), default=30, show_default=True, help="Steps timed in each round.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=2), default=256, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1))
+@click.option("--threads", type=click.IntRange(min=1), help="Of both (default: the cores there are).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_train(as_json: bool, **options: Any) -> None:
     """Time training steps against a bare torch loop on the same tensors."""

@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     "--training",
     type=PLACE,
     metavar="PATH",
-    help="What the surrogate was trained on: look for samples learnt by heart.",
+    help="What the surrogate was trained on (or a folder with it in train/): look for samples learnt by heart.",
 )
 @click.option(
     "--classifier",
     type=click.Choice(["none", "light", "calochallenge"]),
     default="none",
     show_default=True,
-    help="Two-sample classifiers: light takes a minute or more, calochallenge hours.",
+    help="Train classifiers to tell the two apart: light takes minutes, calochallenge (its recipe) hours.",
 )
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @click.option(
-    "--fail-above", multiple=True, metavar="KEY=V", help="Exit 3 if |metric KEY| exceeds V (may be repeated)."
+    "--fail-above",
+    multiple=True,
+    metavar="KEY=V",
+    help="Exit with 3 if |metric KEY| of metrics.json exceeds V, as in score=0.1 (may be repeated).",
 )
 def compare(
     reference: str,
@@ -50,11 +53,16 @@ def compare(
 ) -> None:
     """Compare generated samples with a reference.
 
-    Writes metrics with errors and floors (metrics.json), figures (PDF, PNG), one self-contained page (report.html) and
-    a table with the surrogates as columns (table.csv, table.tex).
+    REFERENCE and each GENERATED are a file, a glob or a folder of samples; where all are of one particle, they may be
+    PATH,particle=e+. Of a reference with test/ that folder is taken. NAME=PATH gives a set of generated samples a name;
+    sets of the same NAME are seeds of one surrogate, and are drawn as a band.
 
-    REFERENCE and GENERATED are shards, globs or folders; NAME=PATH gives a set of samples a name. The same NAME given
-    several times stands for seeds of one surrogate, which are drawn as a band.
+    Writes report.html, one page with everything; metrics.json, every number with its error and its floor (what
+    reference against reference gives); figures/*.pdf and *.png; table.csv and table.tex, surrogates as columns.
+
+    \b
+    calogen compare data/calogan-gamma showers --out report
+    calogen compare data/calogan-gamma gan=one gan=two flow=three --classifier light --out report
     """
     from calogen.analysis import compare as run
     from calogen.analysis.inputs import open_side, require_settings

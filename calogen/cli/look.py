@@ -17,7 +17,15 @@ from .options import FOLDER, PLACE
 @click.argument("path", type=PLACE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(path: str, as_json: bool) -> None:
-    """Describe shards, a simulation file or a model."""
+    """Describe data or a model.
+
+    PATH is a shard, a glob or a folder, a CaloGAN, CaloChallenge or CAMELS file (of one particle: PATH,particle=e+); a
+    run, a checkpoint, or a surrogate that comes with calogen. All of the data is read: ranges, and what is damaged.
+
+    \b
+    calogen info data/calogan-gamma
+    calogen info calogan-gamma
+    """
     from ..models import describe_model, is_model
     from ..shards import describe
 
@@ -46,7 +54,7 @@ def _print(path: str, facts: dict[str, Any]) -> None:
 @click.command()
 @click.argument("path", type=FOLDER)
 def verify(path: Path) -> None:
-    """Check every byte of shards.
+    """Check every byte of shards against what was written.
 
     PATH is a shard or a folder of shards; the exit code is 2 if anything is wrong.
     """

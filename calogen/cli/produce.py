@@ -19,40 +19,73 @@ if TYPE_CHECKING:
     from ..sampling import Surrogate
 
 _BEST_RATIO = 8  # no samples of ours compress better
+ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
+PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
 
 
 @click.command()
 @click.argument("model", type=PLACE)
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder; empty, absent, or of an unfinished call.")
-@click.option("-n", "count", type=int, help="Samples (default: the length of --like or --conditions).")
-@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
+@click.option("-n", "count", type=int, help="Samples (default: as many as --like or --conditions have).")
+@click.option("--energy", metavar="SPEC", help=ENERGIES)
 @click.option(
-    "--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any: particle=fixed:e+."
+    "--condition",
+    "conditions",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+.",
 )
-@click.option("--like", type=PLACE, metavar="PATH", help="Take the conditions of these shards, in order.")
+@click.option(
+    "--like",
+    type=PLACE,
+    metavar="PATH",
+    help="Take the conditions of these samples, in order; if -n is more than they are, over again.",
+)
 @click.option(
     "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
 )
 @click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
-@click.option("--format", "layout", type=click.Choice(["native", "calogan"]), default="native", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents and conditions.")
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), help="Samples per file (default: 128 MiB before compression)."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU where there is one.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
+@click.option("--part", metavar="I/N", help=PARTS)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["native", "calogan"]),
+    default="native",
+    show_default=True,
+    help="HDF5 as in CaloChallenge (of maps: maps and params), or as in CaloGAN (of its three layers only).",
+)
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), help="Samples per file (default: at most 128 MiB before compression)."
 )
 @click.option(
     "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
 )
-@click.option("--extrapolate", is_flag=True, help="Allow conditions outside the trained range.")
-@click.option("--size", type=click.IntRange(min=1), help="Side of the maps in pixels (maps only).")
+@click.option(
+    "--extrapolate", is_flag=True, help="Allow conditions outside the trained range; nothing vouches for them."
+)
+@click.option(
+    "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
-    MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen.
+    MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
+    calogan-gamma, calogan-eplus, nbody-64. Each of its conditions must be named; `calogen info MODEL` lists them.
     Sample i depends on the checkpoint, the seed, the conditions and i alone.
+
+    \b
+    calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
+    calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
     from ..parts import Part
     from ..production import shard_times
@@ -140,29 +173,51 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 
 @click.command()
 @click.argument("engine", metavar="ENGINE", type=click.Choice(["geant4", "nbody", "toy"]))
-@click.option("--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished run.")
-@click.option("-n", "count", type=click.IntRange(min=1), help="Samples.")
+@click.option(
+    "--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished call. Required but for --check."
+)
+@click.option("-n", "count", type=click.IntRange(min=1), help="Samples. Required but for --check.")
 @click.option("--particle", help="gamma, e- or e+, or several: gamma,e+ (geant4).")
-@click.option("--energy", metavar="SPEC", help="fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV, list:1,5,10GeV.")
-@click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help="The same for any condition.")
-@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Any other option of the engine.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--energy", metavar="SPEC", help=ENERGIES)
+@click.option(
+    "--condition",
+    "conditions",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, impact_x=fixed:2.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    help="Any other option of the engine (may be repeated): steps=40.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of samples and conditions.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help="Make part I of N only; auto: from torchrun's or Slurm's variables.")
-@click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file.")
+@click.option("--part", metavar="I/N", help=PARTS)
+@click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
+    ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
+
     \b
-    geant4   showers; pip install "calogen[geant4]"
-             --set geometry=calogan|2|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
-             --condition impact_x, impact_y [mm], theta, phi [deg]
-    nbody    density maps; pip install "calogen[nbody]"
-             --set pixels=64, box=64 [Mpc/h], slabs=8, steps=20; --condition Omega_m, sigma_8
+    geant4   real showers; pip install "calogen[geant4]"
+             options     geometry=calogan|2|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
+             conditions  incident_energy, impact_x, impact_y [mm], theta, phi [deg]
+    nbody    density maps, 3 * slabs of each box; pip install "calogen[nbody]"
+             options     pixels=64, box=64 [Mpc/h], slabs=8, steps=20
+             conditions  Omega_m, sigma_8
     toy      showers or maps with known moments, for tests and teaching
-             --set family=NAME|FILE.toml, field=lognormal|gaussian, amplitude=
+             options     family=NAME|FILE.toml, and of maps field=lognormal|gaussian, amplitude=0.8
+             conditions  those of the family
+
+    \b
+    calogen simulate geant4 --particle gamma -n 1000 --energy uniform:1:100GeV --out showers
+    calogen simulate nbody -n 2400 --condition Omega_m=fixed:0.3 --set slabs=4 --out boxes
     """
     from .. import simulators
     from ..parts import Part

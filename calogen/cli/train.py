@@ -23,32 +23,49 @@ if TYPE_CHECKING:
     type=PLACE,
     required=True,
     multiple=True,
-    help="Shard, glob, folder, or folder with train/ (may be repeated); of one particle: PATH,particle=e+.",
+    help="File, glob, folder, or folder with train/ (may be repeated); of one particle: PATH,particle=e+.",
 )
-@click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent.")
-@click.option("--energy-conditioned", is_flag=True, help="Condition on the incident energy.")
+@click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent but for --resume.")
+@click.option("--energy-conditioned", is_flag=True, help="The same as --condition incident_energy.")
 @click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Condition on NAME (may be repeated).")
 @click.option("--unconditional", is_flag=True, help="Condition on nothing.")
-@click.option("--holdout", multiple=True, metavar="NAME=LO:HI", help="Leave a range out: incident_energy=20:30GeV.")
+@click.option(
+    "--holdout",
+    multiple=True,
+    metavar="NAME=LO:HI",
+    help="Leave a range out (may be repeated): incident_energy=20:30GeV.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Generator updates.")
 @click.option(
     "--time",
     "seconds",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
     help="Stop cleanly once the run has taken SECONDS, earlier sessions included.",
 )
 @click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the cores there are).")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Set any key of the configuration.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=V",
+    help="Set any key of the configuration (may be repeated): training.penalty=5.",
+)
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, resume: bool, **options: Any) -> None:
-    """Train a surrogate on simulation shards.
+    """Train a surrogate on simulated samples.
 
-    CONFIG is a TOML file; without one the defaults suit the family found in the data.
+    CONFIG is a TOML file; without one the defaults suit the family found in the data. Options win over CONFIG. Where
+    neither names conditions, the surrogate is conditioned on all that the family has.
+
+    \b
+    calogen train --data data/calogan-gamma --energy-conditioned --out run
+    calogen train configs/own-calorimeter.toml --data own --steps 2000 --seed 2 --out own-run
     """
     settings = _train_config(config, options, list(data))
     from .. import training

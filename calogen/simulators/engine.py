@@ -175,11 +175,12 @@ class Drawn:
         for condition in known:
             low, high = limits.get(condition.name, (-np.inf, np.inf))
             values = self.specs[condition.name].values
-            if not (low <= values.min() and values.max() <= high):
+            if not (low <= values.min() and values.max() <= high and condition.possible(values).all()):
+                limited = f"{low:g} to {high:g} {condition.unit}".rstrip()
                 raise ConditionError(
                     f"'{condition.name}' cannot be simulated there",
                     where=self.texts[condition.name],
-                    expected=f"{low:g} to {high:g} {condition.unit}".rstrip(),
+                    expected=limited if condition.name in limits else condition.domain,
                     found=f"{values.min():g} to {values.max():g}",
                 )
 
