@@ -173,10 +173,11 @@ def _with_column(piece: Piece, column: Column, labels: tuple[str, ...]) -> Piece
     try:
         family = piece.layout.family.with_condition(Condition.labelled(name, labels))
     except ValueError:  # pydantic's, of a single label too
+        maps = piece.layout.family.kind == "map"
         raise ShardError(
             f"'{name}' cannot be a condition of these samples",
             where=piece.path,
-            expected="at least two labels, of letters, digits and signs",
+            expected="a number: maps have no labels" if maps else "at least two labels, of letters, digits and signs",
             found=", ".join(labels),
         ) from None
     others = [c for c in piece.layout.conditions if c.name != name]

@@ -107,8 +107,10 @@ def _unit_factor(condition: Condition, unit: str, where: object, example: str) -
 
 
 def _bad_spec(condition: Condition, text: str) -> ConditionError:
-    unit = "GeV" if condition.unit in ENERGY_UNITS else ""
-    expected = f"fixed:50{unit}, uniform:1:100{unit}, log-uniform:1:100{unit} or list:1,5,10{unit}"
+    low, high = f"{condition.low:g}", f"{condition.high:g}"
+    expected = f"fixed:{high}, uniform:{low}:{high} or list:{low},{high}"
+    if condition.unit in ENERGY_UNITS:
+        expected = "fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV"
     if condition.labels:
         names = ",".join(condition.labels)
         expected = f"fixed:{condition.labels[0]}, list:{names}, uniform:{names} or uniform"

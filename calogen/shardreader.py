@@ -281,7 +281,7 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
         return
     names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
     for what, mine, theirs, same in (
-        ("family", first.family.name, other.family.name, first.family.same_samples(other.family)),
+        ("family", _sized(first.family), _sized(other.family), first.family.same_samples(other.family)),
         ("kind", first.kind, other.kind, first.kind == other.kind),
         ("conditions", names, other_names, set(names) == set(other_names)),
         *(
@@ -296,6 +296,13 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
                 expected=f"{mine} (as in {path})",
                 found=theirs,
             )
+
+
+def _sized(family: Family) -> str:
+    """Name and size of a family: files of one name may hold maps of several boxes."""
+    if family.kind == "map":
+        return f"{family.name}, {family.pixels} pixels, box {family.box_size:g} Mpc/h, {family.depth:g} Mpc/h deep"
+    return f"{family.name}, {family.voxels} voxels in {len(family.layers)} layers"
 
 
 # ---------------------------------------------------------------------------------------------------- rows
@@ -454,7 +461,7 @@ def _check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None)
 
 
 def _check_density(piece: Piece, samples: Samples) -> None:
-    """Refuses reference maps that are no densities over their mean, as they should be."""
+    """Refuses reference maps that are no densities over their mean, as they should be, or the same everywhere."""
     layout = piece.layout
     if layout.family.kind != "map" or layout.family.unit != "1+delta" or layout.kind != "reference":
         return
@@ -468,6 +475,9 @@ def _check_density(piece: Piece, samples: Samples) -> None:
             found=f"{typical:.4g}",
             hint="divide the maps of each simulation by its mean density; of a .npy stack that is done when it is read",
         )
+    if len(good) and not np.ptp(good.reshape(len(good), -1), axis=1).any():
+        what = f"all of the first {len(good)} maps are the same everywhere"
+        raise ShardError(what, where=f"{piece.path}, dataset {layout.values[0]}", expected="structure in the maps")
 
 
 def sha256_of(path: Path) -> str:

@@ -75,7 +75,8 @@ def columns(title: str, records: list[dict[str, Any]]) -> None:
 def readable(value: Any) -> Any:
     """JSON-able values as people read them."""
     if isinstance(value, dict):
-        return "\n".join(f"{k}: {_inline(v) if isinstance(v, dict) else readable(v)}" for k, v in value.items())
+        known = {key: entry for key, entry in value.items() if entry is not None}
+        return "\n".join(f"{k}: {_inline(v) if isinstance(v, dict) else readable(v)}" for k, v in known.items())
     if isinstance(value, float):
         return _short(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -99,7 +100,7 @@ def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _inline(entry: dict[str, Any]) -> str:
-    known = {key: value for key, value in entry.items() if value != ""}
+    known = {key: value for key, value in entry.items() if value not in ("", None)}
     return ", ".join(f"{k} {_inline(v) if isinstance(v, dict) else _short(v)}" for k, v in known.items())
 
 

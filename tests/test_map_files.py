@@ -299,6 +299,27 @@ def test_maps_that_are_no_densities_over_their_mean_are_refused(tmp_path: Path) 
     assert len(open_shards(write_folder(tmp_path / "wild", wild)).read()) == 8  # a bad model is to be judged
 
 
+def test_maps_that_are_the_same_everywhere_are_refused(tmp_path: Path) -> None:
+    maps = toy(MAPS, 8)
+    flat = np.ones_like(maps.values) * np.linspace(0.5, 2, 8)[:, None, None]
+    with pytest.raises(ShardError, match="all of the first 8 maps are the same everywhere"):
+        open_shards(write_folder(tmp_path / "flat", Samples(MAPS, flat, maps.conditions))).read()
+    flat[3] = maps.values[3]
+    assert len(open_shards(write_folder(tmp_path / "empty", Samples(MAPS, flat, maps.conditions))).read()) == 8
+
+
+def test_maps_of_two_boxes_are_not_read_as_one_and_have_no_labels(tmp_path: Path) -> None:
+    maps, wide = toy(MAPS, 8), MAPS.model_copy(update={"box_size": 25.0})
+    folders = [write_folder(tmp_path / "a", maps), write_folder(tmp_path / "b", replace(maps, family=wide))]
+    with pytest.raises(ShardError, match="files of different family") as refused:
+        open_shards(folders)
+    assert "box 16 Mpc/h" in refused.value.expected
+    assert "box 25 Mpc/h" in refused.value.found
+    with pytest.raises(ShardError, match="'particle' cannot be a condition") as refused:
+        open_shards([f"{folders[0]},particle=e+", f"{folders[1]},particle=gamma"])
+    assert refused.value.expected == "a number: maps have no labels"
+
+
 def test_other_boxes_in_a_file_of_maps_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "maps.h5", "w") as file:
         file["maps"] = toy(FAMILIES["nbody-64"], 3).values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ..sampling import Surrogate
 
 _BEST_RATIO = 8  # no samples of ours compress better
+_BYTES_A_PIXEL = 100  # that making a large map takes
 ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
 PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
 
@@ -94,6 +97,7 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
+        _require_memory(options["size"])
     request = _request(surrogate, options)
     names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate", "workers")
     how = {name: options[name] for name in names} | {"part": Part.parse(part) if part is not None else None}
@@ -107,6 +111,18 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
         surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
     _tell("generated", f"part {part} of {request.samples}" if part else f"{request.samples}", out, before)
     _tell_clipped(out, surrogate)
+
+
+def _require_memory(size: int) -> None:
+    """Refuse maps that are too large at once: it would take minutes to find out."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _BYTES_A_PIXEL * size**2 > memory:
+        raise ConfigError(
+            "a map of that size does not fit into memory",
+            where="--size",
+            expected=f"at most {math.isqrt(memory // _BYTES_A_PIXEL)} pixels a side",
+            found=size,
+        )
 
 
 def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
