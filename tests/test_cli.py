@@ -476,6 +476,7 @@ def test_the_test_split_is_compared_with_and_two_names_are_told_apart(
         ("gan=made,particle=gamma", "gan", "made,particle=gamma"),
         ("some/made,particle=e+,material=W", "", "some/made,particle=e+,material=W"),
         ("some/a=b", "", "some/a=b"),
+        ("some/rate=1/*.h5", "", "some/rate=1/*.h5"),
         ("gan=a=b", "gan", "a=b"),
         ("is=there", "", "is=there"),
     ],
@@ -500,7 +501,8 @@ def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> 
         (["={data}"], "a name before the '='"),
         (["{data}", "--fail-above", "score=nan"], "--fail-above takes KEY=NUMBER"),
         (["{empty}"], "there are no samples yet"),
-        (["a,b={data}"], "no such file or folder"),
+        (["a,b={data}"], "the name of a set holds no comma and no slash"),
+        (["a/b={empty}/none"], "no such file or folder"),
         (["{data}", "b={data},angle=x"], "the file itself says the 'angle' of each sample"),
     ],
 )

@@ -103,8 +103,14 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
 
 def _apart(text: str) -> tuple[str, str]:
     """NAME and PATH of NAME=PATH, or no name: one holds no comma and no slash, so that PATH,particle=e+ has none."""
+    from ..labels import named_with
+
     name, sign, path = text.partition("=")
-    if not sign or set(",/") & set(name) or Path(text).exists():
+    if not sign or Path(text).exists():
+        return "", text
+    if set(",/") & set(name):
+        if named_with(text)[0] == text and Path(at_home(path)).exists():  # else a glob, or no such file
+            raise ConfigError("the name of a set holds no comma and no slash", found=name)
         return "", text
     if not name:
         raise ConfigError("a set of generated samples needs a name before the '='", found=text)
