@@ -105,18 +105,33 @@ def test_matter_is_conserved_periodic_and_moves_where_it_is_told() -> None:
     noise = torch.randn(3, 2, 24, 16, generator=torch.Generator().manual_seed(1))
     source = torch.fft.rfft2(noise) * torch.exp(-0.5 * grid.wave.square())
     source[..., 0, 0] = 0
-    density = displaced(source, grid)
+    smooth = torch.exp(-0.5 * (2 * grid.wave).square()).expand(3, -1, -1)
+    density = displaced(source, smooth, grid)
     assert (density >= 0).all()
     torch.testing.assert_close(density.mean((1, 2)), torch.ones(3), rtol=1e-5, atol=0)
-    torch.testing.assert_close(displaced(0 * source, grid), torch.ones(3, 24, 16))
-    rolled = displaced(torch.fft.rfft2(torch.fft.irfft2(source, s=(24, 16)).roll((5, 3), (2, 3))), grid)
+    torch.testing.assert_close(displaced(0 * source, smooth, grid), torch.ones(3, 24, 16))
+    rolled = displaced(torch.fft.rfft2(torch.fft.irfft2(source, s=(24, 16)).roll((5, 3), (2, 3))), smooth, grid)
     torch.testing.assert_close(rolled, density.roll((5, 3), (1, 2)), rtol=1e-3, atol=1e-4)
-    small = displaced(1e-3 * source, grid) - 1
+    small = displaced(1e-3 * source, torch.ones_like(smooth), grid) - 1
     wanted = 1e-3 * torch.fft.irfft2(source.mean(1), s=(24, 16))  # linear theory: delta = -div psi
-    smooth = torch.exp(-0.5 * (3 * grid.wave).square())
-    found, theory = (torch.fft.irfft2(torch.fft.rfft2(x) * smooth, s=(24, 16)) for x in (small, wanted))
+    large = torch.exp(-0.5 * (3 * grid.wave).square())
+    found, theory = (torch.fft.irfft2(torch.fft.rfft2(x) * large, s=(24, 16)) for x in (small, wanted))
     assert torch.corrcoef(torch.stack([found.flatten(), theory.flatten()]))[0, 1] > 0.999
     assert float(found.std() / theory.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_voids_keep_what_is_smoothed_away_elsewhere() -> None:
+    """A wave leaves a void and a wall; ripples that smoothing removes are seen in the void, and only there."""
+    grid = Grid.of(64, 64, 1.0, torch.device("cpu"))
+    rows = torch.arange(64.0)
+    wave = 2 * torch.cos(2 * torch.pi * rows / 64)[None, None, :, None].expand(1, 1, 64, 64)
+    ripples = 0.3 * torch.cos(2 * torch.pi * rows / 8)[None, None, None, :].expand(1, 1, 64, 64)
+    smooth = (grid.wave < 0.3).float()[None]
+    both, alone = (displaced(torch.fft.rfft2(x), smooth, grid)[0] for x in (wave + ripples, wave))
+    seen = (both - alone).abs().mean(1) / alone.mean(1)
+    assert seen[24:41].min() > 0.1  # the void, around row 32
+    assert seen[:8].max() < 0.15 * seen[24:41].max()  # not nothing: some came over from the void
+    torch.testing.assert_close(both.mean(), torch.tensor(1.0), rtol=1e-5, atol=0)
 
 
 # ------------------------------------------------------------------------------------------------ scores

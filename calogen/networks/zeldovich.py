@@ -33,15 +33,15 @@ _DEPTH = 8  # a map is a slab of its box's side over this, where the family does
 # full R, dense boxes lose peaks, with the same scale for all, sparse or dense ones do (truncated Zel'dovich).
 _NONLINEAR, _SOFTLY = 1.2, 0.4
 _SCALES = (0.1, 10.0)  # Mpc/h, among which R is looked for
+_VOID, _VOID_EDGE = -1.0, 0.2  # smooth linear density below which nothing is smoothed away, and how gently
 _KNEE = 0.02  # added to the density before its logarithm
-_GRAIN, _GRAIN_SIZE = 1.2, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
+_GRAIN, _GRAIN_SIZE = 1.5, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
 _GROWTH = 1.2  # with which power of the smoothing it goes
-_EVERYWHERE = 0.1  # its part everywhere
-_ONSET, _WIDTH = 0.5, 0.7  # in which ln density all of it sets in, and how gently
-_VOID, _VOID_WIDTH, _VOID_SLOPE = -1.4, 0.4, 0.6  # the same of voids, where it grows with ln density
+_ONSET, _WIDTH = 0.8, 0.7  # in which ln density it sets in, and how gently
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
-_FIT_PIXELS, _FIT_MAPS = 2**27, 32768  # that the start is fitted with, at most
-_FIT_ROUNDS = ((0.125, 0.45),) * 6 + ((1.0, 0.6),) * 2 + ((1.0, 0.0),)  # share of them, and of the step to take
+_FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
+# Share of them, and of the step to take. Chance in the first rounds' few maps must be forgotten by the last.
+_FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
 _PARTICLES = 2**16  # moved at a time: they stay in the cache, and large maps take little memory
@@ -81,12 +81,12 @@ class ZeldovichGenerator(MapGenerator):
     """White noise moves matter; a filter, a point transform and a network make its density the simulation's.
 
     1. Two sheets of matter, each half of the slab deep, get independent Gaussian displacements in the plane with the
-       spectrum that linear theory gives for the conditions, smoothed where matter is no longer linear, and are moved by
-       them: filaments, nodes and voids (the Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84; truncated: Coles et
-       al. 1993).
-    2. The logarithm of their density gets a texture in nodes and voids, is filtered by exp T(k), with T a quadratic
-       function of the conditions, and its pixels are mapped to normal scores. T is fitted so that the spectra of the
-       maps are those of the training maps.
+       spectrum that linear theory gives for the conditions, and are moved by them: filaments, nodes and voids (the
+       Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84). Where matter is no longer linear, displacements are
+       smoothed (truncated: Coles et al. 1993), but not in voids, which keep all that their matter began with.
+    2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), with T a quadratic function
+       of the conditions, and its pixels are mapped to normal scores. T is fitted so that the spectra of the maps are
+       those of the training maps.
     3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
     4. The scores become densities with the distribution that the training maps have for the conditions.
 
@@ -100,7 +100,7 @@ class ZeldovichGenerator(MapGenerator):
 
     transform: DensityScores
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
-    smoothing: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
+    truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
 
     def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (16, 16, 16)) -> None:
@@ -114,7 +114,7 @@ class ZeldovichGenerator(MapGenerator):
         self.transform = DensityScores(terms)
         self.inner = Scores(terms)
         self.register_buffer("spectrum", torch.zeros(terms, _KNOTS))
-        self.register_buffer("smoothing", torch.zeros(terms))
+        self.register_buffer("truncation", torch.zeros(terms))
         self.register_buffer("transfer", torch.zeros(terms, int(shells(height, width)[0].max()) + 1))
         self.residual = Residual(len(self.conditions), channels)
 
@@ -149,13 +149,12 @@ class ZeldovichGenerator(MapGenerator):
         grid = self._grid(planes)
         noise = torch.fft.rfft2(planes[:, :SHEETS])
         amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self._log_position(grid.wave)))
-        smoothing = (terms @ self.smoothing).exp()[:, None, None]
-        amplitude = amplitude * torch.exp(-0.5 * (grid.wave * smoothing).square()) / self.pixel
-        density = displaced(noise * amplitude[:, None], grid)
+        smoothing = (terms @ self.truncation).exp()[:, None, None]
+        smooth = torch.exp(-0.5 * (grid.wave * smoothing).square())
+        density = displaced(noise * (amplitude / self.pixel)[:, None], smooth, grid)
         logs = torch.log(density + _KNEE)
-        strength = torch.sigmoid((logs - _ONSET) / _WIDTH).add_(_EVERYWHERE)
-        strength += _VOID_SLOPE * _VOID_WIDTH * nn.functional.softplus((_VOID - logs) / _VOID_WIDTH)
-        logs += self._grain(planes[:, -1], grid) * strength.mul_(smoothing**_GROWTH)
+        strength = torch.sigmoid((logs - _ONSET) / _WIDTH).mul_(smoothing**_GROWTH)
+        logs += self._grain(planes[:, -1], grid).mul_(strength)
         modes: Tensor = torch.fft.rfft2(logs)
         modes[:, 0, 0] = noise[:, 0, 0, 0]  # how much matter a slab holds varies from slab to slab
         return modes
@@ -228,7 +227,7 @@ class ZeldovichGenerator(MapGenerator):
         ]
         self.spectrum.copy_(log_mean(torch.from_numpy(np.stack(power)), terms[rows]))
         scales = torch.tensor([_nonlinear_scale(k, p) for p in power])[:, None]
-        self.smoothing.copy_(_SOFTLY * log_mean(scales, terms[rows])[:, 0])
+        self.truncation.copy_(_SOFTLY * log_mean(scales, terms[rows])[:, 0])
 
     def _fit_transfer(self, wanted: Tensor, terms: Tensor, seed: int) -> None:
         """Adjust T until the mean spectra (F, K) of fixed noise are those wanted; the scores follow."""
@@ -280,14 +279,16 @@ def _nonlinear_scale(k: NDArray[np.float64], power: NDArray[np.float64]) -> floa
     return float(np.interp(-(_NONLINEAR**2), -variance, scales))
 
 
-def displaced(source: Tensor, grid: Grid) -> Tensor:
+def displaced(source: Tensor, smooth: Tensor, grid: Grid) -> Tensor:
     """Density of sheets of matter that a displacement has moved, averaged over the sheets, 1 on average.
 
+    Smooth displacements everywhere, and in voids what was smoothed away as well: matter there has met no other.
     Matter starts on a lattice of half the pixels' spacing, on which displacements are interpolated: without that, the
     lattice shows in the voids.
 
     Args:
-        source: Modes of k . psi, (B, S, H, W // 2 + 1), of each sheet.
+        source: Modes of k . psi, the linear density, (B, S, H, W // 2 + 1), of each sheet.
+        smooth: What smoothing leaves of them, (B, H, W // 2 + 1).
         grid: Of the maps.
 
     Returns:
@@ -296,16 +297,23 @@ def displaced(source: Tensor, grid: Grid) -> Tensor:
     height, width = grid.position.shape[1:]
     total = source.real.new_zeros(len(source), height + 1, width + 1)  # a row and a column more: see _deposit
     for sheet in source.unbind(1):
+        kept = sheet * smooth
+        void = torch.sigmoid((_VOID - torch.fft.irfft2(kept, s=(height, width))) / _VOID_EDGE)
         y, x = (
-            torch.fft.irfft2(torch.view_as_complex(torch.stack([-sheet.imag, sheet.real], -1) * axis[..., None]),
-                             s=(height, width)) + position
+            (_along(sheet - kept, axis, width) * void).add_(_along(kept, axis, width)).add_(position)
             for axis, position in zip(grid.gradient, grid.position, strict=True)
-        )  # fmt: skip
+        )
         for rows, columns in ((0, 0), (0, 1), (1, 0), (1, 1)):
             _deposit(total, _between(y, rows, columns, height, 0), _between(x, rows, columns, 0, width))
     total[:, 0] += total[:, height]
     total[:, :, 0] += total[:, :, width]
     return total[:, :height, :width] / (4 * source.shape[1])
+
+
+def _along(source: Tensor, gradient: Tensor, width: int) -> Tensor:
+    """Displacement (B, H, W) along one axis, of modes of k . psi (B, H, W // 2 + 1)."""
+    turned = torch.view_as_complex(torch.stack([-source.imag, source.real], -1) * gradient[..., None])
+    return torch.fft.irfft2(turned, s=(source.shape[1], width))  # type: ignore[no-any-return]
 
 
 def _between(place: Tensor, rows: int, columns: int, down: float, right: float) -> Tensor:

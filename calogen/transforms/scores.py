@@ -10,6 +10,7 @@ from torch import Tensor, nn
 ENDS = 5.0  # scores of the tables' ends
 _SMALLEST = 1e-6  # slope of a score in its table's cells, at least: scores increase strictly
 _CLOSE = 1e-4  # change of a score at which a fit has converged
+_ROWS = 2048  # counted at a time: what that takes is several times the values
 _RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and quadratic terms
 
 
@@ -66,10 +67,12 @@ class Scores(nn.Module):
         """Distinct rows of features (R, F), share of their values below each threshold (R, T), number of samples."""
         size = self.probit.shape[1]
         groups, row = torch.unique(terms, dim=0, return_inverse=True)
-        bins = self._position(values).ceil_().clamp_(0, size).long()
-        bins += (row * (size + 1))[:, None]
-        counts = torch.bincount(bins.flatten(), minlength=len(groups) * (size + 1)).unflatten(0, (-1, size + 1))
-        number = torch.bincount(row).double()
+        counts = row.new_zeros(len(groups) * (size + 1))
+        for some, own in zip(values.split(_ROWS), row.split(_ROWS), strict=True):
+            bins = self._position(some).ceil_().clamp_(0, size).long()
+            bins += (own * (size + 1))[:, None]
+            counts += torch.bincount(bins.flatten(), minlength=len(counts))
+        counts, number = counts.unflatten(0, (-1, size + 1)), torch.bincount(row).double()
         total = counts.sum(1, keepdim=True).double()
         return groups, counts[:, :-1].cumsum(1) / total, number
 
