@@ -44,6 +44,7 @@ _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
+_FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 _PARTICLES = 2**16  # moved at a time: they stay in the cache, and large maps take little memory
 
 
@@ -239,7 +240,7 @@ class ZeldovichGenerator(MapGenerator):
         matter = [self.matter(self.planes(self._stratified(len(c), stream)), c) for c in chunks]
         self.transfer.zero_()
         for used, rate in _FIT_ROUNDS:
-            some = slice(0, max(1, round(used * len(chunks))))
+            some = slice(0, max(_FIT_LEAST, round(used * len(chunks))))
             fields = [self.filtered(m, c) for m, c in zip(matter[some], chunks[some], strict=True)]
             own = torch.cat(chunks[some])
             self.inner.fit(torch.cat(fields).flatten(1), own)
