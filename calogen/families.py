@@ -91,13 +91,19 @@ class Condition(_Frozen):
         """Which values (N,), in ``unit`` or numbers of labels, there can be at all, whatever a surrogate knows."""
         if self.labels:
             return np.isin(values, np.arange(len(self.labels)))
-        return np.asarray(np.isfinite(values) & ((values > 0) | (not self._positive)))
+        return np.asarray((np.abs(values) <= self._largest) & ((values > 0) | (not self._positive)))
 
     @property
     def domain(self) -> str:
         """The values there can be, for messages."""
-        numbered = ", ".join(f"{number} ({label})" for number, label in enumerate(self.labels))
-        return numbered or ("finite values above 0" if self._positive else "finite values")
+        if self.labels:
+            return ", ".join(f"{number} ({label})" for number, label in enumerate(self.labels))
+        most = f"{self._largest:g} {self.unit}".rstrip()
+        return f"finite values above 0, at most {most}" if self._positive else f"finite values from -{most} to {most}"
+
+    @property
+    def _largest(self) -> float:  # far beyond the usual: a damaged file or a wrong unit; squares fit single precision
+        return min(1000 * max(abs(self.low), abs(self.high)), 1e18)
 
     @property
     def _positive(self) -> bool:
@@ -159,8 +165,7 @@ class CartesianLayer(_Frozen):
 
     def mirrored(self, axis: int) -> NDArray[np.int64]:
         """Cell order after mirroring x (axis 0) or y (axis 1), shape (V_layer,)."""
-        cells = np.arange(math.prod(self.shape)).reshape(self.shape)
-        return np.flip(cells, axis).ravel()
+        return np.flip(np.arange(math.prod(self.shape)).reshape(self.shape), axis).ravel()
 
 
 class CylindricalLayer(_Frozen):
@@ -204,11 +209,9 @@ class CylindricalLayer(_Frozen):
 
     def mirrored(self, axis: int) -> NDArray[np.int64]:
         """Cell order after mirroring x (axis 0) or y (axis 1), shape (V_layer,)."""
-        sectors = np.arange(self.n_alpha)[::-1]  # y -> -y is alpha -> -alpha
-        if axis == 0:  # x -> -x is alpha -> pi - alpha: half a turn more
-            sectors = np.roll(sectors, self.n_alpha // 2)
-        cells = np.arange(math.prod(self.shape)).reshape(self.shape)
-        return cells[sectors].ravel()
+        turn = 0 if axis else self.n_alpha // 2  # y -> -y is alpha -> -alpha, x -> -x is half a turn more
+        sectors = np.roll(np.arange(self.n_alpha)[::-1], turn)
+        return np.arange(math.prod(self.shape)).reshape(self.shape)[sectors].ravel()
 
 
 Layer = Annotated[CartesianLayer | CylindricalLayer, Field(discriminator="geometry")]
@@ -285,8 +288,7 @@ class Family(_Frozen):
     @property
     def voxels(self) -> int:
         """Numbers in one sample (V)."""
-        shapes = [self.pixels] if self.pixels is not None else [layer.shape for layer in self.layers]
-        return sum(math.prod(shape) for shape in shapes)
+        return math.prod(self.pixels) if self.pixels else sum(math.prod(layer.shape) for layer in self.layers)
 
     @cached_property
     def layer_bounds(self) -> tuple[int, ...]:
@@ -330,10 +332,9 @@ class Family(_Frozen):
         Raises:
             ConfigError: If the family has none of that name.
         """
-        for condition in self.conditions:
-            if condition.name == name:
-                return condition
-        known = [c.name for c in self.conditions]
+        known = {condition.name: condition for condition in self.conditions}
+        if name in known:
+            return known[name]
         raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
 
     @property
@@ -354,10 +355,9 @@ class Family(_Frozen):
 
     def same_samples(self, other: Family) -> bool:
         """Whether samples of the two families can be compared voxel by voxel."""
-        if self.depth and other.depth and not math.isclose(self.depth, other.depth):
-            return False
+        deep = math.isclose(self.depth, other.depth) if self.depth and other.depth else True
         mine = (self.kind, self.unit, self.layers, self.pixels, self.box_size)
-        return mine == (other.kind, other.unit, other.layers, other.pixels, other.box_size)
+        return deep and mine == (other.kind, other.unit, other.layers, other.pixels, other.box_size)
 
 
 def _energy(low: float, high: float) -> Condition:

@@ -173,8 +173,16 @@ class Request:
         return cls(n, {name: Spec(family.condition(name), str(text)) for name, text in specs.items()})
 
     @classmethod
-    def like(cls, shards: Shards, names: Sequence[str], n: int | None = None) -> Request:
-        """The conditions of existing data, in its order; ``n`` takes the first of them, or repeats them.
+    def like(
+        cls, shards: Shards, names: Sequence[str], n: int | None = None, *, family: Family | None = None
+    ) -> Request:
+        """The conditions of existing data, in its order.
+
+        Args:
+            shards: The data.
+            names: Conditions wanted.
+            n: Takes the first so many samples, or repeats them.
+            family: Knows which conditions are labels, where the data do not.
 
         Raises:
             ShardError: If the data lack a condition.
@@ -182,8 +190,8 @@ class Request:
         columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
         for name in names:
             if name not in shards.condition_names:
-                known = name in [c.name for c in shards.family.conditions]
-                hint = None if known else f"where it is a label that all of them have, name it: PATH,{name}=LABEL"
+                label = (family or shards.family).labels(name)
+                hint = f"where all of them have one label, name it: PATH,{name}={label[0]}" if label else None
                 found = ", ".join(shards.condition_names)
                 raise ShardError(f"the data lack the condition '{name}'", found=found, hint=hint)
         rows = 0  # bad rows may be left out, so fewer than len(shards)

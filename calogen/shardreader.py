@@ -387,8 +387,10 @@ def _bad_error(
     one = samples.select(slice(row, row + 1))
     known = {column.name: one.family.condition(column.name) for column in piece.layout.conditions}
     column = next((c for c in piece.layout.conditions if not known[c.name].possible(one.conditions[c.name])[0]), None)
+    wrong: float | str
     if column is not None:
-        dataset, wrong, expected = column.dataset, float(one.conditions[column.name][0]), known[column.name].domain
+        dataset, wrong = column.dataset, float(one.conditions[column.name][0])
+        expected = f"{column.name}: {known[column.name].domain}"
         if column.labels:  # the file's own
             wrong = float(_rows(file, piece, dataset, start + row, start + row + 1).ravel()[0])
             expected = ", ".join(f"{number} ({label})" for number, label in enumerate(column.labels))
@@ -397,13 +399,17 @@ def _bad_error(
         several = len(piece.layout.values) > 1
         dataset = piece.layout.values[int(samples.family.layer_of_voxel[voxel]) if several else 0]
         wrong, expected = float(one.values.ravel()[voxel]), "finite values that are not negative"
+    what = "NaN, infinite, negative or absurd values"
+    if column is not None and column.labels:
+        what = "numbers that stand for no label"
+    elif column is None and isinstance(file, Stack) and file.is_zero(start + row):
+        what, wrong = "maps without any matter", "a simulation whose maps are all 0"
     size = max(1, _SLAB_BYTES // (4 * samples.family.voxels))
     count = 0
     for first in range(piece.start, piece.stop, size):
         count += int(_bad_rows(_read_rows(file, piece, first, min(first + size, piece.stop))).sum())
     return ShardError(
-        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: "
-        + ("numbers that stand for no label" if column and column.labels else "NaN, infinite or negative values"),
+        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: {what}",
         where=f"{piece.path}, dataset {dataset}, row {start + row}",
         expected=expected,
         found=wrong,

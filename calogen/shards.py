@@ -168,14 +168,19 @@ def _items(source: Source) -> list[str | Path]:
 
 def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path | None]:
     """Items that hold samples, and the parameter file among them."""
-    apart = list[str | Path]()
+    rest, found = list[str | Path](), list[Path]()
     for item in items:
-        stack, sign, parameters = str(item).partition(f"{SUFFIX},")
-        apart += [f"{stack}{SUFFIX}", parameters] if sign and not Path(item).exists() else [item]
-    found = [_at_home(item) for item in apart if Path(item).suffix == PARAMETERS]
+        place = str(named_with(item)[0])
+        stack, _, parameters = place.partition(f"{SUFFIX},")
+        if parameters and not Path(item).exists():
+            rest.append(f"{stack}{SUFFIX}{str(item)[len(place) :]}")  # with the labels named
+            found.append(_at_home(parameters))
+        elif Path(item).suffix == PARAMETERS:
+            found.append(_at_home(item))
+        else:
+            rest.append(item)
     if len(found) > 1:
         raise ShardError("two parameter files are named", where=found[1], expected="one", found=found[0])
-    rest = [item for item in apart if Path(item).suffix != PARAMETERS]
     if not rest:
         raise ShardError("this is a parameter file, not samples", where=found[0], hint=f"name MAPS{SUFFIX} with it")
     return rest, found[0] if found else None

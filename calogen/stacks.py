@@ -98,6 +98,11 @@ class Stack:
         changes = np.any(self.parameters[1:] != self.parameters[:-1], axis=1)
         return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
 
+    def is_zero(self, row: int) -> bool:
+        """Whether all maps of a row's simulation are 0 where they are finite: they have no density to be divided by."""
+        first, last = self.bounds[(place := self._ids(row, row + 1)[0]) : place + 2]
+        return bool((np.nan_to_num(self.maps[first:last]) == 0).all())
+
     def __getitem__(self, name: str) -> Rows:
         takes: dict[str, Callable[[int, int], NDArray[Any]]] = {
             "maps": self._densities,
@@ -137,9 +142,11 @@ def _mapped(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise ShardError("the file does not exist", where=path) from None
     except (OSError, ValueError, EOFError) as error:
-        size = path.stat().st_size if path.is_file() else 0
         raise ShardError(
-            "the file is not a NumPy array, or is truncated", where=path, found=f"{size} bytes; {error}"
+            "the file is not a NumPy array, or is truncated",
+            where=path,
+            expected="one array of numbers, as numpy.save writes it",
+            found=_contents(path, error),
         ) from None
     wrong = None
     if not isinstance(maps, np.ndarray):
@@ -151,6 +158,20 @@ def _mapped(path: Path) -> NDArray[Any]:
         expected = "an array (N, H, W) of float32 or float64"
         raise ShardError("this is no stack of maps", where=path, expected=expected, found=wrong)
     return np.asanyarray(maps)
+
+
+def _contents(path: Path, error: Exception) -> str:
+    """What a file holds that cannot be mapped; NumPy would advise to unpickle it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "an empty file"
+    kind = "text" if start.isascii() and b"\0" not in start else "something else"
+    if start.startswith(np.lib.format.MAGIC_PREFIX):
+        kind = "Python objects" if "Python objects" in str(error) else "an array that is not whole"
+    return f"{path.stat().st_size} bytes of {kind}"
 
 
 def beside_of(path: Path) -> Path:

@@ -146,11 +146,14 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "names of something else": (_text(f"# mass age\n{ROWS}"), "no column of the parameter file", "mass, age"),
     "bytes": (lambda s: (s.parent / "params_LH_IllustrisTNG.txt").write_bytes(b"\xff\xfe") and None, "not text", ""),
     "no parameters": (lambda s: (s.parent / "params_LH_IllustrisTNG.txt").unlink(), "no file has", "params_LH_Illu"),
-    "objects": (_array(lambda: np.array([{}, 1], object)), "not a NumPy array", ""),
+    "objects": (_array(lambda: np.array([{}, 1], object)), "not a NumPy array", "bytes of Python objects"),
+    "text": (lambda s: s.write_text("0.1 0.2\n"), "not a NumPy array", "8 bytes of text"),
+    "zeros": (_array(lambda: np.zeros((30, 16, 16))), "30 bad rows of 30: maps without any matter", "all 0"),
+    "absurd": (_text("1e29 0.8\n" * 15), "90 bad rows of 90", "Omega_m: finite values above 0, at most 500"),
     "two dimensions": (_array(lambda: np.ones((15, 16))), "no stack of maps", "(15, 16)"),
     "whole numbers": (_array(lambda: np.ones((15, 16, 16), int)), "no stack of maps", "int64"),
-    "nothing": (lambda s: s.write_bytes(b""), "not a NumPy array", "0 bytes"),
-    "half": (lambda s: s.write_bytes(s.read_bytes()[:3000]), "truncated", "3000 bytes"),
+    "nothing": (lambda s: s.write_bytes(b""), "not a NumPy array", "an empty file"),
+    "half": (lambda s: s.write_bytes(s.read_bytes()[:3000]), "truncated", "3000 bytes of an array that is not whole"),
     "an archive": (_archive, "no stack of maps", "archive"),
     "another size": (_array(lambda: np.ones((15, 16, 8), np.float32)), "another size than the family's", "(16, 8)"),
     "negative": (_array(lambda: np.full((15, 16, 16), -1.0)), "bad rows", ""),
@@ -165,6 +168,26 @@ def test_what_is_wrong_with_a_stack_is_said(stack: Path, case: str) -> None:
         for _ in open_shards(stack, family=MAPS).chunks():
             pass
     assert found in str(refused.value)
+    assert "pickle" not in str(refused.value)
+
+
+def test_a_simulation_of_zeros_can_be_left_out(stack: Path) -> None:
+    maps = np.load(stack)
+    maps[2 * EACH : 3 * EACH] = 0
+    np.save(stack, maps)
+    with pytest.raises(ShardError, match="6 bad rows of 90: maps without any matter"):
+        open_shards(stack, family=MAPS).read()
+    assert len(open_shards(stack, family=MAPS, drop_bad=True).read()) == 84
+
+
+def test_labels_are_named_after_the_parameter_file_or_without_it(stack: Path) -> None:
+    beside = stack.parent / "params_LH_IllustrisTNG.txt"
+    other = beside.rename(stack.parent / "cosmologies.dat")
+    for place in (f"{stack},{other}", f"{stack},{other},suite=IllustrisTNG"):
+        assert len(open_shards(place, family=MAPS)) == 90
+    assert describe(f"{stack},{other},suite=TNG", MAPS)["conditions"]["suite"] == {"samples": {"TNG": 90}}
+    other.rename(beside)
+    assert describe(f"{stack},suite=TNG", MAPS)["conditions"]["suite"] == {"samples": {"TNG": 90}}
 
 
 def test_which_parameter_file_is_meant_must_be_clear(stack: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import ANGLE, ENERGY, MAPS, SMALL, toy, write_folder
 
 from calogen.errors import CalogenError, ConditionError, ConfigError, ShardError
-from calogen.families import FAMILIES
+from calogen.families import FAMILIES, Condition
 from calogen.requests import Request, Spec
 from calogen.shards import Shards, open_shards
 
@@ -161,6 +161,12 @@ def test_like_copies_conditions_in_their_order_and_shortens_or_repeats_them(shar
     assert Request.like(data, (), None).samples == 25
     with pytest.raises(ShardError, match="lack the condition 'height'"):
         Request.like(data, ["height"])
+    wanted = data.family.with_condition(Condition(name="theta", low=0, high=1))
+    wanted = wanted.with_condition(Condition.labelled("particle", ("gamma", "e+")))
+    for name, hint in (("theta", None), ("particle", "where all of them have one label, name it: PATH,particle=gamma")):
+        with pytest.raises(ShardError, match=f"lack the condition '{name}'") as lacking:
+            Request.like(data, [name], family=wanted)
+        assert lacking.value.hint == hint
 
 
 def test_like_counts_only_rows_that_can_be_used(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def own_detector(tmp_path):
         ("toy", {"conditions": {"incident_energy": "fixed:50"}}, "unit of 'incident_energy' is missing"),
         ("toy", {"conditions": {"angle": "fixed:1"}}, "no condition 'angle'"),
         ("toy", {"conditions": {"incident_energy": "uniform:-5:10GeV"}}, "cannot be simulated"),
+        ("toy", {"conditions": {"incident_energy": "fixed:0GeV"}}, "at least 0.001 MeV"),
+        ("toy", {"conditions": {"incident_energy": "fixed:0GeV"}}, "found    0 MeV"),
     ],
 )
 def test_what_is_wrong_is_said(name, options, said):

@@ -170,7 +170,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     names = surrogate.conditions
     if options["like"]:
         shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=surrogate.family.labelled)
-        return Request.like(shards, names, options["count"])
+        return Request.like(shards, names, options["count"], family=surrogate.family)
     if options["table"]:
         return Request.from_file(options["table"], surrogate.family, names, options["count"])
     missing = [name for name in names if name not in specs]

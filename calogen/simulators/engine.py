@@ -147,6 +147,12 @@ def require(module: str, extra: str) -> ModuleType:
         ) from None
 
 
+def _span(low: float, high: float, unit: str) -> str:
+    """A range for people; it may be one value, or have no upper end."""
+    text = f"{low:g}" if low == high else f"{low:g} to {high:g}" if high < np.inf else f"at least {low:g}"
+    return f"{text} {unit}".rstrip()
+
+
 class Drawn:
     """The conditions of every sample, each a function of (seed, index).
 
@@ -176,12 +182,11 @@ class Drawn:
             low, high = limits.get(condition.name, (-np.inf, np.inf))
             values = self.specs[condition.name].values
             if not (low <= values.min() and values.max() <= high and condition.possible(values).all()):
-                limited = f"{low:g} to {high:g} {condition.unit}".rstrip()
                 raise ConditionError(
                     f"'{condition.name}' cannot be simulated there",
                     where=self.texts[condition.name],
-                    expected=limited if condition.name in limits else condition.domain,
-                    found=f"{values.min():g} to {values.max():g}",
+                    expected=_span(low, high, condition.unit) if condition.name in limits else condition.domain,
+                    found=_span(values.min(), values.max(), condition.unit),
                 )
 
     def fixed(self, name: str) -> float | None:
