@@ -118,6 +118,7 @@ def _bad_spec(condition: Condition, text: str) -> ConditionError:
         f"'{text}' is not a specification of '{condition.name}'",
         expected=expected,
         found=text,
+        hint=f"for this value alone: fixed:{text}" if re.fullmatch(rf"{_NUMBER}\s*\w*", text) else None,
     )
 
 

@@ -168,22 +168,20 @@ def _items(source: Source) -> list[str | Path]:
 
 def _named_parameters(items: list[str | Path]) -> tuple[list[str | Path], Path | None]:
     """Items that hold samples, and the parameter file among them."""
-    rest, found = list[str | Path](), list[Path]()
+    rest, found = list[str | Path](), list[str | Path]()
     for item in items:
         place = str(named_with(item)[0])
         stack, _, parameters = place.partition(f"{SUFFIX},")
         if parameters and not Path(item).exists():
             rest.append(f"{stack}{SUFFIX}{str(item)[len(place) :]}")  # with the labels named
-            found.append(_at_home(parameters))
-        elif Path(item).suffix == PARAMETERS:
-            found.append(_at_home(item))
+            found.append(parameters)
         else:
-            rest.append(item)
+            (found if Path(item).suffix == PARAMETERS else rest).append(item)
     if len(found) > 1:
         raise ShardError("two parameter files are named", where=found[1], expected="one", found=found[0])
     if not rest:
         raise ShardError("this is a parameter file, not samples", where=found[0], hint=f"name MAPS{SUFFIX} with it")
-    return rest, found[0] if found else None
+    return rest, _at_home(found[0]) if found else None
 
 
 def _at_home(item: str | Path) -> Path:
@@ -243,7 +241,9 @@ def _folder_files(folder: Path) -> list[_File]:
     manifest = read_manifest(folder)
     if manifest is None:
         if not files:
-            raise ShardError("the folder holds no data files", where=folder, expected=f"files {', '.join(_SUFFIXES)}")
+            stack, expected = min(folder.glob(f"*{SUFFIX}"), default=None), f"files {', '.join(_SUFFIXES)}"
+            hint = f"a stack of maps is named itself: {stack}" if stack else None
+            raise ShardError("the folder holds no data files", where=folder, expected=expected, hint=hint)
         return [(path, None) for path in files]
     names = {path.name for path in files}
     listed = {record.name for record in manifest.records}

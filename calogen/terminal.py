@@ -231,8 +231,7 @@ def print_report(report: Report) -> None:
         elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
             table.add_row(*map(Text, row.cells[0 if several else 1 :]))  # as Text: keys hold square brackets
     console.print(table)
-    if report.maps:
-        quarters = report.maps["reference"].yardstick.quarters
+    if report.maps and (quarters := report.maps["reference"].yardstick.quarters):
         console.print("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters), markup=False)
     selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
     if selections:

@@ -299,7 +299,7 @@ CASES = [
     user(TRAIN.format("small --set generator.network=unet"), "does not make samples of family 'small'", "mlp"),
     user(TRAIN.format("small --set generator.hidden=" + str([2**16] * 40).replace(" ", "")), "do not fit into memory"),
     user(TRAIN.format("small --seed 99999999999999999999"), "bad value for 'seed'"),
-    user(TRAIN.format("small --steps 0"), "--steps", "x>=1"),
+    user(TRAIN.format("small --steps -1"), "--steps", "x>=0"),
     user(TRAIN.format("small --time 0"), "--time", "x>0"),
     user(TRAIN.format("small --batch-size 1"), "--batch-size"),
     user(TRAIN.format("small --device tpu"), "'auto', 'cpu', 'cuda'"),

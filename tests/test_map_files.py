@@ -180,6 +180,12 @@ def test_a_simulation_of_zeros_can_be_left_out(stack: Path) -> None:
     assert len(open_shards(stack, family=MAPS, drop_bad=True).read()) == 84
 
 
+def test_the_folder_of_a_stack_is_no_data_but_says_what_is(stack: Path) -> None:
+    with pytest.raises(ShardError, match="holds no data files") as refused:
+        open_shards(stack.parent, family=MAPS)
+    assert refused.value.hint == f"a stack of maps is named itself: {stack}"
+
+
 def test_labels_are_named_after_the_parameter_file_or_without_it(stack: Path) -> None:
     beside = stack.parent / "params_LH_IllustrisTNG.txt"
     other = beside.rename(stack.parent / "cosmologies.dat")

@@ -55,7 +55,7 @@ def test_a_specification_of_something_else_needs_no_unit(text: str, expected: li
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("50GeV", "is not a specification"),
+        ("50GeV", "for this value alone: fixed:50GeV"),
         ("fixed:", "is not a specification"),
         ("", "is not a specification"),
         ("fixed:GeV", "is not a specification"),
