@@ -127,6 +127,7 @@ class _Examples:
         self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
         self.conditions = np.full(plan.targets.shape, np.nan)
         self._distance = np.full(len(plan.targets), np.inf)
+        self._rows = np.full(len(plan.targets), -1)  # of the samples shown, counted from the first that passed
         self._seen = 0
 
     def fill(self, samples: Samples) -> None:
@@ -145,9 +146,13 @@ class _Examples:
                     self.values[t] = samples.values[t - self._seen].ravel()
                 continue
             away = np.sum(((mine - target) / self._scale) ** 2, axis=1)
+            others = np.delete(self._rows, t) - self._seen
+            others = others[others >= 0]
+            if len(others) < count:  # the same sample twice would look like copies
+                away[others] = np.inf
             best = int(np.argmin(away))
             if away[best] < self._distance[t]:
-                self._distance[t] = away[best]
+                self._distance[t], self._rows[t] = away[best], self._seen + best
                 self.values[t], self.conditions[t] = samples.values[best].ravel(), mine[best]
         self._seen += count
 

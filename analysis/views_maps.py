@@ -149,7 +149,7 @@ class _Inferred:
         points = np.full((3, len(self.edges) - 1), np.nan)
         points[0] = (self.edges[1:] + self.edges[:-1]) / 2
         for k, (low, high) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True)):
-            rows = (truth >= low) & (truth < high)
+            rows = (truth >= low) & ((truth < high) | ((truth == high) & (k == len(self.edges) - 2)))
             if np.count_nonzero(rows) >= FEWEST // 2:
                 curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
                 points[:, k] = curve.x[0], curve.y[0], curve.error[0]

@@ -359,6 +359,14 @@ def bare(samples):
     return replace(samples, conditions={})
 
 
+def test_examples_at_one_energy_are_different_showers(showers):
+    reference, other = showers.read(0, 150), showers.read(150, 300)
+    one = {"incident_energy": np.full(150, 1e4, np.float32)}
+    found = compare(replace(reference, conditions=one), {"other": replace(other, conditions=one)})
+    for side in (found.reference, found.generated["other"]):
+        assert len(np.unique(side.examples[0], axis=0)) == len(side.examples[0]) > 1
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_showers_without_energies_are_compared_without(showers, tmp_path, monkeypatch, both):
     reference, other = showers.read(0, 150), bare(showers.read(150, 300))
