@@ -155,6 +155,19 @@ def test_what_a_checkpoint_keeps_is_complete_and_settling_again_changes_nothing(
     assert showers.generator.channels is None  # of no use to it
 
 
+def test_training_is_what_suits_the_network_where_nothing_is_given() -> None:
+    def training(**given: float) -> tuple[int, int]:
+        found = settled(Config().updated({"training": given}), MAPS).training
+        return found.steps, found.batch_size
+
+    usual = Config().training
+    assert training() == (0, 16)  # the fitted start of displaced matter
+    assert training(steps=7) == (7, 16)
+    assert training(batch_size=4) == (0, 4)
+    assert training(time=60) == (usual.steps, usual.batch_size)  # a time limit asks for steps
+    assert settled(Config(), FAMILIES["calogan"]).training == usual
+
+
 @pytest.mark.parametrize(
     ("sections", "family", "where", "words"),
     [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,10 +46,12 @@ class Network(NamedTuple):
     Attributes:
         generator: ``module.Class`` in this package.
         critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
+        training: Settings of the training that suit it, where none are given.
     """
 
     generator: str
     critic: str | None = None
+    training: Mapping[str, int] = MappingProxyType({})
 
     @property
     def generator_class(self) -> type[Generator]:
@@ -79,7 +82,9 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "flow": Network("flow.FlowGenerator"),
     },
     "map": {
-        "zeldovich": Network("zeldovich.ZeldovichGenerator", "patches.PatchCritic"),
+        "zeldovich": Network(  # its fitted start is what it is best at: see the CHANGELOG
+            "zeldovich.ZeldovichGenerator", "patches.PatchCritic", {"steps": 0, "batch_size": 16}
+        ),
         "dcgan": Network("maps.ConvMapGenerator", "maps.MapCritic"),
     },
 }
@@ -111,7 +116,7 @@ def network_of(family: Family, name: str) -> Network:
 
 
 def settled(config: Config, family: Family) -> Config:
-    """The configuration with its network named and every size of generator and critic filled in.
+    """The configuration with its network named, every size of generator and critic filled in, and what suits it.
 
     This is what a checkpoint keeps: it must not change its meaning when defaults do.
 
@@ -124,7 +129,9 @@ def settled(config: Config, family: Family) -> Config:
     _check_objective(family, name, config.training.objective)
     classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else None}
     sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
-    return config.updated({**sections, "generator": {"network": name, **sections["generator"]}})
+    given = config.training.model_fields_set
+    training = {} if "time" in given else {key: value for key, value in network.training.items() if key not in given}
+    return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
 
 
 def _check_objective(family: Family, name: str, objective: str) -> None:
