@@ -18,17 +18,41 @@ from ..transforms import MapTransform, scale_conditions
 from .contract import Critic, Generator
 from .layers import SLOPE
 
+_HIDDEN = 32  # units between conditions and what they scale and shift
 
-class _Planes(nn.Module):
-    """A circular 3 x 3 convolution that sees the conditions as constant planes."""
+
+class Film(nn.Module):
+    """A circular 3 x 3 convolution whose outputs the conditions scale and shift, channel by channel.
+
+    Args:
+        inputs: Channels of the grid that comes in (I).
+        outputs: Channels of what it becomes (O).
+        conditions: How many there are (C).
+        stride: Of the convolution.
+
+    Source: Perez et al. 2018, arXiv:1709.07871 (feature-wise linear modulation).
+    """
 
     def __init__(self, inputs: int, outputs: int, conditions: int, stride: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs + conditions, outputs, 3, stride=stride, padding=1, padding_mode="circular")
+        self.convolution = nn.Conv2d(
+            inputs, outputs, 3, stride=stride, padding=1, padding_mode="circular", bias=False
+        )  # the shift is its bias
+        self.first = nn.Linear(conditions + 1, _HIDDEN, bias=False)  # one input is always 1: there may be no conditions
+        self.last = nn.Linear(_HIDDEN, 2 * outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def modulation(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors and shifts (B, O, 1, 1) each, of scaled conditions (B, C)."""
+        hidden = nn.functional.leaky_relu(self.first(nn.functional.pad(scaled, (0, 1), value=1.0)), SLOPE)
+        factor, shift = self.last(hidden)[:, :, None, None].chunk(2, 1)
+        return 1 + factor, shift
 
     def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
-        planes = scaled[:, :, None, None].expand(-1, -1, *grid.shape[2:])
-        return self.convolution(torch.cat([grid, planes], 1))  # type: ignore[no-any-return]
+        """(B, O, H / stride, W / stride) of a grid (B, I, H, W) and scaled conditions (B, C)."""
+        factor, shift = self.modulation(scaled)
+        return torch.addcmul(shift, self.convolution(grid), factor)
 
 
 class MapGenerator(Generator):
@@ -81,8 +105,8 @@ class ConvMapGenerator(MapGenerator):
         self.grid = (latent, *_halved(family, channels))
         count = len(self.conditions)
         widths = [latent, *channels]
-        self.levels = nn.ModuleList(_Planes(a, b, count) for a, b in pairwise(widths))
-        self.last = _Planes(widths[-1], 1, count)
+        self.levels = nn.ModuleList(Film(a, b, count) for a, b in pairwise(widths))
+        self.last = Film(widths[-1], 1, count)
 
     @property
     def latent_size(self) -> int:
@@ -101,13 +125,6 @@ class ConvMapGenerator(MapGenerator):
         for level in self.levels:
             grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), SLOPE)
         return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
-
-    @staticmethod
-    def parts(layer: _Planes, conditions: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights (O, I, 3, 3) for the grid and (O, C, 3, 3) for the conditions' planes, and bias (O,), of a layer."""
-        weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
-        grid, planes = weight.split((weight.shape[1] - conditions, conditions), 1)
-        return grid, planes, torch.zeros(len(weight)) if bias is None else bias.detach()
 
     def resized(self, size: int) -> ConvMapGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
@@ -147,7 +164,7 @@ class MapCritic(Critic):
         self._scale = generator.transform.forward
         family, count = generator.family, len(generator.conditions)
         widths = [1, *channels]
-        self.levels = nn.ModuleList(_Planes(a, b, count, stride=2) for a, b in pairwise(widths))
+        self.levels = nn.ModuleList(Film(a, b, count, stride=2) for a, b in pairwise(widths))
         self.last = nn.Linear(channels[-1] * math.prod(_halved(family, channels)) + count, 1)
 
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
