@@ -219,7 +219,12 @@ def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[st
     latent = normals(2, 0, 40, generator.latent_size, 0)
     scaled = condition_array(toy(MAPS, 40), conditions)
     with torch.inference_mode():
+        before = generator(torch.from_numpy(latent), torch.from_numpy(scaled))
+        for layer in (*generator.levels, generator.last):  # as trained: at first, conditions change nothing
+            torch.nn.init.normal_(layer.last.weight, 0, 0.3)
+            torch.nn.init.normal_(layer.last.bias, 0, 0.3)
         expected = generator(torch.from_numpy(latent), torch.from_numpy(scaled)).numpy()
+        assert np.abs(expected - before.numpy()).max() > 0.01
         larger = generator.resized(32)
         wide = normals(2, 0, 3, larger.latent_size, 0)
         expected_larger = larger(torch.from_numpy(wide), torch.from_numpy(scaled[:3])).numpy()

@@ -444,7 +444,7 @@ def test_clipped_pixels_are_counted_and_said(tmp_path: Path, monkeypatch: pytest
     config = tiny("map", generator={"network": "dcgan"}, training={"steps": 0})
     maps = Surrogate.load(train(config, data, tmp_path / "run").folder)
     with torch.no_grad():
-        maps._generator.last.convolution.bias += 3.9  # the inverse is clipped from a hyperbolic tangent of 0.999 on
+        maps._generator.last.last.bias[1] += 3.9  # the inverse is clipped from a hyperbolic tangent of 0.999 on
         maps._generator.last.convolution.weight *= 20
     maps._folded = folded(maps._generator)
     monkeypatch.setattr(Surrogate, "load", lambda *_: maps)

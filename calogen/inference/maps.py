@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..networks import SLOPE, ConvMapGenerator
+from ..networks.maps import Film
 from ..transforms import scale_conditions
 
 Array = NDArray[np.float32]
@@ -20,8 +22,8 @@ _MAP_CACHED = 1 << 18  # pixels worked on at a time
 class FoldedMaps:
     """A trained :class:`ConvMapGenerator` for the CPU: half the arithmetic, the same function to rounding.
 
-    Planes of one value become a bias per map, and doubling the side before a 3 x 3 convolution becomes four 2 x 2
-    convolutions of the small grid, one for each of the four pixels that a cell turns into.
+    Doubling the side before a 3 x 3 convolution becomes four 2 x 2 convolutions of the small grid, one for each of the
+    four pixels that a cell turns into.
 
     Args:
         generator: Trained; its tensors are copied.
@@ -29,11 +31,9 @@ class FoldedMaps:
 
     def __init__(self, generator: ConvMapGenerator) -> None:
         self._generator = generator
-        count = len(generator.conditions)
-        planes = [generator.parts(layer, count) for layer in (*generator.levels, generator.last)]
-        self._planes = [(weight.sum((2, 3)), bias) for _, weight, bias in planes]
-        self._kernels = [_doubling(weight) for weight, _, _ in planes[:-1]]
-        self._last = planes[-1][0].contiguous()
+        self._levels = cast("list[Film]", list(generator.levels))
+        self._kernels = [_doubling(level.convolution.weight.detach()) for level in self._levels]
+        self._last = generator.last.convolution.weight.detach().contiguous()
         self._rows = max(1, _MAP_CACHED // generator.family.voxels)
 
     @torch.inference_mode()
@@ -49,10 +49,11 @@ class FoldedMaps:
         generator = self._generator
         scaled = scale_conditions(generator.family, generator.conditions, torch.from_numpy(conditions))
         grid = torch.from_numpy(latent).unflatten(1, generator.grid)
-        shifts = [(scaled @ weight.T + bias)[:, :, None, None] for weight, bias in self._planes]
-        for kernel, shift in zip(self._kernels, shifts, strict=False):
-            grid = torch.nn.functional.leaky_relu_(_doubled(grid, kernel).add_(shift), SLOPE)
-        image = torch.nn.functional.conv2d(_wrapped(grid), self._last).add_(shifts[-1])
+        for level, kernel in zip(self._levels, self._kernels, strict=True):
+            factor, shift = level.modulation(scaled)
+            grid = torch.nn.functional.leaky_relu_(_doubled(grid, kernel).mul_(factor).add_(shift), SLOPE)
+        factor, shift = generator.last.modulation(scaled)
+        image = torch.nn.functional.conv2d(_wrapped(grid), self._last).mul_(factor).add_(shift)
         maps: Array = generator.transform.inverse(image.tanh_()[:, 0]).numpy()
         return maps
 

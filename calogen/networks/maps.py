@@ -28,16 +28,13 @@ class Film(nn.Module):
         inputs: Channels of the grid that comes in (I).
         outputs: Channels of what it becomes (O).
         conditions: How many there are (C).
-        stride: Of the convolution.
 
     Source: Perez et al. 2018, arXiv:1709.07871 (feature-wise linear modulation).
     """
 
-    def __init__(self, inputs: int, outputs: int, conditions: int, stride: int = 1) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(
-            inputs, outputs, 3, stride=stride, padding=1, padding_mode="circular", bias=False
-        )  # the shift is its bias
+    def __init__(self, inputs: int, outputs: int, conditions: int) -> None:
+        super().__init__()  # the shift is the bias
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="circular", bias=False)
         self.first = nn.Linear(conditions + 1, _HIDDEN, bias=False)  # one input is always 1: there may be no conditions
         self.last = nn.Linear(_HIDDEN, 2 * outputs)
         nn.init.zeros_(self.last.weight)
@@ -50,9 +47,21 @@ class Film(nn.Module):
         return 1 + factor, shift
 
     def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
-        """(B, O, H / stride, W / stride) of a grid (B, I, H, W) and scaled conditions (B, C)."""
+        """(B, O, H, W) of a grid (B, I, H, W) and scaled conditions (B, C)."""
         factor, shift = self.modulation(scaled)
         return torch.addcmul(shift, self.convolution(grid), factor)
+
+
+class _Planes(nn.Module):
+    """A circular 3 x 3 convolution, of half the side, that sees the conditions as constant planes."""
+
+    def __init__(self, inputs: int, outputs: int, conditions: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs + conditions, outputs, 3, stride=2, padding=1, padding_mode="circular")
+
+    def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
+        planes = scaled[:, :, None, None].expand(-1, -1, *grid.shape[2:])
+        return self.convolution(torch.cat([grid, planes], 1))  # type: ignore[no-any-return]
 
 
 class MapGenerator(Generator):
@@ -164,7 +173,7 @@ class MapCritic(Critic):
         self._scale = generator.transform.forward
         family, count = generator.family, len(generator.conditions)
         widths = [1, *channels]
-        self.levels = nn.ModuleList(Film(a, b, count, stride=2) for a, b in pairwise(widths))
+        self.levels = nn.ModuleList(_Planes(a, b, count) for a, b in pairwise(widths))
         self.last = nn.Linear(channels[-1] * math.prod(_halved(family, channels)) + count, 1)
 
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:

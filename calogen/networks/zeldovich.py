@@ -85,9 +85,9 @@ class ZeldovichGenerator(MapGenerator):
        spectrum that linear theory gives for the conditions, and are moved by them: filaments, nodes and voids (the
        Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84). Where matter is no longer linear, displacements are
        smoothed (truncated: Coles et al. 1993), but not in voids, which keep all that their matter began with.
-    2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), with T a function
-       of the conditions' squares, products and cubes, and its pixels are mapped to normal scores. T is fitted so that the spectra
-       of the maps are those of the training maps.
+    2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), and its pixels are mapped to
+       normal scores. T, a function of the conditions' squares, products and cubes, is fitted so that the spectra of the
+       maps are those of the training maps.
     3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
     4. The scores become densities with the distribution that the training maps have for the conditions.
 
