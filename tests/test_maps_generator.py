@@ -141,7 +141,7 @@ def test_scores_of_a_known_distribution_are_its_probits() -> None:
     rng = torch.Generator().manual_seed(1)
     scaled = torch.rand(400, 1, generator=rng) * 2 - 1
     values = scaled + (1 + 0.3 * scaled) * torch.randn(400, 500, generator=rng)
-    scores = Scores(3)
+    scores = Scores(4)
     scores.fit(values, features(scaled))
     at = torch.tensor([[-0.7], [0.0], [0.8]])
     x = torch.linspace(-1.5, 2, 8).expand(3, -1)
@@ -187,7 +187,7 @@ def test_the_logarithm_of_a_mean_is_not_the_mean_of_logarithms() -> None:
     mean = torch.exp(0.5 + x - 0.4 * x.square())
     values = mean * torch.empty(20_000, 1).exponential_(generator=rng)
     found = log_mean(values, features(x))[:, 0]
-    torch.testing.assert_close(found, torch.tensor([0.5, 1.0, -0.4], dtype=torch.float64), rtol=0, atol=0.05)
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.0, -0.4, 0.0], dtype=torch.float64), rtol=0, atol=0.08)
 
 
 # ------------------------------------------------------------------------------------------------ the generator

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_RIDGE = 1e-5  # of steps, not of what they lead to
+from ..transforms.scores import ridge
 
 
 @lru_cache(maxsize=16)
@@ -56,8 +56,7 @@ def log_mean(values: Tensor, terms: Tensor, iterations: int = 20) -> Tensor:
     """
     values, terms = values.double(), terms.double()
     gram = terms.T @ terms / len(terms)
-    gram.diagonal().add_(_RIDGE)
-    solve = torch.linalg.solve(gram, terms.T) / len(terms)
+    solve = torch.linalg.solve(gram + torch.diag(ridge(terms.shape[1]).to(terms)), terms.T) / len(terms)
     mean = values.mean(0).clamp(min=1e-30)
     found = terms.new_zeros(terms.shape[1], values.shape[1])
     found[0] = mean.log()

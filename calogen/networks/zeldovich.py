@@ -85,9 +85,9 @@ class ZeldovichGenerator(MapGenerator):
        spectrum that linear theory gives for the conditions, and are moved by them: filaments, nodes and voids (the
        Zel'dovich approximation; Zel'dovich 1970, A&A 5, 84). Where matter is no longer linear, displacements are
        smoothed (truncated: Coles et al. 1993), but not in voids, which keep all that their matter began with.
-    2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), and its pixels are mapped to
-       normal scores. T, a function of the conditions' squares, products and cubes, is fitted so that the spectra of the
-       maps are those of the training maps.
+    2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), with T a function of the
+       conditions, and its pixels are mapped to normal scores. T is fitted so that the spectra of the maps are those of
+       the training maps.
     3. A convolutional network, zero before training, adds to the scores what the adversary finds missing.
     4. The scores become densities with the distribution that the training maps have for the conditions.
 
@@ -102,7 +102,7 @@ class ZeldovichGenerator(MapGenerator):
     transform: DensityScores
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
-    transfer: Tensor  # (F + C, K) T at multiples of the training box's fundamental
+    transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
 
     def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (16, 16, 16)) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ZeldovichGenerator(MapGenerator):
         self.register_buffer("spectrum", torch.zeros(terms, _KNOTS))
         self.register_buffer("truncation", torch.zeros(terms))
         bands = int(shells(height, width)[0].max()) + 1
-        self.register_buffer("transfer", torch.zeros(terms + len(self.conditions), bands))
+        self.register_buffer("transfer", torch.zeros(terms, bands))
         self.residual = Residual(len(self.conditions), channels)
 
     @property
@@ -174,7 +174,7 @@ class ZeldovichGenerator(MapGenerator):
         position = self._grid(modes).wave / self.fundamental
         position = position.clamp(1, self.transfer.shape[1] - 1)  # modes longer than the training box: as its longest
         position[0, 0] = 0
-        factor = self._table(self.transfer, self._curved(terms), position).exp()
+        factor = self._table(self.transfer, terms, position).exp()
         field: Tensor = torch.fft.irfft2(modes * factor, s=(height, width))
         return field
 
@@ -186,10 +186,6 @@ class ZeldovichGenerator(MapGenerator):
         values = terms @ table
         cell = position.floor().clamp(0, table.shape[1] - 2).long()
         return torch.lerp(values[:, cell], values[:, cell + 1], position - cell)
-
-    def _curved(self, terms: Tensor) -> Tensor:
-        """Features of the filter (B, F + C): power bends more with the conditions, at low Omega_m, than a parabola."""
-        return torch.cat([terms, terms[:, 1 : 1 + len(self.conditions)] ** 3], 1)
 
     def _log_position(self, wave: Tensor) -> Tensor:
         low, high = self._range()
@@ -220,7 +216,7 @@ class ZeldovichGenerator(MapGenerator):
         terms = features(scale_conditions(self.family, self.conditions, columns))
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)
-        wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), self._curved(terms))
+        wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
@@ -256,7 +252,7 @@ class ZeldovichGenerator(MapGenerator):
                 shell_power(self.transform.inverse(self.inner(f, c), c) - 1)
                 for f, c in zip(fields, chunks[some], strict=True)
             ]
-            step = rate * (wanted - log_mean(torch.cat(power), self._curved(own)))
+            step = rate * (wanted - log_mean(torch.cat(power), own))
             self.transfer += step.to(self.transfer.dtype)
 
     def _stratified(self, count: int, stream: torch.Generator) -> Tensor:
