@@ -195,10 +195,10 @@ class Config(_Frozen):
         Raises:
             ConfigError: As :meth:`build`.
         """
-        tree = self.model_dump(exclude_unset=True)  # what was not given stays so
+        tree = self.model_dump()
+        tree["training"] = self.training.model_dump(exclude_unset=True)  # what was not given stays so: see `settled`
         for key, value in changes.items():
-            old = tree.get(key, {})
-            tree[key] = {**old, **value} if isinstance(value, Mapping) and isinstance(old, dict) else value
+            tree[key] = {**tree[key], **value} if isinstance(value, Mapping) and isinstance(tree[key], dict) else value
         return Config.build(tree)
 
     def to_json(self) -> str:
