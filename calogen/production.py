@@ -129,8 +129,8 @@ def require_room(estimate: Estimate, out: Path) -> None:
         raise StorageError(
             "the samples will not fit on the disk",
             where=out,
-            expected=f"about {estimate.bytes / 1e9:.1f} GB of space",
-            found=f"{estimate.free_bytes / 1e9:.1f} GB free",
+            expected=f"about {estimate.bytes / 1e9:.3g} GB of space",
+            found=f"{estimate.free_bytes / 1e9:.3g} GB free",
             hint="make fewer, or parts on other disks",
         )
 
