@@ -9,25 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .distances import Metric as Metric
-    from .observables import catalogue as catalogue
-    from .observables import observe as observe
+    from .comparison import compare as compare
+    from .metrics.distances import Metric as Metric
+    from .metrics.validation import score as score
+    from .metrics.validation import score_floor as score_floor
+    from .observables.catalogue import catalogue as catalogue
+    from .observables.catalogue import observe as observe
+    from .page.save import save as save
     from .report import Report as Report
-    from .report import compare as compare
-    from .scores import score as score
-    from .scores import score_floor as score_floor
 
 _HOMES = {
-    "Metric": "distances",
+    "Metric": "metrics.distances",
     "Report": "report",
-    "catalogue": "observables",
-    "compare": "report",
-    "observe": "observables",
-    "score": "scores",
-    "score_floor": "scores",
+    "catalogue": "observables.catalogue",
+    "compare": "comparison",
+    "observe": "observables.catalogue",
+    "save": "page.save",
+    "score": "metrics.validation",
+    "score_floor": "metrics.validation",
 }
 
-__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "score", "score_floor"]
+__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "save", "score", "score_floor"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families import Family
-from calogen.shards import Samples, Shards, open_shards, splits_of
+from calogen.families.family import Family
+from calogen.shards.reader import Shards
+from calogen.shards.samples import Samples
+from calogen.shards.sources import open_shards, splits_of
 
 _MOST_BINS = 1000
 _ROWS_AT_ONCE = 4096
@@ -37,7 +39,7 @@ def open_side(
     """Open one side of a comparison; only headers are read.
 
     Args:
-        path: As for :func:`calogen.shards.open_shards`.
+        path: As for :func:`calogen.open_shards`.
         split: Of a folder that has it.
         like: The family of files that do not say what they hold.
         drop_bad: Leave out bad rows.

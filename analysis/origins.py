@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calogen.errors import ShardError
-from calogen.shardfiles import read_manifest
-
-from .planning import Source
+from calogen.shards.manifest import read_manifest
+from calogen.shards.samples import Source
 
 Entry = Mapping[str, Any]
 

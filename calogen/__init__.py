@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import CalogenError as CalogenError
-    from .families import FAMILIES as FAMILIES
-    from .families import Family as Family
-    from .requests import Request as Request
+    from .families.builtin import FAMILIES as FAMILIES
+    from .families.family import Family as Family
+    from .production.requests import Request as Request
     from .sampling import Surrogate as Surrogate
-    from .shards import Samples as Samples
-    from .shards import Shards as Shards
-    from .shards import open_shards as open_shards
-    from .training import Run as Run
-    from .training import train as train
+    from .shards.reader import Shards as Shards
+    from .shards.samples import Samples as Samples
+    from .shards.sources import open_shards as open_shards
+    from .training.loop import Run as Run
+    from .training.loop import train as train
 
 _HOMES = {
     "CalogenError": "errors",
     "Config": "config",
     "FAMILIES": "families",
     "Family": "families",
-    "Request": "requests",
+    "Request": "production.requests",
     "Run": "training",
-    "Samples": "shards",
-    "Shards": "shards",
+    "Samples": "shards.samples",
+    "Shards": "shards.reader",
     "Surrogate": "sampling",
-    "open_shards": "shards",
+    "open_shards": "shards.sources",
     "train": "training",
 }
 

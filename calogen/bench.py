@@ -23,22 +23,25 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from calogen.analysis.planning import Plan, plan_comparison
-from calogen.analysis.streams import Streams
-
+from .analysis.survey.plan import Plan, plan_comparison
+from .analysis.survey.streams import Streams
 from .config import Config
+from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
-from .families import Family
-from .hdf5 import compressed
-from .noise import normals
-from .objectives import gradient_penalty
-from .requests import Request
-from .runs import environment
+from .families.family import Family
+from .models.conditions import scale_conditions
+from .production.noise import normals
+from .production.requests import Request
+from .runs.folder import environment
 from .sampling import Surrogate
-from .shards import Samples, open_shards, samples_per_shard
-from .training import AdversarialTrainer, Trainer, TrainingLoop, prepare
-from .transforms import scale_conditions
-from .workers import keep_memory, one_thread, sensible_number
+from .shards.hdf5 import compressed
+from .shards.samples import Samples
+from .shards.sources import open_shards
+from .shards.writer import samples_per_shard
+from .training.loop import TrainingLoop
+from .training.objectives import gradient_penalty
+from .training.plan import prepare
+from .training.trainers import AdversarialTrainer, Trainer
 
 Facts = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .families import Family
-from .formats import resolve_family_source
+from .families.binning import resolve_family_source
+from .families.family import Family
 
 ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan", "likelihood"]
 
@@ -29,7 +29,7 @@ class GeneratorConfig(_Frozen):
     """Shape of the generator. What is absent is filled in by the network; what it has no use for is refused.
 
     Attributes:
-        network: One of :data:`calogen.networks.NETWORKS`, or ``auto``: the default for the family.
+        network: One of :data:`calogen.models.registry.NETWORKS`, or ``auto``: the default for the family.
         latent: Latent numbers, in the way of the network: factors of a shower, channels of a map's latent grid.
         hidden: Widths of hidden layers.
         channels: Channels of convolutions, from the smallest grid up.

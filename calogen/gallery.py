@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
-from .families import Condition
-from .hdf5 import require_writable, write_atomic
+from .families.conditions import Condition
 from .sampling import Surrogate
-from .shards import Samples
+from .shards.samples import Samples
+from .storage import require_writable, write_atomic
 
 if TYPE_CHECKING:
-    from calogen.analysis.plots import Drawing
+    from .analysis.figures.panels import Drawing
 
 _FRAMES = 7
 _WALKS = 2  # of samples that fill few panels
@@ -36,7 +36,7 @@ def draw_gallery(surrogate: Surrogate, *, seed: int = 0) -> Iterator[Drawing]:
         surrogate: Whose.
         seed: Of the latents.
     """
-    from calogen.analysis.plots import style
+    from .analysis.figures.panels import style
 
     drawings = _drawings(surrogate, seed)
     while True:
@@ -61,7 +61,7 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
     Raises:
         StorageError: If the file system refuses.
     """
-    from calogen.analysis.plots import encode
+    from .analysis.figures.panels import encode
 
     require_writable(folder)
     written = []
@@ -103,14 +103,14 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
 
 
 def _in_words(surrogate: Surrogate, values: NDArray[np.float32], but: tuple[int, ...] = ()) -> str:
-    from calogen.analysis.plots_gallery import value_text
+    from .analysis.figures.gallery import value_text
 
     known = enumerate(_points(surrogate))
     return ", ".join(value_text(c, float(values[i])) for i, (c, _) in known if i not in but)
 
 
 def _walk(surrogate: Surrogate, seed: int) -> Drawing:
-    from calogen.analysis.plots_gallery import walk
+    from .analysis.figures.gallery import walk
 
     count = _walks(surrogate)
     ends = surrogate.latents(2 * count, seed=seed).reshape(count, 2, 1, -1)
@@ -125,7 +125,7 @@ def _walk(surrogate: Surrogate, seed: int) -> Drawing:
 
 def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
     """Of maps a plane of the first two conditions; else every condition on its own."""
-    from calogen.analysis.plots_gallery import sweep
+    from .analysis.figures.gallery import sweep
 
     points, middle, shape = _points(surrogate), _middle(surrogate), surrogate.family.sample_shape
     if surrogate.family.kind == "map" and len(points) > 1:
@@ -147,7 +147,7 @@ def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
 
 
 def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
-    from calogen.analysis.plots_gallery import sweep_spectra
+    from .analysis.figures.gallery import sweep_spectra
 
     middle, latent, found = _middle(surrogate), surrogate.latents(_MAPS, seed=seed), []
     for number, (condition, values) in enumerate(_points(surrogate)):
@@ -159,7 +159,7 @@ def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
 
 
 def _field(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
-    from calogen.analysis.plots_maps import field
+    from .analysis.figures.maps import field
 
     try:
         large = surrogate.resized(_FIELD)

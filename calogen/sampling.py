@@ -18,29 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .checkpoint import Card, Checkpoint, load_checkpoint
+from .cores import sensible_number
 from .errors import ConditionError, ConfigError, did_you_mean
-from .families import Family
-from .hdf5 import MANTISSA, compressed, rounded
-from .inference import folded
-from .models import find_model
-from .networks import MapGenerator, pick_device
-from .noise import normals
-from .parts import ALIGNMENT, Part
-from .production import (
-    MOST_SAMPLES,
-    Estimate,
-    Plan,
-    begun_with,
-    check_folder,
-    produce,
-    require_room,
-    room,
-)
-from .requests import Request, explicit_columns
-from .runs import environment
-from .shardfiles import SHARD_BYTES, Samples, WrittenLayout, require_layout, samples_per_shard
-from .workers import sensible_number
+from .families.family import Family
+from .models.fast import folded
+from .models.maps.generator import MapGenerator
+from .models.registry import pick_device
+from .production.ledger import begun_with, check_folder
+from .production.noise import normals
+from .production.parts import ALIGNMENT, Part
+from .production.plan import MOST_SAMPLES, Estimate, Plan, require_room, room
+from .production.produce import produce
+from .production.requests import Request, explicit_columns
+from .runs.checkpoint import Card, Checkpoint, load_checkpoint
+from .runs.find import find_model
+from .runs.folder import environment
+from .shards.hdf5 import MANTISSA, compressed, rounded
+from .shards.samples import Samples
+from .shards.writer import SHARD_BYTES, WrittenLayout, require_layout, samples_per_shard
 
 BLOCK = ALIGNMENT
 _FLAT = 1e-3  # scatter of pixels, of their mean: less is no map
@@ -52,7 +47,7 @@ _PROBE = 64  # samples made to see how well they compress
 
 @dataclass(frozen=True)
 class Generation:
-    """A :class:`calogen.production.Maker` of generated samples.
+    """A :class:`calogen.production.maker.Maker` of generated samples.
 
     Attributes:
         surrogate: Makes them.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..terminal import make_console, nothing, print_report
 from .options import FOLDER, PLACE, at_home, printable
+from .terminal import make_console, nothing, print_report
 
 if TYPE_CHECKING:
-    from ..shards import Shards
+    from ..shards.reader import Shards
 
 
 @click.command()
@@ -64,8 +64,9 @@ def compare(
     calogen compare data/calogan-gamma showers --out report
     calogen compare data/calogan-gamma gan=one gan=two flow=three --classifier light --out report
     """
-    from calogen.analysis import compare as run
-    from calogen.analysis.inputs import open_side, require_settings
+    from ..analysis import compare as run
+    from ..analysis import save
+    from ..analysis.inputs import open_side, require_settings
 
     require_settings(options["bins"], options["seed"])
     limits = _limits(fail_above)
@@ -77,7 +78,7 @@ def compare(
     console = make_console(stderr=True)
     with console.status("comparing") if console.is_terminal else nothing():
         report = run(source, named, training=learnt, **options)
-        report.save(out)
+        save(report, out)
     print_report(report)
     click.echo(f"report: {out / 'report.html'}")
     report.check(limits)
@@ -85,8 +86,8 @@ def compare(
 
 def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
     """Generated samples by name; those given the same name on purpose are seeds of one surrogate."""
-    from ..labels import named_with
-    from ..shards import open_shards
+    from ..shards.labels import named_with
+    from ..shards.sources import open_shards
 
     found: dict[str, list[Shards]] = {}
     unnamed = set()
@@ -103,7 +104,7 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
 
 def _apart(text: str) -> tuple[str, str]:
     """NAME and PATH of NAME=PATH, or no name: one holds no comma and no slash, so that PATH,particle=e+ has none."""
-    from ..labels import named_with
+    from ..shards.labels import named_with
 
     name, sign, path = text.partition("=")
     if not sign or Path(text).exists():
@@ -131,7 +132,7 @@ def _limits(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def _require_report_folder(out: Path) -> None:
-    from ..hdf5 import require_writable
+    from ..storage import require_writable
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").exists())):
         raise ConfigError(

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..errors import ShardError
-from ..terminal import columns, readable, table
 from .options import FOLDER, PLACE
+from .terminal import columns, readable, table
 
 
 @click.command()
@@ -26,8 +26,8 @@ def info(path: str, as_json: bool) -> None:
     calogen info data/calogan-gamma
     calogen info calogan-gamma
     """
-    from ..models import describe_model, is_model
-    from ..shards import describe
+    from ..runs.find import describe_model, is_model
+    from ..shards.inspect import describe
 
     facts = describe_model(path) if is_model(path) else describe(path)
     if as_json:
@@ -58,7 +58,7 @@ def verify(path: Path) -> None:
 
     PATH is a shard or a folder of shards; the exit code is 2 if anything is wrong.
     """
-    from ..shards import verify as check
+    from ..shards.inspect import verify as check
 
     problems = check(path)
     for problem in problems:

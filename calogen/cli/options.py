@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from ..terminal import readable, table
+from .terminal import readable, table
 
 
 def at_home(text: str) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from ..terminal import gigabytes, sample_progress, signals, table
 from .options import FOLDER, PLACE, condition_pairs, pairs
+from .terminal import gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
-    from ..production import Estimate, Plan
-    from ..requests import Request
+    from ..production.plan import Estimate, Plan
+    from ..production.requests import Request
     from ..sampling import Surrogate
 
 _BEST_RATIO = 8  # no samples of ours compress better
@@ -90,8 +90,8 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
     calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
-    from ..parts import Part
-    from ..production import shard_times
+    from ..production.parts import Part
+    from ..production.plan import shard_times
     from ..sampling import Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
@@ -127,7 +127,7 @@ def _require_memory(size: int) -> None:
 
 def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
     """Say what share of the values are the largest that the surrogate can make, if any."""
-    from ..shards import read_manifest
+    from ..shards.manifest import read_manifest
 
     manifest = read_manifest(out)
     counted = [record for record in manifest.records if record.clipped is not None] if manifest else []
@@ -147,7 +147,7 @@ def _table(title: str, plan: Plan, estimate: Estimate, size: str, more: dict[str
 
 def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
     """What was made, or that everything was there."""
-    from ..production import shard_times
+    from ..production.plan import shard_times
 
     if shard_times(out) == before:
         click.echo(f"nothing left to make, {what} samples are there: {out}")
@@ -156,8 +156,8 @@ def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
-    from ..requests import Request
-    from ..shards import open_shards
+    from ..production.requests import Request
+    from ..shards.sources import open_shards
 
     specs = condition_pairs(options["conditions"], options["energy"], "calogen generate")
     given = [name for name, value in (("like", options["like"]), ("conditions", options["table"])) if value]
@@ -236,9 +236,11 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     calogen simulate nbody -n 2400 --condition Omega_m=fixed:0.3 --set slabs=4 --out boxes
     """
     from .. import simulators
-    from ..parts import Part
-    from ..production import check_folder, produce, require_room, room, shard_times
-    from ..workers import sensible_number
+    from ..cores import sensible_number
+    from ..production.ledger import check_folder
+    from ..production.parts import Part
+    from ..production.plan import require_room, room, shard_times
+    from ..production.produce import produce
 
     settings = pairs(options["settings"], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"], "calogen simulate")

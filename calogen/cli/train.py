@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from ..terminal import signals, table, training_progress
 from .options import FOLDER, PLACE, pairs
+from .terminal import signals, table, training_progress
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -70,7 +70,7 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
     """
     settings = _train_config(config, options, list(data))
     from .. import training
-    from ..runs import RunFolder
+    from ..runs.folder import RunFolder
 
     if dry_run:
         plan = training.prepare(settings, data)
@@ -112,8 +112,8 @@ def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -
 
 def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[str, tuple[float, float]]:
     """NAME=LO:HI options as ranges in the conditions' own units."""
-    from ..requests import Spec
-    from ..shards import open_splits
+    from ..production.requests import Spec
+    from ..shards.sources import open_splits
 
     family = config.resolved_family() or open_splits(data)[0].family
     ranges = {}

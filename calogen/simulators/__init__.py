@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
-from ..parts import Part
-from ..production import MOST_SAMPLES, Plan
+from ..production.parts import Part
+from ..production.plan import MOST_SAMPLES, Plan
 from .engine import Engine
 
 __all__ = ["ENGINES", "Engine", "build", "plan"]
@@ -58,7 +58,7 @@ def build(
 
 
 def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: Part | None = None) -> Plan:
-    """What :func:`calogen.production.produce` needs to know.
+    """What :func:`calogen.production.produce.produce` needs to know.
 
     Args:
         engine: From :func:`build`.

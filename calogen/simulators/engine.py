@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConditionError, ConfigError
-from ..families import Condition, Family
-from ..requests import Request, Spec
-from ..shards import Samples
+from ..families.conditions import Condition
+from ..families.family import Family
+from ..production.requests import Request, Spec
+from ..shards.samples import Samples
 
 _STREAM = 2  # of a seed; requests draw conditions from stream 1
 _EVERY_INDEX = 2**62  # specifications know no last sample

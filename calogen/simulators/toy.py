@@ -17,9 +17,10 @@ from scipy.special import betainc
 from scipy.stats import gamma
 
 from ..errors import ConfigError
-from ..families import ENERGY_UNITS, Condition, Family
-from ..formats import resolve_family_source
-from ..shards import Samples
+from ..families.binning import resolve_family_source
+from ..families.conditions import ENERGY_UNITS, Condition
+from ..families.family import Family
+from ..shards.samples import Samples
 from .engine import Drawn, Engine, checked_block, read_toml, stream
 
 _LEAST_ENERGY = 1e-3  # MeV

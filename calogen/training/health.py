@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from calogen.analysis import observe
-
-from ..runs import Record
-from ..shards import Samples
-from ..transforms import condition_array, scale_conditions
+from ..analysis.observables.catalogue import observe
+from ..models.conditions import condition_array, scale_conditions
+from ..runs.folder import Record
+from ..shards.samples import Samples
 
 COLLAPSED = 0.3
 """Diversity below which a generator counts as collapsed: far below what slow learning or sharp cores do to it."""

@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from calogen.analysis.scores import FLOORS, score_floor
-
-from ..checkpoint import Card, ConditionRange
+from ..analysis.metrics.validation import FLOORS, score_floor
 from ..config import Config
-from ..dataset import Batches, held_out
 from ..errors import DivergenceError, Interrupted, ShardError
-from ..runs import Record, RunFolder, environment, resumable
-from ..shards import Samples
+from ..runs.checkpoint import Card, ConditionRange
+from ..runs.folder import Record, RunFolder, environment, resumable
+from ..shards.samples import Samples
+from .batches import Batches, held_out
 from .health import alarm, without_progress
 from .plan import Plan, prepare
 from .trainers import Trainer, build_trainer

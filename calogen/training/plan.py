@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from ..config import Config
+from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
-from ..families import Family
-from ..networks import build_critic, build_generator, network_of, pick_device, settled
-from ..shards import Shards, open_splits
-from ..workers import sensible_number
+from ..families.family import Family
+from ..models.registry import build_critic, build_generator, network_of, pick_device, settled
+from ..shards.reader import Shards
+from ..shards.sources import open_splits
 
 _COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calogen.analysis import score as physics_score
-
-from ..checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
-from ..dataset import Augmentation, Batches
-from ..networks import Critic, Generator, LikelihoodGenerator, build_critic, build_generator
-from ..objectives import OBJECTIVES, gradient_penalty
-from ..runs import Record
-from ..shards import Samples
-from ..transforms import condition_array, scale_conditions
+from ..analysis.metrics.validation import score as physics_score
+from ..models.conditions import condition_array, scale_conditions
+from ..models.contract import Critic, Generator, LikelihoodGenerator
+from ..models.registry import build_critic, build_generator
+from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
+from ..runs.folder import Record
+from ..shards.samples import Samples
+from .batches import Augmentation, Batches
 from .health import diversity
+from .objectives import OBJECTIVES, gradient_penalty
 from .plan import Plan
 
 _VALIDATION = 2**40  # the step whose random numbers every validation uses

@@ -1,0 +1,168 @@
+"""Figures of a surrogate itself, without a reference: walks between latents, sweeps of the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from numpy.typing import NDArray
+
+from calogen.families.conditions import Condition
+from calogen.families.family import Family
+
+from ..observables.statistics import Shells, power_spectra
+from .panels import Drawing, condition_axis, log_norm
+from .showers import draw_layer, layer_axes
+
+Array = NDArray[np.float64]
+Samples = NDArray[np.float32]
+_MOST_LAYERS = 5
+
+
+def value_text(condition: Condition, value: float) -> str:
+    """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
+    factor, label = condition_axis(condition)
+    name, _, unit = label.partition(" [")
+    if condition.labels:
+        return f"{name} = {condition.labels[int(value)]}"
+    return f"{name} = {value * factor:.3g}" + (f" {unit.rstrip(']')}" if unit else "")
+
+
+def draw_frames(family: Family, values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
+    """Samples side by side, on one logarithmic scale of colours.
+
+    Args:
+        family: What they are.
+        values: Rows of frames, (R, T, *sample_shape), in the family's unit; of showers each layer has a row of panels.
+        titles: Of the frames, T.
+        rows: Of the rows, R; empty where there is nothing to say.
+    """
+    if family.kind == "map":
+        return _map_frames(values, titles, rows)
+    return _shower_frames(family, values, titles, rows)
+
+
+def _map_frames(values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
+    count, frames = values.shape[:2]
+    norm = log_norm([values.astype(np.float64)], 3.5)
+    figure, grid = _framed(count, frames, ScalarMappable(norm, "inferno"), r"$1+\delta$")
+    for i, j in np.ndindex(count, frames):
+        axes = figure.add_subplot(grid[i, j])
+        axes.imshow(np.maximum(values[i, j], norm.vmin or 1e-9), norm=norm, cmap="inferno", origin="lower")
+        _bare(axes, titles[j] if i == 0 else "", rows[i] if j == 0 else "")
+    return figure
+
+
+def _shower_frames(family: Family, values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
+    step = -(-len(family.layers) // _MOST_LAYERS)
+    lines = [(i, number) for i in range(len(values)) for number in range(0, len(family.layers), step)]
+    norm = log_norm([values.astype(np.float64)], 5.0)
+    bar = ScalarMappable(norm, "viridis")
+    figure, grid = _framed(len(lines), values.shape[1], bar, f"energy [{family.unit}]")
+    for (line, (i, number)), j in product(enumerate(lines), range(values.shape[1])):
+        layer, cells = family.layers[number], family.layer_slices[number]
+        axes = layer_axes(figure, grid[line, j], layer)
+        draw_layer(axes, layer, values[i, j, cells].reshape(layer.shape).astype(np.float64), norm, "viridis")
+        row = f"{rows[i]}\nlayer {family.layer_numbers[number]}".strip()
+        _bare(axes, titles[j] if line == 0 else "", row if j == 0 else "")
+    return figure
+
+
+def _framed(rows: int, columns: int, bar: ScalarMappable, label: str) -> tuple[Figure, GridSpec]:
+    """A figure of equal square panels with a bar of colours; a layout engine would take seconds."""
+    width, height = 1.65 * columns + 1.3, 1.65 * rows + 0.4
+    figure = Figure(figsize=(width, height))
+    edges = {"left": 0.4 / width, "right": 1 - 0.9 / width, "bottom": 0.1 / height, "top": 1 - 0.3 / height}
+    grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06, **edges)
+    tall = min(0.6, 3.5 / height)
+    figure.colorbar(bar, cax=figure.add_axes((1 - 0.8 / width, 0.5 - tall / 2, 0.14 / width, tall)), label=label)
+    return figure, grid
+
+
+def _bare(axes: Axes, title: str, row: str) -> None:
+    axes.set_xlabel("")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=8)
+    axes.set_ylabel(row, loc="center", fontsize=8)
+
+
+def walk(family: Family, values: Samples, share: Array, where: str) -> Drawing:
+    """Walks between latents.
+
+    Args:
+        family: What the samples are.
+        values: Walks of frames, (R, T, *sample_shape).
+        share: How far along each frame is, (T,), from 0 to 1.
+        where: The conditions, in words.
+    """
+    figure = draw_frames(family, values, [f"{100 * s:.0f} %" for s in share], [""] * len(values))
+    caption = (
+        f"Walks between two latents on the sphere (cos and sin of the angle, so that every frame is as probable), at "
+        f"{where}. A surrogate that has understood its samples changes them without jumps and repeats nothing."
+    )
+    return Drawing("walk", "Walk between latents", caption, figure)
+
+
+def sweep(
+    family: Family,
+    values: Samples,
+    across: tuple[Condition, Array],
+    down: tuple[Condition, Array] | None,
+    kept: str,
+) -> Drawing:
+    """The same latent at several conditions.
+
+    Args:
+        family: What the samples are.
+        values: Samples (R, T, *sample_shape).
+        across: The condition that varies from column to column, and its values, (T,).
+        down: That of the rows, (R,), if there is one; otherwise rows are different latents.
+        kept: The other conditions, in words.
+    """
+    titles = [value_text(across[0], v) for v in across[1]]
+    rows = [value_text(down[0], v) for v in down[1]] if down else [""] * len(values)
+    names = [condition_axis(c)[1] for c in ([across[0], down[0]] if down else [across[0]])]
+    names = [name.partition(" [")[0] for name in names]
+    if down:
+        caption = "One latent at conditions over the trained range"
+    else:
+        caption = f"{len(values)} latents, one above the other, at conditions over the trained range"
+    caption += f" of {' and '.join(names)}{f', {kept}' if kept else ''}: only what they change differs."
+    name = "-".join(["sweep", *([] if down else [across[0].name])])
+    return Drawing(name, f"Sweep of {' and '.join(names)}", caption, draw_frames(family, values, titles, rows))
+
+
+def sweep_spectra(family: Family, maps: Sequence[tuple[Condition, Array, Samples]]) -> Drawing:
+    """Mean power spectra at several values of each condition.
+
+    Args:
+        family: A map family.
+        maps: Conditions, their values (T,) and maps (T, n, H, W) of the same latents.
+    """
+    figure = Figure(figsize=(4.2 * len(maps), 3.7), layout="constrained")
+    pixels = (maps[0][2].shape[-2], maps[0][2].shape[-1])
+    k = Shells.of(pixels, family.box_size).k
+    unit = ("h/Mpc", "(Mpc/h)$^2$") if family.box_size else ("1/pixel", "pixel$^2$")
+    for column, (condition, values, found) in enumerate(maps):
+        axes = figure.add_subplot(1, len(maps), column + 1)
+        factor, label = condition_axis(condition)
+        norm = Normalize(values[0] * factor, values[-1] * factor)
+        for value, each in zip(values, found, strict=True):
+            colour = matplotlib.colormaps["viridis"](norm(value * factor))
+            axes.loglog(k, power_spectra(each, family.box_size).mean(axis=0), color=colour)
+        axes.set_xlabel(f"k [{unit[0]}]")
+        axes.set_ylabel(f"P(k) [{unit[1]}]")
+        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=label)
+    caption = (
+        f"Mean power spectrum of {maps[0][2].shape[1]} maps of the same latents, one condition at a time over the "
+        "trained range, the others in its middle."
+    )
+    return Drawing("sweep-power", "Sweep of the power spectrum", caption, figure)

@@ -1,0 +1,90 @@
+"""Draws how surrogates were trained: validation by validation, with the checkpoint that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..origins import History
+from ..report import Report
+from . import values as views
+from .panels import REFERENCE_COLOUR, Drawing, look_of
+
+_GAPS = ("critic_gap", "loss_gap")
+_LABELS = {
+    "score": "score [standard deviations]",
+    "critic_gap": "critic: training minus validation",
+    "loss_gap": "loss: validation minus training",
+    "wasserstein": "critic: reference minus generated",
+    "loss": "loss on validation samples",
+    "diversity": "diversity, generated over reference",
+}
+_WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic axis
+
+
+def draw_training(report: Report) -> Iterator[Drawing]:
+    """Scores over training, gaps between training and validation, and what else the histories have."""
+    found = {
+        member: history
+        for name in report.metrics
+        for member in report.members(name)
+        if (history := History.of(report.generated[member].provenance)) is not None
+    }
+    shown = [key for key in _LABELS if any(np.isfinite(h.curves.get(key, np.nan)).any() for h in found.values())]
+    if "score" not in shown:
+        return
+    figure = Figure(figsize=(3.6 * min(len(shown), 3), 2.9 * -(-len(shown) // 3) + 0.3), layout="constrained")
+    panels = figure.subplots(-(-len(shown) // 3), min(len(shown), 3), squeeze=False).ravel()
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    by_time = len(report.metrics) > 1
+    for axes, key in zip(panels, shown, strict=False):
+        _draw(axes, key, found, report, by_time=by_time)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
+    ended = "; ".join(_ending(name, history) for name, history in found.items())
+    caption = (
+        "Validations during training, on samples that were not trained on. Score: mean W1 of all observables in bins "
+        "of the conditions. Dashed, with its uncertainty: the same for training against validation samples, about the "
+        "best that can be expected (a little less, since generated samples have the validation samples' own "
+        "conditions); differences within the band mean little. Gaps that open are learning by heart. The ring is the "
+        f"checkpoint that was used. {ended}."
+    )
+    yield Drawing("training-history", "Training history", caption, figure)
+
+
+def _ending(name: str, history: History) -> str:
+    used = "" if history.chosen is None else f"step {history.chosen} of "
+    return f"{name}: {used}{history.steps[-1]:.0f} steps in {history.seconds[-1]:,.0f} s"
+
+
+def _draw(axes: Axes, key: str, found: Mapping[str, History], report: Report, *, by_time: bool) -> None:
+    titles, owner = list(views.sides(report)), {m: name for name in report.metrics for m in report.members(name)}
+    everything, floors = [], set()
+    for member, history in found.items():
+        values = history.curves.get(key)
+        if values is None or not np.isfinite(values).any():
+            continue
+        name = owner[member]
+        look, x = look_of(titles, name), history.seconds if by_time else history.steps
+        seeds = report.members(name)
+        label = name if len(seeds) == 1 else f"{name} ({len(seeds)} seeds)" if member == seeds[0] else None
+        everything.append(np.abs(values[np.isfinite(values)]))
+        axes.plot(x, values, color=look.colour, linestyle=look.line, marker=look.marker, markersize=2.5, label=label)
+        at = history.steps == history.chosen
+        axes.plot(x[at], values[at], "o", color=look.colour, markersize=9, fillstyle="none", markeredgewidth=1.4)
+        if key == "score" and np.isfinite(history.floor[0]):
+            floors.add(history.floor)
+    for floor, error in floors:
+        axes.axhline(floor, color=REFERENCE_COLOUR, linestyle="--", linewidth=0.9)
+        if np.isfinite(error):
+            axes.axhspan(floor - error, floor + error, color=REFERENCE_COLOUR, alpha=0.18, linewidth=0)
+    if key in _GAPS or key == "wasserstein":
+        axes.axhline(0.0, color=REFERENCE_COLOUR, linewidth=0.8)
+    elif key == "score" and max(map(np.max, everything)) > _WIDE * min(map(np.min, everything)) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("training time [s]" if by_time else "step")
+    axes.set_ylabel(_LABELS[key])

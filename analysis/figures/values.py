@@ -1,0 +1,360 @@
+"""What the figures show, worked out from a report: histograms, curves against a condition, images, correlations.
+
+Figures draw these and compute nothing, so the same numbers serve a page, a paper and a test. Several seeds of one
+surrogate are joined here: their mean, with the spread between seeds in the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.families.conditions import Condition
+from calogen.families.family import Family
+from calogen.families.layers import CartesianLayer
+
+from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
+from ..metrics.multivariate import correlated, correlation_matrix
+from ..numbers import with_error
+from ..survey.histograms import is_logarithmic
+from ..survey.passes import vectors
+from ..survey.selections import ALL, Selection
+
+if TYPE_CHECKING:
+    from ..report import Report
+    from ..survey.passes import Survey
+
+Array = NDArray[np.float64]
+T = TypeVar("T")
+_RADIUS_BINS = 12
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Contents of a histogram and what follows from them.
+
+    Attributes:
+        edges: (B + 1,).
+        contents: Counts with under- and overflow, (B + 2,).
+        correlated_error: Error of each inner bin's count if entries are not independent, (B,).
+        decades: Whether densities are per decade.
+        seeds: How many seeds of one surrogate are joined in it.
+    """
+
+    edges: Array
+    contents: NDArray[np.int64]
+    correlated_error: Array | None = None
+    decades: bool = False
+    seeds: int = 1
+
+    @property
+    def total(self) -> int:
+        """Entries, wherever they fell."""
+        return int(self.contents.sum())
+
+    @property
+    def widths(self) -> Array:
+        """Bin widths in the unit of the axis, or in decades, (B,)."""
+        return np.asarray(np.diff(np.log10(self.edges) if self.decades else self.edges))
+
+    @property
+    def density(self) -> Array:
+        """Share of all entries per unit of the axis or per decade, (B,)."""
+        return np.asarray(self.contents[1:-1] / (max(self.total, 1) * self.widths))
+
+    @property
+    def error(self) -> Array:
+        """Uncertainty of the density, (B,)."""
+        inner = self.contents[1:-1]
+        error = np.sqrt(inner) if self.correlated_error is None else self.correlated_error
+        return np.asarray(error / (max(self.total, 1) * self.widths))
+
+    @property
+    def below(self) -> float:
+        """Share of entries below the first edge."""
+        return float(self.contents[0]) / max(self.total, 1)
+
+    @property
+    def above(self) -> float:
+        """Share of entries above the last edge."""
+        return float(self.contents[-1]) / max(self.total, 1)
+
+    @property
+    def outside(self) -> float:
+        """Share of entries beyond the edges."""
+        return self.below + self.above
+
+
+def _joined(histograms: Sequence[Histogram]) -> Histogram:
+    """The seeds of one surrogate as one histogram: all entries, the spread between seeds in the error."""
+    if len(histograms) == 1:
+        return histograms[0]
+    contents = np.sum([h.contents for h in histograms], axis=0)
+    shares = np.array([h.contents[1:-1] / max(h.total, 1) for h in histograms])
+    own = [np.sqrt(h.contents[1:-1]) if h.correlated_error is None else h.correlated_error for h in histograms]
+    error = np.hypot(np.sqrt(np.sum(np.square(own), axis=0)), shares.std(axis=0, ddof=1) * contents.sum())
+    return replace(histograms[0], contents=contents, correlated_error=error, seeds=len(histograms))
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of the curves of several seeds, the spread between seeds in the error."""
+    if len(curves) == 1:
+        return curves[0]
+    x, y, error = (np.array([getattr(c, part) for c in curves]) for part in ("x", "y", "error"))
+    statistical = np.sqrt(np.mean(error**2, axis=0) / len(curves))
+    return Curve(x.mean(axis=0), y.mean(axis=0), np.hypot(y.std(axis=0, ddof=1), statistical), len(curves))
+
+
+def mean_array(arrays: Sequence[Array]) -> Array:
+    """The mean of the arrays of several seeds."""
+    return np.asarray(np.mean(arrays, axis=0))
+
+
+def sides(report: Report) -> dict[str, tuple[Survey, ...]]:
+    """The reference first, then the surrogates with all their seeds, by the name a legend prints."""
+    surrogates = {name: tuple(report.generated[m] for m in report.members(name)) for name in report.metrics}
+    return {"reference": (report.reference,), **surrogates}
+
+
+def _each(report: Report, make: Callable[[Survey], T], join: Callable[[Sequence[T]], T]) -> dict[str, T]:
+    return {title: join([make(side) for side in surveys]) for title, surveys in sides(report).items()}
+
+
+def filled(report: Report, selection: Selection) -> bool:
+    """Whether every side has samples in a selection."""
+    return all(np.count_nonzero(s.members(selection)) > 1 for surveys in sides(report).values() for s in surveys)
+
+
+def observable_histograms(report: Report, name: str, selection: Selection = ALL) -> dict[str, Histogram]:
+    """One observable's histogram for each side, of all samples, on edges fixed by the reference."""
+    number = report.plan.selections.index(selection)
+    edges = report.plan.edges[name][number]
+    return _each(report, lambda side: Histogram(edges, side.histograms.counts(name, number)), _joined)
+
+
+def spectra(report: Report, selection: int = 0) -> dict[str, Histogram]:
+    """Spectrum of single voxels (pixels) for each side; errors from the scatter between samples."""
+    edges = np.asarray(report.plan.axis.edges, dtype=np.float64)
+
+    def spectrum(side: Survey) -> Histogram:
+        # Voxels of one shower come together: scale the scatter of the showers kept to all of them.
+        scatter = side.kept_spectra[:, 1:-1].std(axis=0) * np.sqrt(side.used)
+        return Histogram(edges, side.spectra.counts(selection), scatter if selection == 0 else None)
+
+    return _each(report, spectrum, _joined)
+
+
+def condition_curves(
+    report: Report, name: str, condition: Condition, statistic: Statistic
+) -> tuple[Array, dict[str, Curve]]:
+    """A statistic of one observable in bins of a condition, for each side.
+
+    Args:
+        report: The report.
+        name: Observable.
+        condition: Condition on the horizontal axis.
+        statistic: Gives value and error of a column of values.
+
+    Returns:
+        The bin edges (K + 1,) and the curves by side.
+    """
+    edges = curve_edges(report.reference, condition)
+    return edges, _each(report, lambda s: condition_curve(s, name, condition, edges, statistic), mean_curve)
+
+
+def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
+    """The fitted resolution of each side that has a fit, on a fine grid over some bins of the energy.
+
+    Args:
+        report: The report.
+        kind: A key of :data:`calogen.analysis.metrics.conditioning.RESOLUTIONS`.
+        edges: Bins of the incident energy in its own unit, (K + 1,).
+    """
+    low = max(float(edges[0]), 1e-3 * float(edges[-1]))
+    x = np.geomspace(low, float(edges[-1]), 200)
+    energies = x * in_gev(report.family.conditions[0])
+    found = {}
+    for title, fits in fits_of(report, kind).items():
+        if fits:
+            found[title] = mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
+    return found
+
+
+def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
+    """The fits of one kind of resolution for each side, one for each seed that has one."""
+    members = {"reference": ("reference",), **{name: report.members(name) for name in report.metrics}}
+    return {
+        title: [fit for m in names if (fit := report.fits.get(m, {}).get(kind)) is not None]
+        for title, names in members.items()
+    }
+
+
+def fit_terms(fits: Sequence[ResolutionFit]) -> list[tuple[float, float]]:
+    """Each fitted term with its error; of several seeds the mean, with the spread between seeds in the error."""
+    terms, errors = np.array([fit.terms for fit in fits]), np.array([fit.errors for fit in fits])
+    spread = terms.std(axis=0, ddof=1) if len(fits) > 1 else np.zeros(terms.shape[1])
+    found = zip(terms.mean(axis=0), np.hypot(errors.mean(axis=0), spread), strict=True)
+    return [(float(value), float(error)) for value, error in found]
+
+
+def fit_text(fits: Sequence[ResolutionFit]) -> str:
+    """The terms of a fit in percent: a, b and c with their errors."""
+    named = zip("abc", fit_terms(fits), strict=True)
+    return ", ".join(f"{name} = {with_error(100 * value, 100 * error)}" for name, (value, error) in named)
+
+
+def longitudinal(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
+    """Mean share of the deposited energy in each layer, for each side; x is the position of the layer."""
+    rows = [report.reference.names.index(f"fraction_{n}") for n in report.family.layer_numbers]
+
+    def profile(side: Survey) -> Curve:
+        values = side.table[rows][:, side.members(selection)].astype(np.float64)
+        error = values.std(axis=1) / np.sqrt(max(values.shape[1], 1))
+        return Curve(np.arange(len(rows), dtype=np.float64), values.mean(axis=1), error)
+
+    return _each(report, profile, mean_curve)
+
+
+@dataclass(frozen=True)
+class Radial:
+    """Energy per millimetre of radius in a group of layers.
+
+    Attributes:
+        title: The layers.
+        edges: Of the bins of radius in mm, (B + 1,).
+        curves: By side; y the mean share of the incident energy (or of what whole showers are divided by without it)
+            per mm, x the middle of the bin.
+    """
+
+    title: str
+    edges: Array
+    curves: dict[str, Curve]
+
+
+def radial(report: Report) -> list[Radial]:
+    """Radial profile in every layer, or in three groups of layers of deep families."""
+    family, radius, found = report.family, radii(report.family), []
+    for title, positions in layer_groups(family):
+        cells = np.concatenate([np.arange(family.voxels)[family.layer_slices[p]] for p in positions])
+        edges = _radius_edges(radius[cells])
+        rings = np.zeros((family.voxels, len(edges) - 1))
+        place = np.searchsorted(edges, radius[cells], side="right") - 1
+        rings[cells, place] = 1 / np.diff(edges)[place]
+        make = partial(_radial_curve, report.plan.fixed_scale, edges, rings)
+        found.append(Radial(title, edges, _each(report, make, mean_curve)))
+    return found
+
+
+def _radial_curve(fixed_scale: float | None, edges: Array, rings: Array, side: Survey) -> Curve:
+    """Of all samples where their covariance is known, else of those kept whole."""
+    x = (edges[:-1] + edges[1:]) / 2
+    if side.covariance is not None:
+        variance = np.einsum("vb,vb->b", rings, side.covariance.covariance @ rings)
+        return Curve(x, side.covariance.mean @ rings, np.sqrt(np.maximum(variance, 0) / side.covariance.count))
+    profiles = vectors(side.kept, fixed_scale) @ rings.astype(np.float32)
+    return Curve(x, profiles.mean(axis=0, dtype=np.float64), profiles.std(axis=0) / np.sqrt(len(profiles)))
+
+
+def radii(family: Family) -> Array:
+    """Distance of every voxel's centre from the axis in mm, (V,)."""
+    parts = [
+        np.hypot(*layer.centres.T) if isinstance(layer, CartesianLayer) else layer.polar[:, 1]
+        for layer in family.layers
+    ]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def layer_groups(family: Family, most: int = 7) -> list[tuple[str, list[int]]]:
+    """Title and positions of every layer, or of three groups of neighbouring layers where there are more than most."""
+    numbers = family.layer_numbers
+    if len(numbers) <= most:
+        return [(f"layer {number}", [position]) for position, number in enumerate(numbers)]
+    groups = np.array_split(np.arange(len(numbers)), 3)
+    return [(f"layers {numbers[g[0]]} to {numbers[g[-1]]}", [int(p) for p in g]) for g in groups]
+
+
+def _radius_edges(radius: Array) -> Array:
+    """Bins of radius that widen outwards, each with at least one cell."""
+    rings = np.unique(np.round(radius, 6))
+    if len(rings) == 1:
+        return np.array([0.0, 2 * rings[0] or 1.0])
+    steps = (rings[1:] + rings[:-1]) / 2
+    if len(steps) >= _RADIUS_BINS:
+        wanted = np.geomspace(max(steps[0], rings[-1] / 100), rings[-1], _RADIUS_BINS)[:-1]
+        steps = np.unique(steps[np.clip(np.searchsorted(steps, wanted), 0, len(steps) - 1)])
+    return np.concatenate([[0.0], steps, [rings[-1] + (rings[-1] - steps[-1])]])
+
+
+def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
+    """Names of the correlated observables and their correlation matrix for each side."""
+    names = correlated(report.plan)
+    rows = [report.reference.names.index(n) for n in names]
+    return names, _each(report, lambda side: correlation_matrix(side.table[rows]), mean_array)
+
+
+def voxel_correlations(report: Report) -> dict[str, Array]:
+    """Correlations between voxels in units of the incident energy, (V, V), of all samples of each side.
+
+    Empty for families of more than 1,000 voxels.
+    """
+    found = {}
+    for title, surveys in sides(report).items():
+        known = [side.covariance.correlation for side in surveys if side.covariance is not None]
+        if known:
+            found[title] = mean_array(known)
+    return found
+
+
+def layer_images(report: Report, position: int, selection: int = 0) -> dict[str, Array]:
+    """Mean voxel energies of one layer for each side, in the layer's shape."""
+    family = report.family
+    cells, shape = family.layer_slices[position], family.layers[position].shape
+    return _each(report, lambda side: side.means.mean[selection, cells].reshape(shape), mean_array)
+
+
+def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array, Array]:
+    """Of one set of generated samples: observables, selections, and W1 in standard deviations with its pull, (K, S)."""
+    found, names, chosen = report.metrics[name], list(report.observables), list(report.plan.selections)
+    grids = np.full((2, len(names), len(chosen)), np.nan)
+    for i, observable in enumerate(names):
+        for j, selection in enumerate(chosen):
+            metric = found.get(f"w1_sd/{observable}{selection.suffix}")
+            if metric is not None and metric.value is not None:
+                grids[:, i, j] = metric.value, np.nan if metric.pull is None else metric.pull
+    return names, chosen, grids[0], grids[1]
+
+
+def rebinned(histogram: Histogram, keep: slice) -> Histogram:
+    """The histogram within some of its bins; the rest becomes under- and overflow."""
+    first, last, _ = keep.indices(len(histogram.edges) - 1)
+    inner = histogram.contents[1:-1]
+    contents = np.concatenate(
+        [
+            [histogram.contents[0] + inner[:first].sum()],
+            inner[first:last],
+            [histogram.contents[-1] + inner[last:].sum()],
+        ]
+    )
+    error = None if histogram.correlated_error is None else histogram.correlated_error[first:last]
+    return replace(histogram, edges=histogram.edges[first : last + 1], contents=contents, correlated_error=error)
+
+
+def middles(edges: Array) -> Array:
+    """Where the points of bins are drawn: their centres on a linear or logarithmic axis."""
+    if is_logarithmic(edges):
+        return np.asarray(np.sqrt(edges[:-1] * edges[1:]))
+    return np.asarray((edges[:-1] + edges[1:]) / 2)
+
+
+def shown_layers(report: Report, most: int = 7) -> list[int]:
+    """Positions of the layers that figures show: all of them, or a few spread over the shower's energy."""
+    layers = len(report.family.layers)
+    if layers <= most:
+        return list(range(layers))
+    share = np.cumsum(longitudinal(report)["reference"].y)
+    return sorted({int(np.searchsorted(share, q * share[-1])) for q in (0.02, 0.25, 0.5, 0.75, 0.98)})

@@ -1,0 +1,1 @@
+"""Distances between samples, with errors and floors."""

@@ -1,0 +1,475 @@
+"""Two-sample tests by classifier: can anything that was trained to do so tell generated samples from reference ones?
+
+The area under the ROC curve (AUC) on held-out samples is 0.5 if it cannot, 1 if it always can. An AUC near 0.5 means
+something only if the same classifier on as many samples sees a small change that is known to be there: each recipe is
+therefore also run on altered reference samples, and on two halves of the reference for the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.isotonic import IsotonicRegression
+from torch import nn
+
+from calogen.errors import ConfigError, ShardError
+from calogen.families.family import Family
+
+from ..survey.passes import Progress
+from .classifier_inputs import CHANGES, FOLDS, Views, changes_of, groups_of, halves, parts
+from .distances import Metric
+
+if TYPE_CHECKING:
+    from calogen.shards.samples import Samples
+
+Array = NDArray[np.float64]
+Columns = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Scorer = Callable[[Columns], Array]
+FEWEST_A_SIDE = 100  # fewer held-out samples say nothing
+_MOST_LOOKED_AT = 2000  # held-out samples from which the tell-tale observables are worked out
+_TREES = 100
+_NODES, _EPOCHS = 2048, 50  # of the CaloChallenge's network
+_SIGNIFICANT = 3.0  # errors above 0.5 at which a difference counts as seen
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What the classifiers found.
+
+    Attributes:
+        metrics: ``auc/VIEW`` for each view and ``auc/worst``, the largest of them (its floor is the largest floor);
+            recipe ``calochallenge`` adds ``jsd/VIEW``, the Jensen-Shannon divergence in bits.
+        folds: AUC of every fold by view.
+        tell_tales: Observables that the classifier on observables lives on, and the AUC it loses when one of them is
+            shuffled among held-out samples; the largest loss first, only what exceeds its error three times. Of
+            observables that say the same, the loss is shared.
+        controls: ``CHANGE/VIEW``: AUC of altered against other reference samples, its floor exactly 0.5.
+        notes: Sentences that belong beside the numbers: sizes, what the errors mean, changes that were not seen.
+    """
+
+    metrics: dict[str, Metric]
+    folds: dict[str, tuple[float, ...]]
+    tell_tales: tuple[tuple[str, float], ...]
+    controls: dict[str, Metric]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How classifiers are trained and tested; ``cross_fit``: every sample is held out once."""
+
+    most: int
+    cross_fit: bool
+
+
+_RECIPES = {"light": _Recipe(10_000, cross_fit=True), "calochallenge": _Recipe(100_000, cross_fit=False)}
+
+
+def classify(
+    reference: Samples,
+    generated: Samples,
+    *,
+    recipe: Literal["light", "calochallenge"] = "light",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Classification:
+    """Train classifiers to tell generated from reference samples, and say how well they do on held-out ones.
+
+    Views of showers: ``voxels`` (divided by the incident energy), ``log_voxels`` and ``observables``; of maps,
+    ``log_pixels`` and ``observables``; each with the conditions. Samples of equal conditions (of one realisation) lie
+    in one fold: a classifier that knows one of a pair made for the same energy would be wrong about the other.
+
+    Recipe ``light``: 5-fold cross-fitted, at most 10,000 samples a side; a small network on voxels (a convolutional
+    one on pixels), gradient boosted trees on observables. Recipe ``calochallenge``: the published one (hours without
+    a GPU for 100,000 showers a side; a GPU is used if there is one), to which the view ``log_voxels`` is added.
+
+    Both sides have as many samples. The floor compares halves of the reference, so it has fewer unless there are
+    twice as many; the expected AUC of equal distributions is 0.5 at any size.
+
+    Args:
+        reference: Samples in physical units.
+        generated: Samples of the same family, in physical units.
+        recipe: See above.
+        seed: Decides sub-samples, folds and networks; results repeat for the same number of threads.
+        progress: Called with a title, trainings done and trainings in all.
+
+    Returns:
+        AUCs; an error is DeLong's for the held-out samples, averaged over folds. It leaves out how training would
+        vary, which does not matter where there is nothing to find.
+
+    Raises:
+        ShardError: If the families differ or a side has too few samples.
+        ConfigError: If the recipe is unknown or not for this family.
+
+    Source: Lopez-Paz and Oquab 2017, arXiv:1610.06545; CaloChallenge ``evaluate.py``, arXiv:2410.21611; errors: DeLong
+    et al. 1988; tell-tales: permutation importance, Breiman 2001.
+    """
+    _check(reference, generated, recipe)
+    (reference, bad), (generated, worse) = _usable(reference), _usable(generated)
+    chosen = _RECIPES[recipe]
+    rng = np.random.default_rng([seed, 3])
+    n, first, second = _sizes(reference, generated, chosen.most, rng)
+    views = Views(reference, generated, recipe)
+    changes = changes_of(reference.family)
+    # Networks see the changes in the first fold or not at all; trees are quick enough for all folds.
+    few = {view: FOLDS if view == "observables" else 1 for view in views.names}
+    each = FOLDS if chosen.cross_fit else 1
+    total = 2 * each * len(few) + len(changes) * sum(min(each, folds) for folds in few.values())
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress("classifiers", done, total)
+
+    trial = partial(_trial, views, seed=seed, cross_fit=chosen.cross_fit, tick=tick)
+    mine, other = _sample(reference, n, rng), _sample(generated, n, rng)
+    against = {view: trial(view, mine, other, explain=view == "observables") for view in few}
+    among = {view: trial(view, first, second) for view in few}
+    controls = {}
+    for name, change in changes.items():
+        altered = change(first, rng)
+        for view, folds in few.items():
+            found = trial(view, second, altered, folds=folds)
+            controls[f"{name}/{view}"] = Metric.of(*found.area, 0.5, 0.0, len(first))
+    metrics = _metrics(against, among, n, jsd=not chosen.cross_fit)
+    notes = _notes(recipe, n, len(first), bad, worse, controls, views)
+    folds_of = {view: tuple(float(a) for a in found.areas) for view, found in against.items()}
+    return Classification(metrics, folds_of, against["observables"].tell_tales, controls, notes)
+
+
+def _sizes(reference: Samples, generated: Samples, most: int, rng: np.random.Generator) -> tuple[int, Samples, Samples]:
+    """Samples a side against generated ones, and the halves of the reference for floor and controls."""
+    n, half = min(len(reference), len(generated), most), min(len(reference) // 2, most)
+    if min(n, half) < FEWEST_A_SIDE:
+        raise ShardError(
+            "too few samples for a classifier",
+            expected=f"at least {2 * FEWEST_A_SIDE} reference and {FEWEST_A_SIDE} generated samples",
+            found=f"{len(reference)} reference and {len(generated)} generated samples",
+            hint="give more samples, or compare without a classifier",
+        )
+    return n, *halves(reference, half, rng)
+
+
+def _sample(samples: Samples, count: int, rng: np.random.Generator) -> Samples:
+    """A random ``count`` of them, in their order."""
+    return samples if count == len(samples) else samples.select(np.sort(rng.permutation(len(samples))[:count]))
+
+
+def auc(reference: NDArray[np.floating[Any]], generated: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Area under the ROC curve and its error: how often a generated sample scores higher than a reference one.
+
+    Args:
+        reference: Scores, (N,).
+        generated: Scores, (M,); equal scores count one half.
+
+    Source: DeLong et al. 1988; ranks as in Sun and Xu 2014.
+    """
+    n, m = len(reference), len(generated)
+    ranks = rankdata(np.concatenate([reference, generated]))
+    above = (ranks[n:] - rankdata(generated)) / n  # share of reference samples below each generated one
+    below = 1 - (ranks[:n] - rankdata(reference)) / m
+    variance = (above.var(ddof=1) / m if m > 1 else 0.0) + (below.var(ddof=1) / n if n > 1 else 0.0)
+    return float(above.mean()), math.sqrt(variance)
+
+
+def _check(reference: Samples, generated: Samples, recipe: str) -> None:
+    if recipe not in _RECIPES:
+        raise ConfigError("unknown recipe of classifiers", expected=" or ".join(_RECIPES), found=recipe)
+    family = reference.family
+    if not family.same_samples(generated.family):
+        raise ShardError(
+            "samples of different families cannot be classified", expected=family.name, found=generated.family.name
+        )
+    if recipe == "calochallenge" and family.kind == "map":
+        raise ConfigError(
+            "the CaloChallenge's classifiers are for showers", found=f"maps of family '{family.name}'", hint="use light"
+        )
+
+
+def _usable(samples: Samples) -> tuple[Samples, int]:
+    """The samples whose voxels are finite, and how many are not."""
+    good = np.isfinite(samples.values.reshape(len(samples), -1).sum(axis=1, dtype=np.float64))
+    return (samples, 0) if good.all() else (samples.select(good), int(np.count_nonzero(~good)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a classifier reached in one view: per fold, AUC and Jensen-Shannon divergence with errors."""
+
+    areas: Array
+    area_errors: Array
+    jsds: Array
+    jsd_errors: Array
+    tell_tales: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def area(self) -> tuple[float, float]:
+        """Mean AUC over folds and its error."""
+        return float(self.areas.mean()), float(np.sqrt(np.sum(self.area_errors**2))) / len(self.areas)
+
+    @property
+    def jsd(self) -> tuple[float, float]:
+        """Mean divergence in bits and its error."""
+        return float(self.jsds.mean()), float(np.sqrt(np.sum(self.jsd_errors**2))) / len(self.jsds)
+
+
+def _trial(
+    views: Views,
+    view: str,
+    first: Samples,
+    second: Samples,
+    *,
+    seed: int,
+    cross_fit: bool,
+    tick: Callable[[], None],
+    folds: int = FOLDS,
+    explain: bool = False,
+) -> _Found:
+    """Train on some folds of two sets of samples and test on others; label 1 is ``second``.
+
+    Only the first ``folds`` are held out in turn; ``explain`` looks for tell-tales.
+    """
+    names, one = views.table(view, first)
+    table = np.concatenate([one, views.table(view, second)[1]])
+    label = np.repeat(np.array([0, 1], dtype=np.float32), [len(first), len(second)])
+    part = parts(groups_of((first, second)), label, FOLDS, np.random.default_rng([seed, 4]))
+    found, lost = [], []
+    for number, (train, choose, test) in enumerate(_splits(part, cross_fit)):
+        if number == folds:
+            break
+        run = int(np.random.default_rng([seed, 5, number]).integers(2**31))
+        scorer = _fit(views, view, table, label, train, choose, run)
+        scores = scorer(table[test])
+        found.append((*auc(scores[label[test] == 0], scores[label[test] == 1]), *_jsd(scores, label[test])))
+        if explain:
+            looked_at = test[np.random.default_rng(run).permutation(len(test))[:_MOST_LOOKED_AT]]
+            lost += _losses(scorer, table[looked_at], label[looked_at], run, rounds=1 if cross_fit else FOLDS)
+        tick()
+    tell_tales = _significant(names, np.asarray(lost), given=len(views.conditions)) if lost else ()
+    areas, area_errors, jsds, jsd_errors = np.array(found).T
+    return _Found(areas, area_errors, jsds, jsd_errors, tell_tales)
+
+
+def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
+    """Samples to train on, to choose the epoch and calibrate by, and to test on."""
+    none = np.empty(0, dtype=np.int64)
+    for fold in range(FOLDS if cross_fit else 1):
+        test = np.flatnonzero(part == fold)
+        if cross_fit:
+            yield np.flatnonzero(part != fold), none, test
+        else:  # 60 / 20 / 20
+            yield np.flatnonzero(part > 1), np.flatnonzero(part == 1), test
+
+
+def _jsd(scores: Array, label: Columns) -> tuple[float, float]:
+    """Jensen-Shannon divergence in bits, a lower bound of the true one, from the cross entropy of log odds (N,)."""
+    entropy = np.logaddexp(0, np.where(label == 1, -scores, scores)) / math.log(2)
+    return 1 - float(entropy.mean()), float(entropy.std(ddof=1)) / math.sqrt(len(entropy))
+
+
+def _losses(scorer: Scorer, table: Columns, label: Columns, seed: int, rounds: int) -> list[list[float]]:
+    """AUC lost when a column is shuffled, a row per round."""
+    rng = np.random.default_rng([seed, 6])
+
+    def area() -> float:
+        scores = scorer(table)
+        return auc(scores[label == 0], scores[label == 1])[0]
+
+    whole, found = area(), []
+    for _ in range(rounds):
+        row = []
+        for column in range(table.shape[1]):
+            before = table[:, column].copy()
+            table[:, column] = rng.permutation(before)
+            row.append(whole - area())
+            table[:, column] = before
+        found.append(row)
+    return found
+
+
+def _significant(names: list[str], lost: Array, given: int) -> tuple[tuple[str, float], ...]:
+    """Names and mean losses (R, F) that exceed three times their error, the largest first; not the conditions."""
+    mean, error = lost.mean(axis=0), lost.std(axis=0, ddof=1) / math.sqrt(len(lost))
+    order = [i for i in np.argsort(-mean, kind="stable") if i >= given and mean[i] > _SIGNIFICANT * error[i] > 0]
+    return tuple((names[i], float(mean[i])) for i in order)
+
+
+def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, choose: Rows, seed: int) -> Scorer:
+    """The log odds of being generated, as a function of columns (N, F), learnt from the rows ``train``."""
+    if views.recipe == "calochallenge":
+        return _fit_published(table, label, train, choose, seed, scaled=view == "log_voxels")
+    if view == "observables":
+        trees = HistGradientBoostingClassifier(
+            max_iter=_TREES, learning_rate=0.1, max_leaf_nodes=16, early_stopping=False, random_state=seed
+        )
+        trees.fit(table[train], label[train])
+        return lambda columns: np.asarray(trees.decision_function(columns), dtype=np.float64)
+    return _fit_light(views, table, label, train, seed)
+
+
+class _Standard(nn.Module):
+    """Columns minus mean over standard deviation, within +-8: a single hit far out must not outweigh a shower."""
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    def __init__(self, columns: Columns) -> None:
+        super().__init__()
+        spread = columns.std(axis=0, dtype=np.float64)
+        self.register_buffer("mean", torch.from_numpy(columns.mean(axis=0, dtype=np.float64).astype(np.float32)))
+        self.register_buffer("spread", torch.from_numpy(np.where(spread > 0, spread, 1).astype(np.float32)))
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        """The same shape, (B, F)."""
+        return ((columns - self.mean) / self.spread).clamp(-8, 8)
+
+
+class _Picture(nn.Module):
+    """Columns of conditions and pixels as planes: (B, C + H W) to (B, 1 + C, H, W)."""
+
+    def __init__(self, family: Family, given: int) -> None:
+        super().__init__()
+        self._given, self._shape = given, family.sample_shape
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        """Each condition becomes a constant plane."""
+        given, pixels = columns[:, : self._given], columns[:, self._given :]
+        planes = given[:, :, None, None].expand(-1, -1, *self._shape)
+        return torch.cat([pixels.reshape(-1, 1, *self._shape), planes], dim=1)
+
+
+def _layers(views: Views, inputs: int) -> list[nn.Module]:
+    """A small classifier: dense for showers; convolutions, periodic as the simulation boxes are, for maps."""
+    if views.family.kind == "calorimeter":
+        hidden = [nn.Linear(inputs, 128), nn.LeakyReLU(), nn.Dropout(0.2), nn.Linear(128, 64), nn.LeakyReLU()]
+        return [*hidden, nn.Dropout(0.2), nn.Linear(64, 1)]
+    given = len(views.conditions)
+    layers: list[nn.Module] = [_Picture(views.family, given)]
+    for before, after in ((1 + given, 8), (8, 16), (16, 32)):
+        layers += [nn.Conv2d(before, after, 5, stride=2, padding=2, padding_mode="circular"), nn.LeakyReLU()]
+    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1)]
+
+
+def _fit_light(views: Views, table: Columns, label: Columns, train: Rows, seed: int) -> Scorer:
+    """20 epochs, at most 400 steps, of AdamW; the learning rate ends at zero, so there is no epoch to choose."""
+    batch = min(256, len(train))
+    steps = int(np.clip(20 * len(train) // batch, 40, 400))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(_Standard(table[train]), *_layers(views, table.shape[1]))
+        optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+        network.train()
+        step = 0
+        while step < steps:
+            order = torch.from_numpy(train)[torch.randperm(len(train))]
+            for rows in order[: len(order) // batch * batch].split(batch)[: steps - step]:
+                _descend(network, optimiser, table, label, rows)
+                schedule.step()
+                step += 1
+    return _scorer(network)
+
+
+def _fit_published(table: Columns, label: Columns, train: Rows, choose: Rows, seed: int, *, scaled: bool) -> Scorer:
+    """The CaloChallenge's network: 2,048 LeakyReLU nodes and two more such layers, best of 50 epochs, calibrated.
+
+    In single precision; the published code computes in double.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [_Standard(table[train])] if scaled else []
+        for inputs in (table.shape[1], _NODES, _NODES):
+            layers += [nn.Linear(inputs, _NODES), nn.LeakyReLU()]
+        network = nn.Sequential(*layers, nn.Linear(_NODES, 1)).to(device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=2e-4)
+        scorer, best, weights = _scorer(network), -1.0, network.state_dict()
+        for _ in range(_EPOCHS):
+            network.train()
+            for rows in torch.from_numpy(train)[torch.randperm(len(train))].split(1000):
+                _descend(network, optimiser, table, label, rows)
+            accuracy = float(np.mean((scorer(table[choose]) > 0) == (label[choose] == 1)))
+            if accuracy > best:
+                best, weights = accuracy, {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(weights)
+    calibration = IsotonicRegression(out_of_bounds="clip", y_min=1e-6, y_max=1 - 1e-6)
+    calibration.fit(scorer(table[choose]), label[choose])
+
+    def calibrated(columns: Columns) -> Array:
+        odds = np.asarray(calibration.predict(scorer(columns)), dtype=np.float64)
+        return np.log(odds) - np.log1p(-odds)
+
+    return calibrated
+
+
+def _descend(
+    network: nn.Module, optimiser: torch.optim.Optimizer, table: Columns, label: Columns, rows: torch.Tensor
+) -> None:
+    """One step on some rows."""
+    device = next(network.parameters()).device
+    picked = rows.numpy()
+    odds = network(torch.from_numpy(table[picked]).to(device))[:, 0]
+    loss = nn.functional.binary_cross_entropy_with_logits(odds, torch.from_numpy(label[picked]).to(device))
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def _scorer(network: nn.Module) -> Scorer:
+    def score(columns: Columns) -> Array:
+        device = next(network.parameters()).device
+        network.eval()
+        with torch.no_grad():
+            odds = [network(torch.from_numpy(part).to(device))[:, 0].cpu() for part in _blocks(columns)]
+        return np.asarray(torch.cat(odds).numpy(), dtype=np.float64)
+
+    return score
+
+
+def _blocks(columns: Columns) -> Iterator[Columns]:
+    for start in range(0, len(columns), 4096):
+        yield columns[start : start + 4096]
+
+
+def _metrics(against: dict[str, _Found], among: dict[str, _Found], n: int, *, jsd: bool) -> dict[str, Metric]:
+    found = {f"auc/{view}": Metric.of(*got.area, *among[view].area, n) for view, got in against.items()}
+    worst = max(against.values(), key=lambda got: got.area[0])
+    floor = max(among.values(), key=lambda got: got.area[0])
+    found["auc/worst"] = Metric.of(*worst.area, *floor.area, n)
+    if jsd:
+        for view, got in against.items():
+            found[f"jsd/{view}"] = Metric.of(*got.jsd, *among[view].jsd, n, "bit")
+    return found
+
+
+def _notes(
+    recipe: str, n: int, half: int, bad: int, worse: int, controls: dict[str, Metric], views: Views
+) -> tuple[str, ...]:
+    size = f"{n} samples a side" + (f", floors and controls {half}" if half != n else "")
+    way = "5-fold cross-fitted" if recipe == "light" else "one split 60/20/20"
+    notes = [f"Classifiers ({recipe}, {way}): {size}; errors are DeLong's for the held-out samples."]
+    for side, count in (("reference", bad), ("generated", worse)):
+        if count:
+            notes.append(f"Classifiers: {count} {side} samples are not finite and were left out.")
+    if views.fixed_scale is not None:
+        notes.append("Classifiers: one side has no incident energies, so none is used.")
+    seen = {name for name, metric in controls.items() if metric.pull is not None and metric.pull > _SIGNIFICANT}
+    for change in dict.fromkeys(name.split("/")[0] for name in controls):
+        if not any(f"{change}/{view}" in seen for view in views.names):
+            notes.append(
+                f"Classifiers: reference samples with {CHANGES[change]} were not told from others by any "
+                "classifier, so the sample is too small to tell: an AUC near 0.5 proves little."
+            )
+    return tuple(notes)

@@ -1,0 +1,402 @@
+"""Distances between samples, and what makes a number a measurement: its error, its floor and its pull.
+
+The floor of a distance is what two independent sets of reference samples of the same size give. The reference is split
+into random halves R1 and R2 many times; with n samples on each side, the value is the mean of D(R1, G), the floor
+the mean of D(R1, R2), and the error the standard deviation of D between bootstrap resamples of n. A resample repeats
+samples, which adds to the noise of a distance near its floor, so errors err on the large side there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calogen.errors import ShardError
+
+from ..survey.plan import directions
+
+Array = NDArray[np.float64]
+Columns = NDArray[np.floating]
+SPLITS = 20
+MAX_COMPARED = 50_000  # samples a side of one split; more would cost time and show nothing new
+MIN_COMPARED = 2
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured comparison.
+
+    Attributes:
+        value: The distance or difference.
+        error: Its statistical uncertainty (one standard deviation).
+        floor: The same number for reference against reference.
+        floor_error: Uncertainty of the floor.
+        pull: (value - floor) / sqrt(error^2 + floor_error^2); None when that is undefined.
+        n: Samples on each side.
+        unit: Unit of the value; ``sd`` is the reference's standard deviation, empty is dimensionless.
+    """
+
+    value: float | None
+    error: float | None
+    floor: float | None
+    floor_error: float | None
+    pull: float | None
+    n: int
+    unit: str = ""
+
+    @classmethod
+    def of(cls, value: float, error: float, floor: float, floor_error: float, n: int, unit: str = "") -> Metric:
+        """A metric with its pull worked out, and None for whatever is not finite."""
+        scale = math.hypot(error, floor_error)
+        pull = (value - floor) / scale if scale > 0 else (0.0 if value == floor else math.nan)
+        finite = [float(x) if math.isfinite(x) else None for x in (value, error, floor, floor_error, pull)]
+        return cls(finite[0], finite[1], finite[2], finite[3], finite[4], int(n), unit)
+
+    @classmethod
+    def from_splits(cls, draws: Draws3, n: int, unit: str = "", scale: float = 1.0) -> Metric:
+        """A metric from D(R1, G), D(R1, R2) and D(R1*, G*) of every split."""
+        value, floor, resampled = (np.asarray(x, dtype=np.float64) * scale for x in draws)
+        floor_error = float(floor.std(ddof=1)) / math.sqrt(len(floor))
+        return cls.of(float(value.mean()), float(resampled.std(ddof=1)), float(floor.mean()), floor_error, n, unit)
+
+    @classmethod
+    def from_subsamples(cls, values: ArrayLike, floors: ArrayLike, n: int, available: int, unit: str = "") -> Metric:
+        """A metric from D(R1, G) and D(R1, R2) of S splits into sub-samples of n, for distances no resample can bear.
+
+        Repeated samples are each other's nearest neighbours, so a bootstrap says nothing about such distances. The
+        spread of sub-samples does: the delete-d jackknife gives the variance of the whole sample's value, n / (N - n)
+        times that of the sub-samples', and 1 / S is what a finite number of them adds.
+
+        Args:
+            values: D(R1, G), (S,).
+            floors: D(R1, R2), (S,).
+            n: Samples on each side of each split.
+            available: Samples on the smaller side, N.
+            unit: Unit of the value.
+
+        Source: Shao and Wu 1989, Annals of Statistics 17, 1176.
+        """
+        value, floor = np.asarray(values, dtype=np.float64), np.asarray(floors, dtype=np.float64)
+        shrink = math.sqrt(min(1.0, 1 / len(value) + n / max(available - n, 1)))
+        errors = float(value.std(ddof=1)) * shrink, float(floor.std(ddof=1)) / math.sqrt(len(floor))
+        return cls.of(float(value.mean()), errors[0], float(floor.mean()), errors[1], n, unit)
+
+
+Draws3 = tuple[ArrayLike, ArrayLike, ArrayLike]  # D(R1, G), D(R1, R2), D(R1*, G*), one of each per split
+
+
+def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
+    """Wasserstein-1 distance of two one-dimensional samples, in their unit.
+
+    The integral of |F_a - F_b| over the merged samples; equal sizes reduce to the mean |a_(i) - b_(i)|.
+
+    Args:
+        a: (N,) finite values.
+        b: (M,) finite values; M may differ from N.
+
+    Raises:
+        ValueError: If one of them is empty.
+    """
+    x, y = (np.sort(np.asarray(v, dtype=np.float64).ravel()) for v in (a, b))
+    if not len(x) or not len(y):
+        raise ValueError(f"a distance needs samples on both sides, got {len(x)} and {len(y)}")
+    if len(x) == len(y):
+        return float(np.abs(x - y).mean())
+    merged = np.sort(np.concatenate([x, y]), kind="stable")
+    below_x = np.searchsorted(x, merged[:-1], side="right") / len(x)
+    below_y = np.searchsorted(y, merged[:-1], side="right") / len(y)
+    return float(np.sum(np.abs(below_x - below_y) * np.diff(merged)))
+
+
+def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, projections: int = 64, seed: int = 0) -> float:
+    """Mean Wasserstein-1 distance of two samples over random directions.
+
+    Args:
+        a: (N, V) samples.
+        b: (M, V) samples in the same unit.
+        projections: Number of directions.
+        seed: Decides the directions.
+
+    Source: Bonneel et al. 2015; ``ot.sliced_wasserstein_distance`` with p = 1.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    basis = directions(x.shape[1], projections, seed)
+    return float(np.mean([wasserstein_1d(p, q) for p, q in zip((x @ basis).T, (y @ basis).T, strict=True)]))
+
+
+def earth_mover(a: ArrayLike, b: ArrayLike) -> float:
+    """Exact earth mover's distance of two sets of whole samples under the Euclidean distance.
+
+    Args:
+        a: (N, V) samples.
+        b: (M, V) samples in the same unit.
+
+    Source: equal sizes are an assignment (Crouse 2016, scipy's); others POT's network simplex (Flamary et al. 2021).
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    cost = np.sqrt(squared_distances(x, y))
+    if len(x) == len(y):
+        from scipy.optimize import linear_sum_assignment
+
+        return float(cost[linear_sum_assignment(cost)].mean())
+    import ot  # takes ten seconds to import
+
+    return float(ot.emd2([], [], cost, numItermax=1_000_000))
+
+
+def squared_distances(a: Columns, b: Columns) -> Columns:
+    """Squared Euclidean distances between the rows of (N, V) and (M, V), (N, M), in the precision of the rows."""
+    found = a @ b.T
+    found *= -2
+    found += (a**2).sum(axis=1)[:, None]
+    found += (b**2).sum(axis=1)
+    return np.maximum(found, 0, out=found)
+
+
+def separation_power(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Separation power of two histograms: 0 if equal in shape, 1 if they do not overlap.
+
+    Each is normalised to its own sum, so what lies outside the bins is invisible: compare under/overflow as well.
+
+    Args:
+        a: Bin contents, (..., B).
+        b: Bin contents on the same bins.
+
+    Source: CaloChallenge ``evaluate.py``: 1/2 sum (h1 - h2)^2 / (h1 + h2 + 1e-16), arXiv:2410.21611.
+    """
+    h, g = (_normalised(x) for x in (a, b))
+    return np.asarray(0.5 * np.sum((h - g) ** 2 / (h + g + 1e-16), axis=-1))
+
+
+def chi2_per_ndf(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """Chi-square per degree of freedom of two unweighted histograms; about 1 if they differ by chance only.
+
+    Args:
+        a: Counts, (..., B), under- and overflow included.
+        b: Counts on the same bins.
+
+    Source: Gagunashvili, arXiv:physics/0605123, eq. 5.
+    """
+    h, g = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    total_h, total_g = h.sum(axis=-1, keepdims=True), g.sum(axis=-1, keepdims=True)
+    both = h + g
+    terms = np.divide((total_g * h - total_h * g) ** 2, both, out=np.zeros_like(both), where=both > 0)
+    ndf = np.maximum(np.count_nonzero(both, axis=-1) - 1, 1)
+    return np.asarray(terms.sum(axis=-1) / np.maximum(total_h * total_g, 1)[..., 0] / ndf)
+
+
+def _normalised(counts: ArrayLike) -> Array:
+    h = np.asarray(counts, dtype=np.float64)
+    total = h.sum(axis=-1, keepdims=True)
+    return np.asarray(np.divide(h, total, out=np.zeros_like(h), where=total > 0), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which samples enter each comparison: the halves of the reference, the generated ones, and resamples of both.
+
+    Attributes:
+        n: Samples on each side of every comparison.
+        first: Half R1 of each split, (S, N) true for n samples.
+        second: Half R2, disjoint from R1.
+        generated: The generated samples compared with R1, (S, M).
+        first_again: How often each reference sample is in the split's bootstrap resample, (S, N), summing to n.
+        generated_again: The same for the generated samples, (S, M).
+    """
+
+    n: int
+    first: NDArray[np.bool_]
+    second: NDArray[np.bool_]
+    generated: NDArray[np.bool_]
+    first_again: NDArray[np.uint16]
+    generated_again: NDArray[np.uint16]
+
+    @classmethod
+    def make(
+        cls,
+        reference: int,
+        generated: int,
+        seed: int,
+        *,
+        groups: NDArray[np.integer] | None = None,
+        splits: int = SPLITS,
+        cap: int = MAX_COMPARED,
+    ) -> Draws:
+        """Draw the splits.
+
+        Args:
+            reference: Number of reference samples, N.
+            generated: Number of generated samples, M.
+            seed: Decides everything.
+            groups: (N,) realisation of each reference sample. Maps cut from one simulation box are not independent,
+                so halves and resamples are made of whole realisations (if there are at least four).
+            splits: Number of splits, S.
+            cap: Largest n.
+
+        Raises:
+            ShardError: If there are too few samples to split.
+        """
+        rng = np.random.default_rng(seed)
+        split = [halves(rng, reference, groups) for _ in range(splits)]
+        n = min(cap, generated, *(min(len(a), len(b)) for a, b in split))
+        if n < MIN_COMPARED:
+            raise ShardError(
+                "too few samples to compare",
+                expected=f"at least {2 * MIN_COMPARED} reference and {MIN_COMPARED} generated samples",
+                found=f"{reference} reference and {generated} generated samples",
+                hint="give more samples or fewer bins",
+            )
+        first, second = np.zeros((2, splits, reference), dtype=bool)
+        chosen = np.zeros((splits, generated), dtype=bool)
+        again = np.zeros((splits, reference), dtype=np.uint16)
+        generated_again = np.zeros((splits, generated), dtype=np.uint16)
+        for s, (a, b) in enumerate(split):
+            first[s, rng.permutation(a)[:n]] = True
+            second[s, rng.permutation(b)[:n]] = True
+            chosen[s, rng.permutation(generated)[:n]] = True
+            again[s] = np.bincount(_resample(rng, reference, n, groups), minlength=reference)
+            generated_again[s] = np.bincount(rng.integers(generated, size=n), minlength=generated)
+        return cls(n, first, second, chosen, again, generated_again)
+
+    def each(self, distance: Callable[[Columns, Columns], float], reference: Columns, generated: Columns) -> Draws3:
+        """Any distance of whole samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*)."""
+        found: list[tuple[float, float, float]] = []
+        for s in range(len(self.first)):
+            half = reference[self.first[s]]
+            value = distance(half, generated[self.generated[s]])
+            floor = distance(half, reference[self.second[s]])
+            again = np.repeat(reference, self.first_again[s], axis=0)
+            found.append((value, floor, distance(again, np.repeat(generated, self.generated_again[s], axis=0))))
+        value_, floor_, again_ = np.array(found).T
+        return value_, floor_, again_
+
+
+def halves(
+    rng: np.random.Generator, count: int, groups: NDArray[np.integer] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two random halves of ``count`` samples; of whole realisations where there are four or more."""
+    names = np.unique(groups) if groups is not None else np.empty(0)
+    if groups is None or len(names) < 4:
+        order = rng.permutation(count)
+        return order[: count // 2], order[count // 2 :]
+    left = np.isin(groups, rng.permutation(names)[: len(names) // 2])
+    return np.flatnonzero(left), np.flatnonzero(~left)
+
+
+def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.integer] | None) -> NDArray[np.int64]:
+    names = np.unique(groups) if groups is not None else np.empty(0)
+    if groups is None or len(names) < 4:
+        return rng.integers(count, size=n)
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    rows = np.concatenate([members[i] for i in rng.integers(len(members), size=max(1, len(members) // 2))])
+    return np.asarray(rng.choice(rows, size=n, replace=n > len(rows)), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Comparison1D:
+    """One observable compared on every split of a :class:`Draws`; each field is a :data:`Draws3`.
+
+    ``separation`` is within the range of the bins, ``separation_flow`` counts what lies outside as two more bins.
+    """
+
+    w1: Draws3
+    separation: Draws3
+    separation_flow: Draws3
+    chi2: Draws3
+    core: Draws3
+
+
+def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draws) -> Comparison1D:
+    """All one-dimensional distances of one observable, from one sort of each side.
+
+    A subset of a sorted sample is sorted, so each split costs no more than a selection.
+
+    Args:
+        reference: (N,) finite values.
+        generated: (M,) finite values in the same unit.
+        edges: Histogram edges, (B + 1,), for separation power and chi-square.
+        draws: The samples of every split.
+    """
+    order, order_g = np.argsort(reference, kind="stable"), np.argsort(generated, kind="stable")
+    values, values_g = reference[order], generated[order_g]
+    picks = [picked[:, order] for picked in (draws.first, draws.second, draws.first_again)]
+    picks_g = [picked[:, order_g] for picked in (draws.generated, draws.generated_again)]
+    half, other, again = (_picked(values, p) for p in picks)
+    mine, mine_again = (_picked(values_g, p) for p in picks_g)
+    sides = [(half, mine), (half, other), (again, mine_again)]
+    w1 = [np.abs(a - b).mean(axis=1, dtype=np.float64) for a, b in sides]
+    core = [_width_ratio(a, b) for a, b in sides]
+    inside = [_counts(values, p, edges) for p in picks]
+    inside_g = [_counts(values_g, p, edges) for p in picks_g]
+    pairs = [(inside[0], inside_g[0]), (inside[0], inside[1]), (inside[2], inside_g[1])]
+    separation = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
+    flow = [separation_power(a, b) for a, b in pairs]
+    chi2 = [chi2_per_ndf(a, b) for a, b in pairs]
+    return Comparison1D(_three(w1), _three(separation), _three(flow), _three(chi2), _three(core))
+
+
+def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
+    """The samples of each split, as often as it has them, (S, n)."""
+    everywhere = np.broadcast_to(values, picks.shape)
+    chosen = everywhere[picks] if picks.dtype == bool else np.repeat(everywhere.ravel(), picks.ravel().astype(np.intp))
+    return np.asarray(chosen).reshape(len(picks), -1)
+
+
+def _three(rows: ArrayLike) -> Draws3:
+    first, second, third = np.asarray(rows)
+    return first, second, third
+
+
+def _width_ratio(reference: Columns, generated: Columns) -> Array:
+    """Half width of the central 68 % of sorted values (S, n), generated over reference, minus 1; (S,)."""
+    below, above = (round(q * (reference.shape[1] - 1)) for q in (0.16, 0.84))
+    width, other = (np.subtract(x[:, above], x[:, below], dtype=np.float64) for x in (reference, generated))
+    return np.asarray(np.divide(other, width, out=np.full(len(width), np.nan), where=width > 0) - 1)
+
+
+def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArray[np.int64]:
+    """Histogram of each split's samples with under- and overflow, (S, B + 2); bins are [low, high)."""
+    bounds = np.concatenate([[0], np.searchsorted(values, edges), [len(values)]])
+    running = np.zeros((len(picked), len(values) + 1), dtype=np.int64)
+    np.cumsum(picked, axis=1, out=running[:, 1:])
+    return np.diff(running[:, bounds], axis=1)
+
+
+def mean_difference(reference: Columns, generated: Columns, *, signed: bool) -> tuple[float, float]:
+    """Generated over reference mean, minus 1, and its error; for signed quantities the difference in reference sd."""
+    r, g = np.asarray(reference, dtype=np.float64), np.asarray(generated, dtype=np.float64)
+    scale = float(r.std()) if signed else abs(float(r.mean()))
+    if scale == 0:
+        return (0.0, 0.0) if not g.any() else (math.nan, math.nan)
+    ratio = 1.0 if signed else abs(float(g.mean())) / scale
+    variance = g.var() / len(g) + ratio**2 * r.var() / len(r)
+    return float(g.mean() - r.mean()) / scale, math.sqrt(float(variance)) / scale
+
+
+def spread_difference(reference: Columns, generated: Columns) -> tuple[float, float]:
+    """Generated over reference standard deviation, minus 1, and its error.
+
+    Source: the variance of a sample variance, (m4 - m2^2) / N, propagated.
+    """
+    spreads, relative = [], 0.0
+    for column in (reference, generated):
+        deviation = np.asarray(column, dtype=np.float64)
+        deviation = deviation - deviation.mean()
+        m2, m4 = float(np.mean(deviation**2)), float(np.mean(deviation**4))
+        spreads.append(math.sqrt(m2))
+        relative += max(m4 / m2**2 - 1, 0.0) / (4 * len(deviation)) if m2 > 0 else 0.0
+    if spreads[0] == 0:
+        return (0.0, 0.0) if spreads[1] == 0 else (math.nan, math.nan)
+    ratio = spreads[1] / spreads[0]
+    return ratio - 1, ratio * math.sqrt(relative)
+
+
+def scale_of(reference: Columns) -> float:
+    """The reference's standard deviation, or its size where it is constant: the yardstick of ``w1_sd``."""
+    column = np.asarray(reference, dtype=np.float64)
+    return float(column.std()) or float(np.abs(column).mean()) or 1.0

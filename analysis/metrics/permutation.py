@@ -1,0 +1,187 @@
+"""One overall statistic: the largest pull of many, calibrated by exchanging which samples are called generated.
+
+Of a thousand pulls some are large by chance. If reference and generated samples are alike, labels given to them at
+random make pulls as large as the true labels do; how often they make larger ones is the p-value, exact whatever the
+statistics and their correlations are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..survey.histograms import observable_edges
+from ..survey.passes import Survey
+from ..survey.plan import Plan
+from ..survey.selections import ALL
+from .distances import Columns, Metric, halves
+from .multivariate import correlated, features, fourth_power_kernel, scaled_by_largest, thinned
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int8]  # (n, P): 1 for one side, -1 for the other, 0 for neither
+PERMUTATIONS = 200  # labellings, the true one among them
+_MOST = 10_000  # samples of each side
+_MOST_KERNEL = 2000
+_FEWEST = 20
+
+
+def overall(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+    """The largest of all pulls that labellings can be exchanged for, and its p-value.
+
+    These are W1 and chi-square of every observable in every selection, W1 of every condition and random direction,
+    KPD, and the distance of correlation matrices. A pull is the distance less its mean over the labellings, over its
+    standard deviation there. References of several realisations keep those whole, and the null hypothesis is
+    then made of halves of the reference alone: generated samples have no realisations to exchange.
+
+    Returns:
+        ``overall``: the largest pull, and beside it as floor what labellings by chance give; the unit says which
+        metric it is. ``overall_p``: the share of labellings, the true one included, with a pull at least as large.
+        Empty for fewer than 20 samples a side.
+    """
+    sides = (reference, generated)
+    rows = [thinned(side.table.shape[1], _MOST, plan.seed) for side in sides]
+    if min(len(r) for r in rows) < _FEWEST:
+        return {}
+    labels = _labels(len(rows[0]), len(rows[1]), _groups(reference, rows[0]), plan.seed)
+    found = dict(_statistics(reference, generated, rows, labels, plan))
+    pulls = np.stack([_pulls(values) for values in found.values()])
+    largest = pulls.max(axis=0)
+    others = largest[1:]
+    key = list(found)[int(np.argmax(pulls[:, 0]))]
+    n = min(len(r) for r in rows)
+    p = float(np.mean(largest >= largest[0]))
+    floor, spread = float(others.mean()), float(others.std(ddof=1))
+    return {
+        "overall": Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, f"sd, of {key}"),
+        "overall_p": Metric(p, None, None, None, None, n),
+    }
+
+
+def _groups(side: Survey, rows: NDArray[np.int64]) -> NDArray[np.integer] | None:
+    if side.groups is None or len(np.unique(side.groups[rows])) < 4:
+        return None
+    return side.groups[rows]
+
+
+def _labels(reference: int, generated: int, groups: NDArray[np.integer] | None, seed: int) -> Labels:
+    """Labellings of the reference and then the generated samples, (n, P); the first is the true one."""
+    rng = np.random.default_rng([seed, 6])
+    true = np.repeat(np.array([1, -1], dtype=np.int8), (reference, generated))
+    if groups is None:
+        return np.stack([true, *(rng.permutation(true) for _ in range(PERMUTATIONS - 1))], axis=1)
+    found = np.zeros((len(true), PERMUTATIONS), dtype=np.int8)
+    for p in range(PERMUTATIONS):
+        first, second = halves(rng, reference, groups)
+        n = min(len(first), len(second), generated)
+        found[rng.permutation(first)[:n], p] = 1
+        found[reference + rng.permutation(generated)[:n] if p == 0 else rng.permutation(second)[:n], p] = -1
+    return found
+
+
+def _pulls(values: Array) -> Array:
+    """Each value less the mean of the others over the standard deviation of the others, (P,)."""
+    centred = np.nan_to_num(values - values.mean())
+    n = len(values) - 1
+    mean = -centred / n
+    variance = (np.sum(centred**2) - centred**2) / n - mean**2
+    return np.asarray(np.divide(centred - mean, np.sqrt(variance), out=np.zeros(len(values)), where=variance > 1e-30))
+
+
+def _statistics(
+    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: Plan
+) -> Iterator[tuple[str, Array]]:
+    """Every statistic for every labelling: key and (P,)."""
+
+    def joined(*sides: Columns) -> Columns:
+        return np.concatenate([side[..., r] for side, r in zip(sides, rows, strict=True)], axis=-1)
+
+    table = joined(reference.table, generated.table)
+    known = [name for name in reference.conditions if name in generated.conditions]
+    conditions = {name: joined(reference.conditions[name], generated.conditions[name]) for name in known}
+    for selection in plan.selections:
+        mine = selection.of(conditions, table.shape[1])
+        if min(np.count_nonzero(labels[mine, 0] == side) for side in (1, -1)) < _FEWEST:
+            continue
+        for observable, column in zip(plan.observables.values(), table, strict=True):
+            values = column[mine]
+            edges = observable_edges(observable, values)
+            w1, chi2 = label_distances(values, labels[mine], edges)
+            yield f"w1/{observable.name}{selection.suffix}", w1
+            yield f"chi2/{observable.name}{selection.suffix}", chi2
+        if selection is ALL:
+            for name, column in conditions.items():
+                yield f"w1/{name}", label_distances(column, labels)[0]
+            projections = joined(reference.projections, generated.projections)
+            yield "sliced_w1", np.mean([label_distances(p, labels)[0] for p in projections], axis=0)
+            chosen = [reference.names.index(name) for name in correlated(plan)]
+            yield "correlation", _correlation_distances(table[chosen], labels)
+    yield "kpd", _kernel_distances(reference, generated, rows, labels, plan)
+
+
+def label_distances(values: Columns, labels: Labels, edges: Array | None = None) -> tuple[Array, Array]:
+    """Wasserstein-1 distance and chi-square between the samples labelled 1 and -1, for every labelling.
+
+    Args:
+        values: (n,).
+        labels: (n, P).
+        edges: Histogram edges for chi-square; without them it is 0.
+
+    Returns:
+        (P,) each; NaN where a side has no samples.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered, placed = values[order].astype(np.float64), labels[order]
+    sizes = [np.maximum((placed == side).sum(axis=0), 0) for side in (1, -1)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = [(1 / size).astype(np.float32) for size in sizes]
+        below = np.cumsum((placed > 0) * weights[0] - (placed < 0) * weights[1], axis=0, dtype=np.float32)
+    w1 = np.diff(ordered).astype(np.float32) @ np.abs(below[:-1])
+    if edges is None:
+        return w1.astype(np.float64), np.zeros(labels.shape[1])
+    bins = np.searchsorted(edges, ordered, side="right")
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    counts = [np.add.reduceat((placed == side).astype(np.int32), starts, axis=0) for side in (1, -1)]
+    a, b = (c.astype(np.float64) for c in counts)
+    both = a + b
+    terms = np.divide((sizes[1] * a - sizes[0] * b) ** 2, both, out=np.zeros_like(both), where=both > 0)
+    return w1.astype(np.float64), np.asarray(terms.sum(axis=0) / np.maximum(sizes[0] * sizes[1], 1))
+
+
+def _correlation_distances(columns: Columns, labels: Labels) -> Array:
+    """Root mean square difference of correlation matrices, (P,)."""
+    x = columns.astype(np.float64)
+    x -= x.mean(axis=1, keepdims=True)
+    spread = x.std(axis=1, keepdims=True)
+    x /= np.where(spread > 0, spread, 1.0)
+    found = np.empty(labels.shape[1])
+    for p in range(labels.shape[1]):
+        matrices = []
+        for side in (1, -1):
+            chosen = x[:, labels[:, p] == side]
+            covariance = np.cov(chosen)
+            size = np.sqrt(np.diag(covariance))
+            scale = np.outer(size, size)
+            matrices.append(np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0))
+        found[p] = math.sqrt(float(np.mean((matrices[0] - matrices[1]) ** 2)))
+    return found
+
+
+def _kernel_distances(
+    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: Plan
+) -> Array:
+    """Unbiased MMD with the kernel of KPD, (P,), from one kernel matrix of a sub-sample."""
+    x = np.concatenate([features(side, plan, r) for side, r in zip((reference, generated), rows, strict=True)])
+    chosen = np.random.default_rng([plan.seed, 7]).permutation(len(x))[: 2 * _MOST_KERNEL]
+    (x,) = scaled_by_largest(x)
+    x, placed = x[chosen].astype(np.float32), labels[chosen]
+    kernel = fourth_power_kernel(x, x)
+    np.fill_diagonal(kernel, 0)
+    a, b = ((placed == side).astype(np.float32) for side in (1, -1))
+    with_a, with_b = kernel @ a, kernel @ b
+    n, m = a.sum(axis=0, dtype=np.float64), b.sum(axis=0, dtype=np.float64)
+    pairs = [np.sum(u * v, axis=0, dtype=np.float64) for u, v in ((a, with_a), (b, with_b), (a, with_b))]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(pairs[0] / (n * (n - 1)) + pairs[1] / (m * (m - 1)) - 2 * pairs[2] / (n * m))

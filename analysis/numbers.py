@@ -1,0 +1,35 @@
+"""Numbers as text: digits, errors."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for people; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.{digits}g}"
+
+
+def amount(value: float | None) -> str:
+    """A count, a time or a rate for people."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def with_error(value: float | None, error: float | None, plus_minus: str = " ± ") -> str:
+    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones."""
+    if value is None or error is None or error == 0 or not math.isfinite(error):
+        return number(value)
+    places = 1 - math.floor(math.log10(error))
+    power = math.floor(math.log10(max(abs(value), error)))
+    if places <= 6 or power == 0:  # nothing can be taken out of 3 and an error of rounding
+        places = min(max(0, places), 15)
+        return f"{value:.{places}f}{plus_minus}{error:.{places}f}"
+    scaled = with_error(value * 10.0**-power, error * 10.0**-power, plus_minus)
+    return f"({scaled})e{power}"
+
+
+PLUS_MINUS = r" \pm "

@@ -1,0 +1,1 @@
+"""What physicists measure on one sample."""

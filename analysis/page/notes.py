@@ -1,0 +1,101 @@
+"""Sentences a reader must know before believing any number of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from calogen.families.conditions import Condition
+from calogen.shards.samples import Source
+
+from ..metrics.distances import Draws, Metric, compare_1d
+from ..numbers import number, with_error
+from ..observables.catalogue import Observable
+from ..survey.histograms import observable_edges
+from ..survey.passes import Survey
+from ..survey.plan import Plan
+
+PROBLEMS = {
+    "dropped_samples": "bad samples were dropped while reading and are in no number",
+    "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
+    "negative_voxels": "voxels are negative",
+    "response_too_high": "showers deposit more energy than the family allows",
+}
+"""What a number of unphysical samples or voxels of a kind means."""
+_NO_CHANCE = 5.0  # standard errors
+
+
+def known_conditions(source: Source) -> list[str]:
+    """Names of the conditions that a source has; all of the family's for an empty one, which is refused later."""
+    if not len(source):
+        return [c.name for c in source.family.conditions]
+    return list(source.read(0, 1).conditions)
+
+
+def energy_notes(plan: Plan, sources: Mapping[str, Source]) -> list[str]:
+    """Say so where incident energies are missing and what that leaves out."""
+    if plan.has_energy:
+        return []
+    lacking = [name for name, source in sources.items() if "incident_energy" not in known_conditions(source)]
+    return [
+        f"{' and '.join(lacking)}: the showers come without incident energies, so nothing here uses them: no response, "
+        "no bins of energy, and whole showers are divided by the reference's mean deposited energy. If the two sides "
+        "were made for different energies, every difference contains that."
+    ]
+
+
+def source_notes(name: str, source: Source, side: Survey) -> list[str]:
+    """What the reader of one source noticed, what is unphysical in it, and what is a sub-sample."""
+    notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
+    if name in ("reference", "training") and getattr(source, "kind", "reference") != "reference":
+        notes.append(f"{name}: these samples are themselves generated, not simulated.")
+    notes += [f"{name}: {side.problems[key]} {text}." for key, text in PROBLEMS.items() if side.problems.get(key)]
+    if (listed := side.table.shape[1]) < side.used:
+        of_all = f"a random {listed:,} of its {side.used:,} samples"
+        notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
+    return notes
+
+
+def condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[str]:
+    """Say so if the two sides were made for different conditions: then every other number is off as well."""
+    notes = []
+    for condition in plan.family.conditions:
+        if condition.name not in base.conditions or condition.name not in side.conditions:
+            continue
+        differs = _other_fractions if condition.labels else _other_range
+        if found := differs(condition, base, side, plan):
+            notes.append(
+                f"{name}: its {condition.name} is not distributed as in the reference ({found}), so part of every "
+                "difference comes from that; generate with --like REFERENCE."
+            )
+        mine = [s.of(side.conditions, side.table.shape[1]) for s in plan.selections if s.condition == condition.name]
+        if mine and (outside := ~np.any(mine, 0)).any():
+            notes.append(f"{name}: {int(outside.sum())} samples lie outside all bins of {condition.name}.")
+    return notes
+
+
+def _other_range(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:
+    """How far a condition's distribution is from the reference's, if that is no chance; else nothing."""
+    r, g = base.conditions[condition.name], side.conditions[condition.name]
+    draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
+    metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
+    if metric.pull is None or metric.pull <= _NO_CHANCE:
+        return ""
+    distance = f"{number(metric.value)} {condition.unit}".rstrip()
+    return f"Wasserstein distance {distance}, {number(metric.floor)} expected"
+
+
+def _other_fractions(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:  # noqa: ARG001
+    """Labels whose fractions are not the reference's, beyond the counting error; labels have no order and no W1."""
+    sides = [survey.conditions[condition.name].astype(np.intp) for survey in (base, side)]
+    counts = np.stack([np.bincount(codes, minlength=len(condition.labels)) for codes in sides])
+    sizes = counts.sum(axis=1)
+    expected, found = counts / sizes[:, None]
+    pooled = counts.sum(axis=0) / sizes.sum()
+    error = np.sqrt(pooled * (1 - pooled) * np.sum(1 / sizes))
+    return ", ".join(
+        f"fraction of {label} {number(float(found[k]), 3)} instead of {with_error(float(expected[k]), float(error[k]))}"
+        for k, label in enumerate(condition.labels)
+        if abs(found[k] - expected[k]) > _NO_CHANCE * error[k]
+    )

@@ -1,0 +1,1 @@
+"""One streaming pass over samples, and what is kept of it."""

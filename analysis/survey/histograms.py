@@ -1,0 +1,155 @@
+"""Histogram edges from the reference, and histograms filled sample by sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from ..observables.catalogue import Observable
+from .selections import Parts, Selection
+
+Array = NDArray[np.float64]
+_MAX_BINS = 50
+_BLOCK_VALUES = 2**16  # values sorted at a time: they stay in the cache
+
+
+def observable_edges(observable: Observable, reference: NDArray[np.floating]) -> Array:
+    """Histogram edges of an observable, decided by the reference alone, (B + 1,).
+
+    Counting quantities get bins centred on their possible values. Others span the central 99.8 % of the reference, or
+    six widths of its core on each side if that is less. There are 10 to 50 bins, sqrt(N) / 2 in between; what lies
+    outside is under- or overflow.
+    """
+    values = np.asarray(reference, dtype=np.float64)
+    low, high = (float(q) for q in np.quantile(values, _SHOWN)) if len(values) else (0.0, 1.0)
+    most = min(_MAX_BINS, max(10, int(len(values) ** 0.5 / 2)))
+    if observable.step:
+        first, last = round(low / observable.step), round(high / observable.step)
+        width = max(1, math.ceil((last - first + 1) / most))
+        count = math.ceil((last - first + 1) / width)
+        return np.asarray((first - 0.5 + width * np.arange(count + 1)) * observable.step)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for rounding
+        margin = abs(low) * 0.05 or 0.5
+        return np.linspace(low - margin, high + margin, 11)
+    if observable.log and low > 0 and high > 100 * low:
+        return np.geomspace(low, high, most + 1)
+    core = float(np.subtract(*np.quantile(values, (0.84, 0.16))))
+    wide = core > 0 and high - low > 8 * core  # long tails would leave the core a single bin
+    if wide:
+        middle = float(np.median(values))
+        low, high = max(low, middle - 6 * core), min(high, middle + 6 * core)
+    return np.linspace(low, high, most + 1)
+
+
+def is_logarithmic(edges: Array) -> bool:
+    """Whether bins have equal ratios instead of equal widths."""
+    return len(edges) > 2 and edges[0] > 0 and edges[2] - edges[1] > 1.0001 * (edges[1] - edges[0])
+
+
+def counts(values: NDArray[np.floating], edges: Array) -> NDArray[np.int64]:
+    """Histogram with under- and overflow as first and last entry, (B + 2,); bins are [low, high)."""
+    place = np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right")
+    return np.bincount(place, minlength=len(edges) + 1)
+
+
+def spectrum_axis(low: float, high: float) -> hist.axis.Regular:
+    """Logarithmic axis from at most ``low`` to at least ``high``, ten bins a decade."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+    return hist.axis.Regular(
+        _BINS_PER_DECADE * (last - first), 10.0**first, 10.0**last, transform=hist.axis.transform.log, name="voxel"
+    )
+
+
+class Spectra:
+    """Streaming histograms of single voxels (or pixels), one for each selection.
+
+    Zero voxels, and whatever lies below the axis, are underflow; nothing is lost.
+
+    Args:
+        axis: The voxel axis, fixed by the reference.
+        selected: The selections.
+    """
+
+    def __init__(self, axis: hist.axis.Regular, selected: tuple[Selection, ...]) -> None:
+        self.selections, self.axis = selected, axis
+        self._edges = float32_edges(np.asarray(axis.edges))
+        self._counts = np.zeros((len(selected), axis.size + 2), dtype=np.int64)
+
+    def fill(self, samples: NDArray[np.float32], parts: Parts) -> None:
+        """Add samples (N, ...); ``parts`` says where each belongs, see :func:`disjoint`."""
+        flat = samples.reshape(len(samples), -1)
+        size = max(1, _BLOCK_VALUES // flat.shape[1])
+        for chosen, rows in parts:
+            for start in range(0, len(rows), size):
+                block = flat[rows[start : start + size]].ravel()
+                block.sort()
+                self._counts[chosen] += _count_sorted(block, self._edges)
+
+    def counts(self, selection: int) -> NDArray[np.int64]:
+        """Contents with under- and overflow, (B + 2,)."""
+        return np.array(self._counts[selection])
+
+    def histogram(self, selection: int) -> hist.Hist[Any]:
+        """The same as a histogram of ``hist``."""
+        return _filled(self.axis, self._counts[selection])
+
+
+class Histograms:
+    """Streaming histograms of observables, one for each observable and selection.
+
+    Args:
+        edges: By observable, the edges of each selection, fixed by the reference.
+    """
+
+    def __init__(self, edges: Mapping[str, Sequence[Array]]) -> None:
+        self.edges = edges
+        self._sharp = {name: [float32_edges(e) for e in each] for name, each in edges.items()}
+        self._counts = {name: [np.zeros(len(e) + 1, dtype=np.int64) for e in each] for name, each in edges.items()}
+
+    def fill(self, table: NDArray[np.float32], parts: Parts) -> None:
+        """Add the observables (K, N) of samples, in the order of ``edges``; ``parts`` says where each belongs."""
+        for chosen, rows in parts:
+            columns = np.sort(table[:, rows], axis=1)
+            for column, edges, found in zip(columns, self._sharp.values(), self._counts.values(), strict=True):
+                for selection in np.flatnonzero(chosen):
+                    found[selection] += _count_sorted(column, edges[selection])
+
+    def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
+        """Contents with under- and overflow, (B + 2,)."""
+        return np.array(self._counts[name][selection])
+
+    def histogram(self, name: str, selection: int = 0) -> hist.Hist[Any]:
+        """The same as a histogram of ``hist``."""
+        axis = hist.axis.Variable(self.edges[name][selection], name=name)
+        return _filled(axis, self._counts[name][selection])
+
+
+def float32_edges(edges: Array) -> NDArray[np.float32]:
+    """Edges that float32 values are on the same side of as of the exact ones."""
+    rounded = edges.astype(np.float32)
+    return np.where(rounded < edges, np.nextafter(rounded, np.float32(np.inf)), rounded)
+
+
+def _count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Contents of a histogram of values in increasing order, with under- and overflow, (B + 2,)."""
+    below = values.searchsorted(edges)
+    found = np.empty(len(edges) + 1, dtype=np.int64)
+    found[0], found[-1] = below[0], len(values) - below[-1]
+    np.subtract(below[1:], below[:-1], out=found[1:-1])
+    return found
+
+
+def _filled(axis: hist.axis.Regular | hist.axis.Variable, counts: NDArray[np.int64]) -> hist.Hist[Any]:
+    histogram = hist.Hist(axis, storage=hist.storage.Int64())
+    histogram.view(flow=True)[:] = counts
+    return histogram
+
+
+_SHOWN = (0.001, 0.999)  # quantiles of the reference that the bins of an observable span
+_BINS_PER_DECADE = 10

@@ -1,0 +1,215 @@
+"""What the surveys of one comparison share: bins, edges, examples and sizes, decided by a look at the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.errors import ShardError
+from calogen.families.family import Family
+from calogen.shards.samples import Source
+
+from ..observables.catalogue import Observable, catalogue, observe
+from .histograms import observable_edges, spectrum_axis
+from .selections import Selection, selections
+
+
+def directions(dimensions: int, count: int, seed: int) -> Array:
+    """Random unit vectors, uniform on the sphere, (dimensions, count)."""
+    vectors = np.random.default_rng(seed).normal(size=(dimensions, count))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=0))
+
+
+Array = NDArray[np.float64]
+PROJECTIONS = 64
+KEPT = 10_000  # whole samples kept for exact earth mover's distances, classifiers and the voxel spectrum's floor
+_KEPT_BYTES = 2**28
+_ROWS = 1_000_000  # samples whose observables are kept one by one
+_ROWS_BYTES = 2**29
+_EXAMPLES = 4
+_GLANCED = 2**14  # reference samples that decide bins and edges
+_GLANCED_BYTES = 2**25  # read at a time
+_FEWEST_GLANCED = 50  # of them in a selection, for edges of its own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every survey of one comparison must share; decided by the reference.
+
+    Attributes:
+        family: What a sample is.
+        selections: All samples, then the bins of each condition.
+        axis: Axis of the voxel spectrum.
+        edges: By observable, histogram edges of each selection.
+        targets: Conditions of the example samples, (T, C), in the family's order and units; their deposited energies,
+            (T, 1), where incident energies are not known.
+        seed: Decides directions and which whole samples are kept.
+        fixed_scale: What whole showers are divided by where some of them have no incident energies: the reference's
+            mean deposited energy. None where every shower is divided by its own incident energy.
+        kept: Whole samples to keep of each side, at most.
+        rows: Samples of each side whose observables are kept, at most; of more, a seeded subset.
+    """
+
+    family: Family
+    selections: tuple[Selection, ...]
+    axis: hist.axis.Regular
+    edges: Mapping[str, tuple[Array, ...]]
+    targets: Array
+    seed: int
+    fixed_scale: float | None = None
+    kept: int = KEPT
+    rows: int = _ROWS
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether nothing is left out for want of incident energies; true for maps."""
+        return self.fixed_scale is None
+
+    @property
+    def observables(self) -> dict[str, Observable]:
+        """The observables that every side has, by name."""
+        return catalogue(self.family, energy=self.has_energy)
+
+
+def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:
+    """The family's conditions that a comparison uses.
+
+    All of them, so that a side which lacks one is noticed; but a surrogate need not be conditioned on the incident
+    energy, so where showers come without it, whatever else every side has.
+
+    Args:
+        family: What the samples are.
+        sides: Names of the conditions that each side has.
+    """
+    names = [c.name for c in family.conditions]
+    if family.kind == "map" or all("incident_energy" in side for side in sides):
+        return names
+    return [n for n in names if all(n in side for side in sides)]
+
+
+def plan_comparison(
+    reference: Source,
+    *,
+    bins: int,
+    seed: int,
+    others: Mapping[str, Collection[str]] | None = None,
+    kept: int = KEPT,
+    more: Sequence[Selection] = (),
+) -> Plan:
+    """Selections, axes and example energies, from reference samples spread evenly over the source.
+
+    Args:
+        reference: The reference.
+        bins: Bins of each condition.
+        seed: See :class:`Plan`.
+        others: Names of the conditions of the sides to be compared with it.
+        kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
+        more: Selections to be added to the bins.
+
+    Raises:
+        ShardError: If the reference is empty, or none of the samples looked at can be used.
+    """
+    family, glance = reference.family, _glance(reference)
+    common = common_conditions(family, [glance.conditions, *(others or {}).values()])
+    conditions = {name: values for name, values in glance.conditions.items() if name in common}
+    fixed_scale, targets = None, _example_targets(family, conditions)
+    if family.kind == "calorimeter" and "incident_energy" not in common:
+        deposited = glance.table["total_energy"]
+        fixed_scale = (float(deposited.mean()) if len(deposited) else 0.0) or 1.0
+        targets = np.quantile(deposited, _example_quantiles())[:, None] if len(deposited) else np.zeros((_EXAMPLES, 1))
+    chosen = (*selections(family, conditions, bins), *more)
+    kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
+    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
+    return Plan(
+        family=family,
+        selections=chosen,
+        axis=spectrum_axis(max(glance.low, glance.high * 1e-9), 2 * glance.high),
+        edges=_edges(catalogue(family, energy=fixed_scale is None), chosen, glance),
+        targets=targets,
+        seed=seed,
+        fixed_scale=fixed_scale,
+        kept=kept,
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """Some reference samples, spread evenly over the source: their observables and conditions by name, (n,) each.
+
+    Those with voxels that are not finite are left out; ``low`` and ``high`` are the smallest and largest voxel above 0.
+    """
+
+    table: dict[str, Array]
+    conditions: dict[str, NDArray[np.floating[Any]]]
+    low: float
+    high: float
+
+
+def _glance(reference: Source) -> _Glance:
+    count, voxels = len(reference), reference.family.voxels
+    if count == 0:
+        raise ShardError("the reference has no samples", hint="give a file or folder with samples")
+    width = max(1, min(256, _GLANCED_BYTES // (4 * voxels)))
+    parts = max(16, _GLANCED // (256 * max(1, voxels // 1000)))  # fewer of large samples
+    starts = np.arange(0, count, width)
+    if count > parts * width:
+        starts = np.linspace(0, count - width, parts).astype(int)
+    tables: list[dict[str, Array]] = []
+    conditions: dict[str, list[NDArray[np.float32]]] = {}
+    low, high = np.inf, 0.0
+    for start in starts.tolist():
+        part = reference.read(start, min(start + width, count))
+        part = part.select(np.isfinite(part.values.reshape(len(part), voxels)).all(axis=1))
+        if not len(part):
+            continue
+        positive = part.values[part.values > 0]
+        if len(positive):
+            low, high = min(low, float(positive.min())), max(high, float(positive.max()))
+        tables.append(observe(part))
+        for name, values in part.conditions.items():
+            conditions.setdefault(name, []).append(values)
+    if not tables:
+        raise ShardError(
+            "no sample of the reference can be used",
+            where="reference",
+            expected="at least one sample whose values are all finite",
+            found=f"{count} rows, all of them bad" if getattr(reference, "dropped", 0) else f"{count} samples",
+        )
+    joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    low, high = (low, high) if high else (0.1, 1.0)
+    return _Glance(joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high)
+
+
+def _edges(
+    known: Mapping[str, Observable], chosen: Sequence[Selection], glance: _Glance
+) -> dict[str, tuple[Array, ...]]:
+    """Histogram edges of every observable in each selection; those of all samples where there are too few."""
+    count = len(next(iter(glance.table.values())))
+    members = [selection.of(glance.conditions, count) for selection in chosen]
+    own = [mine if np.count_nonzero(mine) >= _FEWEST_GLANCED else np.ones(count, dtype=bool) for mine in members]
+    return {
+        name: tuple(observable_edges(observable, glance.table[name][mine].astype(np.float32)) for mine in own)
+        for name, observable in known.items()
+    }
+
+
+def _example_quantiles() -> Array:
+    return np.asarray((np.arange(_EXAMPLES) + 0.5) / _EXAMPLES)
+
+
+def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
+    """Conditions at which samples are shown: quantiles of the first, medians of the others, labels in turn; (T, C)."""
+    quantiles = _example_quantiles()
+    columns = [
+        np.resize(np.unique(conditions[c.name]), _EXAMPLES).astype(np.float64)
+        if c.labels
+        else np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
+        for position, c in enumerate(c for c in family.conditions if c.name in conditions)
+    ]
+    return np.stack(columns, axis=1) if columns else np.zeros((_EXAMPLES, 0))

@@ -1,0 +1,278 @@
+"""What the command line shows: tables, live progress, and the questions that signals become."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..analysis.metrics.distances import Metric
+    from ..analysis.report import Report
+
+_WORDS = ("generated", "network", "objective")  # titles of columns with words
+_PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Where tables and live lines go."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width to keep to
+    return console
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], int]]:
+    """Turn SIGINT and SIGTERM into a question; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def table(title: str, facts: dict[str, Any]) -> None:
+    """Print facts, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    # As Text: names may hold square brackets, which would be taken for styles.
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(Text(key, style="dim"), Text(text))
+    make_console().print(table)
+
+
+def columns(title: str, records: list[dict[str, Any]]) -> None:
+    """Print records, one a line, their keys as columns."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(key for record in records for key in record))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for record in records:
+        table.add_row(*("" if record.get(name) is None else _short(record[name]) for name in names))
+    make_console().print(table)
+
+
+def readable(value: Any) -> Any:
+    """JSON-able values as people read them."""
+    if isinstance(value, dict):
+        known = {key: entry for key, entry in value.items() if entry is not None}
+        return "\n".join(f"{k}: {_inline(v) if isinstance(v, dict) else readable(v)}" for k, v in known.items())
+    if isinstance(value, float):
+        return _short(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return readable(_merged(value))
+    if isinstance(value, list) and len(value) > 12:
+        return f"{', '.join(map(str, value[:12]))}, ... ({len(value)} in all)"
+    return value
+
+
+def _merged(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several records as one: each key with its value, or with all the values it takes."""
+    merged = {}
+    for key in dict.fromkeys(key for entry in entries for key in entry):
+        values: list[Any] = []
+        for found in (entry[key] for entry in entries if key in entry):
+            values += [value for value in (found if isinstance(found, list) else [found]) if value not in values]
+        merged[key] = (
+            values[0] if len(values) == 1 else f"{', '.join(map(str, values[:6]))}{', ...' * (len(values) > 6)}"
+        )
+    return merged
+
+
+def _inline(entry: dict[str, Any]) -> str:
+    known = {key: value for key, value in entry.items() if value not in ("", None)}
+    return ", ".join(f"{k} {_inline(v) if isinstance(v, dict) else _short(v)}" for k, v in known.items())
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def gigabytes(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 1e9:.3f} GB" if number < 1e10 else f"{number / 1e9:,.1f} GB"
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live line on a terminal, plain lines elsewhere."""
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("fitting", total=None, facts="")
+        shown: dict[str, str] = {}
+
+        def update(record: dict[str, Any]) -> None:
+            for word in {"warning", "stopped"} & record.keys():
+                bar.console.print(f"[yellow]{word}:[/] {record[word]}")
+            shown.update(_facts(record))
+            facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
+            bar.update(task, description="training", total=record.get("steps"), completed=record["step"], facts=facts)
+
+        yield update
+
+
+def _facts(record: dict[str, Any]) -> dict[str, str]:
+    names = {"steps_per_second": ("steps/s", ".2f"), "wasserstein": ("W", ".3f"), "score": ("score", ".4f")}
+    return {label: format(record[key], form) for key, (label, form) in names.items() if key in record}
+
+
+def _plain_line(record: dict[str, Any]) -> None:
+    for word in {"warning", "stopped"} & record.keys():
+        click.echo(f"{word}: {record[word]}", err=True)
+    if "seconds" in record:
+        facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
+        click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
+
+
+@contextmanager
+def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A live line on a terminal, a plain line twice a minute elsewhere."""
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainProgress(verb)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(verb),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(verb, total=None, rate="")
+
+        def update(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, total=total, completed=done, rate=_per_second(speed) if speed else "")
+
+        yield update
+
+
+class _PlainProgress:
+    """Samples done, rate and time left, for log files."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb, self._told, self._done = verb, time.monotonic(), 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told < _PLAIN_SECONDS or done <= self._done:
+            return
+        # Since the last line: what an earlier run made and this one only checks must not count as speed for long.
+        rate = (done - self._done) / (now - self._told)
+        self._told, self._done = now, done
+        left = f"{(total - done) / rate / 60:.1f} min left"
+        click.echo(f"{self._verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """In place of a live line where there is no terminal."""
+    yield
+
+
+def print_report(report: Report) -> None:
+    """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..analysis.page.tables import SUMMARY_HEADER, summary
+
+    console, several = make_console(), len(report.metrics) > 1
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in SUMMARY_HEADER[0 if several else 1 :]:
+        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right", no_wrap=True)
+    binned: dict[tuple[str, str], dict[str, str]] = {}
+    for row in summary(report):
+        name, _, where = row.key.partition("[")
+        kind, _, observable = name.partition("/")
+        if kind in ("mean", "spread") and where:
+            cell = _percent(row.metric)
+            binned.setdefault((row.generated, f"{observable}: {kind}"), {})[where.rstrip("]")] = cell
+        elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
+            table.add_row(*map(Text, row.cells[0 if several else 1 :]))  # as Text: keys hold square brackets
+    console.print(table)
+    if report.maps and (quarters := report.maps["reference"].yardstick.quarters):
+        console.print("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters), markup=False)
+    selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
+    if selections:
+        table = Table(box=None, padding=(0, 2, 0, 0), title="generated / reference - 1", title_justify="left")
+        for title in (["generated"] if several else []) + ["", *selections]:
+            table.add_column(title, justify="right" if title in selections else "left", no_wrap=True)
+        for (generated, label), cells in binned.items():
+            values = [cells.get(where, "") for where in selections]
+            table.add_row(*map(Text, ([generated] if several else []) + [label, *values]))
+        console.print()
+        console.print(table)
+    _print_costs(report, console)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _print_costs(report: Report, console: Console) -> None:
+    """What training and generating cost, where the files say."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..analysis.numbers import amount
+    from ..analysis.page.tables import COSTS
+
+    rows = {name: report.costs[name] for name in report.metrics if name in report.costs and report.costs[name].network}
+    if not rows:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="cost, on the machines that did it", title_justify="left")
+    for title in ("generated", "network", "objective", *(f"{k} [{unit}]" if unit else k for k, unit in COSTS.items())):
+        table.add_column(title.replace("_", " "), justify="left" if title in _WORDS else "right", no_wrap=True)
+    for name, costs in rows.items():
+        numbers = [amount(getattr(costs, key)) for key in COSTS]
+        table.add_row(*(Text(text or "-") for text in (name, costs.network, costs.objective, *numbers)))
+    console.print()
+    console.print(table)
+
+
+def _percent(metric: Metric) -> str:
+    if metric.value is None:
+        return "-"
+    digits = 2 if abs(metric.value) < 0.01 and (metric.error or 0) < 0.001 else 1
+    error = f" ± {100 * metric.error:.{digits}f}" if metric.error is not None else ""
+    return f"{100 * metric.value:+.{digits}f}{error} %"

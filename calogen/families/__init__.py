@@ -1,0 +1,23 @@
+"""Families of simulations: the only room that knows a geometry, a unit or a parameter name.
+
+A family says what one sample is (the voxels of a calorimeter shower, the pixels of a density map), which physics
+parameters condition it, and which laws it obeys. Everything else in calogen is shaped by it.
+"""
+
+from .builtin import FAMILIES, resolve_family
+from .conditions import ENERGY_UNITS, LABEL, Condition
+from .family import Family, Symmetry
+from .layers import CartesianLayer, CylindricalLayer, Layer
+
+__all__ = [
+    "ENERGY_UNITS",
+    "FAMILIES",
+    "LABEL",
+    "CartesianLayer",
+    "Condition",
+    "CylindricalLayer",
+    "Family",
+    "Layer",
+    "Symmetry",
+    "resolve_family",
+]

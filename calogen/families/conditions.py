@@ -1,0 +1,126 @@
+"""Physics parameters that samples are conditioned on: names, units, ranges, labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+
+from ..errors import ConditionError, did_you_mean
+
+ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
+"""Energy units that requests may use, in MeV."""
+LABEL = r"[^\s,:;=\[\]/\\]+"
+"""What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
+_POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Condition(_Frozen):
+    """A physics parameter that samples are conditioned on.
+
+    Attributes:
+        name: The name by which data files, command line and Python match it.
+        unit: Its unit in shards and in Python (``MeV`` for energies), empty when dimensionless.
+        low: Lower end of the usual range, in ``unit``.
+        high: Upper end of the usual range, in ``unit``.
+        scale: ``log`` if the physics goes with its logarithm; decides network scaling and analysis bins.
+        labels: Of a condition that is one of several names (the particle), these names; it is stored as their number,
+            0, 1, ..., and low and high follow. People write the names.
+    """
+
+    name: str
+    unit: str = ""
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def labelled(cls, name: str, labels: Sequence[str]) -> Condition:
+        """A condition that is one of some names."""
+        return cls(name=name, low=0, high=len(labels) - 1, labels=tuple(labels))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbered(cls, given: Any) -> Any:
+        labels = given.get("labels") if isinstance(given, Mapping) else None
+        return {"low": 0, "high": len(labels) - 1, **given} if isinstance(labels, list | tuple) and labels else given
+
+    @model_serializer(mode="wrap")
+    def _without_labels(self, handler: Any) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)  # files of conditions without labels stay as they always were
+        return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Condition:
+        if self.labels:
+            wrong = next((label for label in self.labels if not re.fullmatch(LABEL, label)), None)
+            if wrong is not None:
+                rule = "no spaces, and none of , : ; = [ ] /"
+                raise ValueError(f"condition '{self.name}': '{wrong}' is not a label: {rule}")
+            if len(set(self.labels)) < max(2, len(self.labels)):
+                raise ValueError(f"condition '{self.name}': at least two labels, all different, got {self.labels}")
+            if self.unit or self.scale == "log" or (self.low, self.high) != (0, len(self.labels) - 1):
+                raise ValueError(f"condition '{self.name}': labels have no unit, no scale and no range")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"condition '{self.name}': low must be below high, got {self.low} and {self.high}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"condition '{self.name}': a logarithmic scale needs low > 0, got {self.low}")
+        return self
+
+    def possible(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which values (N,), in ``unit`` or numbers of labels, there can be at all, whatever a surrogate knows."""
+        if self.labels:
+            return np.isin(values, np.arange(len(self.labels)))
+        return np.asarray((np.abs(values) <= self._largest) & ((values > 0) | (not self._positive)))
+
+    @property
+    def domain(self) -> str:
+        """The values there can be, for messages."""
+        if self.labels:
+            return ", ".join(f"{number} ({label})" for number, label in enumerate(self.labels))
+        most = f"{self._largest:g} {self.unit}".rstrip()
+        return f"finite values above 0, at most {most}" if self._positive else f"finite values from -{most} to {most}"
+
+    @property
+    def _largest(self) -> float:  # far beyond the usual: a damaged file or a wrong unit; squares fit single precision
+        return min(1000 * max(abs(self.low), abs(self.high)), 1e18)
+
+    @property
+    def _positive(self) -> bool:
+        return self.scale == "log" or self.unit in ENERGY_UNITS or self.name in _POSITIVE
+
+    def code(self, label: str) -> float:
+        """The number of a label.
+
+        Raises:
+            ConditionError: If there is no such label.
+        """
+        if label not in self.labels:
+            raise ConditionError(
+                f"'{label}' is not a label of '{self.name}'",
+                expected=", ".join(self.labels) or "a number: it has no labels",
+                found=label,
+                hint=did_you_mean(label, self.labels),
+            )
+        return float(self.labels.index(label))
+
+    def covered(self, low: float, high: float) -> tuple[float, float]:
+        """The range that data reaching from ``low`` to ``high`` cover: the usual one where they come within 1 % of it.
+
+        Random data never reach the ends they were drawn between.
+        """
+        ends = np.array([self.low, self.high, low, high])
+        if self.scale == "log" and low > 0:
+            ends = np.log(ends)
+        near = abs(ends[:2] - ends[2:]) <= 0.01 * (ends[1] - ends[0])
+        return (self.low if near[0] else low), (self.high if near[1] else high)

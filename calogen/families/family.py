@@ -1,0 +1,161 @@
+"""What one sample is, what conditions it, and the laws it obeys."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from ..errors import ConfigError, did_you_mean
+from .conditions import Condition, _Frozen
+from .layers import Layer
+
+Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
+
+
+class Family(_Frozen):
+    """What one sample is, what conditions it, and the laws it obeys.
+
+    Attributes:
+        name: Short name, used on the command line and in files.
+        kind: ``calorimeter`` (samples are voxel energies) or ``map`` (samples are density maps).
+        description: One sentence for people.
+        unit: Unit of a voxel or pixel in shards and in Python.
+        conditions: Physics parameters; for a calorimeter the first is ``incident_energy``.
+        layers: Calorimeter layers in the order in which their voxels follow each other.
+        pixels: Map size (H, W).
+        box_size: Side of the map in Mpc/h (0 when it has none).
+        depth: What a map is projected through, in Mpc/h (0 when nothing says).
+        threshold: Read-out threshold in ``unit``; generated voxels below it are exactly zero.
+        symmetries: Exact symmetries of the simulation, used as augmentation.
+        conserves_energy: Whether a shower's voxels add up to at most the incident energy.
+        max_response: Largest plausible deposited / incident energy; more is an error in the data's units.
+        knee: Energy scale (in ``unit``) at which the critic's voxel scale bends from linear to logarithmic.
+    """
+
+    name: str
+    kind: Literal["calorimeter", "map"] = "calorimeter"
+    description: str = ""
+    unit: str = "MeV"
+    conditions: tuple[Condition, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    pixels: tuple[int, int] | None = None
+    box_size: float = Field(default=0.0, ge=0)
+    depth: float = Field(default=0.0, ge=0)
+    threshold: float = Field(default=0.0, ge=0)
+    symmetries: tuple[Symmetry, ...] = ()
+    conserves_energy: bool = False
+    max_response: float = Field(default=3.0, gt=0)
+    knee: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Family:
+        if self.kind == "calorimeter":
+            if not self.layers or self.pixels is not None:
+                raise ValueError("a calorimeter family has layers and no pixels")
+            if not self.conditions or self.conditions[0].name != "incident_energy" or self.conditions[0].labels:
+                raise ValueError("the first condition of a calorimeter family is 'incident_energy', a number")
+            if {"roll", "turn"} & set(self.symmetries):
+                raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
+            odd = [i for i, la in enumerate(self.layers) if la.geometry == "cylindrical" and la.n_alpha % 2]
+            if "mirror-x" in self.symmetries and odd:
+                raise ValueError(f"mirror-x needs an even number of sectors in layers {odd}")
+        elif self.pixels is None or self.layers:
+            raise ValueError("a map family has pixels and no layers")
+        if self.kind == "map" and any(c.labels for c in self.conditions):
+            raise ValueError("conditions of maps are numbers: they are judged by how maps change with them")
+        names = [c.name for c in self.conditions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"condition names must differ, got {names}")
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        # By fields: pydantic would compare cached arrays too, which have no truth value.
+        return isinstance(other, Family) and all(getattr(self, n) == getattr(other, n) for n in Family.model_fields)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.kind, self.unit, self.layers, self.pixels))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample in memory: (V,) for showers, (H, W) for maps."""
+        return self.pixels if self.pixels is not None else (self.voxels,)
+
+    @property
+    def voxels(self) -> int:
+        """Numbers in one sample (V)."""
+        return math.prod(self.pixels) if self.pixels else sum(math.prod(layer.shape) for layer in self.layers)
+
+    @cached_property
+    def layer_bounds(self) -> tuple[int, ...]:
+        """Where each layer starts in the voxel axis, and the end: L + 1 numbers."""
+        return tuple(accumulate((math.prod(layer.shape) for layer in self.layers), initial=0))
+
+    @cached_property
+    def layer_slices(self) -> tuple[slice, ...]:
+        """The voxels of each layer."""
+        return tuple(slice(a, b) for a, b in zip(self.layer_bounds, self.layer_bounds[1:], strict=False))
+
+    @cached_property
+    def layer_of_voxel(self) -> NDArray[np.int64]:
+        """Position of the layer each voxel belongs to, (V,)."""
+        return np.repeat(np.arange(len(self.layers)), np.diff(self.layer_bounds))
+
+    @cached_property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """The detector's own layer numbers, L of them."""
+        return tuple(i if layer.index is None else layer.index for i, layer in enumerate(self.layers))
+
+    @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        """Voxel centres (x, y) in mm, (V, 2)."""
+        return np.concatenate([layer.centres for layer in self.layers])
+
+    @cached_property
+    def mirrors(self) -> tuple[NDArray[np.int64], ...]:
+        """Voxel orders of the group a shower's mirror symmetries generate, the identity first; each (V,)."""
+        group = [np.arange(self.voxels)]
+        for axis, symmetry in enumerate(("mirror-x", "mirror-y")):
+            if symmetry in self.symmetries and self.layers:
+                parts = zip(self.layers, self.layer_bounds, strict=False)
+                order = np.concatenate([layer.mirrored(axis) + start for layer, start in parts])
+                group += [order[g] for g in group]
+        return tuple(group)
+
+    def condition(self, name: str) -> Condition:
+        """The condition of that name.
+
+        Raises:
+            ConfigError: If the family has none of that name.
+        """
+        known = {condition.name: condition for condition in self.conditions}
+        if name in known:
+            return known[name]
+        raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
+
+    @property
+    def labelled(self) -> dict[str, tuple[str, ...]]:
+        """The labels of the conditions that have some, by name."""
+        return {c.name: c.labels for c in self.conditions if c.labels}
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """The labels of a condition; none if it has none, or the family no such condition."""
+        return self.labelled.get(name, ())
+
+    def with_condition(self, condition: Condition) -> Family:
+        """The family with a condition added, or put in the place of the one of its name."""
+        if condition in self.conditions:
+            return self
+        conditions = {c.name: c for c in self.conditions} | {condition.name: condition}
+        return Family.model_validate({**self.model_dump(), "conditions": tuple(conditions.values())})
+
+    def same_samples(self, other: Family) -> bool:
+        """Whether samples of the two families can be compared voxel by voxel."""
+        deep = math.isclose(self.depth, other.depth) if self.depth and other.depth else True
+        mine = (self.kind, self.unit, self.layers, self.pixels, self.box_size)
+        return deep and mine == (other.kind, other.unit, other.layers, other.pixels, other.box_size)

@@ -1,0 +1,1 @@
+"""Networks of earlier work, to compare with."""

@@ -1,0 +1,1 @@
+"""Density maps: generators, critics, transforms, fits and fast inference."""

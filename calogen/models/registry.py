@@ -1,0 +1,192 @@
+"""Generators and critics, shaped by a family: which there are, and how one is built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ..config import Config, CriticConfig, GeneratorConfig
+from ..errors import ConfigError, did_you_mean
+from ..families.family import Family
+from .contract import Critic, Generator
+
+
+class Network(NamedTuple):
+    """Where the classes of a network are; imported when it is built.
+
+    Attributes:
+        generator: ``module.Class`` in this package.
+        critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
+        training: Settings of the training that suit it, where none are given.
+    """
+
+    generator: str
+    critic: str | None = None
+    training: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def generator_class(self) -> type[Generator]:
+        """What makes samples."""
+        found: type[Generator] = _class(self.generator)
+        return found
+
+    @property
+    def critic_class(self) -> type[Critic]:
+        """What judges them.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        if self.critic is None:
+            raise ConfigError("the network has no critic", where="generator.network", found=self.generator)
+        found: type[Critic] = _class(self.critic)
+        return found
+
+
+NETWORKS: dict[str, dict[str, Network]] = {
+    "calorimeter": {
+        "scores": Network("showers.generator.ShowerGenerator", "showers.critic.ShowerCritic"),
+        "mlp": Network("classics.networks.MlpGenerator", "classics.networks.MlpCritic"),
+        "calogan": Network("classics.calogan.CaloganGenerator", "classics.calogan.CaloganCritic"),
+        "dcgan": Network("classics.networks.ConvGenerator", "classics.networks.ConvCritic"),
+        "vae": Network("classics.vae.VaeGenerator"),
+        "flow": Network("classics.flow.FlowGenerator"),
+    },
+    "map": {
+        "zeldovich": Network(  # its fitted start is what it is best at: see the CHANGELOG
+            "maps.zeldovich.ZeldovichGenerator", "maps.patches.PatchCritic", {"steps": 0, "batch_size": 16}
+        ),
+        "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
+    },
+}
+"""Networks by the kind of family they serve and by name."""
+DEFAULTS = {"calorimeter": "scores", "map": "zeldovich"}
+"""What ``auto`` means, by kind of family."""
+FIRST = {"calorimeter": "scores", "map": "dcgan"}
+"""What ``auto`` meant when checkpoints did not name their network."""
+
+
+def network_of(family: Family, name: str) -> Network:
+    """The network of a name, for a family.
+
+    Raises:
+        ConfigError: If there is none of that name that makes samples of the family.
+    """
+    known, name = NETWORKS[family.kind], _named(family, name)
+    if name not in known:
+        raise ConfigError(
+            f"network '{name}' does not make samples of family '{family.name}'",
+            where="generator.network",
+            expected=", ".join(known),
+            found=name,
+            hint=did_you_mean(name, known),
+        )
+    return known[name]
+
+
+def settled(config: Config, family: Family) -> Config:
+    """The configuration with its network named, every size of generator and critic filled in, and what suits it.
+
+    This is what a checkpoint keeps: it must not change its meaning when defaults do.
+
+    Raises:
+        ConfigError: If there is no such network, it has no use for a setting that is given, or it does not go together
+            with the objective.
+    """
+    name = _named(family, config.generator.network)
+    network = network_of(family, name)
+    _check_objective(family, name, config.training.objective)
+    classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else None}
+    sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
+    given = config.training.model_fields_set
+    training = {} if "time" in given else {key: value for key, value in network.training.items() if key not in given}
+    return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
+
+
+def _check_objective(family: Family, name: str, objective: str) -> None:
+    network = NETWORKS[family.kind][name]
+    if (network.critic is None) == (objective == "likelihood"):
+        return
+    if network.critic is None:
+        reason, hint = "it has a loss of its own and no critic", "set training.objective=likelihood"
+    else:
+        names = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
+        reason = "it maps noise to samples, and the likelihood of a sample is not known"
+        hint = "set training.objective=wgan-gp"
+        hint += f", or take a network with a likelihood: {', '.join(names)}" if names else ""
+    raise ConfigError(
+        f"network '{name}' cannot learn by '{objective}': {reason}",
+        where="generator.network, training.objective",
+        found=objective,
+        hint=hint,
+    )
+
+
+def build_generator(family: Family, conditions: Sequence[str], config: GeneratorConfig) -> Generator:
+    """A generator for a family, not yet fitted.
+
+    Raises:
+        ConfigError: If the network does not suit the family.
+    """
+    kind = network_of(family, config.network).generator_class
+    generator = kind(family, conditions, **_options(kind, config))
+    generator.network = _named(family, config.network)
+    return generator
+
+
+def build_critic(generator: Generator, config: CriticConfig, objective: str = "wgan-gp") -> Critic:
+    """A critic for what ``generator`` makes, not yet fitted.
+
+    Raises:
+        ConfigError: If the generator has none, or it does not suit the objective.
+    """
+    kind = network_of(generator.family, generator.network).critic_class
+    return kind(generator, **_options(kind, config, objective=objective))
+
+
+def _named(family: Family, name: str) -> str:
+    return DEFAULTS[family.kind] if name == "auto" else name
+
+
+def _class(place: str) -> Any:
+    module, name = place.rsplit(".", 1)
+    return getattr(importlib.import_module(f".{module}", __package__), name)
+
+
+def _options(kind: type, config: GeneratorConfig | CriticConfig, **others: Any) -> dict[str, Any]:
+    """The settings that a class takes and that are given."""
+    taken = inspect.signature(kind).parameters
+    given = {**{key: value for key, value in config if value is not None}, **others}
+    return {key: value for key, value in given.items() if key in taken}
+
+
+def _filled(kind: type | None, section: str, config: GeneratorConfig | CriticConfig, network: str) -> dict[str, Any]:
+    """Every setting of a section: as given, else as the class has it, else (it takes none of that name) absent."""
+    taken = inspect.signature(kind).parameters if kind else {}
+    given = {key: value for key, value in config if key != "network"}
+    known = [key for key in given if key in taken]
+    for key, value in given.items():
+        if value is not None and key not in known:
+            raise ConfigError(
+                f"network '{network}' has no {section if kind is None else f'setting {key!r} of its {section}'}",
+                where=f"{section}.{key}",
+                found=value,
+                hint=did_you_mean(key, known) or f"leave [{section}] out",
+            )
+    return {key: taken[key].default if value is None and key in taken else value for key, value in given.items()}
+
+
+def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device a configuration asks for.
+
+    Raises:
+        ConfigError: If a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no usable GPU here", where="device", found="cuda", hint="use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

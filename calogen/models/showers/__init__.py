@@ -1,0 +1,1 @@
+"""Showers: generator, critic, transform, fit and fast inference."""

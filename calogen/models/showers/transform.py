@@ -1,0 +1,462 @@
+"""Showers <-> normal scores.
+
+Every layer energy and every voxel is expressed as the standard normal number with the same probability, given the
+conditions and, for voxels, the energy of their layer. A network that outputs independent standard normals there already
+makes showers with the right marginal distributions; all it has to learn is how they go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...errors import ShardError
+from ...families.conditions import ENERGY_UNITS
+from ...families.family import Family
+from ...shards.samples import Samples
+from ..conditions import condition_array, scale_conditions, scaled_size
+from .fitting import fit_least_squares, fit_logistic, fit_quantiles, normal_scores, normal_tail
+from .products import energy_orders, energy_others, energy_products, voxel_products
+from .shapes import SHAPES, exponential, fit_shapes, quantile
+
+_FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
+_LINE_ROWS = 3000  # showers in which the line is looked for
+_FIT_NUMBERS = 10_000_000  # voxels looked at while fitting, each with its mirror images: bounds memory to about 1 GB
+_BLOCK = 2048  # voxels fitted at a time
+_ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
+LEAK_FLOOR = 1e-4  # of the incident energy: the scale below which a leak is not resolved
+SMALLEST = 1e-3  # of the knee: the least energy of a layer that is not empty
+PER_SCORE = 5
+# Normal scores at which energy quantiles are kept, -4 to 4.
+_SCORE_GRID = torch.arange(-4 * PER_SCORE, 4 * PER_SCORE + 1) / PER_SCORE
+MOST_SCORE = 3.999
+_FITTED = slice(5, -5)  # of these, the ones data can resolve; the rest continue their slope
+_ALL = slice(None)
+ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
+LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
+EARLIER_CLIP = 3.0  # scores beyond which further energies are not extrapolated
+CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
+
+
+class ShowerTransform(nn.Module):
+    """Showers to normal scores and back.
+
+    A shower is taken apart into its total energy, the logarithms of its layer energies relative to the leading
+    layer, and each voxel's share of its layer. Given the conditions c:
+
+    * each energy variable is mapped to its normal score g by quantile regressions in c and in the scores of the total
+      and of the two layers before it, so that the scores are independent (Rosenblatt 1952); the lowest scores of a
+      layer mean that it is empty;
+    * voxel v is on if the upper tail S(n) of its score n is below p = sigmoid(logit), and its share of the layer is
+      then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q holds the shape of the distribution.
+      The share falls to 0 continuously as S rises to p, hence gradients with no straight-through trick;
+    * logit, m and log s are polynomials in c, the layer's energy and the shower's depth; Q is interpolated between
+      three incident energies.
+
+    Mirror images of a voxel share one fit.
+
+    Shares are normalised to their layer's energy: energies are exact, whatever the network does.
+
+    Args:
+        family: A calorimeter family.
+        conditions: Names of the conditions, in the order of the columns given to the network.
+
+    Raises:
+        ShardError: From :meth:`fit`, if the samples hold no energy.
+    """
+
+    powers: Tensor  # (3, L * G) which three columns are multiplied for each feature of each energy variable
+    orders: Tensor  # (L, L) for each leading layer, the column of every layer's energy variable
+    others: Tensor  # (L, L - 1) for each leading layer, the layers beside it
+    _beyond: Tensor  # steps beyond the outermost fitted quantiles, in units of score
+    _never: Tensor  # (L, 1) added to the log odds of a layer being empty: the total never is
+    reference: Tensor  # () index of the leading layer
+    empty_logits: Tensor  # (L, G) coefficients of the log odds that a layer other than the leading one is empty
+    energy_range: Tensor  # (L, 2) smallest and largest value of each energy variable in the data
+    energy_quantiles: Tensor  # (L, G, K) coefficients of the energy variables' quantiles
+    products: Tensor  # (3, F) which three columns are multiplied for each feature of voxels
+    shape_centre: Tensor  # (P, L + 1) log layer energies and depth as polynomials in c ...
+    shape_spread: Tensor  # (L + 1,) ... and their spread about it
+    line: Tensor  # (L,) half width in MeV of what is moved onto the line at the electron's mass
+    stations: Tensor  # (3,) scaled incident energies between which shapes are interpolated
+
+    def __init__(self, family: Family, conditions: Sequence[str]) -> None:
+        super().__init__()
+        self.family = family
+        self.conditions = tuple(conditions)
+        self.energy_column = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
+        count, layers, voxels = scaled_size(family, self.conditions), len(family.layers), family.voxels
+        powers = energy_products(count, layers, self.energy_column)
+        cubic = powers.shape[2]
+        products = torch.from_numpy(voxel_products(count, self.energy_column))
+        features = products.shape[1]
+        self._rough = (products > 0).all(0) | (products.amax(0) == count + 3)  # products of more than two
+        self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
+        self.register_buffer("powers", powers.flatten(1), persistent=False)
+        self.register_buffer("orders", energy_orders(layers), persistent=False)
+        self.register_buffer("others", energy_others(layers), persistent=False)
+        self.register_buffer("_beyond", -torch.arange(1, _FITTED.start + 1) / 5, persistent=False)
+        self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
+        self.register_buffer("reference", torch.tensor(0))
+        self.register_buffer("empty_logits", torch.full((layers, cubic), 0.0))
+        self.register_buffer("energy_range", torch.zeros(layers, 2))
+        self.register_buffer("energy_quantiles", torch.zeros(layers, cubic, len(_SCORE_GRID[_FITTED])))
+        self.register_buffer("products", products, persistent=False)
+        self.register_buffer("shape_centre", torch.zeros(self._plain, layers + 1))
+        self.register_buffer("shape_spread", torch.ones(layers + 1))
+        self.register_buffer("line", torch.zeros(layers))
+        self.register_buffer("stations", torch.tensor([-0.5, 0.2, 0.8]))
+        # Parameters, so that the adversary can refine them: (F, V) each, and the numbers of Q at each station.
+        self.occupancy = nn.Parameter(torch.zeros(features, voxels))
+        self.location = nn.Parameter(torch.zeros(features, voxels))
+        self.log_scale = nn.Parameter(torch.zeros(features, voxels))
+        self.shape = nn.Parameter(torch.zeros(SHAPES, len(self.stations), voxels))
+
+    # --- energies -----------------------------------------------------------------------------------------------
+
+    def layer_energies(self, showers: Tensor) -> Tensor:
+        """Energy of each layer, (B, L), from showers (B, V); both in MeV."""
+        return torch.stack([showers[:, part].sum(1) for part in self.family.layer_slices], 1)
+
+    def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """Total and relative layer energies as unbounded variables.
+
+        Args:
+            energies: Layer energies, (B, L), in MeV.
+            conditions: (B, C), in their units.
+
+        Returns:
+            (B, L): the leak (or response, or total energy) and the other layers relative to the leading one, all as
+            logarithms.
+        """
+        total, knee = energies.sum(1), self.family.knee
+        if self.energy_column is None:
+            first = torch.log(total + knee)
+        elif self.family.conserves_energy:
+            first = torch.log((1 - total / conditions[:, self.energy_column]).clamp(min=0) + LEAK_FLOOR)
+        else:
+            first = torch.log(total / conditions[:, self.energy_column] + LEAK_FLOOR)
+        ratios = torch.log((energies + knee) / (energies.index_select(1, self.reference.view(1)) + knee))
+        return torch.cat([first[:, None], ratios.index_select(1, self._of_leading(self.others))], 1)
+
+    def _energies(self, variables: Tensor, empty: Tensor, conditions: Tensor) -> Tensor:
+        """Inverse of :meth:`energy_variables`, for layers that may be empty (B, L)."""
+        first, knee = variables[:, :1], self.family.knee
+        if self.energy_column is None:
+            total = (torch.exp(first) - knee).clamp(min=0)
+        else:
+            incident = conditions[:, self.energy_column : self.energy_column + 1]
+            if self.family.conserves_energy:
+                total = incident * (1 + LEAK_FLOOR - torch.exp(first)).clamp(0, 1)
+            else:
+                total = incident * (torch.exp(first) - LEAK_FLOOR).clamp(0, self.family.max_response)
+        order = self._of_leading(self.orders)
+        ratios = torch.where(empty, -torch.inf, torch.cat([torch.zeros_like(first), variables[:, 1:]], 1))
+        shares = torch.softmax(ratios.index_select(1, order), 1)
+        layers = len(order) - empty.sum(1, keepdim=True)
+        energies = (shares * (total + layers * knee) - knee).clamp(min=SMALLEST * knee)
+        energies = torch.where(shares > 0, energies, 0.0)
+        return energies * (total / energies.sum(1, keepdim=True).clamp(min=1e-12))
+
+    def _of_leading(self, table: Tensor) -> Tensor:
+        """The row of a table that belongs to the leading layer; the host does not wait to know which layer it is."""
+        return table.index_select(0, self.reference.view(1))[0]
+
+    def _designs(self, conditions: Tensor, scores: Tensor) -> Tensor:
+        """Features (L, B, G) of the energy variables: of the conditions, and the first and last two scores before each.
+
+        Args: conditions (B, C) in their units, scores (B, L); those not known yet are not looked at.
+        """
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        square = self.leading(scaled).square()
+        scores = scores.clamp(-EARLIER_CLIP, EARLIER_CLIP)
+        columns = torch.cat([torch.ones_like(square), scaled, scores, torch.zeros_like(square), square], 1)
+        one, two, three = (columns.index_select(1, power) for power in self.powers)
+        designs: Tensor = (one * two * three).unflatten(1, (len(self.energy_range), -1)).transpose(0, 1)
+        return designs
+
+    def _knots(self, designs: Tensor, which: slice = _ALL) -> Tensor:
+        """Quantiles of some energy variables on the grid of scores, (K, B, Q), increasing; designs (K, B, G)."""
+        fitted = torch.cummax(designs @ self.energy_quantiles[which], 2).values
+        # The outermost quantiles are noisy: continue with the slope over a whole unit of score.
+        low, high = fitted[..., :1], fitted[..., -1:]
+        below = torch.lerp(low, fitted[..., 5:6], self._beyond.flip(0))
+        above = torch.lerp(high, fitted[..., -6:-5], self._beyond)
+        least, most = self.energy_range[which, None].split(1, 2)
+        return torch.cat([below, fitted, above], 2).clamp(least, most)
+
+    def energies_from_scores(self, scores: Tensor, conditions: Tensor) -> Tensor:
+        """Layer energies (B, L) in MeV from normal scores (B, L) and conditions (B, C) in their units."""
+        scores = scores.clamp(-MOST_SCORE, MOST_SCORE)
+        designs, rows = self._designs(conditions, scores), scores.T
+        tail, full = normal_tail(rows), 1 - self._empty(designs)
+        empty = tail > full
+        # Scores that do not mean empty, stretched over all probabilities again.
+        stretched = normal_scores(torch.where(empty, 0.5, tail / full.clamp(min=1e-6)))
+        position = torch.where(full < 1, stretched, rows).clamp(-MOST_SCORE, MOST_SCORE) * PER_SCORE + 4 * PER_SCORE
+        index = position.detach().nan_to_num(0.0).long()  # diverged networks give NaN, not a wrong address
+        low, high = self._knots(designs).gather(2, torch.stack([index, index + 1], 2)).unbind(2)
+        return self._energies(torch.lerp(low, high, position - index).T, empty.T, conditions)
+
+    def _empty(self, designs: Tensor, which: slice = _ALL) -> Tensor:
+        """Probability (K, B) that the layers of some energy variables are empty; exactly 0 for the total."""
+        logits = (designs @ self.empty_logits[which, :, None])[..., 0]
+        probability = torch.sigmoid(logits + self._never[which])
+        return torch.where(probability > 1e-5, probability, 0.0)
+
+    def _energy_score(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> Tensor:
+        """Normal scores (B,) of energy variable i, and of its layer being empty; design (1, B, G)."""
+        knots = self._knots(design, slice(i, i + 1))[0]
+        index = (torch.searchsorted(knots, variable[:, None].contiguous()) - 1).clamp(0, knots.shape[1] - 2)
+        low, high = (knots.gather(1, index + k)[:, 0] for k in (0, 1))
+        inner = (index[:, 0] + ((variable - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)) / 5 - 4
+        full = 1 - self._empty(design, slice(i, i + 1))[0]
+        tail = torch.where(empty & (full < 1), (1 + full) / 2, full * normal_tail(inner))
+        return torch.where(full < 1, normal_scores(tail), inner).clamp(-4, 4)
+
+    def _energy_scores(self, energies: Tensor, conditions: Tensor, *, fit: bool = False) -> Tensor:
+        """Normal scores (B, L) of the energies (B, L); the regressions behind them are fitted first if asked."""
+        empties = (energies == 0).index_select(1, torch.cat([self.reference.view(1), self._of_leading(self.others)]))
+        scores = torch.zeros_like(energies)
+        for i, variable in enumerate(self.energy_variables(energies, conditions).unbind(1)):
+            design, empty = self._designs(conditions, scores)[i : i + 1], empties[:, i]
+            if fit:
+                self._fit_energy(variable, empty, design[0], i)
+            scores[:, i] = self._energy_score(variable, empty, design, i)
+        return scores
+
+    def _fit_energy(self, variable: Tensor, empty: Tensor, design: Tensor, i: int) -> None:
+        levels = 1 - normal_tail(_SCORE_GRID[_FITTED].double())
+        rows = ~empty if i else torch.ones_like(empty)
+        if rows.sum() >= 2:
+            self.energy_range[i] = torch.stack([variable[rows].min(), variable[rows].max()])
+            self.energy_quantiles[i] = fit_quantiles(design[rows], variable[rows], levels)
+        if empty.all() or not empty.any():  # nothing to regress: always or never
+            self.empty_logits[i, 0] = 30.0 if empty.all() else -30.0
+        else:
+            self.empty_logits[i] = fit_logistic(design, empty[:, None].double())[:, 0]
+
+    # --- voxels -------------------------------------------------------------------------------------------------
+
+    def leading(self, scaled: Tensor) -> Tensor:
+        """The scaled incident energy (..., 1), 0 where it is no condition; scaled conditions (..., C)."""
+        column = self.energy_column
+        return scaled.new_zeros(*scaled.shape[:-1], 1) if column is None else scaled[..., column : column + 1]
+
+    def near(self, conditions: Tensor) -> Tensor:
+        """How near each station of energy is, (B, 3), adding up to 1; conditions (B, C) in their units."""
+        energy = self.leading(scale_conditions(self.family, self.conditions, conditions))
+        ramps = ((energy - self.stations[:-1]) / self.stations.diff()).clamp(0, 1)
+        return torch.cat([1 - ramps[:, :1], ramps[:, :1] - ramps[:, 1:], ramps[:, 1:]], 1)
+
+    def features(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """What voxel distributions depend on: (B, L, F) from layer energies (B, L) in MeV and conditions (B, C)."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        profile = self._profile(energies)
+        standard = (profile - self._plain_features(scaled) @ self.shape_centre) / self.shape_spread
+        standard = standard.clamp(-CLIP, CLIP)
+        layers = len(self.family.layers)
+        pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
+        return self._products(scaled[:, None, :].expand(-1, layers, -1), pair, self.products)
+
+    def _plain_features(self, scaled: Tensor) -> Tensor:
+        """The features (B, P) that depend on the conditions alone."""
+        return self._products(scaled, scaled.new_zeros(len(scaled), 2), self.products[:, : self._plain])
+
+    def _products(self, scaled: Tensor, pair: Tensor, products: Tensor) -> Tensor:
+        one = torch.ones_like(pair[..., :1])
+        columns = torch.cat([one, scaled, pair, self.leading(scaled).square()], -1)
+        first, second, third = (columns.index_select(-1, product) for product in products)
+        return first * second * third
+
+    def _profile(self, energies: Tensor) -> Tensor:
+        """Log layer energies and the energy-weighted mean layer, (B, L + 1)."""
+        number = torch.arange(energies.shape[1], device=energies.device, dtype=energies.dtype)
+        depth = (energies * number).sum(1) / energies.sum(1).clamp(min=1e-12)
+        return torch.cat([torch.log(energies + self.family.knee), depth[:, None]], 1)
+
+    def inverse(self, energy_scores: Tensor, voxel_scores: Tensor, conditions: Tensor) -> Tensor:
+        """Network space to showers.
+
+        Args:
+            energy_scores: Normal scores of the energy variables, (B, L).
+            voxel_scores: Normal scores of the voxels, (B, V).
+            conditions: (B, C), in their units (MeV for energies).
+
+        Returns:
+            Showers (B, V) in MeV, never negative.
+        """
+        return self._from_energies(self.energies_from_scores(energy_scores, conditions), voxel_scores, conditions)
+
+    def _from_energies(self, energies: Tensor, voxel_scores: Tensor, conditions: Tensor) -> Tensor:
+        """Showers (B, V) in MeV with the given layer energies (B, L)."""
+        features, near = self.features(energies, conditions), self.near(conditions)
+        tail = normal_tail(voxel_scores.clamp(-6, 6))
+        parts = []
+        for i, part in enumerate(self.family.layer_slices):
+            row = features[:, i]
+            excess = nn.functional.logsigmoid(row @ self.occupancy[:, part]) - torch.log(tail[:, part])
+            on = excess > 0
+            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * quantile(
+                torch.where(on, excess, 1.0).clamp(min=1e-4), near @ self.shape[..., part]
+            )
+            share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
+            total = share.sum(1, keepdim=True)
+            # A layer with energy but no voxel on puts it all into the voxel that came nearest.
+            nearest = torch.zeros_like(share).scatter_(1, excess.argmax(1, keepdim=True), 1.0)
+            share = torch.where(total > 0, share / total.clamp(min=1e-30), nearest)
+            parts.append(self._with_line(share * energies[:, i : i + 1], energies[:, i : i + 1], i))
+        return torch.cat(parts, 1)
+
+    def _with_line(self, voxels: Tensor, energies: Tensor, i: int) -> Tensor:
+        """Voxels (B, V) of layer i, in MeV, those next to the electron's mass moved onto it; energies (B, 1) stay.
+
+        The distances to the line shrink by its half width, and those within reach are stretched again, so that there
+        is no gap.
+        """
+        unit = ENERGY_UNITS.get(self.family.unit, 1.0)
+        mass, reach, half = ELECTRON / unit, LINE_REACH / unit, self.line[i] / unit
+        distance = voxels - mass
+        moved = mass + distance.sign() * (distance.abs() - half).clamp(min=0) * reach / (reach - half)
+        voxels = torch.where((distance.abs() < reach) & (half > 0), moved, voxels)
+        return voxels * (energies / voxels.sum(1, keepdim=True).clamp(min=1e-30))
+
+    def forward(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Showers to network space.
+
+        Args:
+            showers: (B, V) in MeV.
+            conditions: (B, C), in their units.
+
+        Returns:
+            Normal scores of energies (B, L) and voxels (B, V). A voxel that is off is given the middle of the scores
+            it may have: the largest one is :meth:`ceiling`.
+        """
+        energies = self.layer_energies(showers)
+        features, near = self.features(energies, conditions), self.near(conditions)
+        scores = []
+        for i, part in enumerate(self.family.layer_slices):
+            row, layer = features[:, i], showers[:, part]
+            share = torch.log(layer.clamp(min=1e-30) / energies[:, i : i + 1].clamp(min=1e-30))
+            residual = (share - row @ self.location[:, part]) * torch.exp(-row @ self.log_scale[:, part])
+            excess = exponential(residual, near @ self.shape[..., part])
+            probability = torch.sigmoid(row @ self.occupancy[:, part])
+            on = probability * torch.exp(-excess)
+            scores.append(normal_scores(torch.where(layer > 0, on, (1 + probability) / 2)))
+        return self._energy_scores(energies, conditions), torch.cat(scores, 1)
+
+    def ceiling(self, showers: Tensor, conditions: Tensor) -> Tensor:
+        """The score below which each voxel is off, (B, V), given the layer energies of ``showers``."""
+        features = self.features(self.layer_energies(showers), conditions)
+        parts = enumerate(self.family.layer_slices)
+        logits = torch.cat([features[:, i] @ self.occupancy[:, part] for i, part in parts], 1)
+        return normal_scores(torch.sigmoid(logits))
+
+    # --- fit ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Fit everything to training samples and their mirror images.
+
+        Args:
+            samples: Showers in MeV with the conditions the transform was made for.
+
+        Returns:
+            The rows used: showers (N, V) in MeV and conditions (N, C), float64.
+
+        Raises:
+            ShardError: If fewer than 16 showers have energy.
+        """
+        showers, conditions = _rows_to_fit(samples, self.family, self.conditions)
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        self.double()
+        energies = self.layer_energies(showers)
+        # The leading layer is never said to be empty: take the one that is least often, then the one with most energy.
+        share = energies.mean(0) / energies.mean(0).sum()
+        self.reference.fill_(int(((energies > 0).double().mean(0) + 1e-3 * share).argmax()))
+        self._energy_scores(energies, conditions, fit=True)
+        plain, profile = self._plain_features(scaled), self._profile(energies)
+        self.shape_centre.copy_(fit_least_squares(plain, profile, torch.ones_like(profile), ridge=1e-3))
+        spread = (profile - plain @ self.shape_centre).std(0)
+        self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+        features, nearest = self.features(energies, conditions), self.near(conditions).argmax(1)
+        mirrors = torch.from_numpy(np.stack(self.family.mirrors))
+        for i, part in enumerate(self.family.layer_slices):
+            rows = energies[:, i] > 0
+            first = mirrors[:, part].amin(0)  # of the mirror images of each voxel
+            voxels, image = first.unique(return_inverse=True)
+            for start in range(0, len(voxels), _BLOCK):
+                chosen = mirrors[:, voxels[start : start + _BLOCK]]
+                copies = len(chosen)
+                shares = torch.cat([showers[rows][:, voxel] for voxel in chosen])
+                shares /= energies[rows, i].repeat(copies)[:, None]
+                fits = self._fit_voxels(features[rows, i].repeat(copies, 1), shares, nearest[rows].repeat(copies))
+                here = (image >= start) & (image < start + _BLOCK)
+                where = torch.arange(part.start, part.stop)[here]
+                for parameter, fit in zip(self.parameters(), fits, strict=True):
+                    parameter[..., where] = fit[..., image[here] - start]
+        self.float()
+        self._fit_line(showers, energies, conditions)
+        return showers, conditions
+
+    def _fit_line(self, showers: Tensor, energies: Tensor, conditions: Tensor) -> None:
+        """Move as many voxels onto the line at the electron's mass as there are in the data, if there is one."""
+        mass = ELECTRON / ENERGY_UNITS.get(self.family.unit, 1.0)
+        rows = torch.arange(0, len(showers), max(1, len(showers) // _LINE_ROWS))
+        scores = torch.randn(len(rows), showers.shape[1], generator=torch.Generator().manual_seed(0))
+        with_energy = energies[rows].float()
+        made = self._from_energies(with_energy, scores, conditions[rows].float())
+        self.line.zero_()
+        for i, part in enumerate(self.family.layer_slices):
+            near = (showers[rows][:, part] - mass).abs() / mass
+            on_line, beside = int((near < 1e-4).sum()), int(((near > 1e-3) & (near < 1.1e-2)).sum())
+            if on_line > 100 + beside:  # beside: a hundred times as wide
+                distances = (made[:, part] - mass)[made[:, part] > 0].abs().sort().values
+                self.line[i] = distances[min(on_line, len(distances) - 1)].clamp(max=LINE_REACH / 2)
+
+    def _fit_voxels(self, design: Tensor, shares: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Occupancy, location, log scale and shapes of some voxels of one layer.
+
+        Args: design (N, F), shares of the layer (N, V_block), nearest station of each shower (N,).
+        """
+        on = (shares > 0).double()
+        count = on.sum(0)
+        logs = torch.log(shares.clamp(min=1e-30))
+        ridge = 1 + _ROUGHNESS * self._rough.double()
+        location = fit_least_squares(design, logs, on, ridge=2 * ridge)
+        residual = logs - design @ location
+        magnitude = torch.log(residual.abs() + 1e-3)
+        log_scale = fit_least_squares(design, magnitude, on, ridge=20 * ridge)
+        residual = residual * torch.exp(-design @ log_scale)
+        spread = ((residual.square() * on).sum(0) / count.clamp(min=1)).sqrt().clamp(min=1e-3)
+        log_scale[0] += torch.log(spread)
+        residual = residual / spread
+        rows = [nearest == station for station in range(len(self.stations))]
+        few = [bool(on[chosen].sum() < _FEW_HITS) for chosen in rows]
+        whole = [fit_shapes(residual, on > 0, count / (count + 30))] if any(few) else []
+        shapes = []
+        for chosen, too_few in zip(rows, few, strict=True):
+            count = on[chosen].sum(0)  # decides how far a voxel's own data is trusted
+            own = [] if too_few else [fit_shapes(residual[chosen], on[chosen] > 0, count / (count + 30))]
+            shapes += own or whole
+        return fit_logistic(design, on, ridge=2 * ridge), location, log_scale, torch.stack(shapes, 1)
+
+
+def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Showers with energy, as many as memory allows: (N, V) and (N, C), float64."""
+    with_energy = np.flatnonzero(samples.values.sum(1) > 0)
+    if len(with_energy) < 16:
+        raise ShardError(
+            "too few showers to fit a transform",
+            expected="at least 16 showers with energy",
+            found=len(with_energy),
+            hint="add training data",
+        )
+    limit = max(2000, _FIT_NUMBERS // family.voxels)
+    rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
+    values = samples.values[rows]
+    return torch.from_numpy(values).double(), torch.from_numpy(condition_array(samples, conditions)[rows]).double()

@@ -1,0 +1,1 @@
+"""A folder of shards made in parallel: resumable, killable, repeatable sample by sample."""

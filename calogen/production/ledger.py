@@ -1,0 +1,196 @@
+"""Which shards of a folder are there, kept in its manifest; one writer at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, Interrupted, ShardError, StorageError
+from ..shards.manifest import MANIFEST, ShardRecord, read_part, write_manifest
+from ..storage import require_writable
+from .maker import Task
+from .parts import Part
+from .plan import MANIFEST_SHARDS, Plan, Progress
+
+_LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
+
+
+def check_folder(plan: Plan, out: Path) -> None:
+    """Refuse a folder that the plan may not write into.
+
+    Raises:
+        ConfigError: If it holds something else than this production.
+        StorageError: If it could not be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError("the output folder is not empty", where=out, found="a file", hint="choose another --out")
+    mine = plan.provenance()
+    manifests = sorted(out.glob("manifest*.json"))
+    strangers = [p.name for p in out.iterdir() if not _FILES.fullmatch(p.name)] if out.is_dir() else []
+    if not manifests and out.is_dir():
+        strangers += [p.name for p in out.glob("*.h5")]
+    if strangers:
+        raise ConfigError(
+            "the output folder is not empty",
+            where=out,
+            found=", ".join(sorted(strangers)[:4]),
+            hint="choose another --out, or that of an unfinished production of the same samples",
+        )
+    for path in manifests:
+        _require_same(mine, read_part(path).provenance[0], path)  # a damaged one says nothing: it is refused
+    require_writable(out)
+
+
+_FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5(\.part)?")
+
+
+def _manifest_name(part: Part) -> str:
+    return f"manifest{part.suffix}.json" if part.count > 1 else MANIFEST
+
+
+def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
+    loose = {"versions", "history", "network", "objective", "parameters"}  # the checkpoint's digest says it all
+    keys = sorted((mine.keys() | theirs.keys()) - loose)
+    different = next((key for key in keys if mine.get(key) != theirs.get(key)), None)
+    if different is None:
+        return
+    ours, other = mine.get(different), theirs.get(different)
+    if different == "production" and isinstance(ours, dict) and isinstance(other, dict):
+        begun = [str(_OPTIONS.get(key, key)).format(value) for key, value in other.items() if ours.get(key) != value]
+        raise ConfigError(
+            "the output folder was begun with other options",
+            where=path,
+            expected=", ".join(begun),
+            hint="repeat them to finish it, or choose another --out",
+        )
+    if isinstance(ours, dict) and isinstance(other, dict):
+        ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
+    raise ConfigError(
+        f"the output folder holds another production: its {different.replace('_', ' ')} differs",
+        where=path,
+        expected=f"{str(other)[:200]} (what is there)",
+        found=f"{str(ours)[:200]} (what is asked for)",
+        hint="choose another --out, or repeat the command that began this one",
+    )
+
+
+_OPTIONS = {
+    "total": "{} samples (-n)",
+    "parts": "--part i/{}",
+    "shard_samples": "--shard-size {}",
+    "layout": "--format {}",
+}
+
+
+def begun_with(out: Path, total: int, part: Part) -> int | None:
+    """Samples in a shard of what is in a folder already, if it is of as many samples and parts."""
+    for path in sorted(out.glob("manifest*.json")) if out.is_dir() else []:
+        with suppress(ShardError):
+            facts = read_part(path).provenance[0].get("production")
+            if isinstance(facts, dict) and (facts.get("total"), facts.get("parts")) == (total, part.count):
+                size = facts.get("shard_samples")
+                return size if isinstance(size, int) and size > 0 else None
+    return None
+
+
+@contextmanager
+def locked(path: Path, out: Path) -> Iterator[int]:
+    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end."""
+    limit = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise StorageError(f"cannot write the output folder: {error.strerror}", where=out) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+                break
+            os.close(handle)
+            if time.monotonic() < limit:
+                time.sleep(0.1)
+                continue
+            raise ConfigError(
+                "the output folder is being written by another process",
+                where=path,
+                hint="wait for it, or give each process its own --part",
+            ) from None
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                break
+        os.close(handle)  # its last holder removed the file just before we locked it
+    try:
+        yield handle
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+class Ledger:
+    """What is done and what is to do; keeps the manifest."""
+
+    def __init__(self, plan: Plan, out: Path, progress: Progress | None) -> None:
+        self._out, self._name, self._progress = out, _manifest_name(plan.part), progress
+        self.provenance = plan.provenance()
+        shards = plan.shards()
+        self.total = sum(shard.samples for shard in shards)
+        known = {record.name: record for record in self._known()}
+        # A shard the manifest knows is checked before it is believed.
+        self.tasks = deque(Task(shard, known.get(shard.name)) for shard in shards)
+        self.records: dict[str, ShardRecord] = {t.shard.name: t.known for t in self.tasks if t.known}
+        self._under_way: dict[str, int] = {}
+        self._done = 0
+        self._written, self._cost = 0.0, 0.0
+        self.write()
+
+    def _known(self) -> Sequence[ShardRecord]:
+        path = self._out / self._name
+        try:
+            return read_part(path).records if path.exists() else ()
+        except ShardError:
+            return ()
+
+    def begun(self, name: str, samples: int) -> None:
+        """So many samples of a shard are made."""
+        self._under_way[name] = samples
+        if self._progress:
+            self._progress(self._done + sum(self._under_way.values()), self.total)
+
+    def finished(self, record: ShardRecord) -> None:
+        """A shard is on the disk."""
+        self._under_way.pop(record.name, None)
+        self._done += record.samples
+        changed = self.records.get(record.name) != record
+        if changed:  # a shard that was repaired keeps its record, with the time that it first took
+            self.records[record.name] = record
+        now = time.monotonic()
+        if changed and (len(self.records) <= MANIFEST_SHARDS or now - self._written > 20 * self._cost):
+            self.write()
+        if self._progress:
+            self._progress(self._done + sum(self._under_way.values()), self.total)
+
+    def write(self) -> None:
+        """Write the manifest."""
+        begun = time.monotonic()
+        records = sorted(self.records.values(), key=lambda record: record.index_start)
+        write_manifest(self._out, records, provenance=self.provenance, name=self._name, planned=self.total)
+        self._written = time.monotonic()
+        self._cost = self._written - begun
+
+    def interrupted(self, signal_number: int) -> Interrupted:
+        """The error for a stop that was asked for."""
+        done = sum(record.samples for record in self.records.values())
+        return Interrupted(
+            f"stopped by signal {signal_number} after {done} of {self.total} samples",
+            signal_number=signal_number,
+            hint="the finished shards are complete; the same command again makes the rest",
+        )

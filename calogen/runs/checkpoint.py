@@ -1,0 +1,392 @@
+"""Checkpoints: safetensors and JSON, written atomically, verified on reading. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from ..config import Config
+from ..errors import CheckpointError, ConditionError, DamagedError, StorageError
+from ..families.conditions import Condition
+from ..families.family import Family
+from ..models.contract import Generator
+from ..models.registry import FIRST, build_generator
+from ..storage import sync_folder, write_atomic
+
+SCHEMA = 1
+_CARD, _MODEL, _TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
+_MOST_BYTES = 8 * 2**30
+
+
+class ConditionRange(BaseModel):
+    """What a model was trained on: a condition, its unit, and the range or labels that the training data covered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    unit: str
+    low: float
+    high: float
+    labels: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_labels(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return found if self.labels else {key: value for key, value in found.items() if key != "labels"}
+
+    def __str__(self) -> str:
+        """The range, or the labels, for people."""
+        return ", ".join(self.labels) or f"{self.low:g} to {self.high:g} {self.unit}".rstrip()
+
+    @property
+    def spec(self) -> str:
+        """All of it, evenly, as a specification for requests."""
+        return f"uniform:{','.join(self.labels)}" if self.labels else f"uniform:{self.low!r}:{self.high!r}{self.unit}"
+
+    def numbers(self, condition: Condition) -> NDArray[np.float64]:
+        """Numbers of the labels; of a range its ends."""
+        return np.array([condition.code(label) for label in self.labels] or [self.low, self.high])
+
+    def check(self, values: NDArray[np.float32], condition: Condition, *, extrapolate: bool, first: int) -> None:
+        """Refuse values (n,) that are impossible or outside the range.
+
+        Args:
+            values: In the condition's unit, or the numbers of its labels.
+            condition: What the family says of it.
+            extrapolate: Allow what lies outside, as long as it is possible at all; never other labels.
+            first: Index of the first row, for the message.
+
+        Raises:
+            ConditionError: Names condition, row, value, range and remedy.
+        """
+        if condition.labels:
+            self._check_labels(values, condition, first)
+            return
+        margin = 1e-6 * max(abs(self.low), abs(self.high))
+        wrong = ~condition.possible(values)
+        what, expected, hint = "not possible", condition.domain, None
+        if not (wrong.any() or extrapolate):
+            wrong = (values < self.low - margin) | (values > self.high + margin)
+            what, expected = "not what the surrogate was trained on", str(self)
+            hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ConditionError(
+                f"{int(wrong.sum())} value(s) of '{self.name}' are {what}",
+                where=f"sample {first + row}",
+                expected=expected,
+                found=f"{float(values[row]):g} {self.unit}".rstrip(),
+                hint=hint,
+            )
+
+    def _check_labels(self, values: NDArray[np.float32], condition: Condition, first: int) -> None:
+        wrong = ~np.isin(values, self.numbers(condition))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            number = float(values[row])
+            known = number in range(len(condition.labels))
+            raise ConditionError(
+                f"{int(wrong.sum())} value(s) of '{self.name}' are not what the surrogate was trained on",
+                where=f"sample {first + row}",
+                expected=str(self),
+                found=condition.labels[int(number)] if known else f"{number:g}, which is the number of no label",
+            )
+
+
+class Card(BaseModel):
+    """The JSON half of a checkpoint.
+
+    Attributes:
+        calogen_checkpoint: Schema number.
+        family: What the model makes.
+        conditions: What it is conditioned on, in the order of its columns.
+        config: The resolved training configuration.
+        step: Generator updates so far.
+        score: Validation score, none before the first validation.
+        holdout: Ranges of conditions left out of training.
+        provenance: Versions, seed, data digest.
+        history: Validations of the run so far, at most 64 of them: step, seconds of training until then, score, critic
+            gap, Wasserstein estimate or loss; the first has the floor of the score with its error.
+        model_sha256: Of ``model.safetensors``.
+        training_sha256: Of ``training.safetensors``, where there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    calogen_checkpoint: int = SCHEMA
+    family: Family
+    conditions: tuple[ConditionRange, ...]
+    config: Config
+    step: int
+    score: float | None = None
+    holdout: dict[str, tuple[float, float]] = {}
+    provenance: dict[str, Any] = {}
+    history: tuple[dict[str, int | float | None], ...] = ()
+    model_sha256: str = ""
+    training_sha256: str = ""
+
+    @field_validator("config")
+    @classmethod
+    def _named_network(cls, config: Config, info: ValidationInfo) -> Config:
+        family = info.data.get("family")
+        if config.generator.network != "auto" or family is None:
+            return config
+        return config.updated({"generator": {"network": FIRST[family.kind]}})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: its card and the averaged generator's tensors by name."""
+
+    card: Card
+    model: dict[str, Tensor]
+    folder: Path
+
+    def generator(self) -> Generator:
+        """The averaged generator, ready to sample, on the CPU.
+
+        Raises:
+            CheckpointError: If the tensors do not fit the networks the card describes.
+        """
+        names = [c.name for c in self.card.conditions]
+        with torch.device("meta"):  # a card that asks for more than the tensors hold must not fill the memory
+            outline = build_generator(self.card.family, names, self.card.config.generator)
+        load_state(outline, {name: tensor.to("meta") for name, tensor in self.model.items()}, self.folder / _MODEL)
+        generator = build_generator(self.card.family, names, self.card.config.generator)
+        load_state(generator, self.model, self.folder / _MODEL)
+        return generator.eval().requires_grad_(False)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Live networks and optimisers, for resuming.
+
+        Raises:
+            CheckpointError: If the checkpoint has none (a surrogate made for sampling only) or it is damaged.
+        """
+        path = self.folder / _TRAINING
+        if not path.exists() and not self.card.training_sha256:
+            raise CheckpointError(
+                "the checkpoint has no training state and cannot be resumed",
+                where=self.folder,
+                expected=_TRAINING,
+                hint="resume from a run folder; surrogates hold the generator only",
+            )
+        return _read_tensors(path, self.card.training_sha256)
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Load tensors into a module, strictly.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            "the checkpoint does not fit its own description", where=where, found=detail, hint="the file was changed"
+        ) from None
+
+
+def save_checkpoint(
+    folder: Path, card: Card, model: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a checkpoint folder; it has its final name only when it is complete.
+
+    Args:
+        folder: Where; replaced if it exists.
+        card: Described in :class:`Card`; its digest is filled in.
+        model: Averaged generator and transform.
+        training: Everything else needed to resume (none: a surrogate for sampling).
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    files = {_MODEL: tensor_bytes(_plain(model))}
+    digests = {"model_sha256": hashlib.sha256(files[_MODEL]).hexdigest(), "training_sha256": ""}
+    if training is not None:
+        files[_TRAINING] = tensor_bytes(_plain(training))
+        digests["training_sha256"] = hashlib.sha256(files[_TRAINING]).hexdigest()
+    files[_CARD] = card.model_copy(update=digests).model_dump_json(indent=1).encode()
+    part = folder.with_name(folder.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            with (part / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        needed = sum(len(content) for content in files.values())
+        raise StorageError(
+            f"cannot write the checkpoint: {error.strerror}",
+            where=folder,
+            expected=f"{needed / 1e6:.1f} MB of space",
+            hint="free space, then resume: earlier checkpoints are untouched",
+        ) from None
+
+
+def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | None]]) -> None:
+    """Replace the history on a saved checkpoint's card: it goes on after the checkpoint was made.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    path = folder / _CARD
+    with suppress(FileNotFoundError, ValidationError):  # a damaged card is found when the checkpoint is loaded
+        card = Card.model_validate_json(path.read_bytes()).model_copy(update={"history": tuple(map(dict, history))})
+        write_atomic(path, card.model_dump_json(indent=1).encode())
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, pickled, newer than this version, or not a checkpoint.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise _not_a_folder(folder)
+    path = folder / _CARD
+    try:
+        text = path.read_bytes()
+        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of ours
+        card = Card.model_validate_json(text)
+    except FileNotFoundError:
+        raise DamagedError(
+            "there is no checkpoint here", where=folder, expected=f"a folder with {_CARD} and {_MODEL}"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedError(
+            f"the checkpoint's description is damaged: {first['msg']}", where=f"{path}: {place}"
+        ) from None
+    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
+
+
+def _check_schema(text: bytes, path: Path) -> None:
+    try:
+        found = json.loads(text)["calogen_checkpoint"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DamagedError(
+            "the checkpoint's description is damaged", where=path, expected="JSON with 'calogen_checkpoint'"
+        ) from None
+    if not isinstance(found, int) or found > SCHEMA:
+        raise CheckpointError(
+            "the checkpoint was written by a newer calogen",
+            where=path,
+            expected=f"schema {SCHEMA} or older",
+            found=found,
+            hint="upgrade calogen",
+        )
+
+
+def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _MOST_BYTES else b""
+    except OSError as error:
+        kind = DamagedError if isinstance(error, FileNotFoundError) else CheckpointError
+        raise kind(f"cannot read the checkpoint: {error.strerror}", where=path) from None
+    if size > _MOST_BYTES:
+        raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
+    if _is_pickle(data[:9]):
+        raise _pickled(path)
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise DamagedError(
+            "the checkpoint's tensors are not those it was written with",
+            where=path,
+            expected=f"SHA-256 {digest[:16]}...",
+            found=f"{hashlib.sha256(data).hexdigest()[:16]}...",
+            hint="the file is damaged or was changed: take another checkpoint",
+        )
+    try:
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise DamagedError(f"the checkpoint is damaged: {error}", where=path) from None
+
+
+def _pickled(path: Path) -> CheckpointError:
+    return CheckpointError(
+        "the file is a pickle, which can run any code when it is opened",
+        where=path,
+        expected="a checkpoint folder with safetensors",
+        hint="calogen reads no pickles; convert it in a sandbox with safetensors.torch.save_file",
+    )
+
+
+def _is_pickle(start: bytes) -> bool:
+    """Whether a file starts as a pickle or as the archive torch.save puts one into.
+
+    Args:
+        start: The first nine bytes; safetensors begin with the length of their header, which can look like a pickle's
+            first bytes, and then the header's brace.
+    """
+    return (start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")) and start[8:] != b"{"
+
+
+def _not_a_folder(path: Path) -> CheckpointError:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if _is_pickle(start):
+        return _pickled(path)
+    return CheckpointError(
+        "a checkpoint is a folder, not a file", where=path, expected="a run folder, a checkpoint folder or a name"
+    )
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's moments as named tensors."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{key}": torch.as_tensor(value)
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Inverse of :func:`optimiser_state`."""
+    tree = optimiser.state_dict()
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            _, index, key = name.rsplit(".", 2)
+            entries.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({**tree, "state": entries})

@@ -1,0 +1,186 @@
+"""Labels of data: which particle a file is of, as the file says it or as it is named with the path.
+
+Labels are matched by name. A file's own numbers stand for its own labels; where several files are read as one, or
+compared, every number becomes that of the family they are given. One label alone is no condition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+
+from ..errors import ShardError, did_you_mean
+from ..families.conditions import LABEL, Condition
+from ..families.family import Family
+from .layouts.layout import Column
+from .pieces import Piece, decoded
+from .reader import Shards
+from .samples import Samples
+
+_FACT = rf",[\w-]+={LABEL}"
+_AnySide = TypeVar("_AnySide", bound="_Side")
+
+
+def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """A path apart from the labels named with it: ``eplus.hdf5,particle=e+``."""
+    match = re.fullmatch(rf"(.+?)((?:{_FACT})+)", str(item), re.ASCII)
+    if match is None or Path(item).exists():
+        return item, {}
+    pairs = (fact.partition("=") for fact in match[2][1:].split(","))
+    return match[1], {name: label for name, _, label in pairs}
+
+
+def given(piece: Piece, facts: Mapping[str, str]) -> Piece:
+    """A piece whose samples all have the labels named with its path.
+
+    Raises:
+        ShardError: If the file itself says what each sample has.
+    """
+    layout = piece.layout
+    for name, label in facts.items():
+        if any(column.name == name for column in layout.conditions):
+            raise ShardError(f"the file itself says the '{name}' of each sample", where=piece.path, found=label)
+        if (said := layout.provenance.get(name, label)) != label:
+            layout = replace(layout, notes=(*layout.notes, f"{name} {label}, as named; the file says {said}"))
+    return replace(piece, layout=layout, facts=facts)
+
+
+def with_labels(
+    pieces: Sequence[Piece], wanted: Mapping[str, Sequence[str]], family: Family | None = None
+) -> list[Piece]:
+    """Pieces that agree on the labels of their conditions; files of one kind have theirs from path or provenance.
+
+    Args:
+        pieces: As they were opened.
+        wanted: Labelled conditions that the samples shall have, by name, with their labels (none: those found). Where
+            no other is in the files, and only one label is named with their paths, they have no such condition.
+        family: Where it has labels, they are those wanted.
+
+    Raises:
+        ShardError: If a label is not among those wanted, or a file does not say which it has.
+    """
+    pieces = list(pieces)
+    found = [name for piece in pieces for name in _labelled(piece)]
+    known = {**wanted, **(family.labelled if family else {})}
+    for name in dict.fromkeys([*known, *found]):
+        if any(c.name == name and not c.labels for piece in pieces for c in piece.layout.family.conditions):
+            if name in found:
+                raise ShardError(f"'{name}' is a number, not a label", where=pieces[0].path)
+            continue
+        told = [_column_of(piece, name) for piece in pieces]
+        columns = [column for column in told if column is not None]
+        if not columns:
+            continue
+        if None in told:
+            raise _untold(pieces[told.index(None)].path, name, columns)
+        labels = tuple(known.get(name) or dict.fromkeys(label for column in columns for label in column.labels))
+        if len(labels) == 1 and name not in known:
+            continue
+        pieces = [_with_column(piece, column, labels) for piece, column in zip(pieces, columns, strict=True)]
+    return pieces
+
+
+class _Side(Protocol):
+    """Shards, or samples in memory."""
+
+    @property
+    def family(self) -> Family: ...
+
+
+def shared_labels(sides: Sequence[_Side]) -> dict[str, tuple[str, ...]]:
+    """Conditions that are labels on any side of a comparison, with the labels of all sides, those seen first first.
+
+    Args:
+        sides: Shards, or samples in memory.
+    """
+    names = dict.fromkeys(name for side in sides for name in [*side.family.labelled, *_facts_of(side)])
+    found = {name: tuple(dict.fromkeys(label for side in sides for label in _labels_of(side, name))) for name in names}
+    return {name: labels for name, labels in found.items() if len(labels) > 1}
+
+
+def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySide:
+    """The same samples, with the numbers that their labels have among those given; NaN in memory for one of none.
+
+    Args:
+        side: Shards, or samples in memory.
+        labels: From :func:`shared_labels`, of this side among others.
+
+    Raises:
+        ShardError: If some files say which label their samples have, and others do not.
+    """
+    if all(side.family.labels(name) == wanted for name, wanted in labels.items()):
+        return side
+    if isinstance(side, Shards):
+        return cast(_AnySide, Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad))
+    if isinstance(side, Samples):
+        family, conditions = side.family, dict(side.conditions)
+        for name in labels.keys() & family.labelled.keys():
+            if name in conditions:
+                conditions[name] = decoded(conditions[name], family.labels(name), labels[name]).astype(np.float32)
+            family = family.with_condition(Condition.labelled(name, labels[name]))
+        return replace(side, family=family, conditions=conditions)
+    return side
+
+
+def _facts_of(side: _Side) -> list[str]:
+    return [name for piece in side.pieces for name in piece.facts] if isinstance(side, Shards) else []
+
+
+def _labels_of(side: _Side, name: str) -> Sequence[str]:
+    known = side.family.labels(name)
+    if known or not isinstance(side, Shards):
+        return known
+    columns = [_column_of(piece, name) for piece in side.pieces]
+    return [label for column in columns if column for label in column.labels]
+
+
+def _labelled(piece: Piece) -> list[str]:
+    """Names of the conditions that are labels in a file, or are named with its path."""
+    return [*(column.name for column in piece.layout.conditions if column.labels), *piece.facts]
+
+
+def _column_of(piece: Piece, name: str) -> Column | None:
+    """Where the label of each sample is: in a dataset, or one for all is named or in the provenance; else None."""
+    own = next((column for column in piece.layout.conditions if column.name == name), None)
+    label = piece.facts.get(name) or piece.layout.provenance.get(name)
+    return own or (Column(name, "", labels=(label,)) if isinstance(label, str) and label else None)
+
+
+def _untold(path: Path, name: str, others: Sequence[Column]) -> ShardError:
+    labels = list(dict.fromkeys(label for column in others for label in column.labels))
+    return ShardError(
+        f"nothing says which '{name}' these samples are of",
+        where=path,
+        expected=f"a label, as the other files have: {', '.join(labels)}",
+        hint=f"name it with the path: {path},{name}={labels[0]}",
+    )
+
+
+def _with_column(piece: Piece, column: Column, labels: tuple[str, ...]) -> Piece:
+    name = column.name
+    unknown = [label for label in column.labels if label not in labels]
+    if unknown:
+        raise ShardError(
+            f"'{unknown[0]}' is not a label of '{name}'",
+            where=piece.path,
+            expected=", ".join(labels),
+            found=", ".join(column.labels),
+            hint=did_you_mean(unknown[0], labels),
+        )
+    try:
+        family = piece.layout.family.with_condition(Condition.labelled(name, labels))
+    except ValueError:  # pydantic's, of a single label too
+        maps = piece.layout.family.kind == "map"
+        raise ShardError(
+            f"'{name}' cannot be a condition of these samples",
+            where=piece.path,
+            expected="a number: maps have no labels" if maps else "at least two labels, of letters, digits and signs",
+            found=", ".join(labels),
+        ) from None
+    others = [c for c in piece.layout.conditions if c.name != name]
+    return replace(piece, layout=replace(piece.layout, family=family, conditions=(*others, column)))

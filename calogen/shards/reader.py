@@ -1,0 +1,282 @@
+"""Reading samples from any number of files in any known layout, at constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShardError
+from ..families.family import Family
+from ..storage import sha256_of
+from .checks import bad_error, bad_rows, check_density, check_response
+from .layouts.find import open_rows
+from .layouts.layout import Layout
+from .layouts.stacks import Stack
+from .manifest import read_manifest
+from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
+from .realisations import Origins
+from .samples import Samples
+
+_TURN = 1024  # samples of one kind of file after another
+_VALIDATION_SHARE = 10  # one in this many samples validates when the data is not split
+
+
+class Shards:
+    """An ordered, read-only collection of samples over one or more files; holds no data in memory.
+
+    Attributes:
+        family: What the samples are.
+        kind: ``reference`` or ``generated``.
+        condition_names: Physics parameters the files carry.
+        files: The files, in order.
+        provenance: Where the samples come from, each origin once.
+        notes: Conversions done while reading, such as "incident energies converted from GeV to MeV".
+        pieces: What is read of each file, in order.
+        drop_bad: Whether bad rows are left out.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], *, drop_bad: bool = False) -> None:
+        first = pieces[0].layout
+        for piece in pieces[1:]:
+            _check_alike(first, pieces[0].path, piece)
+        self.family: Family = first.family
+        self.kind: str = first.kind
+        self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)
+        self.files: tuple[Path, ...] = tuple(dict.fromkeys(piece.path for piece in pieces))
+        self.provenance: tuple[dict[str, Any], ...] = _distinct(piece.layout.provenance for piece in pieces)
+        self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain.from_iterable(piece.layout.notes for piece in pieces)))
+        self.pieces = tuple(pieces)
+        self._bounds = tuple(accumulate((len(piece) for piece in pieces), initial=0))
+        self.drop_bad = drop_bad
+        self._bad_rows: set[int] = set()
+        self._plausible: set[Path] = set()
+        self._digest: str | None = None
+
+    def __len__(self) -> int:
+        """Rows in the files; with ``drop_bad``, reading may give fewer."""
+        return self._bounds[-1]
+
+    @property
+    def dropped(self) -> int:
+        """Rows left out so far because of ``drop_bad``."""
+        return len(self._bad_rows)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Samples:
+        """Samples start to stop (to the end when absent), in memory.
+
+        Raises:
+            ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self))
+        values = np.empty((max(stop - start, 0), *self.family.sample_shape), np.float32)
+        parts, filled = [], 0
+        for chunk in self.chunks(max(len(values), 1), start, stop):
+            values[filled : filled + len(chunk)] = chunk.values
+            filled += len(chunk)
+            parts.append(replace(chunk, values=values[filled - len(chunk) : filled]))
+        if not parts:
+            return self._empty()
+        names = [name for name in parts[0].extras if all(name in part.extras for part in parts)]
+        return Samples(
+            family=self.family,
+            values=values[:filled],
+            conditions={name: np.concatenate([p.conditions[name] for p in parts]) for name in self.condition_names},
+            extras={name: np.concatenate([p.extras[name] for p in parts]) for name in names},
+            kind=self.kind,
+            provenance=_distinct(entry for part in parts for entry in part.provenance),
+        )
+
+    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
+        """Samples start to stop in order, at most ``size`` at a time.
+
+        Chunks end where files end, and are smaller where ``size`` samples would take more than 128 MiB.
+
+        Raises:
+            ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
+        """
+        sample_bytes = 4 * self.family.voxels
+        start, stop, _ = slice(start, stop).indices(len(self))
+        yield from self._slabs(start, stop, max(1, min(size, SLAB_BYTES // sample_bytes)))
+
+    def digest(self) -> str:
+        """SHA-256 of the data's identity: file names, rows, and each file's own SHA-256, hexadecimal."""
+        if self._digest is None:
+            hashes: dict[Path, str] = {}
+            files = set(self.files)
+            for folder in dict.fromkeys(path.parent for path in self.files):
+                manifest = read_manifest(folder)
+                for record in manifest.records if manifest else ():
+                    path = folder / record.name
+                    if path in files and path.stat().st_size == record.bytes:
+                        hashes[path] = record.sha256
+            identity = []
+            for piece in self.pieces:
+                if piece.path not in hashes:
+                    hashes[piece.path] = sha256_of(piece.path)
+                identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
+                if piece.layout.parameters is not None:
+                    identity.append([piece.layout.parameters.name, sha256_of(piece.layout.parameters)])
+                if piece.kinds:
+                    identity.append([f"{name}={label}" for name, label in piece.kinds])
+            self._digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        return self._digest
+
+    def split_off(self, share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
+        """Two parts without a common sample: all but the last 1 / ``share``, and that; of each kind of file, where they
+        differ in a label.
+
+        Maps are split by realisation where the files say which there are, so that none is on both sides.
+
+        Raises:
+            ShardError: If there is only one sample, or only one realisation.
+        """
+        boxes = self.origins().boxes if self.family.kind == "map" else None
+        if boxes is not None:
+            count = int(boxes.max()) + 1
+            if count < 2:
+                raise ShardError(
+                    "all maps are of one realisation, which cannot be on both sides",
+                    where=self.files[0],
+                    hint="give separate train/ and validation/ folders",
+                )
+            validates = boxes >= count - max(1, count // share)
+        else:
+            if len(self) < 2:
+                raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
+            validates = np.zeros(len(self), np.bool_)
+            kinds = list(dict.fromkeys(piece.kinds for piece in self.pieces))
+            each = np.repeat([kinds.index(piece.kinds) for piece in self.pieces], list(map(len, self.pieces)))
+            for kind in range(len(kinds)):
+                rows = np.flatnonzero(each == kind)
+                validates[rows[len(rows) - max(1, len(rows) // share) :]] = True
+        return self._where(~validates), self._where(validates)
+
+    def joined(self, other: Shards) -> Shards:
+        """These samples, then the others."""
+        return Shards([*self.pieces, *other.pieces], drop_bad=self.drop_bad)
+
+    def mixed(self) -> Shards:
+        """The same samples; files that differ in a label take turns, so that any part holds samples of all kinds."""
+        by_kind: dict[object, list[Piece]] = {}
+        for piece in self.pieces:
+            by_kind.setdefault(piece.kinds, []).append(piece)
+        if len(by_kind) == 1:
+            return self
+        turns = []
+        for mine in by_kind.values():
+            starts = [(piece, start) for piece in mine for start in range(piece.start, piece.stop, _TURN)]
+            runs = [replace(piece, start=start, stop=min(start + _TURN, piece.stop)) for piece, start in starts]
+            turns += [((number + 0.5) / len(runs), run) for number, run in enumerate(runs)]
+        return Shards([run for _, run in sorted(turns, key=lambda turn: turn[0])], drop_bad=self.drop_bad)
+
+    def _where(self, mask: NDArray[np.bool_]) -> Shards:
+        pieces = []
+        for piece, offset in zip(self.pieces, self._bounds, strict=False):
+            inside = mask[offset : offset + len(piece)].astype(np.int8)
+            edges = np.flatnonzero(np.diff(inside, prepend=0, append=0))
+            for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+                pieces.append(replace(piece, start=piece.start + start, stop=piece.start + stop))
+        return Shards(pieces, drop_bad=self.drop_bad)
+
+    def origins(self) -> Origins:
+        """Parameters and realisation of every map; no map is read."""
+        conditions: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.condition_names}
+        ids = list[NDArray[np.integer]]()
+        for piece in self.pieces:
+            with open_rows(piece.path, piece.layout) as file:
+                for name, values in read_conditions(file, piece, piece.start, piece.stop).items():
+                    conditions[name].append(values)
+                if "realisation_id" in piece.layout.extras:
+                    ids.append(rows_of(file, piece, "realisation_id", piece.start, piece.stop))
+        known = len(ids) == len(self.pieces)
+        columns = {name: np.concatenate(parts) for name, parts in conditions.items()}
+        return Origins(columns, np.concatenate(ids) if known else None, self._place)
+
+    def _place(self, row: int) -> str:
+        number = bisect_right(self._bounds, row) - 1
+        piece = self.pieces[number]
+        return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
+
+    def _empty(self) -> Samples:
+        return Samples(
+            family=self.family,
+            values=np.empty((0, *self.family.sample_shape), np.float32),
+            conditions={name: np.empty(0, np.float32) for name in self.condition_names},
+            kind=self.kind,
+            provenance=self.provenance,
+        )
+
+    def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
+        number = max(0, bisect_right(self._bounds, start) - 1)
+        while start < stop and number < len(self.pieces):
+            piece, offset = self.pieces[number], self._bounds[number]
+            end = min(stop, offset + len(piece))
+            with open_rows(piece.path, piece.layout) as file:
+                while start < end:
+                    until = min(start + size, end)
+                    samples = self._checked(file, piece, offset, start, until)
+                    if len(samples):
+                        yield samples
+                    start = until
+            number += 1
+
+    def _checked(self, file: h5py.File | Stack, piece: Piece, offset: int, start: int, stop: int) -> Samples:
+        """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
+        first = start - offset + piece.start
+        samples = read_rows(file, piece, first, stop - offset + piece.start)
+        if piece.path not in self._plausible:
+            check_response(file, piece, samples if first == piece.start else None)
+            check_density(piece, samples)
+            self._plausible.add(piece.path)
+        bad = bad_rows(samples)
+        if not bad.any():
+            return samples
+        if not self.drop_bad:
+            raise bad_error(file, piece, samples, bad, first)
+        self._bad_rows.update((np.flatnonzero(bad) + start).tolist())
+        return samples.select(~bad)
+
+
+def _distinct(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    seen = {json.dumps(entry, sort_keys=True, default=str): dict(entry) for entry in entries}
+    return tuple(entry for entry in seen.values() if entry)
+
+
+def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
+    other = piece.layout
+    if other is first:
+        return
+    names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
+    for what, mine, theirs, same in (
+        ("family", _sized(first.family), _sized(other.family), first.family.same_samples(other.family)),
+        ("kind", first.kind, other.kind, first.kind == other.kind),
+        ("conditions", names, other_names, set(names) == set(other_names)),
+        *(
+            (f"labels of '{name}'", first.family.labels(name), theirs, first.family.labels(name) == theirs)
+            for name, theirs in ((name, other.family.labels(name)) for name in names)
+        ),
+    ):
+        if not same:
+            raise ShardError(
+                f"files of different {what} cannot be read as one",
+                where=piece.path,
+                expected=f"{mine} (as in {path})",
+                found=theirs,
+            )
+
+
+def _sized(family: Family) -> str:
+    """Name and size of a family: files of one name may hold maps of several boxes."""
+    if family.kind == "map":
+        return f"{family.name}, {family.pixels} pixels, box {family.box_size:g} Mpc/h, {family.depth:g} Mpc/h deep"
+    return f"{family.name}, {family.voxels} voxels in {len(family.layers)} layers"

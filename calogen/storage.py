@@ -1,0 +1,88 @@
+"""Files that are never half there: atomic writes, folders that can be written, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from .errors import StorageError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuses an output folder that could not be made or written, before hours of work for it.
+
+    Args:
+        folder: May be absent.
+
+    Raises:
+        StorageError: If what is there of its path is not a folder, may not be written, or takes no folder.
+    """
+    above = folder.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    reason = "it is not a folder" if not above.is_dir() else "it may not be written" * (not os.access(above, os.W_OK))
+    if not reason and above != folder.absolute():
+        try:  # under a name of its own: other processes may be about to make the same folder
+            Path(tempfile.mkdtemp(prefix=".calogen-", dir=above)).rmdir()
+        except OSError as error:  # of a system's own, such as /proc, or without space
+            reason = f"no folder can be made in it ({error.strerror})"
+    if reason:
+        raise StorageError(
+            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another --out"
+        )
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file so that its final name exists only when every byte is on the disk.
+
+    Args:
+        path: Final name; folders are made as needed. The bytes go to ``path`` + ``.part`` first.
+        data: The bytes.
+
+    Raises:
+        StorageError: If the file system refuses; nothing is left behind.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.unlink(missing_ok=True)  # a link of that name must not be followed
+            with part.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name itself must reach the disk too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(
+            f"the file cannot be written: {error.strerror or error}",
+            where=path,
+            expected=f"{len(data)} bytes of space in a folder that may be written",
+            hint="free space, or write to another folder",
+        ) from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,198 @@
+"""Shards to batches. Batch i is a function of (data, seed, i) alone: a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ShardError
+from ..families.family import Family
+from ..models.conditions import condition_array
+from ..shards.reader import Shards
+from ..shards.samples import Samples
+
+
+class Batches:
+    """Random access to an endless, shuffled sequence of training batches.
+
+    Data that fit into ``memory`` are held there. Larger data are read in windows: groups of blocks drawn from all
+    over the data, shuffled within. Rows inside the held-out ranges are never seen.
+
+    Args:
+        shards: Training data.
+        conditions: Names of the conditions, in the order of the columns.
+        batch_size: Samples per batch.
+        seed: Of the order.
+        device: Where batches go.
+        memory: Bytes of samples to hold at a time.
+        holdout: Ranges of conditions left out, by name, in their units.
+
+    Raises:
+        ShardError: If fewer samples than one batch are left.
+    """
+
+    _BLOCK = 4096  # rows read at a time when streaming
+
+    def __init__(
+        self,
+        shards: Shards | Samples,
+        conditions: Sequence[str],
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        memory: int = 4 * 2**30,
+        holdout: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        self._shards = shards
+        self._names = tuple(conditions)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
+        self._holdout = dict(holdout or {})
+        rows = max(self._BLOCK, memory // (4 * shards.family.voxels))
+        blocks = -(-len(shards) // self._BLOCK)
+        self._in_memory = len(shards) <= rows
+        self._windows = 1 if self._in_memory else -(-blocks // (rows // self._BLOCK))
+        self._blocks = blocks
+        self._loaded: tuple[int, int] | None = None
+        self._values = torch.empty(0)
+        self._conditions = torch.empty(0)
+        looked_at = self._read(0, 0)
+        if len(self._values) < batch_size:
+            raise ShardError(
+                "there are fewer training samples than one batch",
+                expected=f"at least {batch_size} outside the held-out ranges",
+                found=len(self._values),
+                hint="add data or lower training.batch_size",
+            )
+        # As many batches as an average window has rows for; the first shows what share of them is held out.
+        self._per_window = max(1, len(shards) * len(self._values) // (looked_at * self._windows * batch_size))
+        self._order = self._shuffled(0, 0)
+        self._loaded = (0, 0)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Batch ``index``: samples (B, ...) and conditions (B, C), in physical units, on the device."""
+        window, batch = divmod(index, self._per_window)
+        epoch, window = divmod(window, self._windows)
+        self._load(epoch, window)
+        rows = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        return self._values[rows], self._conditions[rows]
+
+    def sample_conditions(self, count: int, generator: torch.Generator) -> Tensor:
+        """Conditions of ``count`` random rows of the current window, (count, C)."""
+        rows = torch.randint(len(self._conditions), (count,), generator=generator, device=self._device)
+        return self._conditions[rows]
+
+    def _load(self, epoch: int, window: int) -> None:
+        """Make a window current; in memory only its order changes from epoch to epoch."""
+        if self._loaded == (epoch, window):
+            return
+        if not self._in_memory:
+            self._values, self._conditions = torch.empty(0), torch.empty(0)  # never two windows at a time
+            self._read(epoch, window)
+        self._order = self._shuffled(epoch, window)
+        self._loaded = (epoch, window)
+
+    def _shuffled(self, epoch: int, window: int) -> Tensor:
+        """Rows of the current window in the order of its batches."""
+        order = np.random.default_rng((self._seed, epoch, window)).permutation(len(self._values))
+        wanted = self._per_window * self._batch_size
+        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a window that is short goes round
+
+    def _read(self, epoch: int, window: int) -> int:
+        """Read a window, or the next one that has rows outside the held-out ranges; returns the rows looked at."""
+        blocks = np.arange(self._blocks)
+        if not self._in_memory:
+            blocks = np.random.default_rng((self._seed, epoch)).permutation(blocks)
+        windows = np.array_split(blocks, self._windows)  # in equal parts: no window of a few rows
+        for chosen in (*windows[window:], *windows[:window]):
+            values, conditions, looked_at = [], [], 0
+            for block in chosen.tolist():
+                start, stop = block * self._BLOCK, min((block + 1) * self._BLOCK, len(self._shards))
+                samples = self._shards.read(start, stop)
+                keep = ~held_out(samples, self._holdout)
+                values.append(torch.from_numpy(samples.values[keep]))
+                conditions.append(torch.from_numpy(condition_array(samples, self._names)[keep]))
+                looked_at += stop - start
+            if any(map(len, values)):
+                break
+        self._values = torch.cat(values).to(self._device)
+        self._conditions = torch.cat(conditions).to(self._device)
+        return looked_at
+
+    def samples(self, family: Family, count: int | None = None) -> Samples:
+        """The first ``count`` rows of the current window (all when absent), physical units."""
+        columns = self._conditions[:count].cpu().numpy()
+        named = {name: columns[:, i] for i, name in enumerate(self._names)}
+        return Samples(family, self._values[:count].cpu().numpy(), named)
+
+    def condition_range(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of each condition in the current window, (C,) each."""
+        return self._conditions.amin(0).cpu(), self._conditions.amax(0).cpu()
+
+    def condition_values(self, column: int) -> list[float]:
+        """The different values of a condition in the current window, in order; for labels."""
+        found: list[float] = self._conditions[:, column].unique().tolist()
+        return found
+
+
+def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
+    """Which samples (N,) lie inside any of the held-out ranges.
+
+    Raises:
+        ShardError: If the data lack a condition that is held out.
+    """
+    mask = np.zeros(len(samples), bool)
+    for name, (low, high) in holdout.items():
+        column = condition_array(samples, [name])[:, 0]
+        mask |= (column >= low) & (column <= high)
+    return mask
+
+
+class Augmentation:
+    """Random exact symmetries of a family: mirrors of showers; mirrors, quarter turns and rolls of maps.
+
+    Args:
+        family: Says which symmetries are exact.
+        device: Of the samples.
+    """
+
+    def __init__(self, family: Family, device: torch.device) -> None:
+        self._family = family
+        self._orders = torch.as_tensor(np.stack(family.mirrors), device=device) if family.layers else None
+
+    def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        """Transformed copies of samples (B, ...), in the units given."""
+        if self._orders is None:
+            return self._moved(values, generator)
+        if len(self._orders) == 1:
+            return values
+        pick = torch.randint(len(self._orders), (len(values),), generator=generator, device=values.device)
+        return values.gather(1, self._orders[pick])
+
+    def _moved(self, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """Maps (B, H, W), each rolled, mirrored and turned for itself; the host never waits for the device."""
+        known, (count, height, width) = set(self._family.symmetries), maps.shape
+        if not known:
+            return maps
+        draw = torch.rand((5, count, 1), generator=generator, device=maps.device)
+        no = torch.zeros_like(draw[0], dtype=torch.bool)
+        turn = (draw[4] * 4).long() if "turn" in known and height == width else no.long()
+        # A quarter turn is an exchange of the axes and a mirror image, half a turn are two mirror images.
+        flips = [(turn == 1) | (turn == 2), (turn == 2) | (turn == 3)]
+        lines = []
+        for axis, (size, name) in enumerate(((height, "mirror-x"), (width, "mirror-y"))):
+            line = torch.arange(size, device=maps.device).expand(count, size)
+            flip = flips[axis] ^ (draw[2 + axis] < 0.5 if name in known else no)
+            line = torch.where(flip, size - 1 - line, line)
+            lines.append((line + (draw[axis] * size).long()) % size if "roll" in known else line)
+        rows, columns = lines[0][:, :, None], lines[1][:, None, :]
+        index = rows * width + columns
+        if height == width:
+            index = torch.where((turn % 2 == 1)[:, :, None], columns * width + rows, index)
+        return maps.flatten(1).gather(1, index.flatten(1)).view_as(maps)

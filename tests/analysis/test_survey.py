@@ -1,0 +1,202 @@
+"""One pass keeps what it says: whole samples as they were, subsets that are seeded, sums over every sample."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from calogen.analysis.observables.catalogue import observe
+from calogen.analysis.survey import streams
+from calogen.analysis.survey.histograms import counts
+from calogen.analysis.survey.moments import Covariance, Means
+from calogen.analysis.survey.passes import survey, vectors
+from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.selections import disjoint, selections
+from support import MAPS, SMALL, command, toy, write_folder
+
+from calogen.families.builtin import FAMILIES
+from calogen.shards.samples import Samples
+
+
+@pytest.fixture(scope="module")
+def showers():
+    return toy(SMALL, 700, seed=3)
+
+
+@pytest.fixture(scope="module")
+def plan(showers):
+    return plan_comparison(showers, bins=3, seed=5)
+
+
+def test_kept_samples_are_whole_and_know_their_columns(showers, plan):
+    found = survey(showers, replace(plan, kept=90))
+    assert len(found.kept) == len(found.kept_index) == len(found.kept_spectra) == 90
+    np.testing.assert_array_equal(found.kept.values, showers.values[found.kept_index])
+    for name, values in found.conditions.items():
+        np.testing.assert_array_equal(values, showers.conditions[name])
+        np.testing.assert_array_equal(found.kept.conditions[name], values[found.kept_index])
+    measured = np.stack(list(observe(found.kept).values()))
+    np.testing.assert_allclose(found.table[:, found.kept_index], measured, rtol=1e-6, atol=1e-9)
+    assert (found.kept_spectra.sum(axis=1) == SMALL.voxels).all()
+
+
+def test_of_many_samples_a_seeded_subset_is_listed_and_all_are_counted(showers, plan):
+    whole = survey(showers, plan)
+    part = survey(showers, replace(plan, rows=200, kept=50))
+    assert part.table.shape == (len(part.names), 200)
+    assert part.projections.shape[1] == len(part.conditions["incident_energy"]) == 200
+    assert part.used == part.count == 700
+    np.testing.assert_array_equal(part.kept.conditions["angle"], part.conditions["angle"][part.kept_index])
+    place = np.searchsorted(np.sort(showers.conditions["angle"]), part.conditions["angle"])
+    rows = np.argsort(showers.conditions["angle"])[place]  # angles tell showers apart
+    assert (np.diff(rows) > 0).all()
+    np.testing.assert_array_equal(part.table, whole.table[:, rows])
+    for number in range(len(plan.selections)):
+        np.testing.assert_array_equal(part.spectra.counts(number), whole.spectra.counts(number))
+        for name in part.names:
+            np.testing.assert_array_equal(part.histograms.counts(name, number), whole.histograms.counts(name, number))
+    other = survey(showers, replace(plan, rows=200, kept=50, seed=6))
+    assert not np.array_equal(other.conditions["angle"], part.conditions["angle"])
+
+
+def test_histograms_are_of_every_sample_on_the_reference_edges(showers, plan):
+    generated = toy(SMALL, 400, seed=4)
+    found = survey(generated, plan)
+    for number, selection in enumerate(plan.selections):
+        mine = found.members(selection)
+        assert mine.any()
+        for row, name in enumerate(found.names):
+            expected = counts(found.table[row, mine], plan.edges[name][number])
+            np.testing.assert_array_equal(found.histograms.counts(name, number), expected, err_msg=name)
+            assert found.histograms.histogram(name, number).sum(flow=True) == mine.sum()
+
+
+def test_samples_that_are_not_finite_are_in_no_sum(showers, plan):
+    values = showers.values.copy()
+    values[[3, 40], 2] = np.nan, np.inf
+    values[50, 1] = -1.0
+    found = survey(replace(showers, values=values), plan)
+    assert (found.count, found.used, found.table.shape[1]) == (700, 698, 698)
+    assert found.problems["nonfinite_samples"] == found.problems["nonfinite_voxels"] == 2
+    assert found.problems["negative_voxels"] == 1
+    assert found.spectra.counts(0).sum() == 698 * SMALL.voxels
+    assert found.histograms.counts("depth").sum() == 698
+    assert np.isfinite(found.means.mean).all()
+    assert len(found.kept) == 698
+
+
+def test_means_are_those_of_each_selection():
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(size=(60, 20)).astype(np.float32)
+    energy = rng.uniform(1e3, 1e5, 60).astype(np.float32)
+    chosen = selections(FAMILIES["calogan"], {"incident_energy": energy}, 2)
+    members = np.stack([s.of({"incident_energy": energy}, 60) for s in chosen])
+    means = Means(20, chosen)
+    for part in (slice(0, 7), slice(7, 60)):
+        means.fill(samples[part], disjoint(members[:, part]))
+    for mean, mine in zip(means.mean, members, strict=True):
+        np.testing.assert_allclose(mean, samples[mine].mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+def test_covariance_is_that_of_all_vectors():
+    rng = np.random.default_rng(1)
+    mixing = rng.normal(size=(30, 30))
+    vectors = (100 + rng.normal(size=(3000, 30)) @ mixing).astype(np.float32)  # a mean that would cancel badly
+    vectors[:, 4] = 7.0
+    found = Covariance(30)
+    for start in range(0, 3000, 700):
+        found.fill(vectors[start : start + 700])
+    exact = vectors.astype(np.float64)
+    np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-6)
+    expected = np.cov(exact.T, bias=True)
+    np.testing.assert_allclose(found.covariance, expected, atol=1e-5 * expected.max())
+    assert not found.correlation[4].any()
+    rest = np.delete(np.arange(30), 4)
+    np.testing.assert_allclose(found.correlation[np.ix_(rest, rest)], np.corrcoef(exact[:, rest].T), rtol=0, atol=1e-5)
+
+
+def test_the_voxel_covariance_of_a_survey_is_of_shares_of_the_incident_energy(showers, plan):
+    found = survey(showers, plan)
+    shares = vectors(showers).astype(np.float64)
+    np.testing.assert_allclose(found.covariance.covariance, np.cov(shares.T, bias=True), atol=1e-6)
+    large = survey(toy(FAMILIES["2"], 30), plan_comparison(toy(FAMILIES["2"], 30), bins=0, seed=0))
+    assert large.covariance is None
+
+
+def test_the_number_of_threads_changes_nothing(showers, plan, monkeypatch):
+    one = survey(showers, plan)
+    monkeypatch.setattr("calogen.analysis.survey.streams.THREADS", 1)
+    other = survey(showers, plan)
+    np.testing.assert_array_equal(one.means.mean, other.means.mean)
+    np.testing.assert_array_equal(one.covariance.covariance, other.covariance.covariance)
+    np.testing.assert_array_equal(one.table, other.table)
+
+
+def test_an_error_in_a_thread_comes_out(showers, plan, monkeypatch):
+    def broken(*_):
+        raise ValueError("broken")
+
+    monkeypatch.setattr("calogen.analysis.survey.histograms.Spectra.fill", broken)
+    with pytest.raises(ValueError, match="broken"):
+        survey(showers, plan)
+
+
+def test_a_glance_at_a_large_reference_is_spread_over_all_of_it(monkeypatch):
+    monkeypatch.setattr("calogen.analysis.survey.plan._GLANCED", 1024)
+    samples = toy(FAMILIES["calogan"], 2500, seed=8)
+    order = np.argsort(samples.conditions["incident_energy"])
+    found = plan_comparison(samples.select(order), bins=4, seed=0)
+    assert found.selections[1].name.startswith("1:")
+    assert found.selections[-1].name.endswith("100GeV")
+    share = counts(observe(samples)["response"], found.edges["response"][0])
+    assert share[[0, -1]].sum() < 0.02 * len(samples)
+
+
+def test_maps_are_surveyed_with_their_realisations():
+    maps = toy(MAPS, 40, seed=2)
+    maps = replace(maps, extras={"realisation_id": np.arange(40) // 4})
+    plan = plan_comparison(maps, bins=2, seed=0)
+    found = survey(maps, replace(plan, kept=10))
+    np.testing.assert_array_equal(found.groups, np.arange(40) // 4)
+    np.testing.assert_array_equal(found.kept_groups, found.kept.extras["realisation_id"])
+    np.testing.assert_array_equal(found.kept.values, maps.values[found.kept_index])
+    assert found.covariance is not None
+
+
+def test_no_samples_in_a_bin_is_an_empty_histogram(showers, plan):
+    low = showers.select(showers.conditions["incident_energy"] < 3e3)
+    found = survey(Samples(SMALL, low.values, low.conditions), plan)
+    assert not found.histograms.counts("response", 3).any()
+    assert found.histograms.counts("response", 0).sum() == len(low)
+
+
+def test_bench_measures_two_analyses_that_agree(tmp_path):
+    data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
+    done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1, "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["showers"] == 1000
+    assert facts["observables"] == len(observe(toy(SMALL, 2)))
+    assert facts["largest difference"] < 1e-5
+    assert facts["ratio"] == pytest.approx(facts["plain numpy us/shower"] / facts["calogen us/shower"], rel=0.05)
+
+
+def test_bench_notices_analyses_that_differ(tmp_path, monkeypatch):
+    data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
+    real = streams.observe
+
+    def wrong(samples):
+        return {name: values * (1.001 if name == "width_x_0" else 1) for name, values in real(samples).items()}
+
+    monkeypatch.setattr(streams, "observe", wrong)
+    done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1)
+    assert done.code == 1
+    assert "do not agree" in done.err
+
+
+def test_bench_analysis_is_of_showers(tmp_path):
+    done = command("bench", "analysis", "--data", write_folder(tmp_path / "maps", toy(MAPS, 20)), "-n", 1000)
+    assert done.code == 2
+    assert "showers" in done.err

@@ -1,0 +1,162 @@
+"""The house: imports point one way only, inside every folder too, and never in a circle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+# A room is a module or package at the top of calogen/, and analysis/. A room may import those further down, never the
+# reverse; rooms on one floor do not import each other.
+FLOORS = [
+    {"cli"},
+    {"bench", "gallery"},
+    {"training", "sampling", "simulators"},
+    {"runs"},
+    {"models", "analysis"},
+    {"production"},
+    {"shards"},
+    {"config"},
+    {"families"},
+    {"storage", "cores"},
+    {"errors"},
+]
+INSIDE_ANALYSIS = [
+    {"comparison"},
+    {"page"},
+    {"figures"},
+    {"report"},
+    {"metrics"},
+    {"survey"},
+    {"observables"},
+    {"inputs", "origins"},
+    {"numbers"},
+]
+TORCH = {"models", "training", "runs", "sampling", "gallery", "bench", "analysis.metrics.classifiers"}
+"""Who imports torch; everything else works without it."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name without ``calogen.``; packages by their own name."""
+    found = {}
+    for base, prefix in ((ROOT / "calogen", ()), (ROOT / "analysis", ("analysis",))):
+        for path in sorted(base.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(base).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found.pop(""), found.pop("__main__", None)  # public names, taken lazily from everywhere
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[str]:
+    """Modules that a module imports: at its top, inside functions, and for type checkers only."""
+    path = MODULES[name]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ["calogen", *name.split(".")][: None if path.name == "__init__.py" else -1]
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            names = [(module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, member in names:
+            if module != "calogen" and not module.startswith("calogen."):
+                continue
+            short = module.removeprefix("calogen").removeprefix(".")
+            inner = f"{short}.{member}".removeprefix(".")
+            assert inner in MODULES or short in MODULES, f"{name} imports {inner}"
+            yield inner if inner in MODULES else short
+
+
+GRAPH = {name: {other for other in imports(name) if other != name} for name in MODULES}
+
+
+def level(floors: list[set[str]]) -> dict[str, int]:
+    return {room: number for number, floor in enumerate(floors) for room in floor}
+
+
+def test_every_room_has_its_place() -> None:
+    assert {name.split(".")[0] for name in MODULES} == set(level(FLOORS))
+    inside = {name.split(".")[1] for name in MODULES if name.startswith("analysis.")}
+    assert inside == set(level(INSIDE_ANALYSIS))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name: str) -> None:
+    rooms, inside = level(FLOORS), level(INSIDE_ANALYSIS)
+    mine = name.split(".")
+    for other in GRAPH[name]:
+        theirs = other.split(".")
+        if theirs[0] != mine[0]:
+            assert rooms[theirs[0]] > rooms[mine[0]], f"{name} imports {other}"
+        elif mine[0] == "analysis" and len(mine) > 1 and len(theirs) > 1 and theirs[1] != mine[1]:
+            assert inside[theirs[1]] > inside[mine[1]], f"{name} imports {other}"
+
+
+def test_no_circle() -> None:
+    # The public names of analysis come lazily from the files that define them.
+    graph = {name: others for name, others in GRAPH.items() if name != "analysis"}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    import calogen.analysis
+
+    import calogen
+
+    for package, prefix in ((calogen, ""), (calogen.analysis, "analysis.")):
+        for name in package.__all__:
+            if not name.startswith("_") and callable(getattr(package, name)):
+                assert f"{prefix}{name}" not in MODULES, name
+
+
+def test_help_is_light() -> None:
+    heavy = ("torch", "h5py", "scipy", "matplotlib", "numpy", "pydantic")
+    code = (
+        "import sys, calogen, calogen.cli\n"
+        "from click.testing import CliRunner\n"
+        "result = CliRunner().invoke(calogen.cli.cli, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_configuration_needs_no_hdf5() -> None:
+    code = "import sys, calogen.config; print('h5py' in sys.modules, 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
+
+
+def test_only_torch_rooms_import_torch() -> None:
+    for name, path in MODULES.items():
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+        packages = {(getattr(n, "module", None) or n.names[0].name).split(".")[0] for n in nodes}
+        if "torch" in packages:
+            assert {name, name.split(".")[0]} & TORCH, f"{name} imports torch"
+
+
+def test_no_pickle_and_no_assert_in_the_package() -> None:
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), f"assert in {name}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                # Workers talk to their own parent; no file is a pickle.
+                assert "pickle" not in [alias.name for alias in node.names] or name == "production.pool", name
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                assert node.attr not in ("load", "save"), name

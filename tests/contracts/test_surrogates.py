@@ -1,0 +1,76 @@
+"""The surrogates that come with calogen do what their cards and the README say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from support import ROOT
+
+from calogen import Surrogate
+from calogen.runs.checkpoint import load_checkpoint
+from calogen.runs.find import find_model
+from calogen.shards.sources import open_shards
+
+EDGES = np.linspace(1e3, 100e3, 5)
+
+
+@pytest.fixture(scope="module", params=["calogan-gamma", "calogan-eplus"])
+def sides(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Held-out showers and generated ones, 20,000: layer energies and incident energies, MeV."""
+    reference = open_shards(ROOT / "data" / request.param / "test").read()
+    energies = np.resize(reference.conditions["incident_energy"], 20_000)
+    generated = Surrogate.load(request.param).sample({"incident_energy": energies}, seed=1)
+    assert np.isfinite(generated).all()
+    assert (generated >= 0).all()
+    sums = [
+        np.stack([showers[:, part].sum(1, dtype=np.float64) for part in reference.family.layer_slices], 1)
+        for showers in (reference.values, generated)
+    ]
+    return sums[0], reference.conditions["incident_energy"], sums[1], energies
+
+
+@pytest.mark.parametrize("low", EDGES[:-1])
+def test_energies_of_held_out_showers_are_met_in_every_bin(sides, low):
+    reference, incident, generated, energies = sides
+    high = low + EDGES[1] - EDGES[0]
+    ours, theirs = (energies >= low) & (energies < high), (incident >= low) & (incident < high)
+    mine, data = generated[ours], reference[theirs]
+    response = [(mine.sum(1) / energies[ours]).mean(), (data.sum(1) / incident[theirs]).mean()]
+    assert response[0] == pytest.approx(response[1], rel=0.002)
+    shares = [layers / layers.sum(1, keepdims=True) for layers in (mine, data)]
+    for layer, mean, spread in ((0, 0.05, 0.2), (1, 0.05, 0.2), (2, 0.2, None)):
+        a, b = (share[:, layer] for share in shares)
+        error = 2 * np.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
+        assert abs(a.mean() - b.mean()) < max(mean * b.mean(), error)
+        if spread:
+            assert a.std() == pytest.approx(b.std(), rel=spread)
+
+
+@pytest.mark.parametrize("name", ["calogan-gamma", "calogan-eplus"])
+def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
+    folder = find_model(name)
+    card = load_checkpoint(folder).card
+    text = (folder / "README.md").read_text()
+    assert card.model_sha256[:16] in text
+    assert card.step == 0
+    assert "fitted" in text
+    assert "start" in text
+    assert str(ROOT.parent) not in (folder / "checkpoint.json").read_text()
+    assert json.loads((folder / "checkpoint.json").read_text())["provenance"]["seed"] == card.config.seed
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_the_surrogates(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("calogen-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "calogen/data/surrogates/calogan-gamma/model.safetensors" in names
+    assert "calogen/analysis/report.html" in names
+    assert "calogen/py.typed" in names
+    assert not [name for name in names if name.endswith(".h5")]

@@ -1,0 +1,201 @@
+"""Families: geometry, symmetries, names, tables."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+import numpy as np
+import pytest
+from support import ALL_FAMILIES, CALORIMETERS, ENERGY, SMALL
+
+from calogen.errors import ConfigError
+from calogen.families.builtin import FAMILIES, resolve_family
+from calogen.families.conditions import Condition
+from calogen.families.family import Family
+from calogen.families.layers import CartesianLayer, CylindricalLayer
+
+
+@pytest.mark.parametrize(
+    ("name", "voxels", "layers"),
+    [("calogan", 504, 3), ("1-photons", 368, 5), ("1-pions", 533, 7), ("2", 6480, 45), ("3", 40500, 45)],
+)
+def test_built_in_calorimeters_have_the_published_numbers_of_voxels_and_layers(
+    name: str, voxels: int, layers: int
+) -> None:
+    family = FAMILIES[name]
+    assert (family.voxels, len(family.layers), family.sample_shape) == (voxels, layers, (voxels,))
+
+
+def test_the_family_of_maps_has_pixels_and_named_parameters() -> None:
+    family = FAMILIES["nbody-64"]
+    assert (family.sample_shape, family.voxels, family.box_size) == ((64, 64), 4096, 64.0)
+    assert [c.name for c in family.conditions] == ["Omega_m", "sigma_8"]
+
+
+@pytest.mark.parametrize("family", CALORIMETERS, ids=lambda f: f.name)
+def test_slices_tile_the_voxels_layer_by_layer(family: Family) -> None:
+    assert family.layer_bounds[0] == 0
+    assert family.layer_bounds[-1] == family.voxels == len(family.centres)
+    for i, part in enumerate(family.layer_slices):
+        assert set(family.layer_of_voxel[part]) == {i}
+        assert part.stop - part.start == math.prod(family.layers[i].shape)
+
+
+def test_layer_numbers_are_the_detectors_own() -> None:
+    assert FAMILIES["1-photons"].layer_numbers == (0, 1, 2, 3, 12)
+    assert SMALL.layer_numbers == (0, 1, 2)
+
+
+def test_cartesian_centres_are_row_major_and_centred() -> None:
+    centres = CartesianLayer(shape=(2, 3), size=(20, 30)).centres
+    np.testing.assert_allclose(centres, [[-5, -10], [-5, 0], [-5, 10], [5, -10], [5, 0], [5, 10]])
+
+
+def test_cylindrical_centres_have_the_radius_fastest_and_alpha_from_minus_pi() -> None:
+    layer = CylindricalLayer(n_alpha=4, r_edges=(0, 2, 6))
+    np.testing.assert_allclose(layer.polar[:3], [[-0.75 * np.pi, 1], [-0.75 * np.pi, 4], [-0.25 * np.pi, 1]])
+    np.testing.assert_allclose(layer.centres[1], [4 * np.cos(-0.75 * np.pi), 4 * np.sin(-0.75 * np.pi)])
+
+
+@pytest.mark.parametrize("family", [FAMILIES["calogan"], SMALL], ids=lambda f: f.name)
+def test_mirrors_are_the_group_of_two_involutions_and_move_centres_as_reflections_do(family: Family) -> None:
+    identity = np.arange(family.voxels)
+    group = family.mirrors
+    assert len(group) == 4
+    np.testing.assert_array_equal(group[0], identity)
+    as_tuples = {tuple(order) for order in group}
+    for one in group:
+        np.testing.assert_array_equal(one[one], identity)
+        for two in group:
+            assert tuple(one[two]) in as_tuples
+    for order, signs in zip(group, ([1, 1], [-1, 1], [1, -1], [-1, -1]), strict=True):
+        np.testing.assert_allclose(family.centres[order], family.centres * signs, atol=1e-9)
+        np.testing.assert_array_equal(family.layer_of_voxel[order], family.layer_of_voxel)
+
+
+def test_families_without_mirrors_have_the_identity_only() -> None:
+    assert [len(FAMILIES[name].mirrors) for name in ("1-photons", "2", "nbody-64")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1010, 99_000, (1e3, 1e5)),  # within 1 % of the logarithmic range on both sides
+        (1010, 50e3, (1e3, 50e3)),
+        (2e3, 99_000, (2e3, 1e5)),
+        (50e3, 50e3, (50e3, 50e3)),
+        (990, 101_000, (1e3, 1e5)),
+    ],
+)
+def test_a_range_nearly_covered_counts_as_covered(low: float, high: float, expected: tuple[float, float]) -> None:
+    assert ENERGY.covered(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "domain", "possible"),
+    [
+        (ENERGY, "finite values above 0, at most 1e+08 MeV", [0, 0, 1, 1]),
+        (Condition(name="beam", unit="GeV", low=1, high=2), "finite values above 0, at most 2000 GeV", [0, 0, 1, 1]),
+        (FAMILIES["nbody-64"].condition("sigma_8"), "finite values above 0, at most 1000", [0, 0, 1, 1]),
+        (FAMILIES["camels"].condition("Omega_m"), "finite values above 0, at most 500", [0, 0, 1, 1]),
+        (Condition(name="impact_x", unit="mm", low=1, high=2), "finite values from -2000 mm to 2000 mm", [1, 1, 1, 1]),
+        (Condition(name="huge", low=0, high=1e30), "finite values from -1e+18 to 1e+18", [1, 1, 1, 1]),
+        (Condition.labelled("particle", ("gamma", "e+")), "0 (gamma), 1 (e+)", [0, 1, 0, 1]),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)
+def test_a_condition_says_which_values_there_can_be(condition: Condition, domain: str, possible: list[int]) -> None:
+    assert condition.domain == domain
+    values = np.array([-1, 0, 0.5, 1, np.nan, np.inf, -1e29, 1e29])
+    assert condition.possible(values).tolist() == [bool(x) for x in [*possible, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES, ids=lambda f: f.name)
+def test_a_family_survives_its_json(family: Family) -> None:
+    again = Family.model_validate_json(family.model_dump_json())
+    assert again == family
+    for one in (again, family):
+        assert len(one.mirrors) * one.voxels > 0  # computed once and kept, which equality must not mind
+    assert again == family
+    assert hash(again) == hash(family)
+    assert again != Family.model_validate({**family.model_dump(), "threshold": 9.0})
+
+
+def test_names_and_conditions_are_found_or_suggested() -> None:
+    assert resolve_family("calogan") is FAMILIES["calogan"]
+    with pytest.raises(ConfigError, match="did you mean 'calogan'"):
+        resolve_family("caologan")
+    assert SMALL.condition("angle").unit == "rad"
+    with pytest.raises(ConfigError, match="did you mean 'angle'"):
+        SMALL.condition("angel")
+
+
+def test_families_are_compared_by_geometry_and_not_by_name() -> None:
+    calogan = FAMILIES["calogan"]
+    assert calogan.same_samples(calogan.model_copy(update={"name": "mine", "conditions": (), "threshold": 1.0}))
+    assert not calogan.same_samples(FAMILIES["2"])
+    assert not calogan.same_samples(calogan.model_copy(update={"unit": "GeV"}))
+
+
+TABLE = """
+name = "mine"
+conserves_energy = true
+threshold = 0.5
+[[conditions]]
+name = "incident_energy"
+unit = "MeV"
+low = 100.0
+high = 1000.0
+scale = "log"
+[[layers]]
+geometry = "cylindrical"
+n_alpha = 2
+r_edges = [0, 1, 2]
+[[layers]]
+shape = [2, 2]
+size = [10, 10]
+geometry = "cartesian"
+"""
+
+
+def test_a_table_in_toml_makes_a_family() -> None:
+    family = resolve_family(tomllib.loads(TABLE))
+    assert (family.name, family.voxels, family.layer_bounds) == ("mine", 8, (0, 4, 8))
+    assert (family.threshold, family.conserves_energy) == (0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("threshold = 0.5", "treshold = 0.5", "did you mean 'threshold'"),
+        ("threshold = 0.5", "threshold = -1", "family.threshold"),
+        ("high = 1000.0", "high = 10.0", "low must be below high"),
+        ("low = 100.0", "low = 0.0", "a logarithmic scale needs low > 0"),
+        ('"incident_energy"', '"energy"', "first condition of a calorimeter family is 'incident_energy'"),
+        ("[0, 1, 2]", "[0, 2, 1]", "r_edges must increase"),
+        ("[2, 2]", "[0, 2]", "at least one cell"),
+        ("threshold = 0.5", 'symmetries = ["roll"]', "calorimeter symmetries are"),
+        ("n_alpha = 2", "n_alpha = 0", "n_alpha"),
+        ("threshold = 0.5", "pixels = [4, 4]", "has layers and no pixels"),
+        ("threshold = 0.5", 'kind = "map"', "has pixels and no layers"),
+    ],
+)
+def test_a_wrong_table_says_what_is_wrong_with_it(old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve_family(tomllib.loads(TABLE.replace(old, new)))
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_an_odd_number_of_sectors_has_no_mirror_in_x() -> None:
+    layer = CylindricalLayer(n_alpha=3, r_edges=(0, 1))
+    with pytest.raises(ValueError, match="even number of sectors"):
+        Family(name="odd", layers=(layer,), conditions=(ENERGY,), symmetries=("mirror-x",))
+    mirrored = Family(name="odd", layers=(layer,), conditions=(ENERGY,), symmetries=("mirror-y",)).mirrors[1]
+    np.testing.assert_allclose(layer.centres[mirrored], layer.centres * [1, -1], atol=1e-12)
+
+
+def test_condition_names_must_differ() -> None:
+    with pytest.raises(ValueError, match="must differ"):
+        Family(name="twice", layers=(CartesianLayer(shape=(1, 1), size=(1, 1)),), conditions=(ENERGY, ENERGY))

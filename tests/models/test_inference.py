@@ -1,0 +1,293 @@
+"""The folded generator is the module that was trained, to rounding; values may be rounded on purpose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from support import MAPS, SINGLE, SMALL, Trained, toy
+
+from calogen.config import Config, GeneratorConfig
+from calogen.errors import ConfigError
+from calogen.families.builtin import FAMILIES
+from calogen.families.family import Family
+from calogen.models.conditions import condition_array
+from calogen.models.fast import folded
+from calogen.models.registry import build_generator
+from calogen.models.showers.fast import FoldedShowers
+from calogen.models.showers.generator import ShowerGenerator
+from calogen.production.noise import normals
+from calogen.production.requests import Request
+from calogen.runs.checkpoint import Card, Checkpoint, ConditionRange
+from calogen.sampling import Generation, Surrogate
+from calogen.shards.hdf5 import rounded
+from calogen.shards.inspect import verify
+from calogen.shards.sources import open_shards
+
+LINEAR = Family.model_validate({**SMALL.model_dump(), "name": "linear", "conserves_energy": False, "knee": 5.0})
+CASES = {
+    "two conditions, energy conserved": (SMALL, ("incident_energy", "angle")),
+    "the energy comes second": (SMALL, ("angle", "incident_energy")),
+    "two conditions, energy not conserved": (LINEAR, ("incident_energy", "angle")),
+    "no energy": (SMALL, ("angle",)),
+    "unconditional": (SMALL, ()),
+    "one layer": (SINGLE, ("incident_energy",)),
+    "one layer, unconditional": (SINGLE, ()),
+    "calogan": (FAMILIES["calogan"], ("incident_energy",)),
+    "1-photons": (FAMILIES["1-photons"], ("incident_energy",)),
+}
+
+
+def trained_like(family: Family, names: tuple[str, ...], seed: int = 1) -> ShowerGenerator:
+    """A fitted generator whose networks and statistics are somewhere training could have brought them."""
+    torch.manual_seed(seed)
+    generator = build_generator(family, names, GeneratorConfig(latent=4, hidden=(8, 8)))
+    assert isinstance(generator, ShowerGenerator)
+    generator.fit(toy(family, 300), 1)
+    with torch.no_grad():
+        for network in (generator.energies, generator.shapes):
+            network[-1].weight.normal_(0, 0.05)
+            network[-1].bias.normal_(0, 0.1)
+        generator.standardise.running_mean.normal_(0, 0.1)
+        generator.standardise.running_var.uniform_(0.8, 1.3)
+        generator.transform.line.uniform_(0.0, 0.1)
+    return generator.eval()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Callable[[str], tuple[ShowerGenerator, FoldedShowers]]:
+    """Generators and their folded forms, by case; made once."""
+    made: dict[str, tuple[ShowerGenerator, FoldedShowers]] = {}
+
+    def get(case: str) -> tuple[ShowerGenerator, FoldedShowers]:
+        if case not in made:
+            generator = trained_like(*CASES[case])
+            made[case] = generator, FoldedShowers(generator)
+        return made[case]
+
+    return get
+
+
+def both(pair: tuple[ShowerGenerator, FoldedShowers], latent: np.ndarray, conditions: np.ndarray) -> list[np.ndarray]:
+    """Showers of the module in double and in single precision, and of its folded form."""
+    generator, quick = pair
+    tensors = torch.from_numpy(latent), torch.from_numpy(conditions)
+    with torch.inference_mode():
+        single = generator(*tensors).numpy()
+        generator.double()
+        double = generator(*(tensor.double() for tensor in tensors)).numpy()
+        generator.float()
+    return [double, single, quick(latent, conditions)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_folded_generator_is_the_module_to_rounding_but_for_gates(case: str, pair: Callable[..., object]) -> None:
+    found = pair(case)
+    generator = found[0]
+    names = generator.transform.conditions
+    count = 1500 if generator.family.voxels < 100 else 300
+    coarse = generator.coarse
+    latent = normals(3, 0, count, generator.latent_size - coarse, coarse)
+    conditions = condition_array(toy(generator.family, count, 3), names)
+    double, single, made = both(found, latent, conditions)
+    assert made.dtype == np.float32
+    assert made.shape == (count, generator.family.voxels)
+    assert np.isfinite(made).all()
+    assert (made >= 0).all()
+    gate = (made > 0) != (double > 0)
+    assert gate.mean() < 1e-4
+    showers = ~gate.any(1)  # a voxel at its gate takes energy from its layer's others
+    assert showers.mean() > 0.9
+    scale = double.sum(1, keepdims=True)
+    error, theirs = ((np.abs(values - double) / scale)[showers] for values in (made, single))
+    assert error.max() < 1e-3
+    assert error.max() < 5 * theirs.max() + 1e-6  # no worse than the module's own rounding
+    assert error.mean() < 2 * theirs.mean()
+    np.testing.assert_allclose(made.sum(1)[showers], double.sum(1)[showers], rtol=2e-5, atol=1e-3)
+
+
+def test_layers_that_are_empty_are_empty_in_both(pair: Callable[..., object]) -> None:
+    found = pair("two conditions, energy conserved")
+    generator = found[0]
+    latent = normals(5, 0, 2000, generator.latent_size - generator.coarse, generator.coarse)
+    low = np.stack([np.full(2000, 1e3), np.zeros(2000)], 1).astype(np.float32)
+    double, _, made = both(found, latent, low)
+    empty = [np.stack([v[:, part].sum(1) == 0 for part in SMALL.layer_slices]) for v in (double, made)]
+    np.testing.assert_array_equal(*empty)
+    assert empty[0].any()
+    assert not empty[0].all(0).any()
+
+
+def test_a_layer_with_energy_but_no_voxel_on_puts_it_into_one_voxel(pair: Callable[..., object]) -> None:
+    found = pair("two conditions, energy conserved")
+    generator = found[0]
+    latent = normals(6, 0, 500, generator.latent_size - generator.coarse, generator.coarse)
+    latent[:, generator.splits[0] + generator.splits[1] :] -= 2.5
+    conditions = np.tile(np.array([2e3, 0], np.float32), (500, 1))
+    double, _, made = both(found, latent, conditions)
+    for part in SMALL.layer_slices:
+        alone = (double[:, part] > 0).sum(1) == 1
+        assert alone.sum() > 50
+        assert (made[alone, part].argmax(1) == double[alone, part].argmax(1)).mean() > 0.99
+        np.testing.assert_allclose(made[:, part].sum(1), double[:, part].sum(1), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal((made > 0).any(1), True)
+
+
+@pytest.mark.parametrize("case", ["two conditions, energy conserved", "one layer", "calogan"])
+def test_extreme_latents_and_conditions_give_numbers_without_a_warning(case: str, pair: Callable[..., object]) -> None:
+    generator, quick = pair(case)
+    low = [c.low for c in generator.family.conditions]
+    high = [c.high for c in generator.family.conditions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in (-40.0, -8.0, 0.0, 8.0, 40.0):
+            latent = np.full((4, generator.latent_size), size, np.float32)
+            ends = np.array([low, high, np.multiply(low, 1e-2), np.multiply(high, 1e2)], np.float32)
+            showers = quick(latent, ends)
+            assert np.isfinite(showers).all()
+            assert (showers >= 0).all()
+
+
+def test_a_shower_does_not_depend_on_the_others_of_its_block(pair: Callable[..., object]) -> None:
+    generator, quick = pair("calogan")
+    latent = normals(1, 0, 700, generator.latent_size - generator.coarse, generator.coarse)
+    conditions = np.geomspace(1e3, 1e5, 700).astype(np.float32)[:, None]
+    before = latent.copy(), conditions.copy()
+    whole = quick(latent, conditions)
+    np.testing.assert_array_equal(latent, before[0])
+    np.testing.assert_array_equal(conditions, before[1])
+    np.testing.assert_array_equal(quick(latent, conditions), whole)
+    other = latent.copy()
+    other[1::2] = latent[::-2]
+    np.testing.assert_array_equal(quick(other, conditions)[::2], whole[::2])
+
+
+# ------------------------------------------------------------------------------- the way of a GPU, with the CPU as one
+
+
+def unfolded(surrogate: Surrogate) -> Surrogate:
+    """The surrogate as it runs on a device: the module, one block ahead."""
+    surrogate._folded = None
+    return surrogate
+
+
+def map_surrogate() -> Surrogate:
+    torch.manual_seed(2)
+    names = [c.name for c in MAPS.conditions]
+    generator = build_generator(MAPS, names, GeneratorConfig(network="zeldovich", channels=(4, 4)))
+    generator.fit(toy(MAPS, 60), 1)
+    ranges = tuple(ConditionRange(name=c.name, unit=c.unit, low=c.low, high=c.high) for c in MAPS.conditions)
+    config = Config.build({"generator": {"network": "zeldovich", "channels": [4, 4]}, "critic": {"channels": [4, 4]}})
+    card = Card(family=MAPS, conditions=ranges, config=config, step=0)
+    return Surrogate(Checkpoint(card, dict(generator.state_dict()), Path()))
+
+
+def test_the_module_makes_the_same_showers_as_its_folded_form(trained: Trained, tmp_path: Path) -> None:
+    request = {"incident_energy": "log-uniform:1:100GeV"}
+    quick = Surrogate.load(trained.folder).generate(tmp_path / "folded", request, 2500, seed=2, workers=1)
+    plain = unfolded(Surrogate.load(trained.folder)).generate(tmp_path / "plain", request, 2500, seed=2, workers=1)
+    one, two = (open_shards(folder).read() for folder in (quick, plain))
+    np.testing.assert_array_equal(one.conditions["incident_energy"], two.conditions["incident_energy"])
+    same = ~((one.values > 0) != (two.values > 0)).any(1)
+    assert same.mean() > 0.9
+    scale = one.values.sum(1, keepdims=True)
+    assert (np.abs(one.values - two.values)[same] <= 1e-4 * scale[same]).all()
+
+
+@pytest.mark.parametrize("how", [unfolded, lambda surrogate: surrogate], ids=["module", "as it runs here"])
+def test_maps_do_not_depend_on_shards_or_blocks(how: Callable[[Surrogate], Surrogate], tmp_path: Path) -> None:
+    surrogate = how(map_surrogate())
+    request = {"Omega_m": "uniform:0.1:0.5", "sigma_8": "fixed:0.8"}
+    whole = open_shards(surrogate.generate(tmp_path / "whole", request, 2500, seed=4, workers=1)).read()
+    cut = open_shards(surrogate.generate(tmp_path / "cut", request, 2500, seed=4, shard_size=700, workers=1)).read()
+    np.testing.assert_array_equal(cut.values, whole.values)
+    np.testing.assert_array_equal(cut.conditions["Omega_m"], whole.conditions["Omega_m"])
+    pieces = list(Generation(surrogate, Request.from_specs(MAPS, request, 2500), 4).pieces(900, 2100))
+    rows = surrogate.block
+    sizes = [len(piece) for piece in pieces]
+    assert sizes == [rows - 900 % rows, *[rows] * (len(sizes) - 2), 2100 % rows]
+    np.testing.assert_array_equal(np.concatenate([piece.values for piece in pieces]), whole.values[900:2100])
+    assert np.isfinite(whole.values).all()
+    assert (whole.values >= 0).all()
+
+
+@pytest.mark.parametrize("conditions", [("Omega_m", "sigma_8"), ("sigma_8",), ()])
+def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[str, ...]) -> None:
+    torch.manual_seed(4)
+    generator = build_generator(MAPS, conditions, GeneratorConfig(network="dcgan", latent=4, channels=(6, 4)))
+    generator.fit(toy(MAPS, 60), 1)
+    latent = normals(2, 0, 40, generator.latent_size, 0)
+    scaled = condition_array(toy(MAPS, 40), conditions)
+    with torch.inference_mode():
+        before = generator(torch.from_numpy(latent), torch.from_numpy(scaled))
+        for layer in (*generator.levels, generator.last):  # as trained: at first, conditions change nothing
+            torch.nn.init.normal_(layer.last.weight, 0, 0.3)
+            torch.nn.init.normal_(layer.last.bias, 0, 0.3)
+        expected = generator(torch.from_numpy(latent), torch.from_numpy(scaled)).numpy()
+        assert np.abs(expected - before.numpy()).max() > 0.01
+        larger = generator.resized(32)
+        wide = normals(2, 0, 3, larger.latent_size, 0)
+        expected_larger = larger(torch.from_numpy(wide), torch.from_numpy(scaled[:3])).numpy()
+        np.testing.assert_allclose(folded(generator)(latent, scaled), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(folded(larger)(wide, scaled[:3]), expected_larger, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["maps", "showers"])
+def test_one_block_is_computed_ahead_of_the_one_that_is_written(kind: str, trained: Trained) -> None:
+    surrogate = unfolded(map_surrogate() if kind == "maps" else Surrogate.load(trained.folder))
+    launched, launch = [], surrogate.launch
+
+    def noted(columns: np.ndarray, seed: int, start: int) -> Callable[[], np.ndarray]:
+        launched.append(start)
+        return launch(columns, seed, start)
+
+    surrogate.launch = noted  # type: ignore[method-assign]
+    specs = {"Omega_m": "fixed:0.3", "sigma_8": "fixed:0.8"} if kind == "maps" else {"incident_energy": "fixed:5GeV"}
+    rows = surrogate.block
+    request = Request.from_specs(surrogate.family, specs, 3 * rows)
+    seen = [list(launched) for _ in Generation(surrogate, request).pieces(0, 3 * rows)]
+    assert seen == [[0, rows], [0, rows, 2 * rows], [0, rows, 2 * rows]]
+
+
+# --------------------------------------------------------------------------------------------------- mantissa bits
+
+
+@pytest.mark.parametrize("bits", [1, 5, 10, 16, 22, 23])
+def test_rounding_keeps_every_value_within_its_bound_and_zeros_zero(bits: int) -> None:
+    values = np.exp(np.random.default_rng(0).normal(0, 8, 50_000)).astype(np.float32)
+    values[::7] = 0
+    kept = rounded(values, bits)
+    assert (np.abs(kept - values) <= 2.0 ** -(bits + 1) * values).all()
+    assert not kept[::7].any()
+    assert not (kept.view(np.uint32) & np.uint32((1 << (23 - bits)) - 1)).any()
+    np.testing.assert_array_equal(rounded(kept, bits), kept)
+    if bits == 23:
+        np.testing.assert_array_equal(kept, values)
+
+
+def test_rounded_showers_are_smaller_say_so_and_are_not_mixed_with_others(trained: Trained, tmp_path: Path) -> None:
+    surrogate = Surrogate.load(trained.folder)
+    request, how = {"incident_energy": "uniform:1:100GeV"}, {"seed": 1, "shard_size": 1500, "workers": 1}
+    full, short = tmp_path / "full", tmp_path / "short"
+    surrogate.generate(full, request, 2000, **how)
+    surrogate.generate(short, request, 2000, mantissa_bits=10, **how)
+    one, two = (open_shards(folder).read().values for folder in (full, short))
+    assert (np.abs(two - one) <= 2.0**-11 * one).all()
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.h5")) for folder in (full, short)]
+    assert sizes[1] < 0.8 * sizes[0]
+    with h5py.File(short / "shard-000000.h5") as file:
+        assert '"mantissa_bits": 10' in file.attrs["provenance"]
+    for other in (None, 11):
+        with pytest.raises(ConfigError, match="its mantissa bits differs"):
+            surrogate.generate(short, request, 2000, mantissa_bits=other, **how)
+    with pytest.raises(ConfigError, match="its mantissa bits differs"):
+        surrogate.generate(full, request, 2000, mantissa_bits=10, **how)
+    for bits in (0, 24):
+        with pytest.raises(ConfigError, match="a mantissa has 1 to 23 bits"):
+            surrogate.generate(tmp_path / "new", request, 10, mantissa_bits=bits)
+    assert verify(short) == []
