@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.labels import relabelled, shared_labels
 from calogen.shards.realisations import require_apart
 from calogen.shards.samples import Samples, Source

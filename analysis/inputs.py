@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.reader import Shards
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards, splits_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calogen.errors import ConfigError, GateError, did_you_mean
-from calogen.families.family import Family
+from calogen.families import Family
 
 from .metrics.conditioning import Fits
 from .metrics.distances import Metric

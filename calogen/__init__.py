@@ -6,13 +6,14 @@ Importing this package is cheap; each name brings in what it needs when first us
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import CalogenError as CalogenError
-    from .families.builtin import FAMILIES as FAMILIES
-    from .families.family import Family as Family
+    from .families import FAMILIES as FAMILIES
+    from .families import Family as Family
     from .production.requests import Request as Request
     from .sampling import Surrogate as Surrogate
     from .shards.reader import Shards as Shards
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from .shards.sources import open_shards as open_shards
     from .training.loop import Run as Run
     from .training.loop import train as train
+
+_TREE = Path(__file__).resolve().parents[1]
+if (_TREE / "pyproject.toml").is_file() and (_TREE / "analysis" / "__init__.py").is_file():
+    # Not installed but imported from its source tree, where analysis/ and data/ lie beside this folder.
+    __path__.append(str(_TREE))
 
 _HOMES = {
     "CalogenError": "errors",

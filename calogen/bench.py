@@ -28,7 +28,7 @@ from .analysis.survey.streams import Streams
 from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
-from .families.family import Family
+from .families import Family
 from .models.conditions import scale_conditions
 from .production.noise import normals
 from .production.requests import Request

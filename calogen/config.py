@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
+from .families import Family
 from .families.binning import resolve_family_source
-from .families.family import Family
 
 ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan", "likelihood"]
 

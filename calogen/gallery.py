@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
-from .families.conditions import Condition
+from .families import Condition
 from .sampling import Surrogate
 from .shards.samples import Samples
 from .storage import require_writable, write_atomic

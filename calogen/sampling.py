@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .cores import sensible_number
 from .errors import ConditionError, ConfigError, did_you_mean
-from .families.family import Family
+from .families import Family
 from .models.fast import folded
 from .models.maps.generator import MapGenerator
 from .models.registry import pick_device

@@ -9,8 +9,7 @@ import pytest
 import torch
 from support import Trained, tiny, toy, write_folder
 
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.shards.reader import Shards
 from calogen.shards.sources import open_shards
 

@@ -26,10 +26,7 @@ import numpy as np
 
 from calogen.config import Config
 from calogen.errors import CalogenError
-from calogen.families.builtin import FAMILIES
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer, CylindricalLayer
+from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family
 from calogen.production.parts import Part
 from calogen.production.plan import Plan
 from calogen.production.produce import produce

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
+from calogen.families import Condition, Family
 
 from ..observables.statistics import Shells, power_spectra
 from .panels import Drawing, condition_axis, log_norm

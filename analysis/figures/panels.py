@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families.conditions import Condition
+from calogen.families import Condition
 
 from ..metrics.conditioning import Curve
 from ..report import Report

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calogen.families.layers import CartesianLayer, Layer
+from calogen.families import CartesianLayer, Layer
 
 from ..metrics.conditioning import HeldOut, mean_of, relative_core, relative_spread
 from ..report import Report

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
+from calogen.families import CartesianLayer, Condition, Family
 
 from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
 from ..metrics.multivariate import correlated, correlation_matrix

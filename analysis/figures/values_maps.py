@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.family import Family
+from calogen.families import Family
 
 from ..metrics.conditioning import Curve, curve_edges
 from ..metrics.ensembles import shared

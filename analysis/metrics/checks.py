@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.samples import Samples
 
 from ..survey.passes import Survey, vectors

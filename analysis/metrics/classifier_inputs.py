@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.family import Family
+from calogen.families import Family
 
 from ..observables.catalogue import observe
 from ..survey.passes import vectors

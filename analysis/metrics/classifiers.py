@@ -22,7 +22,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 
 from ..survey.passes import Progress
 from .classifier_inputs import CHANGES, FOLDS, Views, changes_of, groups_of, halves, parts

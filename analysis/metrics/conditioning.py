@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
+from calogen.families import Condition, Family
 
 from ..survey.passes import Survey
 from ..survey.selections import ALL, Selection, condition_edges, interval

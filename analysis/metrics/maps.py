@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.family import Family
+from calogen.families import Family
 
 from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowski, pixel_histograms
 from ..survey.passes import Survey

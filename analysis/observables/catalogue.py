@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families.conditions import ENERGY_UNITS
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer, Layer
+from calogen.families import ENERGY_UNITS, CartesianLayer, Family, Layer
 
 from .statistics import FLOOR_PIXEL, Shells, peak_mask, power_spectra
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from calogen.families.conditions import Condition
+from calogen.families import Condition
 from calogen.shards.samples import Source
 
 from ..metrics.distances import Draws, Metric, compare_1d

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from calogen.errors import ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
 from .histograms import Histograms, Spectra, float32_edges

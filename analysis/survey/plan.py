@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calogen.errors import ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.samples import Source
 
 from ..observables.catalogue import Observable, catalogue, observe

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calogen.errors import ShardError
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
+from calogen.families import Condition, Family
 
 Array = NDArray[np.float64]
 Parts = Sequence[tuple[NDArray[np.bool_], NDArray[np.intp]]]

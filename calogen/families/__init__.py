@@ -5,9 +5,10 @@ parameters condition it, and which laws it obeys. Everything else in calogen is 
 """
 
 from .builtin import FAMILIES, resolve_family
-from .conditions import ENERGY_UNITS, LABEL, Condition
+from .conditions import LABEL, Condition, Role
 from .family import Family, Symmetry
-from .layers import CartesianLayer, CylindricalLayer, Layer
+from .layers import CartesianLayer, CylindricalLayer, Layer, Outline
+from .units import ENERGY_UNITS, conversion, in_mev, is_energy
 
 __all__ = [
     "ENERGY_UNITS",
@@ -18,6 +19,11 @@ __all__ = [
     "CylindricalLayer",
     "Family",
     "Layer",
+    "Outline",
+    "Role",
     "Symmetry",
+    "conversion",
+    "in_mev",
+    "is_energy",
     "resolve_family",
 ]

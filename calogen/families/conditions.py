@@ -12,23 +12,35 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from ..errors import ConditionError, did_you_mean
+from .units import is_energy, readable
 
-ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
-"""Energy units that requests may use, in MeV."""
 LABEL = r"[^\s,:;=\[\]/\\]+"
 """What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
+Role = Literal["energy", "impact", "angle", "cosmology", "label", "other"]
+"""What a condition means for the physics; ``energy`` is the incident energy."""
+
+_ROLES: dict[str, Role] = {
+    "incident_energy": "energy",
+    **dict.fromkeys(("impact_x", "impact_y"), "impact"),
+    **dict.fromkeys(("theta", "phi", "angle"), "angle"),
+    **dict.fromkeys(("Omega_m", "sigma_8", "A_SN1", "A_SN2", "A_AGN1", "A_AGN2"), "cosmology"),
+}  # of conditions whose tables do not say one: files written before there were roles
 _POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
+_SYMBOLS = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A table of a family: fields that do not change, and no others."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Condition(_Frozen):
+class Condition(Frozen):
     """A physics parameter that samples are conditioned on.
 
     Attributes:
         name: The name by which data files, command line and Python match it.
+        role: What it means for the physics; of a table without one it follows from labels or name.
         unit: Its unit in shards and in Python (``MeV`` for energies), empty when dimensionless.
         low: Lower end of the usual range, in ``unit``.
         high: Upper end of the usual range, in ``unit``.
@@ -38,6 +50,7 @@ class Condition(_Frozen):
     """
 
     name: str
+    role: Role = "other"
     unit: str = ""
     low: float
     high: float
@@ -51,9 +64,13 @@ class Condition(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _numbered(cls, given: Any) -> Any:
-        labels = given.get("labels") if isinstance(given, Mapping) else None
-        return {"low": 0, "high": len(labels) - 1, **given} if isinstance(labels, list | tuple) and labels else given
+    def _completed(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        labels = given.get("labels")
+        if isinstance(labels, list | tuple) and labels:
+            return {"low": 0, "high": len(labels) - 1, "role": "label", **given}
+        return {"role": _ROLES.get(str(given.get("name")), "other"), **given}
 
     @model_serializer(mode="wrap")
     def _without_labels(self, handler: Any) -> dict[str, Any]:
@@ -62,6 +79,8 @@ class Condition(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Condition:
+        if bool(self.labels) != (self.role == "label"):
+            raise ValueError(f"condition '{self.name}': labels and the role 'label' come together, got '{self.role}'")
         if self.labels:
             wrong = next((label for label in self.labels if not re.fullmatch(LABEL, label)), None)
             if wrong is not None:
@@ -97,7 +116,18 @@ class Condition(_Frozen):
 
     @property
     def _positive(self) -> bool:
-        return self.scale == "log" or self.unit in ENERGY_UNITS or self.name in _POSITIVE
+        return self.scale == "log" or is_energy(self.unit) or self.name in _POSITIVE
+
+    def shown(self, largest: float) -> tuple[float, str]:
+        """Factor and unit in which values up to ``largest`` (in ``unit``) read best."""
+        return readable(self.unit, largest)
+
+    @property
+    def axis(self) -> tuple[float, str]:
+        """Factor and label (mathtext) of an axis of this condition; energies in GeV."""
+        factor, unit = readable(self.unit, math.inf)
+        symbol = r"$E_\mathrm{inc}$" if self.role == "energy" else _SYMBOLS.get(self.name, self.name)
+        return factor, f"{symbol} [{unit}]" if unit else symbol
 
     def code(self, label: str) -> float:
         """The number of a label.

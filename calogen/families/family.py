@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ..errors import ConfigError, did_you_mean
-from .conditions import Condition, _Frozen
+from .conditions import Condition, Frozen
 from .layers import Layer
+from .units import in_mev
 
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
 
-class Family(_Frozen):
+class Family(Frozen):
     """What one sample is, what conditions it, and the laws it obeys.
 
     Attributes:
@@ -26,7 +27,7 @@ class Family(_Frozen):
         kind: ``calorimeter`` (samples are voxel energies) or ``map`` (samples are density maps).
         description: One sentence for people.
         unit: Unit of a voxel or pixel in shards and in Python.
-        conditions: Physics parameters; for a calorimeter the first is ``incident_energy``.
+        conditions: Physics parameters; for a calorimeter the first is the incident energy (role ``energy``).
         layers: Calorimeter layers in the order in which their voxels follow each other.
         pixels: Map size (H, W).
         box_size: Side of the map in Mpc/h (0 when it has none).
@@ -58,11 +59,11 @@ class Family(_Frozen):
         if self.kind == "calorimeter":
             if not self.layers or self.pixels is not None:
                 raise ValueError("a calorimeter family has layers and no pixels")
-            if not self.conditions or self.conditions[0].name != "incident_energy" or self.conditions[0].labels:
-                raise ValueError("the first condition of a calorimeter family is 'incident_energy', a number")
+            if not self.conditions or self.conditions[0].role != "energy":
+                raise ValueError("the first condition of a calorimeter family is the incident energy (role = 'energy')")
             if {"roll", "turn"} & set(self.symmetries):
                 raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
-            odd = [i for i, la in enumerate(self.layers) if la.geometry == "cylindrical" and la.n_alpha % 2]
+            odd = [i for i, layer in enumerate(self.layers) if not layer.can_mirror_x]
             if "mirror-x" in self.symmetries and odd:
                 raise ValueError(f"mirror-x needs an even number of sectors in layers {odd}")
         elif self.pixels is None or self.layers:
@@ -72,6 +73,8 @@ class Family(_Frozen):
         names = [c.name for c in self.conditions]
         if len(set(names)) != len(names):
             raise ValueError(f"condition names must differ, got {names}")
+        if sum(c.role == "energy" for c in self.conditions) > 1:
+            raise ValueError("at most one condition is the incident energy (role 'energy')")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -137,6 +140,21 @@ class Family(_Frozen):
         if name in known:
             return known[name]
         raise ConfigError(f"family '{self.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known))
+
+    @property
+    def energy(self) -> Condition | None:
+        """The incident energy, of families that have one."""
+        return next((c for c in self.conditions if c.role == "energy"), None)
+
+    @property
+    def unit_in_mev(self) -> float:
+        """The unit of voxels in MeV; 1 for a unit of one's own."""
+        return in_mev(self.unit)
+
+    @cached_property
+    def radii(self) -> NDArray[np.float64]:
+        """Distance of every voxel's centre from the axis in mm, (V,)."""
+        return np.concatenate([layer.radius for layer in self.layers])
 
     @property
     def labelled(self) -> dict[str, tuple[str, ...]]:

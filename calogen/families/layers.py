@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from .conditions import _Frozen
+from .conditions import Frozen
 
 
-class CartesianLayer(_Frozen):
+class Outline(NamedTuple):
+    """How the cells of a layer are drawn.
+
+    Attributes:
+        polar: On polar axes; else on straight ones in mm.
+        across: Edges along the first axis of :attr:`CartesianLayer.shape`, increasing.
+        up: Edges along the second.
+        labels: What the two axes are called.
+        repeat: How often each cell is drawn along the first axis, to make arcs round.
+    """
+
+    polar: bool
+    across: NDArray[np.float64]
+    up: NDArray[np.float64]
+    labels: tuple[str, str]
+    repeat: int = 1
+
+
+class CartesianLayer(Frozen):
     """A layer read out in n_x by n_y rectangular cells; the second index (y) runs fastest.
 
     Attributes:
@@ -33,6 +51,45 @@ class CartesianLayer(_Frozen):
         return self
 
     @property
+    def rectangular(self) -> bool:
+        """Whether all cells are rectangles of one size."""
+        return True
+
+    @property
+    def can_mirror_x(self) -> bool:
+        """Whether x -> -x maps cells onto cells."""
+        return True
+
+    @property
+    def axes(self) -> dict[str, NDArray[np.float64]]:
+        """Coordinates of the cells along the axes that the layer resolves, in mm, (V_layer,) each."""
+        x, y = self.centres.T
+        return {"x": x, "y": y, "r": self.radius}
+
+    @property
+    def radius(self) -> NDArray[np.float64]:
+        """Distance of the cells' centres from the axis in mm, (V_layer,)."""
+        return np.hypot(*self.centres.T)
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """Areas of the cells in units that they share, (V_layer,)."""
+        return np.ones(math.prod(self.shape))
+
+    @property
+    def outline(self) -> Outline:
+        """How the cells are drawn: x to the right and y up, in mm."""
+        x, y = (np.linspace(-s / 2, s / 2, n + 1) for n, s in zip(self.shape, self.size, strict=True))
+        return Outline(False, x, y, ("x [mm]", "y [mm]"))
+
+    def cell_at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The cell at each position (N,) in mm, -1 outside."""
+        (n, m), (a, b) = self.shape, self.size
+        i = np.floor((x + a / 2) * (n / a)).astype(np.int64)
+        j = np.floor((y + b / 2) * (m / b)).astype(np.int64)
+        return np.where((i >= 0) & (i < n) & (j >= 0) & (j < m), i * m + j, -1)
+
+    @property
     def centres(self) -> NDArray[np.float64]:
         """Cell centres (x, y) in mm, shape (V_layer, 2)."""
         axes = [(np.arange(n) + 0.5) * (s / n) - s / 2 for n, s in zip(self.shape, self.size, strict=True)]
@@ -44,7 +101,7 @@ class CartesianLayer(_Frozen):
         return np.flip(np.arange(math.prod(self.shape)).reshape(self.shape), axis).ravel()
 
 
-class CylindricalLayer(_Frozen):
+class CylindricalLayer(Frozen):
     """A layer read out in rings and sectors around the particle's axis; the radius runs fastest.
 
     Attributes:
@@ -68,6 +125,50 @@ class CylindricalLayer(_Frozen):
     def shape(self) -> tuple[int, int]:
         """Cells along alpha and r."""
         return self.n_alpha, len(self.r_edges) - 1
+
+    @property
+    def rectangular(self) -> bool:
+        """Whether all cells are rectangles of one size."""
+        return False
+
+    @property
+    def can_mirror_x(self) -> bool:
+        """Whether x -> -x maps cells onto cells."""
+        return self.n_alpha % 2 == 0
+
+    @property
+    def axes(self) -> dict[str, NDArray[np.float64]]:
+        """Coordinates of the cells along the axes that the layer resolves, in mm, (V_layer,) each."""
+        if self.n_alpha == 1:  # one sector has no direction: its cell centres are not where the energy is
+            return {"r": self.radius}
+        x, y = self.centres.T
+        return {"x": x, "y": y, "r": self.radius}
+
+    @property
+    def radius(self) -> NDArray[np.float64]:
+        """Distance of the cells' centres from the axis in mm, (V_layer,)."""
+        return self.polar[:, 1]
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """Areas of the cells in units that they share, (V_layer,)."""
+        return np.tile(np.diff(np.square(self.r_edges)), self.n_alpha)
+
+    @property
+    def outline(self) -> Outline:
+        """How the cells are drawn: sectors, and rings of equal width whatever their radii."""
+        repeat = max(1, 60 // self.n_alpha)  # straight edges would make few sectors a polygon
+        alpha = np.linspace(-np.pi, np.pi, self.n_alpha * repeat + 1)
+        rings = np.arange(self.shape[1] + 1, dtype=np.float64)
+        return Outline(True, alpha, rings, (f"rings to r = {self.r_edges[-1]:g} mm", ""), repeat)
+
+    def cell_at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The cell at each position (N,) in mm, -1 outside."""
+        n, m = self.shape
+        turn = (np.arctan2(y, x) + math.pi) * (n / (2 * math.pi))
+        sector = np.minimum(turn.astype(np.int64), n - 1)
+        ring = np.searchsorted(self.r_edges, np.hypot(x, y), side="right") - 1
+        return np.where((ring >= 0) & (ring < m), sector * m + ring, -1)
 
     @property
     def polar(self) -> NDArray[np.float64]:

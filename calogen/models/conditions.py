@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from ..shards.samples import Samples
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..config import Config, CriticConfig, GeneratorConfig
 from ..errors import ConfigError, did_you_mean
-from ..families.family import Family
+from ..families import Family
 from .contract import Critic, Generator
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ProductionError
-from ..families.family import Family
+from ..families import Family
 from ..shards.manifest import ShardRecord
 from ..shards.samples import Samples
 from ..shards.writer import WrittenLayout, write_shard

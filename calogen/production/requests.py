@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConditionError, ConfigError, ShardError, did_you_mean
-from ..families.conditions import ENERGY_UNITS, LABEL, Condition
-from ..families.family import Family
+from ..families import ENERGY_UNITS, LABEL, Condition, Family
 from ..shards.hdf5 import checked_dataset, open_file
 from ..shards.reader import Shards
 from .noise import CONDITIONS, uniforms

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import CheckpointError, ConditionError, DamagedError, StorageError
-from ..families.conditions import Condition
-from ..families.family import Family
+from ..families import Condition, Family
 from ..models.contract import Generator
 from ..models.registry import FIRST, build_generator
 from ..storage import sync_folder, write_atomic

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from ..storage import sha256_of
 from .labels import given, named_with, with_labels
 from .layouts.find import read_layout

@@ -15,8 +15,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from ..errors import ShardError, did_you_mean
-from ..families.conditions import LABEL, Condition
-from ..families.family import Family
+from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
 from .pieces import Piece, decoded
 from .reader import Shards

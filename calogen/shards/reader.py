@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from ..storage import sha256_of
 from .checks import bad_error, bad_rows, check_density, check_response
 from .layouts.find import open_rows

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from .realisations import Origins
 
 

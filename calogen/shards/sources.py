@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from .labels import given, named_with, with_labels
 from .layouts.find import read_layout
 from .layouts.stacks import PARAMETERS, SUFFIX

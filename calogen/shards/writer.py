@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, ShardError
-from ..families.family import Family
+from ..families import Family
 from ..storage import write_atomic
 from .hdf5 import RowWriter, hdf5_image
 from .layouts.layout import INDEX_EXTRAS, SCHEMA

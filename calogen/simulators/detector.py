@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, did_you_mean
-from ..families.builtin import FAMILIES, resolve_family
-from ..families.family import Family
+from ..families import FAMILIES, Family, resolve_family
 from .engine import read_toml
 
 Signal = Literal["all", "active"]

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConditionError, ConfigError
-from ..families.conditions import Condition
-from ..families.family import Family
+from ..families import Condition, Family
 from ..production.requests import Request, Spec
 from ..shards.samples import Samples
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError, did_you_mean
-from ..families.conditions import ENERGY_UNITS, Condition
-from ..families.family import Family
+from ..families import ENERGY_UNITS, Condition, Family
 from ..shards.samples import Samples
 from .detector import Detector, Signal, load_detector
 from .engine import Drawn, Engine, checked_block, require, stream

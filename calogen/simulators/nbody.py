@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ..errors import ConfigError
-from ..families.builtin import FAMILIES
-from ..families.family import Family
+from ..families import FAMILIES, Family
 from ..shards.samples import Samples
 from .cosmology import FIDUCIAL, Growth, Power, hmcode_power, linear_power
 from .engine import Drawn, Engine, checked_block, require, stream

@@ -17,9 +17,8 @@ from scipy.special import betainc
 from scipy.stats import gamma
 
 from ..errors import ConfigError
+from ..families import ENERGY_UNITS, Condition, Family
 from ..families.binning import resolve_family_source
-from ..families.conditions import ENERGY_UNITS, Condition
-from ..families.family import Family
 from ..shards.samples import Samples
 from .engine import Drawn, Engine, checked_block, read_toml, stream
 

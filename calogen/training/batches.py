@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ShardError
-from ..families.family import Family
+from ..families import Family
 from ..models.conditions import condition_array
 from ..shards.reader import Shards
 from ..shards.samples import Samples

@@ -13,7 +13,7 @@ import torch
 from ..config import Config
 from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
-from ..families.family import Family
+from ..families import Family
 from ..models.registry import build_critic, build_generator, network_of, pick_device, settled
 from ..shards.reader import Shards
 from ..shards.sources import open_splits

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from support import MAPS, ROOT, SINGLE, SMALL, toy
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.sources import open_shards
 
 REAL = ROOT / "data" / "calogan-gamma" / "test"

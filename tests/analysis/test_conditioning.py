@@ -18,7 +18,7 @@ from calogen.analysis.metrics.conditioning import (
     resolution_of,
 )
 
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 from calogen.training.batches import held_out
 

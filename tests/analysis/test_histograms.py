@@ -15,7 +15,7 @@ from calogen.analysis.survey.histograms import (
 )
 from calogen.analysis.survey.selections import ALL, condition_edges, disjoint, selections
 
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 
 
 def test_under_and_overflow_are_counted():

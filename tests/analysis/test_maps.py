@@ -31,7 +31,7 @@ from calogen.analysis.survey.plan import plan_comparison
 from support import MAPS
 
 from calogen.errors import ShardError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.shards.samples import Samples
 
 FAMILY = Family.model_validate({**MAPS.model_dump(), "pixels": (32, 32), "box_size": 64.0, "depth": 8.0})

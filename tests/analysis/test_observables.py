@@ -8,8 +8,7 @@ import pytest
 from calogen.analysis.observables.catalogue import catalogue, observe, wave_numbers
 from support import ORACLES
 
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 

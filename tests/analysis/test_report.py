@@ -33,8 +33,7 @@ from calogen.analysis.survey.selections import selections
 from support import ORACLES
 
 from calogen.errors import ConfigError, GateError, ShardError
-from calogen.families.builtin import FAMILIES
-from calogen.families.conditions import Condition
+from calogen.families import FAMILIES, Condition
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard

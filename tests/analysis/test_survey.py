@@ -16,7 +16,7 @@ from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import disjoint, selections
 from support import MAPS, SMALL, command, toy, write_folder
 
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 
 

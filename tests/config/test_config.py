@@ -10,7 +10,7 @@ from support import BINNING, ROOT, SMALL
 
 from calogen.config import Config
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 
 CONFIGS = sorted((ROOT / "configs").glob("**/*.toml"))
 

@@ -31,7 +31,7 @@ from support import (
     write_folder,
 )
 
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard

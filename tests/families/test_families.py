@@ -10,10 +10,7 @@ import pytest
 from support import ALL_FAMILIES, CALORIMETERS, ENERGY, SMALL
 
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES, resolve_family
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer, CylindricalLayer
+from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family, resolve_family
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_a_table_in_toml_makes_a_family() -> None:
         ("threshold = 0.5", "threshold = -1", "family.threshold"),
         ("high = 1000.0", "high = 10.0", "low must be below high"),
         ("low = 100.0", "low = 0.0", "a logarithmic scale needs low > 0"),
-        ('"incident_energy"', '"energy"', "first condition of a calorimeter family is 'incident_energy'"),
+        ('"incident_energy"', '"energy"', "first condition of a calorimeter family is the incident energy"),
         ("[0, 1, 2]", "[0, 2, 1]", "r_edges must increase"),
         ("[2, 2]", "[0, 2]", "at least one cell"),
         ("threshold = 0.5", 'symmetries = ["roll"]', "calorimeter symmetries are"),

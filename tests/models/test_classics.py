@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from calogen.config import Config
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
+from calogen.families import FAMILIES, CartesianLayer, Family
 from calogen.models.classics.calogan import CaloganCritic, CaloganGenerator, LocallyConnected
 from calogen.models.classics.flow import FlowGenerator
 from calogen.models.classics.vae import VaeGenerator

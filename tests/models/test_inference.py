@@ -14,8 +14,7 @@ from support import MAPS, SINGLE, SMALL, Trained, toy
 
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array
 from calogen.models.fast import folded
 from calogen.models.registry import build_generator

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from calogen.config import Config
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.models.contract import LikelihoodGenerator
 from calogen.models.registry import NETWORKS, Network, build_critic, build_generator, settled
 from calogen.runs.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ from support import MAPS, toy
 
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.models.conditions import condition_array, scale_conditions
 from calogen.models.fast import folded
 from calogen.models.maps.distributions import Scores, features

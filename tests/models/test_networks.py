@@ -10,8 +10,7 @@ from torch import nn
 
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array, scale_conditions
 from calogen.models.contract import Critic, Generator
 from calogen.models.maps.generator import MapGenerator

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from calogen.config import GeneratorConfig
 from calogen.errors import ShardError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array, scale_conditions
 from calogen.models.maps.transform import MapTransform
 from calogen.models.registry import build_generator

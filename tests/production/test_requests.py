@@ -12,8 +12,7 @@ import pytest
 from support import ANGLE, ENERGY, MAPS, SMALL, toy, write_folder
 
 from calogen.errors import CalogenError, ConditionError, ConfigError, ShardError
-from calogen.families.builtin import FAMILIES
-from calogen.families.conditions import Condition
+from calogen.families import FAMILIES, Condition
 from calogen.production.requests import Request, Spec
 from calogen.shards.reader import Shards
 from calogen.shards.sources import open_shards

@@ -18,7 +18,7 @@ from torch import nn
 
 from calogen.config import Config
 from calogen.errors import CheckpointError, StorageError
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.runs.checkpoint import (
     Card,
     Checkpoint,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import MAPS, SMALL, Trained, command, tiny, toy, write_folder
 
-from calogen.families.family import Family
+from calogen.families import Family
 from calogen.gallery import draw_gallery
 from calogen.sampling import Surrogate
 from calogen.training.loop import train

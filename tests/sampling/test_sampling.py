@@ -17,7 +17,7 @@ from support import MAPS, SMALL, Trained, command, tiny, toy, write_folder
 
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.models.fast import folded
 from calogen.models.registry import build_generator
 from calogen.production.parts import Part

@@ -11,10 +11,8 @@ import pytest
 from support import BINNING, ORACLES
 
 from calogen.errors import ConfigError, ShardError
+from calogen.families import FAMILIES, CartesianLayer, Family
 from calogen.families.binning import family_from_binning, resolve_family_source
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
 from calogen.shards.layouts.find import read_layout
 from calogen.shards.sources import open_shards
 

@@ -24,10 +24,7 @@ from support import ENERGY, MAPS, Trained, command, tiny
 from calogen.cli.compare import _named_samples
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConditionError, ConfigError, ShardError
-from calogen.families.builtin import resolve_family
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
+from calogen.families import CartesianLayer, Condition, Family, resolve_family
 from calogen.gallery import draw_gallery
 from calogen.models.conditions import scale_conditions, scaled_size
 from calogen.models.fast import folded

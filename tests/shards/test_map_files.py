@@ -13,8 +13,7 @@ from calogen.analysis.comparison import compare
 from support import MAPS, ROOT, command, toy, write_folder
 
 from calogen.errors import ShardError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.shards.inspect import describe, verify
 from calogen.shards.layouts.stacks import Stack
 from calogen.shards.samples import Samples

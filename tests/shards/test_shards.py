@@ -20,10 +20,7 @@ import pytest
 from support import ROOT
 
 from calogen.errors import ShardError, StorageError
-from calogen.families.builtin import FAMILIES
-from calogen.families.conditions import Condition
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
+from calogen.families import FAMILIES, CartesianLayer, Condition, Family
 from calogen.shards.inspect import describe, verify
 from calogen.shards.manifest import read_manifest, write_manifest
 from calogen.shards.samples import Samples

@@ -8,7 +8,7 @@ import pytest
 from support import ALL_FAMILIES, MAPS, SMALL
 
 from calogen.errors import ConditionError, ConfigError
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard

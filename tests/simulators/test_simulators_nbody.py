@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import linregress
 
 from calogen.errors import ConditionError, ConfigError
-from calogen.families.builtin import FAMILIES
+from calogen.families import FAMILIES
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard
 from calogen.simulators import build

@@ -11,8 +11,7 @@ import torch
 from support import MAPS, SMALL, toy
 
 from calogen.errors import ShardError
-from calogen.families.family import Family
-from calogen.families.layers import CartesianLayer
+from calogen.families import CartesianLayer, Family
 from calogen.models.showers.transform import ShowerTransform
 from calogen.shards.samples import Samples
 from calogen.training.batches import Augmentation, Batches, held_out

@@ -22,8 +22,7 @@ from support import ALL_FAMILIES, MAPS, SINGLE, SMALL, Trained, tiny, toy, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calogen.errors import CheckpointError, ConfigError, DivergenceError, Interrupted, ShardError
-from calogen.families.builtin import FAMILIES
-from calogen.families.family import Family
+from calogen.families import FAMILIES, Family
 from calogen.models.registry import DEFAULTS, NETWORKS
 from calogen.production.requests import Request
 from calogen.runs.checkpoint import load_checkpoint

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, leaky_relu, pad
 
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import scaling
 from ..contract import Critic

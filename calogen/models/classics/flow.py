@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import condition_array, scale_conditions, scaled_size
 from ..contract import LikelihoodGenerator

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import scale_conditions
 from ..contract import Critic

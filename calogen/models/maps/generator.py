@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from ...families.family import Family
+from ...families import Family
 from ..contract import Generator
 
 

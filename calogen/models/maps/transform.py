@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from .distributions import ENDS, Scores, interpolate
 

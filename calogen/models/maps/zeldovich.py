@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import condition_array, scale_conditions
 from ..layers import SLOPE

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import erfc, ndtri
 
-from ...families.conditions import ENERGY_UNITS
+from ...families import ENERGY_UNITS
 from ..conditions import codings, scaling
 from ..layers import SLOPE
 from .generator import ShowerGenerator

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...families.family import Family
+from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import scale_conditions, scaled_size
 from ..contract import Generator

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ShardError
-from ...families.conditions import ENERGY_UNITS
-from ...families.family import Family
+from ...families import ENERGY_UNITS, Family
 from ...shards.samples import Samples
 from ..conditions import condition_array, scale_conditions, scaled_size
 from .fitting import fit_least_squares, fit_logistic, fit_quantiles, normal_scores, normal_tail

@@ -7,8 +7,7 @@ from pathlib import Path
 import h5py
 
 from ...errors import ShardError
-from ...families.builtin import FAMILIES
-from ...families.family import Family
+from ...families import FAMILIES, Family
 from ..hdf5 import checked_dataset
 from .layout import Column, Layout, _factor, _further_conditions
 

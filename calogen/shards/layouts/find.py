@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 
 from ...errors import CalogenError, ShardError
-from ...families.builtin import FAMILIES, resolve_family
-from ...families.family import Family
+from ...families import FAMILIES, Family, resolve_family
 from ..hdf5 import checked_dataset, open_file
 from .calogan import _calogan
 from .layout import INDEX_EXTRAS, SCHEMA, Layout, _check_units

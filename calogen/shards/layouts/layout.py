@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from ...errors import ShardError, did_you_mean
-from ...families.family import Family
+from ...families import Family
 from ..hdf5 import checked_dataset, outside
 
 SCHEMA = 1

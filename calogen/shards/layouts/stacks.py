@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ShardError
-from ...families.family import Family
+from ...families import Family
 from .layout import Column, Layout
 from .maps import _family_of_maps
 

@@ -1,5 +1,0 @@
-"""`python -m calogen.cli`."""
-
-from . import main
-
-main()
