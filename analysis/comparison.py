@@ -26,7 +26,7 @@ from .origins import Costs
 from .page.notes import condition_notes, energy_notes, known_conditions, source_notes
 from .report import Report
 from .survey.passes import Progress, Survey, survey
-from .survey.plan import KEPT, Plan, plan_comparison
+from .survey.plan import KEPT, SurveyPlan, plan_comparison
 
 if TYPE_CHECKING:
     from .metrics.classifiers import Classification
@@ -127,7 +127,7 @@ def compare(
     )
 
 
-def _plan(first: Source, opened: Mapping[str, Source], bins: int, seed: int, classifier: Recipe) -> Plan:
+def _plan(first: Source, opened: Mapping[str, Source], bins: int, seed: int, classifier: Recipe) -> SurveyPlan:
     """What all sides share, with the ranges that some surrogate was trained without as selections of their own."""
     known = {name: known_conditions(source) for name, source in opened.items()}
     everywhere = set(known_conditions(first)).intersection(*known.values())
@@ -137,7 +137,7 @@ def _plan(first: Source, opened: Mapping[str, Source], bins: int, seed: int, cla
     return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
 
 
-def _fits(name: str, side: Survey, base: Survey, plan: Plan) -> dict[str, Fits]:
+def _fits(name: str, side: Survey, base: Survey, plan: SurveyPlan) -> dict[str, Fits]:
     if plan.family.kind == "map" or not plan.has_energy:
         return {}
     condition = plan.family.conditions[0]

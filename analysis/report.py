@@ -20,7 +20,7 @@ from .numbers import number
 from .observables.catalogue import Observable
 from .origins import Costs
 from .survey.passes import Survey
-from .survey.plan import Plan
+from .survey.plan import SurveyPlan
 
 if TYPE_CHECKING:
     from .metrics.classifiers import Classification
@@ -74,7 +74,7 @@ class Report:
         costs: What training and generation cost, by names in ``metrics`` and ``reference``, where the files say.
     """
 
-    plan: Plan
+    plan: SurveyPlan
     reference: Survey
     generated: Mapping[str, Survey]
     metrics: Mapping[str, Mapping[str, Metric]]

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .analysis.survey.plan import Plan, plan_comparison
+from .analysis.survey.plan import SurveyPlan, plan_comparison
 from .analysis.survey.streams import Streams
 from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
@@ -408,7 +408,7 @@ class _Analysis:
     means: NDArray[np.float64]
 
 
-def _streamed_analysis(showers: Samples, plan: Plan, threads: int) -> _Analysis:
+def _streamed_analysis(showers: Samples, plan: SurveyPlan, threads: int) -> _Analysis:
     streams = Streams(plan, threads=threads, covariance=False)
     table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
     numbers = range(len(plan.selections))
@@ -417,7 +417,7 @@ def _streamed_analysis(showers: Samples, plan: Plan, threads: int) -> _Analysis:
     return _Analysis(dict(zip(plan.edges, table, strict=True)), contents, streams.means.mean)
 
 
-def _plain_analysis(showers: Samples, wide: NDArray[np.float64], plan: Plan) -> _Analysis:
+def _plain_analysis(showers: Samples, wide: NDArray[np.float64], plan: SurveyPlan) -> _Analysis:
     """The same in the way of published analysis code; ``wide``: the showers in float64."""
     found = _plain_observables(showers.family, wide, showers.conditions["incident_energy"].astype(np.float64))
     contents, means = {}, []

@@ -12,7 +12,7 @@ from calogen.families import Family
 from calogen.shards.samples import Samples
 
 from ..survey.passes import Survey, vectors
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 from .distances import Columns, Draws, Metric, halves, squared_distances
 from .multivariate import main_observables, thinned
 
@@ -31,7 +31,7 @@ _SPLITS = 10
 _POOL_BLOCK = 2048
 
 
-def memorisation(reference: Survey, generated: Survey, training: Survey, plan: Plan) -> dict[str, Metric]:
+def memorisation(reference: Survey, generated: Survey, training: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """Whether generated samples are training samples.
 
     Each sample's distance to the nearest training sample is divided by its distance to the nearest of some held-out
@@ -101,20 +101,20 @@ def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
     return np.asarray(np.sqrt(best), dtype=np.float64)
 
 
-def _some_shapes(side: Survey, plan: Plan) -> tuple[Columns, NDArray[np.integer] | None]:
+def _some_shapes(side: Survey, plan: SurveyPlan) -> tuple[Columns, NDArray[np.integer] | None]:
     """Some whole samples in the space of nearest neighbours, (n, V), and their realisations, (n,)."""
     rows = thinned(len(side.kept), _MOST_SHAPES, plan.seed)
     groups = side.kept_groups
     return _shapes(side.kept.select(rows), plan), None if groups is None else groups[rows]
 
 
-def _shapes(samples: Samples, plan: Plan) -> Columns:
+def _shapes(samples: Samples, plan: SurveyPlan) -> Columns:
     """Samples in the space of nearest neighbours, (n, V)."""
     found = vectors(samples, plan.fixed_scale)
     return found if plan.family.kind == "map" else np.sqrt(np.maximum(found, 0))
 
 
-def sample_codes(side: Survey, plan: Plan) -> NDArray[np.uint64]:
+def sample_codes(side: Survey, plan: SurveyPlan) -> NDArray[np.uint64]:
     """A number for each sample that is not empty, equal for samples whose observables are all equal, (n,).
 
     Where the family has mirrors, mirrored samples have the same number: only signs of their observables differ.
@@ -129,7 +129,7 @@ def sample_codes(side: Survey, plan: Plan) -> NDArray[np.uint64]:
     return codes[np.any(side.table != 0, axis=0)]
 
 
-def duplicates(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """Repeats among the generated samples.
 
     Args:
@@ -172,7 +172,7 @@ def _nearest_other(samples: Columns) -> Columns:
     return np.asarray(square.min(axis=1))
 
 
-def tails(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """Rare samples: outer quantiles and the share of samples beyond them, early and late showers.
 
     Args:
@@ -202,7 +202,7 @@ def tails(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]
     return found
 
 
-def _conversions(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """Early and late showers, told by their depth less its trend with the incident energy, over its spread's trend."""
     row = reference.names.index("shower_depth")
     depths = [side.table[row].astype(np.float64) for side in (reference, generated)]

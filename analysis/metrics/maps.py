@@ -18,7 +18,7 @@ from calogen.families import Family
 
 from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowski, pixel_histograms
 from ..survey.passes import Survey
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
 from .distances import Metric
 from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
@@ -123,7 +123,7 @@ class MapStatistics:
     pairs: Ensemble | None = field(default=None)
 
 
-def map_statistics(side: Survey, plan: Plan, reference: MapStatistics | None = None) -> MapStatistics:
+def map_statistics(side: Survey, plan: SurveyPlan, reference: MapStatistics | None = None) -> MapStatistics:
     """Measure the maps of one side.
 
     Args:
@@ -328,7 +328,7 @@ def _columns(ensemble: Ensemble, name: str, rows: Rows, scale: Array) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------ metrics
-def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Plan) -> dict[str, Metric]:
+def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: SurveyPlan) -> dict[str, Metric]:
     """The metrics of maps by key, in all maps, in the bins of the conditions, and in the quarters ``[q1]`` to ``[q4]``.
 
     Keys:

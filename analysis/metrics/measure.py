@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..observables.catalogue import Observable
 from ..survey.histograms import observable_edges
 from ..survey.passes import Survey, vectors
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
 from .checks import duplicates, memorisation, tails
 from .distances import (
@@ -37,7 +37,9 @@ _EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
 
-def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Survey | None = None) -> dict[str, Metric]:
+def measure(
+    reference: Survey, generated: Survey, plan: SurveyPlan, *, training: Survey | None = None
+) -> dict[str, Metric]:
     """All metrics of one comparison by key, ``quantity/observable[bin]``.
 
     Args:
@@ -79,7 +81,7 @@ def measure(reference: Survey, generated: Survey, plan: Plan, *, training: Surve
     return found
 
 
-def observable_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """The metrics of single observables in every selection, their mean, and those of sums of voxels and correlations.
 
     See :func:`measure` for the keys.
@@ -149,19 +151,19 @@ def _mean_draws(draws: list[Draws3]) -> Draws3:
     return first, second, third
 
 
-def _vector_unit(plan: Plan) -> str:
+def _vector_unit(plan: SurveyPlan) -> str:
     if plan.family.kind == "map":
         return "ln(1+delta)"
     return "of incident energy" if plan.has_energy else "of the reference's mean deposited energy"
 
 
-def _sliced(reference: Columns, generated: Columns, draws: Draws, plan: Plan) -> Metric:
+def _sliced(reference: Columns, generated: Columns, draws: Draws, plan: SurveyPlan) -> Metric:
     edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
     projected = [compare_1d(r, g, edges, draws).w1 for r, g in zip(reference, generated, strict=True)]
     return Metric.from_splits(_mean_draws(projected), draws.n, _vector_unit(plan))
 
 
-def earth_mover_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def earth_mover_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """``emd_SIZE``: exact earth mover's distance of samples kept whole."""
     rows = [thinned(len(side.kept), _EMD_ROWS, plan.seed) for side in (reference, generated)]
     parts = (side.kept.select(r) for side, r in zip((reference, generated), rows, strict=True))
@@ -171,7 +173,7 @@ def earth_mover_metrics(reference: Survey, generated: Survey, plan: Plan) -> dic
     return {f"emd_{sizes[0]}": _exact(r, g, groups, sizes[0], plan)} if sizes else {}
 
 
-def spectrum_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def spectrum_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """``separation/voxel`` and ``empty_voxels``: the spectrum of voxels (pixels) of samples kept whole."""
     found: dict[str, Metric] = {}
     r, g = reference.kept, generated.kept
@@ -191,7 +193,7 @@ def spectrum_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[s
     return found
 
 
-def _exact(r: Columns, g: Columns, groups: NDArray[np.integer] | None, size: int, plan: Plan) -> Metric:
+def _exact(r: Columns, g: Columns, groups: NDArray[np.integer] | None, size: int, plan: SurveyPlan) -> Metric:
     """Exact earth mover's distance of sub-samples of whole samples (N, V) and (M, V); groups of the former, (N,)."""
     draws = Draws.make(len(r), len(g), plan.seed, groups=groups, cap=size)
     found = []

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..observables.catalogue import Observable
 from ..survey.passes import Survey
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 from .distances import Columns, Draws, Metric, squared_distances
 
 Array = NDArray[np.float64]
@@ -39,7 +39,7 @@ def thinned(count: int, most: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng([seed, 4]).choice(count, size=most, replace=False))
 
 
-def features(side: Survey, plan: Plan, rows: NDArray[np.int64]) -> Array:
+def features(side: Survey, plan: SurveyPlan, rows: NDArray[np.int64]) -> Array:
     """The high-level features whose FPD and KPD are measured, for some of a survey's columns, (rows, F).
 
     Showers: CaloChallenge's, which are log10 of the incident and the layers' energies, and each layer's centre and
@@ -147,7 +147,7 @@ def _extrapolate(sizes: NDArray[np.int64], values: Array) -> tuple[float, float]
     return float(found[0]), math.sqrt(float(variance))
 
 
-def physics_distances(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def physics_distances(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """FPD and KPD of the :func:`features`, with errors and floors; splits of the reference serve as jetnet's batches.
 
     Keys are ``fpd_SIZE`` and ``kpd_SIZE`` with the number of samples in the largest batch, since values depend on it.
@@ -293,7 +293,7 @@ def density_coverage(reference: Columns, generated: Columns, neighbours: int = N
     return float(inside.sum(axis=0).mean()) / neighbours, float(inside.any(axis=1).mean())
 
 
-def modes(reference: Survey, plan: Plan) -> list[str]:
+def modes(reference: Survey, plan: SurveyPlan) -> list[str]:
     """Observables whose joint distribution shows whether kinds of samples are missing: how much energy lies where.
 
     Deposited energy and response, depth and its spread, and the shares of the layers that hold most of the energy.
@@ -304,7 +304,7 @@ def modes(reference: Survey, plan: Plan) -> list[str]:
     return ["total_energy", *main_observables(reference, plan), "shower_depth_width"]
 
 
-def main_observables(reference: Survey, plan: Plan) -> list[str]:
+def main_observables(reference: Survey, plan: SurveyPlan) -> list[str]:
     """Response, depth, and the shares of the (at most eight) layers with most energy; of maps the plainest moments."""
     if plan.family.kind == "map":
         return [name for name in ("mean", "std", "maximum") if name in reference.names]
@@ -315,7 +315,7 @@ def main_observables(reference: Survey, plan: Plan) -> list[str]:
     return [*size, "shower_depth", *(name for name in layers if name in chosen)]
 
 
-def manifold_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """``density`` and ``coverage`` of the reference's main observables, each in its standard deviations.
 
     Few observables on purpose (:func:`modes`): among dozens, neighbours are so far apart that their balls reach over a
@@ -345,7 +345,7 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: Plan) -> dict[s
     }
 
 
-def correlated(plan: Plan) -> list[str]:
+def correlated(plan: SurveyPlan) -> list[str]:
     """The observables whose correlations are compared: about twenty, or the layers' energies of deep families."""
     names, family = list(plan.observables), plan.family
     if family.kind == "map":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..survey.histograms import observable_edges
 from ..survey.passes import Survey
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
 from .distances import Columns, Metric, halves
 from .multivariate import correlated, features, fourth_power_kernel, scaled_by_largest, thinned
@@ -28,7 +28,7 @@ _MOST_KERNEL = 2000
 _FEWEST = 20
 
 
-def overall(reference: Survey, generated: Survey, plan: Plan) -> dict[str, Metric]:
+def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
     """The largest of all pulls that labellings can be exchanged for, and its p-value.
 
     These are W1 and chi-square of every observable in every selection, W1 of every condition and random direction,
@@ -91,7 +91,7 @@ def _pulls(values: Array) -> Array:
 
 
 def _statistics(
-    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: Plan
+    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: SurveyPlan
 ) -> Iterator[tuple[str, Array]]:
     """Every statistic for every labelling: key and (P,)."""
 
@@ -170,7 +170,7 @@ def _correlation_distances(columns: Columns, labels: Labels) -> Array:
 
 
 def _kernel_distances(
-    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: Plan
+    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: SurveyPlan
 ) -> Array:
     """Unbiased MMD with the kernel of KPD, (P,), from one kernel matrix of a sub-sample."""
     x = np.concatenate([features(side, plan, r) for side, r in zip((reference, generated), rows, strict=True)])

@@ -14,7 +14,7 @@ from ..numbers import number, with_error
 from ..observables.catalogue import Observable
 from ..survey.histograms import observable_edges
 from ..survey.passes import Survey
-from ..survey.plan import Plan
+from ..survey.plan import SurveyPlan
 
 PROBLEMS = {
     "dropped_samples": "bad samples were dropped while reading and are in no number",
@@ -33,7 +33,7 @@ def known_conditions(source: Source) -> list[str]:
     return list(source.read(0, 1).conditions)
 
 
-def energy_notes(plan: Plan, sources: Mapping[str, Source]) -> list[str]:
+def energy_notes(plan: SurveyPlan, sources: Mapping[str, Source]) -> list[str]:
     """Say so where incident energies are missing and what that leaves out."""
     if plan.has_energy:
         return []
@@ -57,7 +57,7 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
     return notes
 
 
-def condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[str]:
+def condition_notes(name: str, base: Survey, side: Survey, plan: SurveyPlan) -> list[str]:
     """Say so if the two sides were made for different conditions: then every other number is off as well."""
     notes = []
     for condition in plan.family.conditions:
@@ -75,7 +75,7 @@ def condition_notes(name: str, base: Survey, side: Survey, plan: Plan) -> list[s
     return notes
 
 
-def _other_range(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:
+def _other_range(condition: Condition, base: Survey, side: Survey, plan: SurveyPlan) -> str:
     """How far a condition's distribution is from the reference's, if that is no chance; else nothing."""
     r, g = base.conditions[condition.name], side.conditions[condition.name]
     draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
@@ -86,7 +86,7 @@ def _other_range(condition: Condition, base: Survey, side: Survey, plan: Plan) -
     return f"Wasserstein distance {distance}, {number(metric.floor)} expected"
 
 
-def _other_fractions(condition: Condition, base: Survey, side: Survey, plan: Plan) -> str:  # noqa: ARG001
+def _other_fractions(condition: Condition, base: Survey, side: Survey, plan: SurveyPlan) -> str:  # noqa: ARG001
     """Labels whose fractions are not the reference's, beyond the counting error; labels have no order and no W1."""
     sides = [survey.conditions[condition.name].astype(np.intp) for survey in (base, side)]
     counts = np.stack([np.bincount(codes, minlength=len(condition.labels)) for codes in sides])

@@ -16,7 +16,7 @@ from calogen.shards.samples import Samples, Source
 
 from .histograms import Histograms, Spectra, float32_edges
 from .moments import Covariance, Means
-from .plan import PROJECTIONS, Plan, directions
+from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
 from .streams import Streams
 
@@ -32,7 +32,7 @@ class Survey:
     """What one pass keeps of a source of N samples.
 
     Histograms, spectra, means, covariance and problems are of all samples; ``table``, ``projections``, ``conditions``
-    and ``groups`` of all or, of more than ``Plan.rows``, of a seeded subset of n; ``kept`` is a subset of those.
+    and ``groups`` of all or, of more than ``SurveyPlan.rows``, of a seeded subset of n; ``kept`` is a subset of those.
 
     Attributes:
         count: Samples read, N; those with voxels that are not finite are left out of everything below.
@@ -42,7 +42,7 @@ class Survey:
         table: Observables, (K, n), in the order of the catalogue.
         projections: Each sample along random directions, (P, n).
         groups: Realisations, (n,), if the source has them.
-        kept: Whole samples in physical units, at most ``Plan.kept``.
+        kept: Whole samples in physical units, at most ``SurveyPlan.kept``.
         kept_index: Their columns in ``table``, increasing.
         kept_spectra: Their voxel histograms, (kept, B + 2).
         histograms: Of every observable in each selection.
@@ -107,7 +107,7 @@ def _deposited(samples: Samples) -> Array:
 class _Examples:
     """The samples nearest to the targets among all that pass by."""
 
-    def __init__(self, plan: Plan, names: list[str]) -> None:
+    def __init__(self, plan: SurveyPlan, names: list[str]) -> None:
         self._targets, self._names, self._by_conditions = plan.targets, names, plan.has_energy
         self._scale = np.maximum(np.abs(plan.targets).mean(axis=0), 1e-30)
         self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
@@ -143,7 +143,7 @@ class _Examples:
         self._seen += count
 
 
-def survey(source: Source, plan: Plan, *, title: str = "", progress: Progress | None = None) -> Survey:
+def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progress | None = None) -> Survey:
     """Read a source once and keep what a report needs.
 
     Args:
@@ -207,7 +207,7 @@ class _Buffers:
 class _Pass:
     """A pass under way: what has been accumulated so far."""
 
-    def __init__(self, plan: Plan, count: int) -> None:
+    def __init__(self, plan: SurveyPlan, count: int) -> None:
         family = plan.family
         self.plan, self.done, self.used = plan, 0, False
         self._names = list(plan.observables)
@@ -303,7 +303,7 @@ class _Pass:
         return good
 
 
-def _spectrum_rows(plan: Plan, values: Columns) -> NDArray[np.int32]:
+def _spectrum_rows(plan: SurveyPlan, values: Columns) -> NDArray[np.int32]:
     """The voxel histogram of each sample, (n, B + 2)."""
     flat = values.reshape(len(values), -1)
     width = plan.axis.size + 2

@@ -38,7 +38,7 @@ _FEWEST_GLANCED = 50  # of them in a selection, for edges of its own
 
 
 @dataclass(frozen=True)
-class Plan:
+class SurveyPlan:
     """What every survey of one comparison must share; decided by the reference.
 
     Attributes:
@@ -100,13 +100,13 @@ def plan_comparison(
     others: Mapping[str, Collection[str]] | None = None,
     kept: int = KEPT,
     more: Sequence[Selection] = (),
-) -> Plan:
+) -> SurveyPlan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
 
     Args:
         reference: The reference.
         bins: Bins of each condition.
-        seed: See :class:`Plan`.
+        seed: See :class:`SurveyPlan`.
         others: Names of the conditions of the sides to be compared with it.
         kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
         more: Selections to be added to the bins.
@@ -125,7 +125,7 @@ def plan_comparison(
     chosen = (*selections(family, conditions, bins), *more)
     kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
     rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
-    return Plan(
+    return SurveyPlan(
         family=family,
         selections=chosen,
         axis=spectrum_axis(max(glance.low, glance.high * 1e-9), 2 * glance.high),

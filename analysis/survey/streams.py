@@ -13,7 +13,7 @@ from calogen.shards.samples import Samples
 from ..observables.catalogue import observe
 from .histograms import Histograms, Spectra
 from .moments import Covariance, Means
-from .plan import Plan
+from .plan import SurveyPlan
 from .selections import disjoint
 
 THREADS = 2
@@ -35,7 +35,7 @@ class Streams:
         covariance: Of vectors given to :meth:`fill`; None for larger samples or if not wanted.
     """
 
-    def __init__(self, plan: Plan, *, threads: int | None = None, covariance: bool = True) -> None:
+    def __init__(self, plan: SurveyPlan, *, threads: int | None = None, covariance: bool = True) -> None:
         voxels = plan.family.voxels
         self.plan = plan
         self.histograms = Histograms(plan.edges)

@@ -13,14 +13,14 @@ from calogen.analysis.metrics.distances import Metric
 from calogen.analysis.metrics.measure import measure, observable_metrics, spectrum_metrics
 from calogen.analysis.metrics.multivariate import manifold_metrics
 from calogen.analysis.survey.passes import Survey, survey
-from calogen.analysis.survey.plan import Plan, plan_comparison
+from calogen.analysis.survey.plan import SurveyPlan, plan_comparison
 from support import ROOT
 
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 
 DATA = ROOT / "data" / "calogan-gamma"
-Part = Callable[[Survey, Survey, Plan], dict[str, Metric]]
+Part = Callable[[Survey, Survey, SurveyPlan], dict[str, Metric]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Showers:
     """The reference, the showers the defects are planted into, and those a surrogate would have been trained on."""
 
     reference: Survey
-    plan: Plan
+    plan: SurveyPlan
     clean: Samples
     training: Samples
 
