@@ -25,8 +25,8 @@ from .metrics.measure import measure
 from .origins import Costs
 from .page.notes import condition_notes, energy_notes, known_conditions, source_notes
 from .report import Report
-from .survey.passes import Progress, Survey, survey
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
+from .survey.survey import Progress, Survey, survey
 
 if TYPE_CHECKING:
     from .metrics.classifiers import Classification

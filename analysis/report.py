@@ -17,10 +17,10 @@ from .metrics.conditioning import Fits
 from .metrics.distances import Metric
 from .metrics.maps import MapStatistics
 from .numbers import number
-from .observables.catalogue import Observable
+from .observables.observable import Observable
 from .origins import Costs
-from .survey.passes import Survey
 from .survey.plan import SurveyPlan
+from .survey.survey import Survey
 
 if TYPE_CHECKING:
     from .metrics.classifiers import Classification

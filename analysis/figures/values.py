@@ -20,12 +20,12 @@ from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_cu
 from ..metrics.multivariate import correlated, correlation_matrix
 from ..numbers import with_error
 from ..survey.histograms import is_logarithmic
-from ..survey.passes import vectors
 from ..survey.selections import ALL, Selection
+from ..survey.survey import vectors
 
 if TYPE_CHECKING:
     from ..report import Report
-    from ..survey.passes import Survey
+    from ..survey.survey import Survey
 
 Array = NDArray[np.float64]
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from ..metrics.conditioning import Curve, curve_edges
 from ..metrics.ensembles import shared
 from ..metrics.inferred import response
 from ..metrics.maps import FEWEST, MapStatistics, coarse
-from ..observables.catalogue import wave_numbers
+from ..observables.maps import wave_numbers
 from ..observables.statistics import bispectrum_bands
 from ..survey.selections import ALL, Selection
 from .values import mean_array, mean_curve

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from calogen.families import Family
 from calogen.shards.samples import Samples
 
-from ..survey.passes import Survey, vectors
 from ..survey.plan import SurveyPlan
+from ..survey.survey import Survey, vectors
 from .distances import Columns, Draws, Metric, halves, squared_distances
 from .multivariate import main_observables, thinned
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from calogen.families import Family
 
 from ..observables.catalogue import observe
-from ..survey.passes import vectors
 from ..survey.plan import common_conditions
+from ..survey.survey import vectors
 
 if TYPE_CHECKING:
     from calogen.shards.samples import Samples

@@ -24,7 +24,7 @@ from torch import nn
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
 
-from ..survey.passes import Progress
+from ..survey.survey import Progress
 from .classifier_inputs import CHANGES, FOLDS, Views, changes_of, groups_of, halves, parts
 from .distances import Metric
 

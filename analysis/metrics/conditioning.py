@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from calogen.families import Condition, Family
 
-from ..survey.passes import Survey
 from ..survey.selections import ALL, Selection, condition_edges, interval
+from ..survey.survey import Survey
 from .distances import Metric
 
 Array = NDArray[np.float64]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from calogen.families import Family
 
 from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowski, pixel_histograms
-from ..survey.passes import Survey
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
+from ..survey.survey import Survey
 from .distances import Metric
 from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
 from .inferred import PowerModel, Regressor, response

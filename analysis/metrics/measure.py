@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..observables.catalogue import Observable
+from ..observables.observable import Observable
 from ..survey.histograms import observable_edges
-from ..survey.passes import Survey, vectors
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
+from ..survey.survey import Survey, vectors
 from .checks import duplicates, memorisation, tails
 from .distances import (
     MAX_COMPARED,

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..observables.catalogue import Observable
-from ..survey.passes import Survey
+from ..observables.observable import Observable
 from ..survey.plan import SurveyPlan
+from ..survey.survey import Survey
 from .distances import Columns, Draws, Metric, squared_distances
 
 Array = NDArray[np.float64]

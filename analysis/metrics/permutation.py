@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..survey.histograms import observable_edges
-from ..survey.passes import Survey
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
+from ..survey.survey import Survey
 from .distances import Columns, Metric, halves
 from .multivariate import correlated, features, fourth_power_kernel, scaled_by_largest, thinned
 

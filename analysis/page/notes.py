@@ -11,10 +11,10 @@ from calogen.shards.samples import Source
 
 from ..metrics.distances import Draws, Metric, compare_1d
 from ..numbers import number, with_error
-from ..observables.catalogue import Observable
+from ..observables.observable import Observable
 from ..survey.histograms import observable_edges
-from ..survey.passes import Survey
 from ..survey.plan import SurveyPlan
+from ..survey.survey import Survey
 
 PROBLEMS = {
     "dropped_samples": "bad samples were dropped while reading and are in no number",

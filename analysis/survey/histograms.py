@@ -10,7 +10,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from ..observables.catalogue import Observable
+from ..observables.observable import Observable
 from .selections import Parts, Selection
 
 Array = NDArray[np.float64]

@@ -14,7 +14,8 @@ from calogen.errors import ShardError
 from calogen.families import Family
 from calogen.shards.samples import Source
 
-from ..observables.catalogue import Observable, catalogue, observe
+from ..observables.catalogue import catalogue, observe
+from ..observables.observable import Observable
 from .histograms import observable_edges, spectrum_axis
 from .selections import Selection, selections
 

@@ -8,7 +8,7 @@ from .builtin import FAMILIES, resolve_family
 from .conditions import LABEL, Condition, Role
 from .family import Family, Symmetry
 from .layers import CartesianLayer, CylindricalLayer, Layer, Outline
-from .units import ENERGY_UNITS, conversion, in_mev, is_energy
+from .units import ENERGY_UNITS, conversion, in_mev, is_energy, readable
 
 __all__ = [
     "ENERGY_UNITS",
@@ -25,5 +25,6 @@ __all__ = [
     "conversion",
     "in_mev",
     "is_energy",
+    "readable",
     "resolve_family",
 ]

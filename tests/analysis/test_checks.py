@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from calogen.analysis.metrics.checks import duplicates, memorisation, nearest, sample_codes, statements, tails
-from calogen.analysis.survey.passes import survey
 from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.survey import survey
 from support import MAPS, SINGLE, SMALL, toy
 
 from calogen.shards.samples import Samples

@@ -12,8 +12,8 @@ from calogen.analysis.metrics.checks import duplicates, memorisation, tails
 from calogen.analysis.metrics.distances import Metric
 from calogen.analysis.metrics.measure import measure, observable_metrics, spectrum_metrics
 from calogen.analysis.metrics.multivariate import manifold_metrics
-from calogen.analysis.survey.passes import Survey, survey
 from calogen.analysis.survey.plan import SurveyPlan, plan_comparison
+from calogen.analysis.survey.survey import Survey, survey
 from support import ROOT
 
 from calogen.shards.samples import Samples

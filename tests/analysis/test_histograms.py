@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calogen.analysis.observables.catalogue import Observable
+from calogen.analysis.observables.observable import Observable
 from calogen.analysis.survey.histograms import (
     Histograms,
     Spectra,

@@ -26,8 +26,8 @@ from calogen.analysis.observables.statistics import (
     power_spectra,
 )
 from calogen.analysis.page.tables import summary
-from calogen.analysis.survey.passes import survey
 from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.survey import survey
 from support import MAPS
 
 from calogen.errors import ShardError

@@ -21,8 +21,8 @@ from calogen.analysis.metrics.multivariate import (
     rounded_down,
     scaled_by_largest,
 )
-from calogen.analysis.survey.passes import survey
 from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.survey import survey
 from support import MAPS, ORACLES, SMALL, toy
 
 ORACLE = np.load(ORACLES / "fpd_kpd.npz")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from calogen.analysis.observables.catalogue import catalogue, observe, wave_numbers
+from calogen.analysis.observables import catalogue as catalogue_module
+from calogen.analysis.observables.catalogue import catalogue, observe
+from calogen.analysis.observables.maps import wave_numbers
 from support import ORACLES
 
 from calogen.families import FAMILIES, Family
@@ -137,8 +139,9 @@ def test_the_hottest_pair_may_be_equal_or_alone():
 def test_chunks_do_not_matter(monkeypatch):
     samples = open_shards(ORACLES / "calogan_gamma_64.h5").read()
     whole = observe(samples)
-    monkeypatch.setattr("calogen.analysis.observables.catalogue._CHUNK_VALUES", 7 * samples.family.voxels)
-    monkeypatch.setattr("calogen.analysis.observables.catalogue._CHUNK_SHOWERS", 13)
+    monkeypatch.setattr("calogen.analysis.observables.showers._CHUNK_VALUES", 7 * samples.family.voxels)
+    kind = catalogue_module._KINDS["calorimeter"]._replace(rows=lambda family: 13)
+    monkeypatch.setitem(catalogue_module._KINDS, "calorimeter", kind)
     parts = observe(samples)
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-12, atol=1e-9)

@@ -9,8 +9,8 @@ import pytest
 from calogen.analysis.metrics import permutation
 from calogen.analysis.metrics.distances import chi2_per_ndf, wasserstein_1d
 from calogen.analysis.metrics.permutation import label_distances, overall
-from calogen.analysis.survey.passes import survey
 from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.survey import survey
 from support import MAPS, ROOT, SINGLE, SMALL, toy
 
 from calogen.shards.samples import Samples

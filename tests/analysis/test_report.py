@@ -508,7 +508,7 @@ def test_paths_are_opened_and_progress_is_told():
 
 def test_a_survey_is_the_same_in_small_chunks(showers, monkeypatch):
     first = compare(showers.read(0, 90), showers.read(100, 190)).to_json()["generated"]["generated"]["metrics"]
-    monkeypatch.setattr("calogen.analysis.survey.passes._rows_at_once", lambda family: 37)
+    monkeypatch.setattr("calogen.analysis.survey.survey._rows_at_once", lambda family: 37)
     second = compare(showers.read(0, 90), showers.read(100, 190)).to_json()["generated"]["generated"]["metrics"]
     assert set(first) == set(second)
     for key, metric in first.items():

@@ -11,9 +11,9 @@ from calogen.analysis.observables.catalogue import observe
 from calogen.analysis.survey import streams
 from calogen.analysis.survey.histograms import counts
 from calogen.analysis.survey.moments import Covariance, Means
-from calogen.analysis.survey.passes import survey, vectors
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import disjoint, selections
+from calogen.analysis.survey.survey import survey, vectors
 from support import MAPS, SMALL, command, toy, write_folder
 
 from calogen.families import FAMILIES

@@ -16,9 +16,9 @@ import torch
 from calogen.analysis.comparison import compare
 from calogen.analysis.figures.showers import draw_showers
 from calogen.analysis.page.notes import condition_notes
-from calogen.analysis.survey.passes import survey
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import selections
+from calogen.analysis.survey.survey import survey
 from support import ENERGY, MAPS, Trained, command, tiny
 
 from calogen.cli.compare import _named_samples

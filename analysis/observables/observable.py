@@ -1,0 +1,60 @@
+"""What an observable is: a number measured on one sample, with how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calogen.families import readable
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A number measured on one sample.
+
+    Attributes:
+        name: Its name in metrics, ``quantity`` or ``quantity_LAYER`` with the detector's own layer number.
+        label: What figures print, in matplotlib's mathtext.
+        unit: Its unit, empty when dimensionless.
+        measure: Gives it for N samples, (N,) float64, from what observables of their kind share
+            (:class:`~calogen.analysis.observables.showers.ShowerSums`,
+            :class:`~calogen.analysis.observables.maps.MapSums`).
+        signed: Whether values of both signs are normal, so that a relative difference of means makes no sense.
+        log: Whether it spreads over decades when the incident energy does, so that bins are logarithmic then.
+        step: Distance between neighbouring values of a quantity that counts, 0 for a continuous one.
+        layer: The detector's number of the layer concerned, if any.
+        needs_energy: Whether it exists only where the incident energy is known.
+        figure: Which figure of observables shows it (``shower``: ``observables-shower``); empty for none.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    measure: Callable[[Any], Any] = field(default=np.asarray, repr=False, compare=False)
+    signed: bool = False
+    log: bool = False
+    step: float = 0.0
+    layer: int | None = None
+    needs_energy: bool = False
+    figure: str = ""
+
+    @property
+    def quantity(self) -> str:
+        """The name without the layer."""
+        return self.name if self.layer is None else self.name.removesuffix(f"_{self.layer}")
+
+    @property
+    def axis_label(self) -> str:
+        """The label with its unit in brackets."""
+        return self.axis()[1]
+
+    def axis(self, largest: float = 0.0) -> tuple[float, str]:
+        """Factor and label of an axis on which values up to ``largest`` read well: large energies in GeV."""
+        factor, unit = readable(self.unit, largest)
+        return factor, f"{self.label} [{unit}]" if unit else self.label
