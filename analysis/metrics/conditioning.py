@@ -267,7 +267,7 @@ def held_out_selections(
     found = []
     for name, low, high in ranges:
         condition = family.condition(name)
-        key, title = interval(condition, low, high, named=family.kind == "map" or condition.unit != "MeV")
+        key, title = interval(condition, low, high)
         top = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # training leaves out both ends
         for word, inside in (("inside", True), ("outside", False)):
             where = f"{word} held-out {title}"

@@ -15,6 +15,8 @@ from .selections import Parts, Selection
 
 Array = NDArray[np.float64]
 _MAX_BINS = 50
+_SHOWN = (0.001, 0.999)  # quantiles of the reference that the bins of an observable span
+_BINS_PER_DECADE = 10
 _BLOCK_VALUES = 2**16  # values sorted at a time: they stay in the cache
 
 
@@ -57,13 +59,24 @@ def counts(values: NDArray[np.floating], edges: Array) -> NDArray[np.int64]:
     return np.bincount(place, minlength=len(edges) + 1)
 
 
-def spectrum_axis(low: float, high: float) -> hist.axis.Regular:
-    """Logarithmic axis from at most ``low`` to at least ``high``, ten bins a decade."""
+def spectrum_axis(voxel: Observable, low: float, high: float) -> hist.axis.Regular:
+    """Logarithmic axis of single voxels from at most ``low`` to at least ``high``, ten bins a decade."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
-    return hist.axis.Regular(
-        _BINS_PER_DECADE * (last - first), 10.0**first, 10.0**last, transform=hist.axis.transform.log, name="voxel"
-    )
+    bins, log = _BINS_PER_DECADE * (last - first), hist.axis.transform.log
+    return hist.axis.Regular(bins, 10.0**first, 10.0**last, transform=log, name=voxel.name, label=voxel.axis_label)
+
+
+def by_side(axis: hist.axis.Regular | hist.axis.Variable, contents: Mapping[str, NDArray[np.int64]]) -> hist.Hist[Any]:
+    """Histograms of several sides as one of ``hist``, whose first axis, ``side``, has their names.
+
+    Args:
+        axis: The axis that they share.
+        contents: Counts of each side with under- and overflow, (B + 2,).
+    """
+    found = hist.Hist(hist.axis.StrCategory(list(contents), name="side"), axis, storage=hist.storage.Int64())
+    found.view(flow=True)[: len(contents)] = list(contents.values())
+    return found
 
 
 class Spectra:
@@ -95,10 +108,6 @@ class Spectra:
         """Contents with under- and overflow, (B + 2,)."""
         return np.array(self._counts[selection])
 
-    def histogram(self, selection: int) -> hist.Hist[Any]:
-        """The same as a histogram of ``hist``."""
-        return _filled(self.axis, self._counts[selection])
-
 
 class Histograms:
     """Streaming histograms of observables, one for each observable and selection.
@@ -124,11 +133,6 @@ class Histograms:
         """Contents with under- and overflow, (B + 2,)."""
         return np.array(self._counts[name][selection])
 
-    def histogram(self, name: str, selection: int = 0) -> hist.Hist[Any]:
-        """The same as a histogram of ``hist``."""
-        axis = hist.axis.Variable(self.edges[name][selection], name=name)
-        return _filled(axis, self._counts[name][selection])
-
 
 def float32_edges(edges: Array) -> NDArray[np.float32]:
     """Edges that float32 values are on the same side of as of the exact ones."""
@@ -143,13 +147,3 @@ def _count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> 
     found[0], found[-1] = below[0], len(values) - below[-1]
     np.subtract(below[1:], below[:-1], out=found[1:-1])
     return found
-
-
-def _filled(axis: hist.axis.Regular | hist.axis.Variable, counts: NDArray[np.int64]) -> hist.Hist[Any]:
-    histogram = hist.Hist(axis, storage=hist.storage.Int64())
-    histogram.view(flow=True)[:] = counts
-    return histogram
-
-
-_SHOWN = (0.001, 0.999)  # quantiles of the reference that the bins of an observable span
-_BINS_PER_DECADE = 10

@@ -10,29 +10,22 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.errors import ShardError
+from calogen.errors import ConfigError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.shards.samples import Source
 
-from ..observables.catalogue import catalogue, observe
+from ..observables.catalogue import catalogue, observe, voxel_of
 from ..observables.observable import Observable
 from .histograms import observable_edges, spectrum_axis
 from .selections import Selection, selections
 
-
-def directions(dimensions: int, count: int, seed: int) -> Array:
-    """Random unit vectors, uniform on the sphere, (dimensions, count)."""
-    vectors = np.random.default_rng(seed).normal(size=(dimensions, count))
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=0))
-
-
 Array = NDArray[np.float64]
 PROJECTIONS = 64
+_QUANTILES = np.array([0.125, 0.375, 0.625, 0.875])  # of conditions, at which examples are shown
 KEPT = 10_000  # whole samples kept for exact earth mover's distances, classifiers and the voxel spectrum's floor
 _KEPT_BYTES = 2**28
 _ROWS = 1_000_000  # samples whose observables are kept one by one
 _ROWS_BYTES = 2**29
-_EXAMPLES = 4
 _GLANCED = 2**14  # reference samples that decide bins and edges
 _GLANCED_BYTES = 2**25  # read at a time
 _FEWEST_GLANCED = 50  # of them in a selection, for edges of its own
@@ -76,6 +69,31 @@ class SurveyPlan:
         """The observables that every side has, by name."""
         return catalogue(self.family, energy=self.has_energy)
 
+    def selection(self, name: str) -> int:
+        """The number of a selection, by the name that keys print in brackets; 0, all samples, for an empty one.
+
+        Raises:
+            ConfigError: If there is none of that name.
+        """
+        names = [selection.name for selection in self.selections]
+        if name not in names:
+            raise ConfigError(f"there is no bin '{name}'", found=name, hint=did_you_mean(name, names))
+        return names.index(name)
+
+    def histogram_axis(self, name: str, selection: int = 0) -> hist.axis.Regular | hist.axis.Variable:
+        """The axis of an observable in a selection, or of single voxels.
+
+        Raises:
+            ConfigError: If there is no such observable.
+        """
+        known = self.observables
+        if name == self.axis.name:
+            return self.axis
+        if name not in known:
+            hint = did_you_mean(name, [*known, self.axis.name])
+            raise ConfigError(f"there is no observable '{name}'", found=name, hint=hint)
+        return hist.axis.Variable(self.edges[name][selection], name=name, label=known[name].axis_label)
+
 
 def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:
     """The family's conditions that a comparison uses.
@@ -88,7 +106,7 @@ def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[
         sides: Names of the conditions that each side has.
     """
     names = [c.name for c in family.conditions]
-    if family.kind == "map" or all("incident_energy" in side for side in sides):
+    if family.energy is None or all(family.energy.name in side for side in sides):
         return names
     return [n for n in names if all(n in side for side in sides)]
 
@@ -119,17 +137,17 @@ def plan_comparison(
     common = common_conditions(family, [glance.conditions, *(others or {}).values()])
     conditions = {name: values for name, values in glance.conditions.items() if name in common}
     fixed_scale, targets = None, _example_targets(family, conditions)
-    if family.kind == "calorimeter" and "incident_energy" not in common:
+    if family.energy is not None and family.energy.name not in common:
         deposited = glance.table["total_energy"]
-        fixed_scale = (float(deposited.mean()) if len(deposited) else 0.0) or 1.0
-        targets = np.quantile(deposited, _example_quantiles())[:, None] if len(deposited) else np.zeros((_EXAMPLES, 1))
+        fixed_scale = float(deposited.mean()) or 1.0
+        targets = np.quantile(deposited, _QUANTILES)[:, None]
     chosen = (*selections(family, conditions, bins), *more)
     kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
     rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
     return SurveyPlan(
         family=family,
         selections=chosen,
-        axis=spectrum_axis(max(glance.low, glance.high * 1e-9), 2 * glance.high),
+        axis=spectrum_axis(voxel_of(family), max(glance.low, glance.high * 1e-9), 2 * glance.high),
         edges=_edges(catalogue(family, energy=fixed_scale is None), chosen, glance),
         targets=targets,
         seed=seed,
@@ -200,17 +218,18 @@ def _edges(
     }
 
 
-def _example_quantiles() -> Array:
-    return np.asarray((np.arange(_EXAMPLES) + 0.5) / _EXAMPLES)
-
-
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
     """Conditions at which samples are shown: quantiles of the first, medians of the others, labels in turn; (T, C)."""
-    quantiles = _example_quantiles()
     columns = [
-        np.resize(np.unique(conditions[c.name]), _EXAMPLES).astype(np.float64)
+        np.resize(np.unique(conditions[c.name]), len(_QUANTILES)).astype(np.float64)
         if c.labels
-        else np.quantile(conditions[c.name], quantiles if position == 0 else np.full(_EXAMPLES, 0.5))
+        else np.quantile(conditions[c.name], np.full_like(_QUANTILES, 0.5) if position else _QUANTILES)
         for position, c in enumerate(c for c in family.conditions if c.name in conditions)
     ]
-    return np.stack(columns, axis=1) if columns else np.zeros((_EXAMPLES, 0))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(_QUANTILES), 0))
+
+
+def directions(dimensions: int, count: int, seed: int) -> Array:
+    """Random unit vectors, uniform on the sphere, (dimensions, count)."""
+    vectors = np.random.default_rng(seed).normal(size=(dimensions, count))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=0))

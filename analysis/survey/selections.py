@@ -83,7 +83,7 @@ def selections(family: Family, conditions: Mapping[str, NDArray[np.floating]], b
             continue
         edges = condition_edges(condition, np.asarray(conditions[condition.name], dtype=np.float64), bins)
         for k, (low, high) in enumerate(pairwise(edges)):
-            name, title = interval(condition, low, high, named=family.kind == "map" or condition.unit != "MeV")
+            name, title = interval(condition, low, high)
             # The last bin contains the top of the range.
             top = np.nextafter(np.float32(high), np.float32(np.inf)) if k == len(edges) - 2 else high
             found.append(Selection(name, title, condition.name, float(low), float(top)))
@@ -97,13 +97,12 @@ def _of_labels(condition: Condition, values: NDArray[np.floating]) -> list[Selec
     return [Selection(f"{name}={label}", f"{name} {label}", name, k - 0.5, k + 0.5) for k, name, label in names]
 
 
-def interval(condition: Condition, low: float, high: float, *, named: bool) -> tuple[str, str]:
-    """A bin for keys and for people, energies in GeV where that reads better: ``10:20GeV``, ``sigma_8=0.6:0.7``."""
-    giga = condition.unit == "MeV" and high >= 1000
-    scale, unit = (1e-3, "GeV") if giga else (1.0, condition.unit)
-    first, last = f"{low * scale:.4g}", f"{high * scale:.4g}"
-    prefix = f"{condition.name}=" if named else ""
-    return f"{prefix}{first}:{last}{unit}", f"{prefix.replace('=', ' ')}{first} to {last} {unit}".rstrip()
+def interval(condition: Condition, low: float, high: float) -> tuple[str, str]:
+    """A bin for keys and for people: ``10:20GeV`` of the incident energy, ``sigma_8=0.6:0.7`` of other conditions."""
+    factor, unit = condition.shown(high)
+    first, last = f"{low * factor:.4g}", f"{high * factor:.4g}"
+    key, words = ("", "") if condition.role == "energy" else (f"{condition.name}=", f"{condition.name} ")
+    return f"{key}{first}:{last}{unit}", f"{words}{first} to {last} {unit}".rstrip()
 
 
 def condition_edges(condition: Condition, values: Array, bins: int) -> Array:
@@ -111,9 +110,7 @@ def condition_edges(condition: Condition, values: Array, bins: int) -> Array:
     values = values[np.isfinite(values)]
     if not len(values) or values.min() == values.max():
         return np.empty(0)
-    candidates = [_equal_edges(condition, values, bins, np.asarray)]
-    if values.min() > 0:
-        candidates.append(_equal_edges(condition, values, bins, np.log))
+    candidates = [_equal_edges(condition, values, bins, log=log) for log in (False, True)[: 1 + (values.min() > 0)]]
     populations = [np.histogram(values, edges)[0].min() for edges in candidates]
     best = int(np.argmax(populations))
     if populations[best] >= 0.2 * len(values) / bins:
@@ -124,11 +121,11 @@ def condition_edges(condition: Condition, values: Array, bins: int) -> Array:
     return np.asarray(edges[(edges >= quantiles[0]) & (edges <= quantiles[-1])])
 
 
-def _equal_edges(condition: Condition, values: Array, bins: int, scale: np.ufunc | object) -> Array:
-    forward, backward = (np.log, np.exp) if scale is np.log else (np.asarray, np.asarray)
+def _equal_edges(condition: Condition, values: Array, bins: int, *, log: bool) -> Array:
+    forward, backward = (np.log, np.exp) if log else (np.asarray, np.asarray)
     low, high = (float(forward(x)) for x in (values.min(), values.max()))
     near = 0.05 * (high - low)
-    if scale is not np.log or condition.low > 0:
+    if not log or condition.low > 0:
         family_low, family_high = (float(forward(x)) for x in (condition.low, condition.high))
         low = family_low if abs(family_low - low) <= near else low
         high = family_high if abs(family_high - high) <= near else high

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import hist
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -14,7 +15,8 @@ from calogen.errors import ShardError
 from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
-from .histograms import Histograms, Spectra, float32_edges
+from ..observables.statistics import FLOOR_PIXEL
+from .histograms import Histograms, Spectra, by_side, float32_edges
 from .moments import Covariance, Means
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
@@ -24,7 +26,6 @@ Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 _CHUNK_BYTES = 2**25
-_FLOOR_PIXEL = 1e-3
 
 
 @dataclass
@@ -92,23 +93,44 @@ def vectors(samples: Samples, fixed_scale: float | None = None) -> Columns:
     """
     flat = samples.values.reshape(len(samples.values), -1)
     if samples.family.kind == "map":
-        return np.log(np.maximum(flat, 0) + np.float32(_FLOOR_PIXEL))
+        return np.log(np.maximum(flat, 0) + np.float32(FLOOR_PIXEL))
     if fixed_scale is not None:
         return np.asarray(flat / np.float32(fixed_scale), dtype=np.float32)
-    incident = np.maximum(samples.conditions["incident_energy"], np.finfo(np.float32).tiny)
-    return np.asarray(flat / incident[:, None], dtype=np.float32)
+    incident = samples.conditions[samples.family.conditions[0].name]
+    return np.asarray(flat / np.maximum(incident, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
 
 
-def _deposited(samples: Samples) -> Array:
-    """Energy in all voxels of each shower, (N,)."""
-    return np.asarray(samples.values.reshape(len(samples.values), -1).sum(axis=1, dtype=np.float64))
+def histogram(
+    plan: SurveyPlan, sides: Mapping[str, Sequence[Survey]], name: str, selection: str = ""
+) -> hist.Hist[Any]:
+    """The histogram of an observable, or of single voxels, on every side: of all samples, on the reference's edges.
+
+    Args:
+        plan: Shared by all sides.
+        sides: By name; several seeds of one surrogate are added.
+        name: Of the observable; ``voxel`` or ``pixel`` for the spectrum.
+        selection: Name of a bin of the conditions as keys print it in brackets; empty for all samples.
+
+    Returns:
+        Axes ``side`` and ``name``, with under- and overflow.
+
+    Raises:
+        ConfigError: If there is no such observable or bin.
+    """
+    number = plan.selection(selection)
+    axis = plan.histogram_axis(name, number)
+
+    def contents(side: Survey) -> NDArray[np.int64]:
+        return side.spectra.counts(number) if axis is plan.axis else side.histograms.counts(name, number)
+
+    return by_side(axis, {title: np.sum([contents(s) for s in seeds], axis=0) for title, seeds in sides.items()})
 
 
 class _Examples:
     """The samples nearest to the targets among all that pass by."""
 
-    def __init__(self, plan: SurveyPlan, names: list[str]) -> None:
-        self._targets, self._names, self._by_conditions = plan.targets, names, plan.has_energy
+    def __init__(self, plan: SurveyPlan) -> None:
+        self._plan, self._targets = plan, plan.targets
         self._scale = np.maximum(np.abs(plan.targets).mean(axis=0), 1e-30)
         self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
         self.conditions = np.full(plan.targets.shape, np.nan)
@@ -118,19 +140,9 @@ class _Examples:
 
     def fill(self, samples: Samples) -> None:
         """Look at the next samples."""
-        count = len(samples.values)
-        if not count:
-            return
-        mine: NDArray[np.floating[Any]] | None = None
-        if not self._by_conditions:
-            mine = _deposited(samples)[:, None]
-        elif self._names:
-            mine = np.stack([samples.conditions[n] for n in self._names], axis=1)
+        count = len(samples)
+        mine = self._places(samples)
         for t, target in enumerate(self._targets):
-            if mine is None:  # nothing to match: the first samples
-                if self._seen <= t < self._seen + count:
-                    self.values[t] = samples.values[t - self._seen].ravel()
-                continue
             away = np.sum(((mine - target) / self._scale) ** 2, axis=1)
             others = np.delete(self._rows, t) - self._seen
             others = others[others >= 0]
@@ -141,6 +153,14 @@ class _Examples:
                 self._distance[t], self._rows[t] = away[best], self._seen + best
                 self.values[t], self.conditions[t] = samples.values[best].ravel(), mine[best]
         self._seen += count
+
+    def _places(self, samples: Samples) -> NDArray[np.floating[Any]]:
+        """What the targets are of: deposited energies (N, 1), or conditions (N, C)."""
+        if not self._plan.has_energy:
+            return np.asarray(samples.values.sum(axis=1, dtype=np.float64)[:, None])
+        known = [c.name for c in samples.family.conditions if c.name in samples.conditions]
+        columns = [samples.conditions[name] for name in known[: self._targets.shape[1]]]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(samples), 0))
 
 
 def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progress | None = None) -> Survey:
@@ -196,12 +216,10 @@ class _Buffers:
         self._filled[name] = stop = start + part.shape[-1]
         self._arrays[name][..., start:stop] = part
 
-    def get(self, name: str) -> NDArray[Any]:
-        """What has been appended."""
-        return self._arrays[name][..., : self._filled[name]]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What has been appended, by name."""
+        return {name: array[..., : self._filled[name]] for name, array in self._arrays.items()}
 
 
 class _Pass:
@@ -216,13 +234,12 @@ class _Pass:
         self._listed[order], self._whole[order[: plan.kept]] = True, True
         self._basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
         self._streams = Streams(plan)
-        self._examples: _Examples | None = None
-        self._columns = _Buffers(len(order))
-        self._conditions: list[str] = []
+        self._examples = _Examples(plan)
+        self._columns, self._conditions = _Buffers(len(order)), _Buffers(len(order))
         self._kept: list[Samples] = []
         kinds = ("nonfinite_voxels", "nonfinite_samples", "negative_voxels")
         self.problems = dict.fromkeys(kinds, 0)
-        if family.kind == "calorimeter" and plan.has_energy:
+        if "response" in self._names:
             self.problems["response_too_high"] = 0
 
     def add(self, chunk: Samples) -> None:
@@ -230,8 +247,8 @@ class _Pass:
         if not len(chunk):
             return
         plan, family = self.plan, self.plan.family
-        if not plan.has_energy:  # one side's energies are of no use without the other's
-            known = {name: c for name, c in chunk.conditions.items() if name != "incident_energy"}
+        if family.energy is not None and not plan.has_energy:  # one side's energies are of no use without the other's
+            known = {name: c for name, c in chunk.conditions.items() if name != family.energy.name}
             chunk = replace(chunk, conditions=known)
         good = self._inspect(chunk)
         rows = slice(self.done, self.done + len(good))
@@ -241,9 +258,6 @@ class _Pass:
             return
         self.used = True
         samples = chunk if good.all() else chunk.select(good)
-        if self._examples is None:
-            names = [c.name for c in family.conditions if c.name in chunk.conditions]
-            self._examples = _Examples(plan, names[: plan.targets.shape[1]])
         self._examples.fill(samples)
         vector = vectors(samples, plan.fixed_scale)
         table = self._streams.fill(samples, vector).astype(np.float32)
@@ -261,32 +275,30 @@ class _Pass:
         self._columns.add("projections", (vector[rows] @ self._basis).T)
         if "realisation_id" in samples.extras:
             self._columns.add("groups", np.asarray(samples.extras["realisation_id"])[rows])
-        self._conditions = list(samples.conditions)
         for name, values in samples.conditions.items():
-            self._columns.add(f"condition {name}", values[rows])
+            self._conditions.add(name, values[rows])
 
     def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
         """The finished survey."""
         self._streams.close()
-        columns = self._columns
-        examples = self._examples or _Examples(self.plan, [])
+        columns = self._columns.arrays
         kept = Samples.concatenate(self._kept)
         return Survey(
             count=self.done,
             names=self._names,
             provenance=provenance,
-            conditions={name: columns.get(f"condition {name}") for name in self._conditions},
-            table=columns.get("table"),
-            projections=columns.get("projections"),
-            groups=columns.get("groups") if "groups" in columns else None,
+            conditions=self._conditions.arrays,
+            table=columns["table"],
+            projections=columns["projections"],
+            groups=columns.get("groups"),
             kept=kept,
-            kept_index=np.flatnonzero(columns.get("whole")),
+            kept_index=np.flatnonzero(columns["whole"]),
             kept_spectra=_spectrum_rows(self.plan, kept.values),
             histograms=self._streams.histograms,
             spectra=self._streams.spectra,
             means=self._streams.means,
             covariance=self._streams.covariance,
-            examples=(examples.values, examples.conditions),
+            examples=(self._examples.values, self._examples.conditions),
             problems=self.problems,
         )
 

@@ -8,6 +8,7 @@ from calogen.analysis.observables.observable import Observable
 from calogen.analysis.survey.histograms import (
     Histograms,
     Spectra,
+    by_side,
     counts,
     is_logarithmic,
     observable_edges,
@@ -102,7 +103,7 @@ def test_streamed_equals_whole():
     table = rng.normal(size=(2, 60)).astype(np.float32)
     energy = rng.uniform(1e3, 1e5, 60).astype(np.float32)
     chosen = selections(FAMILIES["calogan"], {"incident_energy": energy}, 2)
-    axis = spectrum_axis(0.01, 3.0)
+    axis = spectrum_axis(Observable("voxel", "energy"), 0.01, 3.0)
     edges = {"a": (np.linspace(-1, 1, 11),) * 3, "b": (np.linspace(-0.1, 0.1, 4), np.array([0.0, 1]), np.array([0, 2]))}
     spectra, histograms = Spectra(axis, chosen), Histograms(edges)
     streamed(energy, chosen, (spectra, lambda p: samples[p]), (histograms, lambda p: table[:, p]))
@@ -114,10 +115,11 @@ def test_streamed_equals_whole():
         for column, name in zip(table, edges, strict=True):
             expected = counts(column[mine], edges[name][number])
             np.testing.assert_array_equal(histograms.counts(name, number), expected)
-            found = histograms.histogram(name, number)
-            np.testing.assert_array_equal(found.view(flow=True), expected)
-            np.testing.assert_allclose(found.axes[0].edges, edges[name][number])
-    assert spectra.histogram(1).sum(flow=True) == spectra.counts(1).sum()
+    found = by_side(axis, {"one": spectra.counts(1), "two": spectra.counts(2)})
+    assert list(found.axes["side"]) == ["one", "two"]
+    np.testing.assert_array_equal(found[{"side": "two"}].view(flow=True), spectra.counts(2))
+    np.testing.assert_allclose(found.axes["voxel"].edges, axis.edges)
+    assert found.sum(flow=True) == spectra.counts(0).sum()
 
 
 def test_a_value_on_an_edge_is_in_the_bin_above_as_its_float32_says():

@@ -13,9 +13,10 @@ from calogen.analysis.survey.histograms import counts
 from calogen.analysis.survey.moments import Covariance, Means
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import disjoint, selections
-from calogen.analysis.survey.survey import survey, vectors
+from calogen.analysis.survey.survey import histogram, survey, vectors
 from support import MAPS, SMALL, command, toy, write_folder
 
+from calogen.errors import ConfigError
 from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 
@@ -70,7 +71,15 @@ def test_histograms_are_of_every_sample_on_the_reference_edges(showers, plan):
         for row, name in enumerate(found.names):
             expected = counts(found.table[row, mine], plan.edges[name][number])
             np.testing.assert_array_equal(found.histograms.counts(name, number), expected, err_msg=name)
-            assert found.histograms.histogram(name, number).sum(flow=True) == mine.sum()
+            both = histogram(plan, {"reference": [found], "seeds": [found, found]}, name, selection.name)
+            np.testing.assert_array_equal(both[{"side": "seeds"}].view(flow=True), 2 * expected)
+            np.testing.assert_array_equal(both.axes[name].edges, plan.edges[name][number])
+    voxels = histogram(plan, {"side": [found]}, "voxel")
+    assert voxels.axes[1].label == "voxel energy [MeV]"
+    assert voxels.sum(flow=True) == found.used * SMALL.voxels
+    for wrong in ({"name": "respons"}, {"name": "response", "selection": "1:2TeV"}):
+        with pytest.raises(ConfigError, match="there is no"):
+            histogram(plan, {"side": [found]}, **wrong)
 
 
 def test_samples_that_are_not_finite_are_in_no_sum(showers, plan):
