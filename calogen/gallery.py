@@ -36,15 +36,9 @@ def draw_gallery(surrogate: Surrogate, *, seed: int = 0) -> Iterator[Drawing]:
         surrogate: Whose.
         seed: Of the latents.
     """
-    from .analysis.figures.panels import style
+    from .analysis.figures.panels import styled
 
-    drawings = _drawings(surrogate, seed)
-    while True:
-        with style():
-            drawing = next(drawings, None)
-        if drawing is None:
-            return
-        yield drawing
+    yield from styled(_drawings(surrogate, seed))
 
 
 def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[Path]:

@@ -1,4 +1,4 @@
-"""All figures of a report, one at a time."""
+"""All figures of a report: one list for showers, one for maps."""
 
 from __future__ import annotations
 
@@ -9,94 +9,71 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from ..observables.catalogue import voxel_of
 from ..report import Report
+from . import maps, showers, training
 from . import values as views
-from .panels import Drawing, draw_histograms, grid_of, matrices, ratio_panels, style
+from .panels import Drawing, draw_histograms, matrices, ratio_grid, styled
+
+_TITLES = {  # of figures of observables, by what the observables name as their figure
+    "shower": "Whole shower",
+    "energy": "Layer energies",
+    "fraction": "Layer energy fractions",
+    "cells": "Hottest cells and occupancy",
+    "centre": "Centres",
+    "width": "Widths",
+    "maps": "Map statistics",
+    "power": "Power in shells",
+}
 
 
 def draw(report: Report) -> Iterator[Drawing]:
     """All figures of a report, one at a time."""
-    common: tuple[Callable[[Report], Iterator[Drawing]], ...] = (_observables, _spectrum, _correlations, _overview)
-    if report.family.kind == "map":
-        from .maps import draw_maps as first
-    else:
-        from .showers import draw_showers as first
-    from .training import draw_training as last
-
-    for make in (first, *common, last):
-        drawings = make(report)
-        while True:
-            with style():
-                drawing = next(drawings, None)
-            if drawing is None:
-                break
-            yield drawing
-
-
-# ------------------------------------------------------------------------------------------------ for every family
-def _groups(report: Report) -> Iterator[tuple[str, str, list[str]]]:
-    """Observables that belong on one figure: file name, title, names."""
-    family, known = report.family, report.observables
-    if family.kind == "map":
-        yield "observables-maps", "Map statistics", [n for n in known if not n.startswith("power_")]
-        powers = [n for n in known if n.startswith("power_")]
-        yield "observables-power", "Power in shells", powers[:: max(1, len(powers) // 8)][:8]
-        return
-    shown = [family.layer_numbers[p] for p in views.shown_layers(report)]
-    whole = ["total_energy", "response", "occupancy", "depth", "shower_depth", "shower_depth_width"]
-    whole += ["lateral_depth", "lateral_depth2"]
-    yield "observables-shower", "Whole shower", [n for n in whole if n in known]
-    for quantity, title in (("energy", "Layer energies"), ("fraction", "Layer energy fractions")):
-        yield f"observables-{quantity}", title, [f"{quantity}_{n}" for n in shown]
-    shapes = [f"{q}_{n}" for q in ("energy_ratio", "occupancy") for n in shown]
-    yield "observables-cells", "Hottest cells and occupancy", shapes
-    for quantity, title in (("centre", "Centres"), ("width", "Widths")):
-        names = [f"{quantity}_{axis}_{n}" for axis in "xyr" for n in shown]
-        yield f"observables-{quantity}", title, [n for n in names if n in known]
+    for make in FIGURES[report.family.kind]:
+        yield from styled(make(report))
 
 
 def _observables(report: Report) -> Iterator[Drawing]:
-    for name, title, members in _groups(report):
-        figure, places = grid_of(report, len(members), 4 if len(members) % 3 else 3)
-        for member, place in zip(members, places, strict=True):
-            main, ratio = ratio_panels(figure, place)
-            draw_histograms(
-                main, ratio, views.observable_histograms(report, member), report.observables[member].axis_label
-            )
-            if place.column == 0:
-                main.set_ylabel("density")
-                ratio.set_ylabel("ratio", loc="center")
+    """Histograms of the observables, those of one figure together."""
+    shown = {None, *(report.family.layer_numbers[p] for p in views.shown_layers(report))}
+    known = [o for o in report.observables.values() if o.figure and o.layer in shown]
+    for name in dict.fromkeys(o.figure for o in known):
+        mine = [o for o in known if o.figure == name]
+        # All layers of one quantity, then the next: of centres and widths first every x, then y, then r.
+        quantities = list(dict.fromkeys(o.quantity for o in mine))
+        mine.sort(key=lambda o, order=quantities: order.index(o.quantity))  # type: ignore[misc]
+        figure, panels = ratio_grid(report, len(mine), 4 if len(mine) % 3 else 3, (3.0, 2.9), left=0.58)
+        for (main, ratio), observable in zip(panels, mine, strict=True):
+            draw_histograms(main, ratio, views.observable_histograms(report, observable.name), observable)
         caption = (
             "All samples. Bins and ranges are fixed by the reference; shares beyond either end of the axis are above "
             "each panel: reference | generated. Lower panels: generated over reference; bands and bars are "
             "statistical uncertainties."
         )
-        yield Drawing(name, title, caption, figure)
+        yield Drawing(f"observables-{name}", _TITLES.get(name, name.capitalize()), caption, figure)
 
 
 def _spectrum(report: Report) -> Iterator[Drawing]:
-    found = views.spectra(report)
+    """Spectrum of single voxels or pixels."""
+    found, voxel = views.spectra(report), voxel_of(report.family)
     filled = np.flatnonzero(sum(h.contents[1:-1] for h in found.values()))
     if not len(filled):
         return
-    keep = slice(int(filled[0]), int(filled[-1]) + 1)
-    figure, (place,) = grid_of(report, 1, size=(5.6, 4.6), left=0.75)
-    main, ratio = ratio_panels(figure, place)
-    word = "pixel" if report.family.kind == "map" else "voxel"
-    label = r"pixel $1+\delta$" if word == "pixel" else f"voxel energy [{report.family.unit}]"
-    draw_histograms(main, ratio, {t: views.rebinned(h, keep) for t, h in found.items()}, label, flow=False)
+    shown = {t: views.rebinned(h, slice(int(filled[0]), int(filled[-1]) + 1)) for t, h in found.items()}
+    label = f"share of all {voxel.name}s per decade"
+    figure, ((main, ratio),) = ratio_grid(report, 1, size=(5.6, 4.6), label=label)
+    draw_histograms(main, ratio, shown, voxel, flow=False)
+    density = replace(next(iter(shown.values())), decades=True).density
+    density = density[density > 0]
     main.set_yscale("log")
-    shown = replace(views.rebinned(next(iter(found.values())), keep), decades=True).density
-    shown = shown[shown > 0]
-    main.set_ylim(max(shown.min() / 3, shown.max() * 1e-8), shown.max() * 5)
-    main.set_ylabel(f"share of all {word}s per decade")
-    ratio.set_ylabel("ratio", loc="center")
+    main.set_ylim(max(density.min() / 3, density.max() * 1e-8), density.max() * 5)
     empty = ", ".join(f"{title} {100 * h.contents[0] / max(h.total, 1):.2f} %" for title, h in found.items())
-    caption = f"Spectrum of single {word}s over all samples. Zero or below the first bin: {empty}."
-    yield Drawing("spectrum", f"{word.capitalize()} spectrum", caption, figure)
+    caption = f"Spectrum of single {voxel.name}s over all samples. Zero or below the first bin: {empty}."
+    yield Drawing("spectrum", f"{voxel.name.capitalize()} spectrum", caption, figure)
 
 
 def _correlations(report: Report) -> Iterator[Drawing]:
+    """Correlations between observables."""
     names, found = views.correlations(report)
     ticks = range(0, len(names), max(1, len(names) // 24))
     figure = matrices(found, ticks, [names[t] for t in ticks], turned=True)
@@ -104,7 +81,8 @@ def _correlations(report: Report) -> Iterator[Drawing]:
     yield Drawing("correlations", "Correlations", caption, figure)
 
 
-def _overview(report: Report) -> Iterator[Drawing]:
+def _distances(report: Report) -> Iterator[Drawing]:
+    """Every observable's distance in every selection, as a table in colours."""
     for title in report.metrics:
         names, chosen, values, pulls = views.pulls(report, title)
         rows = np.arange(len(names))
@@ -130,3 +108,33 @@ def _overview(report: Report) -> Iterator[Drawing]:
         )
         suffix = "" if len(report.metrics) == 1 else f"-{title}"
         yield Drawing(f"distances{suffix}", f"Distances of {title}", caption, figure)
+
+
+_COMMON = (_observables, _spectrum, _correlations, _distances, training.history)
+FIGURES: dict[str, tuple[Callable[[Report], Iterator[Drawing]], ...]] = {
+    "calorimeter": (
+        showers.response,
+        showers.by_energy,
+        showers.held_out,
+        showers.longitudinal,
+        showers.radial,
+        showers.mean_showers,
+        showers.examples,
+        showers.voxel_correlations,
+        *_COMMON,
+    ),
+    "map": (
+        maps.wall,
+        maps.fields,
+        maps.power,
+        maps.responses,
+        maps.histograms,
+        maps.bispectrum,
+        maps.minkowski,
+        maps.inferred,
+        maps.cross,
+        maps.correlations,
+        *_COMMON,
+    ),
+}
+"""Every figure of a report, in order; to add one, add the function that makes it."""

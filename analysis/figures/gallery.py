@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from calogen.families import Condition, Family
 
-from ..observables.statistics import Shells, power_spectra
-from .panels import Drawing, condition_axis, log_norm
-from .showers import draw_layer, layer_axes
+from ..observables.catalogue import voxel_of
+from ..observables.maps import wave_numbers
+from ..observables.statistics import power_spectra
+from .panels import Drawing, bare, draw_layer, draw_map, layer_axes, log_norm
 
 Array = NDArray[np.float64]
 Samples = NDArray[np.float32]
@@ -27,11 +28,13 @@ _MOST_LAYERS = 5
 
 def value_text(condition: Condition, value: float) -> str:
     """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
-    factor, label = condition_axis(condition)
-    name, _, unit = label.partition(" [")
-    if condition.labels:
-        return f"{name} = {condition.labels[int(value)]}"
-    return f"{name} = {value * factor:.3g}" + (f" {unit.rstrip(']')}" if unit else "")
+    factor, unit = condition.shown(math.inf)
+    text = condition.labels[int(value)] if condition.labels else f"{value * factor:.3g} {unit}".rstrip()
+    return f"{_symbol(condition)} = {text}"
+
+
+def _symbol(condition: Condition) -> str:
+    return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
 
 
 def draw_frames(family: Family, values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
@@ -43,34 +46,23 @@ def draw_frames(family: Family, values: Samples, titles: Sequence[str], rows: Se
         titles: Of the frames, T.
         rows: Of the rows, R; empty where there is nothing to say.
     """
-    if family.kind == "map":
-        return _map_frames(values, titles, rows)
-    return _shower_frames(family, values, titles, rows)
-
-
-def _map_frames(values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
-    count, frames = values.shape[:2]
-    norm = log_norm([values.astype(np.float64)], 3.5)
-    figure, grid = _framed(count, frames, ScalarMappable(norm, "inferno"), r"$1+\delta$")
-    for i, j in np.ndindex(count, frames):
-        axes = figure.add_subplot(grid[i, j])
-        axes.imshow(np.maximum(values[i, j], norm.vmin or 1e-9), norm=norm, cmap="inferno", origin="lower")
-        _bare(axes, titles[j] if i == 0 else "", rows[i] if j == 0 else "")
-    return figure
-
-
-def _shower_frames(family: Family, values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
-    step = -(-len(family.layers) // _MOST_LAYERS)
-    lines = [(i, number) for i in range(len(values)) for number in range(0, len(family.layers), step)]
-    norm = log_norm([values.astype(np.float64)], 5.0)
-    bar = ScalarMappable(norm, "viridis")
-    figure, grid = _framed(len(lines), values.shape[1], bar, f"energy [{family.unit}]")
+    layers: Sequence[int | None] = range(0, len(family.layers), -(-len(family.layers) // _MOST_LAYERS) or 1) or [None]
+    lines = list(product(range(len(values)), layers))
+    norm = log_norm([values.astype(np.float64)], 5.0 if family.layers else 3.5)
+    bar = ScalarMappable(norm, "viridis" if family.layers else "inferno")
+    figure, grid = _framed(len(lines), values.shape[1], bar, voxel_of(family).axis_label)
     for (line, (i, number)), j in product(enumerate(lines), range(values.shape[1])):
-        layer, cells = family.layers[number], family.layer_slices[number]
-        axes = layer_axes(figure, grid[line, j], layer)
-        draw_layer(axes, layer, values[i, j, cells].reshape(layer.shape).astype(np.float64), norm, "viridis")
-        row = f"{rows[i]}\nlayer {family.layer_numbers[number]}".strip()
-        _bare(axes, titles[j] if line == 0 else "", row if j == 0 else "")
+        row = rows[i]
+        if number is None:
+            axes = figure.add_subplot(grid[line, j])
+            draw_map(axes, values[i, j], norm)
+        else:
+            axes = layer_axes(figure, grid[line, j], family.layers[number])
+            draw_layer(axes, family.layers[number], values[i, j, family.layer_slices[number]], norm)
+            row = f"{row}\nlayer {family.layer_numbers[number]}".strip()
+        bare(axes)
+        axes.set_title(titles[j] if line == 0 else "", fontsize=8)
+        axes.set_ylabel(row if j == 0 else "", loc="center", fontsize=8)
     return figure
 
 
@@ -83,14 +75,6 @@ def _framed(rows: int, columns: int, bar: ScalarMappable, label: str) -> tuple[F
     tall = min(0.6, 3.5 / height)
     figure.colorbar(bar, cax=figure.add_axes((1 - 0.8 / width, 0.5 - tall / 2, 0.14 / width, tall)), label=label)
     return figure, grid
-
-
-def _bare(axes: Axes, title: str, row: str) -> None:
-    axes.set_xlabel("")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(title, fontsize=8)
-    axes.set_ylabel(row, loc="center", fontsize=8)
 
 
 def walk(family: Family, values: Samples, share: Array, where: str) -> Drawing:
@@ -128,8 +112,7 @@ def sweep(
     """
     titles = [value_text(across[0], v) for v in across[1]]
     rows = [value_text(down[0], v) for v in down[1]] if down else [""] * len(values)
-    names = [condition_axis(c)[1] for c in ([across[0], down[0]] if down else [across[0]])]
-    names = [name.partition(" [")[0] for name in names]
+    names = [_symbol(c) for c, _ in (across, *([down] if down else []))]
     if down:
         caption = "One latent at conditions over the trained range"
     else:
@@ -147,12 +130,11 @@ def sweep_spectra(family: Family, maps: Sequence[tuple[Condition, Array, Samples
         maps: Conditions, their values (T,) and maps (T, n, H, W) of the same latents.
     """
     figure = Figure(figsize=(4.2 * len(maps), 3.7), layout="constrained")
-    pixels = (maps[0][2].shape[-2], maps[0][2].shape[-1])
-    k = Shells.of(pixels, family.box_size).k
+    k = wave_numbers(family)
     unit = ("h/Mpc", "(Mpc/h)$^2$") if family.box_size else ("1/pixel", "pixel$^2$")
     for column, (condition, values, found) in enumerate(maps):
         axes = figure.add_subplot(1, len(maps), column + 1)
-        factor, label = condition_axis(condition)
+        factor, label = condition.axis
         norm = Normalize(values[0] * factor, values[-1] * factor)
         for value, each in zip(values, found, strict=True):
             colour = matplotlib.colormaps["viridis"](norm(value * factor))

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import matplotlib.style
-import mplhep
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families import Condition
+from calogen.families import Layer
 
 from ..metrics.conditioning import Curve
+from ..observables.observable import Observable
 from ..report import Report
 from ..survey.histograms import is_logarithmic
 from . import values as views
@@ -32,27 +35,29 @@ REFERENCE_COLOUR = "#4d4d4d"
 COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd")  # Petroff 2021: told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D", "v")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0, (8, 1, 1, 1)))
+FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
-_STYLE = {
-    **{k: v for k, v in mplhep.style.CMS.items() if not k.startswith(("font.", "mathtext.", "figure.", "axes.prop"))},
+_TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
+_STYLE: dict[str, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
     "font.family": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9,
     "axes.linewidth": 0.8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "axes.unicode_minus": False,
+    "xaxis.labellocation": "right",
+    "yaxis.labellocation": "top",
     "legend.fontsize": 9,
-    "xtick.major.size": 5,
-    "xtick.minor.size": 2.5,
-    "ytick.major.size": 5,
-    "ytick.minor.size": 2.5,
+    "legend.handlelength": 1.5,
+    "legend.borderpad": 0.5,
+    "legend.frameon": False,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()},
+    "xtick.top": True,
+    "ytick.right": True,
     "xtick.major.pad": 4,
     "savefig.dpi": 140,
     "pdf.fonttype": 42,
-    "xtick.minor.visible": False,  # on dozens of small panels they cost seconds
-    "ytick.minor.visible": False,
 }
 
 
@@ -71,6 +76,16 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)
 
 
+def styled(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
+    """Drawings made in the style of all figures, which whoever draws in between does not see."""
+    while True:
+        with style():
+            drawing = next(drawings, None)
+        if drawing is None:
+            return
+        yield drawing
+
+
 def encode(drawing: Drawing, kind: str) -> bytes:
     """The figure as a file, ``png``, ``pdf`` or ``svg``; equal drawings give equal bytes."""
     stream = io.BytesIO()
@@ -85,28 +100,67 @@ def encode(drawing: Drawing, kind: str) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------ building blocks
-@dataclass(frozen=True)
-class Place:
-    """Where a panel goes: a rectangle in inches from the lower left corner, and its row and column."""
-
-    row: int
-    column: int
-    rectangle: tuple[float, float, float, float]
+Panels = list[tuple[Axes, Axes]]
+"""Panels, each with the panel of its ratios right below."""
 
 
-def ratio_panels(figure: Figure, place: Place) -> tuple[Axes, Axes]:
-    """A panel and its ratio panel right below, sharing the horizontal axis."""
-    width, height = figure.get_size_inches()
-    left, bottom, across, up = place.rectangle
-    lower = 0.27 * up
-    ratio = figure.add_axes((left / width, bottom / height, across / width, lower / height))
-    main = figure.add_axes((left / width, (bottom + lower) / height, across / width, (up - lower) / height))
-    main.sharex(ratio)
-    main.tick_params(labelbottom=False)
-    ratio.set_ylim(*_RATIO_RANGE)
-    ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
-    ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
-    return main, ratio
+def ratio_grid(
+    report: Report,
+    count: int,
+    columns: int = 3,
+    size: tuple[float, float] = (3.7, 3.6),
+    left: float = 0.75,
+    label: str = "density",
+) -> tuple[Figure, Panels]:
+    """A figure with a legend and some panels, each with a panel of ratios that shares its horizontal axis.
+
+    Args:
+        report: What is drawn; its names decide the size of the legend, which is drawn as well.
+        count: Number of panels.
+        columns: Panels side by side, at most.
+        size: Width and height of a panel with its labels, in inches.
+        left: Room for the labels of the vertical axis, in inches.
+        label: Of the vertical axes of the first column.
+    """
+    figure, places = _grid(report, count, columns, size, left)
+    panels = []
+    for k, (x, y, across, up) in enumerate(places):
+        lower = 0.27 * up
+        ratio = figure.add_axes((x, y, across, lower))
+        main = figure.add_axes((x, y + lower, across, up - lower))
+        main.sharex(ratio)
+        main.tick_params(labelbottom=False)
+        ratio.set_ylim(*_RATIO_RANGE)
+        ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
+        ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
+        if k % columns == 0:
+            main.set_ylabel(label)
+            ratio.set_ylabel("ratio", loc="center")
+        panels.append((main, ratio))
+    return figure, panels
+
+
+def plain_grid(report: Report, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a legend and some panels without ratios, three in a row."""
+    figure, places = _grid(report, count, 3, (3.7, 3.1), 0.78)
+    return figure, [figure.add_axes(place) for place in places]
+
+
+def _grid(
+    report: Report, count: int, columns: int, size: tuple[float, float], left: float
+) -> tuple[Figure, list[tuple[float, float, float, float]]]:
+    """A figure with a legend and rectangles for panels: of one size, they need no layout engine, which takes long."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width = size[0] * columns + 0.1
+    entries = _legend_entries(report)
+    fit = min(len(entries), max(1, int(width / (0.085 * (max(len(e.get_label()) for e in entries) + 6)))))
+    height = size[1] * rows + 0.35 + 0.19 * (-(-len(entries) // fit) - 1)
+    figure = Figure(figsize=(width, height))
+    figure.legend(handles=entries, loc="upper center", ncols=fit, borderaxespad=0.1)
+    across, up = (size[0] - left - 0.12) / width, (size[1] - 0.48 - 0.26) / height
+    corners = [(k % columns * size[0] + left, (rows - 1 - k // columns) * size[1] + 0.48) for k in range(count)]
+    return figure, [(x / width, y / height, across, up) for x, y in corners]
 
 
 @dataclass(frozen=True)
@@ -127,31 +181,22 @@ def look_of(titles: Sequence[str], title: str) -> Look:
     return Look(COLOURS[k % len(COLOURS)], MARKERS[(k + more) % len(MARKERS)], LINES[(k + 2 * more) % len(LINES)])
 
 
-def legend(figure: Figure, report: Report) -> None:
-    """One legend above all panels, on as many lines as its names need."""
+def _legend_entries(report: Report) -> list[Any]:
+    """A band for the reference, lines with markers for the surrogates."""
     sides = views.sides(report)
     titles = list(sides)
-    entries: list[Any] = [Patch(facecolor="#d9d9d9", edgecolor=REFERENCE_COLOUR, label=f"{titles[0]} (band: stat.)")]
+    entries: list[Any] = [Patch(facecolor=FILL, edgecolor=REFERENCE_COLOUR, label=f"{titles[0]} (band: stat.)")]
     for title in titles[1:]:
         look, seeds = look_of(titles, title), len(sides[title])
         label = title if seeds == 1 else f"{title} (band: {seeds} seeds)"
         entries.append(
             Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, markersize=4, label=label)
         )
-    letters = max(len(entry.get_label()) for entry in entries) + 6
-    fit = max(1, int(figure.get_size_inches()[0] / (0.085 * letters)))
-    figure.legend(handles=entries, loc="upper center", ncols=min(fit, len(entries)), borderaxespad=0.1)
-
-
-def legend_height(report: Report, width: float) -> float:
-    """Room for the legend of a figure of some width, in inches."""
-    titles = list(views.sides(report))
-    fit = max(1, int(width / (0.085 * (max(len(t) for t in titles) + 22))))
-    return 0.35 + 0.19 * (-(-len(titles) // fit) - 1)
+    return entries
 
 
 def draw_histograms(
-    main: Axes, ratio: Axes, histograms: Mapping[str, Histogram], label: str, *, flow: bool = True
+    main: Axes, ratio: Axes, histograms: Mapping[str, Histogram], observable: Observable, *, flow: bool = True
 ) -> None:
     """Reference as a filled step with its uncertainty, generated as steps with error bars, ratios below.
 
@@ -159,45 +204,21 @@ def draw_histograms(
         main: Panel of the densities.
         ratio: Panel of the ratios to the reference.
         histograms: By side, reference first; several seeds of one surrogate become a band.
-        label: Of the horizontal axis.
+        observable: On the horizontal axis.
         flow: Whether to print the shares beyond the axis.
     """
-    if label.endswith("[MeV]") and max(h.edges[-1] for h in histograms.values()) >= 1e4:
-        label = label.replace("[MeV]", "[GeV]")
-        histograms = {t: replace(h, edges=h.edges * 1e-3) for t, h in histograms.items()}
-    titles = list(histograms)
-    if is_logarithmic(histograms[titles[0]].edges):
-        ratio.set_xscale("log")
-        histograms = {t: replace(h, decades=True) for t, h in histograms.items()}
-    reference = histograms[titles[0]]
-    density, error, edges = reference.density, reference.error, reference.edges
-    main.stairs(density, edges, fill=True, color="#d9d9d9")
-    main.stairs(density, edges, color=REFERENCE_COLOUR, linewidth=1.0)
-    main.stairs(density + error, edges, baseline=density - error, fill=True, color=REFERENCE_COLOUR, alpha=0.35)
-    safe = np.where(density > 0, density, np.nan)
-    low = np.nan_to_num(1 - error / safe, nan=1.0)
-    high = np.nan_to_num(1 + error / safe, nan=1.0)
-    ratio.stairs(high, edges, baseline=low, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
-    for title in titles[1:]:
-        mine, look = histograms[title], look_of(titles, title)
-        main.stairs(mine.density, edges, color=look.colour, linewidth=1.3, linestyle=look.line)
-        centres = views.middles(edges)
-        curve = Curve(centres, mine.density / safe, mine.error / safe, mine.seeds)
-        if mine.seeds > 1:
-            low, high = mine.density - mine.error, mine.density + mine.error
-            main.stairs(high, edges, baseline=low, fill=True, color=look.colour, alpha=0.3)
-            band(ratio, curve, edges, look)
-        else:
-            main.errorbar(centres, mine.density, mine.error, fmt="none", ecolor=look.colour, elinewidth=0.8)
-            points(ratio, curve, look, 2.5)
-    main.set_xlim(edges[0], edges[-1])
-    if ratio.get_xscale() == "linear":
+    edges = next(iter(histograms.values())).edges
+    factor, label = observable.axis(edges[-1])
+    edges = edges * factor
+    shown = {t: replace(h, edges=edges, decades=is_logarithmic(edges)) for t, h in histograms.items()}
+    draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, _RATIO_RANGE, steps=True)
+    if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
-    _vertical_scale(main, [h.density for h in histograms.values()])
+    _vertical_scale(main, [h.density for h in shown.values()])
     ratio.set_xlabel(label)
     if flow:
-        _flow(main, list(histograms.values()))
+        _flow(main, list(shown.values()))
 
 
 def _flow(main: Axes, histograms: Sequence[Histogram]) -> None:
@@ -235,52 +256,77 @@ def band(axes: Axes, curve: Curve, edges: Array, look: Look) -> None:
     axes.stairs(curve.y, edges, baseline=None, color=look.colour, linewidth=1.2, linestyle=look.line)
 
 
-def points(axes: Axes, curve: Curve, look: Look, size: float = 4) -> None:
-    """Points with error bars; in a ratio panel those off the scale become arrows at its edge."""
-    low, high = axes.get_ylim()
-    known = np.isfinite(curve.y)
-    inside = known & (curve.y >= low) & (curve.y <= high)
-    axes.errorbar(
-        curve.x[inside],
-        curve.y[inside],
-        curve.error[inside],
-        fmt=look.marker,
-        color=look.colour,
-        markersize=size,
-        elinewidth=0.8,
-    )
+def points(axes: Axes, curve: Curve, look: Look, size: float, *, arrows: bool = False) -> None:
+    """Points with error bars; those off the scale become arrows at its edge if wanted."""
+    low, high = axes.get_ylim() if arrows else (-np.inf, np.inf)
+    inside = (curve.y >= low) & (curve.y <= high)
+    x, y, error = curve.x[inside], curve.y[inside], curve.error[inside]
+    axes.errorbar(x, y, error, fmt=look.marker, color=look.colour, markersize=size, elinewidth=0.8)
     margin = 0.03 * (high - low)
     for beyond, at, arrow in ((curve.y > high, high - margin, "^"), (curve.y < low, low + margin, "v")):
-        if (beyond & known).any():
-            x = curve.x[beyond & known]
+        if beyond.any():
+            x = curve.x[beyond]
             axes.plot(x, np.full(len(x), at), arrow, color=look.colour, markersize=size, fillstyle="none")
 
 
 def draw_curves(
-    main: Axes, ratio: Axes, edges: Array, curves: Mapping[str, Curve], limits: tuple[float, float] | None = None
+    main: Axes,
+    ratio: Axes,
+    edges: Array,
+    curves: Mapping[str, Curve],
+    limits: tuple[float, float] | None = None,
+    *,
+    steps: bool = False,
 ) -> None:
-    """A quantity in bins: the reference as a band, generated as points, ratios below, within limits if given."""
+    """A quantity in bins: the reference as a band, generated as points, ratios below.
+
+    Args:
+        main: Panel of the quantity.
+        ratio: Panel of the ratios to the reference.
+        edges: Of the bins, (K + 1,).
+        curves: By side, reference first; several seeds of one surrogate become a band.
+        limits: Of the ratios (default: what shows them).
+        steps: Draw histograms: the reference filled, generated as steps with error bars.
+    """
     titles = list(curves)
     reference = curves[titles[0]]
     y, error = np.nan_to_num(reference.y), np.nan_to_num(reference.error)
+    if steps:
+        main.stairs(y, edges, fill=True, color=FILL)
+    else:
+        main.margins(y=0.15)
     main.stairs(y + error, edges, baseline=y - error, fill=True, color=REFERENCE_COLOUR, alpha=0.35)
-    main.stairs(np.where(np.isfinite(reference.y), y, np.nan), edges, baseline=None, color=REFERENCE_COLOUR)
+    line: dict[str, Any] = {"linewidth": 1.0} if steps else {"baseline": None}
+    main.stairs(reference.y, edges, color=REFERENCE_COLOUR, **line)
     relative = error / np.where(y != 0, np.abs(y), 1.0)
     ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
     ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
-    main.margins(y=0.15)
-    for title in titles[1:]:
+    for title, quotient in ratios.items():
         look, curve = look_of(titles, title), curves[title]
+        if steps:
+            main.stairs(curve.y, edges, color=look.colour, linewidth=1.3, linestyle=look.line)
         if curve.seeds > 1:
             band(main, curve, edges, look)
-            band(ratio, ratios[title], edges, look)
-            continue
-        main.errorbar(curve.x, curve.y, curve.error, fmt=look.marker, color=look.colour, markersize=4, elinewidth=1)
-        points(ratio, ratios[title], look)
+            band(ratio, quotient, edges, look)
+        else:
+            points(main, curve, look, 0 if steps else 4)
+            points(ratio, quotient, look, 2.5 if steps else 4, arrows=True)
     main.set_xlim(edges[0], edges[-1])
     if is_logarithmic(edges):
         ratio.set_xscale("log")
+
+
+def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """A quantity at some points without ratios: the reference as a line with a band, generated as points."""
+    titles = list(curves)
+    for title, curve in curves.items():
+        look = look_of(titles, title)
+        if title == titles[0] or curve.seeds > 1:
+            axes.fill_between(curve.x, curve.y - curve.error, curve.y + curve.error, color=look.colour, alpha=0.3, lw=0)
+            axes.plot(curve.x, curve.y, color=look.colour, linewidth=1.0, linestyle=look.line)
+        else:
+            points(axes, curve, look, 3.5)
 
 
 def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
@@ -288,40 +334,6 @@ def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
     far = [np.nanmax(np.abs(r.y - 1) + r.error) for r in ratios if np.isfinite(r.y).any()]
     half = 1.2 * float(np.clip(max(far, default=0.1), 0.002, 0.4))
     return 1 - half, 1 + half
-
-
-def condition_axis(condition: Condition) -> tuple[float, str]:
-    """Factor and label for a condition on an axis: energies in GeV."""
-    if condition.unit == "MeV":
-        return 1e-3, r"$E_\mathrm{inc}$ [GeV]"
-    names = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
-    return 1.0, names.get(condition.name, condition.name) + (f" [{condition.unit}]" if condition.unit else "")
-
-
-def grid_of(
-    report: Report, count: int, columns: int = 4, size: tuple[float, float] = (3.0, 2.9), left: float = 0.58
-) -> tuple[Figure, list[Place]]:
-    """A figure with a legend and room for some panels below it, and their places.
-
-    Panels of one size need no layout engine, which would measure every tick twice.
-
-    Args:
-        report: What is drawn; its names decide the size of the legend, which is drawn as well.
-        count: Number of panels.
-        columns: Panels side by side, at most.
-        size: Width and height of a panel with its labels, in inches.
-        left: Room for the labels of the vertical axis, in inches.
-    """
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    width = size[0] * columns + 0.1
-    figure = Figure(figsize=(width, size[1] * rows + legend_height(report, width)))
-    legend(figure, report)
-    inner = (size[0] - left - 0.12, size[1] - 0.48 - 0.26)
-    corners = [(k // columns, k % columns) for k in range(count)]
-    return figure, [
-        Place(i, j, (j * size[0] + left, (rows - 1 - i) * size[1] + 0.48, inner[0], inner[1])) for i, j in corners
-    ]
 
 
 def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[str], *, turned: bool) -> Figure:
@@ -335,24 +347,58 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     height = 6.4 if turned else 5.6  # turned labels need room below
     figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
     panels = figure.subplots(1 + several, columns, squeeze=False)
-    differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
-    limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
-    shown = [(panels[0, k], title, matrix, 1.0) for k, (title, matrix) in enumerate(found.items())]
-    rest = panels[1, 1:] if several else panels[0, 2:]
-    shown += [(axes, title, d, limit) for axes, (title, d) in zip(rest, differences.items(), strict=True)]
     if several:
         panels[1, 0].set_axis_off()
-    for axes, title, matrix, scale in shown:
+    differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
+    limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
+    rest = panels[1, 1:] if several else panels[0, 2:]
+    shown = [(axes, item, "correlation", 1.0, "neither") for axes, item in zip(panels[0], found.items(), strict=False)]
+    shown += [(axes, item, "difference", limit, "both") for axes, item in zip(rest, differences.items(), strict=True)]
+    for axes, (title, matrix), label, scale, extend in shown:
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest", rasterized=True)
         axes.set_title(title)
-        first = axes in (panels[0, 0], rest[0]) if several else axes is panels[0, 0]
+        first = axes is panels[0, 0] or (several and axes is rest[0])
         axes.set_xticks(ticks, labels, rotation=90 if turned else 0, fontsize=6.5)
         axes.set_yticks(ticks, labels if first else [], fontsize=6.5)
         axes.tick_params(length=0)
-        extend = "neither" if title in titles else "both"
         bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom", extend=extend)
-        bar.set_label("correlation" if title in titles else "difference", loc="center")
+        bar.set_label(label, loc="center")
     return figure
+
+
+def bare(axes: Axes) -> None:
+    """Take away labels and ticks."""
+    axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
+
+
+def draw_map(axes: Axes, pixels: Array, norm: LogNorm, **options: Any) -> AxesImage:
+    """One map in logarithmic colours; what is below the scale has its lowest colour."""
+    shown = np.maximum(pixels, norm.vmin or 1e-9)
+    return axes.imshow(shown, norm=norm, cmap="inferno", origin="lower", **options)
+
+
+def layer_axes(figure: Figure, place: SubplotSpec, layer: Layer) -> Axes:
+    """A panel for one layer."""
+    return figure.add_subplot(place, projection="polar" if layer.outline.polar else None)
+
+
+def draw_layer(axes: Axes, layer: Layer, energies: Array, norm: Normalize, colours: str = "viridis") -> QuadMesh:
+    """One layer's cells (V_layer,) where they are: x to the right and y up in mm, or sectors and equally wide rings."""
+    outline = layer.outline
+    image = energies.reshape(layer.shape).astype(np.float64)
+    if isinstance(norm, LogNorm):
+        image = np.where(image > 0, image, np.nan)
+    cells = np.repeat(np.ma.masked_invalid(image), outline.repeat, axis=0).T
+    palette = matplotlib.colormaps[colours].with_extremes(bad="white")
+    mesh = axes.pcolormesh(outline.across, outline.up, cells, norm=norm, cmap=palette, rasterized=True)
+    axes.set(xlabel=outline.labels[0], ylabel=outline.labels[1])
+    if outline.polar:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.set_xlabel(outline.labels[0], fontsize=7, loc="center")
+    else:
+        axes.set_aspect("equal")
+    return mesh
 
 
 def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:

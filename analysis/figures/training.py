@@ -25,13 +25,13 @@ _LABELS = {
 _WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic axis
 
 
-def draw_training(report: Report) -> Iterator[Drawing]:
+def history(report: Report) -> Iterator[Drawing]:
     """Scores over training, gaps between training and validation, and what else the histories have."""
     found = {
-        member: history
+        member: told
         for name in report.metrics
         for member in report.members(name)
-        if (history := History.of(report.generated[member].provenance)) is not None
+        if (told := History.of(report.generated[member].provenance)) is not None
     }
     shown = [key for key in _LABELS if any(np.isfinite(h.curves.get(key, np.nan)).any() for h in found.values())]
     if "score" not in shown:

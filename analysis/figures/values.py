@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import CartesianLayer, Condition, Family
+from calogen.families import Condition, Family
 
 from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
+from ..metrics.ensembles import shared
+from ..metrics.inferred import response
+from ..metrics.maps import FEWEST, MapStatistics, coarse
 from ..metrics.multivariate import correlated, correlation_matrix
 from ..numbers import with_error
+from ..observables.maps import wave_numbers
 from ..survey.histograms import is_logarithmic
 from ..survey.selections import ALL, Selection
 from ..survey.survey import vectors
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from ..survey.survey import Survey
 
 Array = NDArray[np.float64]
+S = TypeVar("S")
 T = TypeVar("T")
 _RADIUS_BINS = 12
 
@@ -73,6 +78,13 @@ class Histogram:
         return np.asarray(error / (max(self.total, 1) * self.widths))
 
     @property
+    def curve(self) -> Curve:
+        """Densities at the middles of the bins, on a linear or logarithmic axis."""
+        low, high = self.edges[:-1], self.edges[1:]
+        middles = np.sqrt(low * high) if is_logarithmic(self.edges) else (low + high) / 2
+        return Curve(middles, self.density, self.error, self.seeds)
+
+    @property
     def below(self) -> float:
         """Share of entries below the first edge."""
         return float(self.contents[0]) / max(self.total, 1)
@@ -113,13 +125,19 @@ def mean_array(arrays: Sequence[Array]) -> Array:
     return np.asarray(np.mean(arrays, axis=0))
 
 
+def _by_side(report: Report, make: Callable[[str], S], join: Callable[[Sequence[S]], T]) -> dict[str, T]:
+    """Something of every member, the seeds of one surrogate joined; the reference first."""
+    members = {"reference": ("reference",), **{name: report.members(name) for name in report.metrics}}
+    return {title: join([make(member) for member in names]) for title, names in members.items()}
+
+
 def sides(report: Report) -> dict[str, tuple[Survey, ...]]:
     """The reference first, then the surrogates with all their seeds, by the name a legend prints."""
-    surrogates = {name: tuple(report.generated[m] for m in report.members(name)) for name in report.metrics}
-    return {"reference": (report.reference,), **surrogates}
+    surveys = {"reference": report.reference, **report.generated}
+    return _by_side(report, surveys.__getitem__, tuple)
 
 
-def _each(report: Report, make: Callable[[Survey], T], join: Callable[[Sequence[T]], T]) -> dict[str, T]:
+def _each(report: Report, make: Callable[[Survey], S], join: Callable[[Sequence[S]], T]) -> dict[str, T]:
     return {title: join([make(side) for side in surveys]) for title, surveys in sides(report).items()}
 
 
@@ -185,11 +203,7 @@ def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
 
 def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
     """The fits of one kind of resolution for each side, one for each seed that has one."""
-    members = {"reference": ("reference",), **{name: report.members(name) for name in report.metrics}}
-    return {
-        title: [fit for m in names if (fit := report.fits.get(m, {}).get(kind)) is not None]
-        for title, names in members.items()
-    }
+    return _by_side(report, lambda m: report.fits.get(m, {}).get(kind), lambda fits: [f for f in fits if f is not None])
 
 
 def fit_terms(fits: Sequence[ResolutionFit]) -> list[tuple[float, float]]:
@@ -236,7 +250,7 @@ class Radial:
 
 def radial(report: Report) -> list[Radial]:
     """Radial profile in every layer, or in three groups of layers of deep families."""
-    family, radius, found = report.family, radii(report.family), []
+    family, radius, found = report.family, report.family.radii, []
     for title, positions in layer_groups(family):
         cells = np.concatenate([np.arange(family.voxels)[family.layer_slices[p]] for p in positions])
         edges = _radius_edges(radius[cells])
@@ -256,15 +270,6 @@ def _radial_curve(fixed_scale: float | None, edges: Array, rings: Array, side: S
         return Curve(x, side.covariance.mean @ rings, np.sqrt(np.maximum(variance, 0) / side.covariance.count))
     profiles = vectors(side.kept, fixed_scale) @ rings.astype(np.float32)
     return Curve(x, profiles.mean(axis=0, dtype=np.float64), profiles.std(axis=0) / np.sqrt(len(profiles)))
-
-
-def radii(family: Family) -> Array:
-    """Distance of every voxel's centre from the axis in mm, (V,)."""
-    parts = [
-        np.hypot(*layer.centres.T) if isinstance(layer, CartesianLayer) else layer.polar[:, 1]
-        for layer in family.layers
-    ]
-    return np.concatenate(parts).astype(np.float64)
 
 
 def layer_groups(family: Family, most: int = 7) -> list[tuple[str, list[int]]]:
@@ -342,13 +347,6 @@ def rebinned(histogram: Histogram, keep: slice) -> Histogram:
     return replace(histogram, edges=histogram.edges[first : last + 1], contents=contents, correlated_error=error)
 
 
-def middles(edges: Array) -> Array:
-    """Where the points of bins are drawn: their centres on a linear or logarithmic axis."""
-    if is_logarithmic(edges):
-        return np.asarray(np.sqrt(edges[:-1] * edges[1:]))
-    return np.asarray((edges[:-1] + edges[1:]) / 2)
-
-
 def shown_layers(report: Report, most: int = 7) -> list[int]:
     """Positions of the layers that figures show: all of them, or a few spread over the shower's energy."""
     layers = len(report.family.layers)
@@ -356,3 +354,158 @@ def shown_layers(report: Report, most: int = 7) -> list[int]:
         return list(range(layers))
     share = np.cumsum(longitudinal(report)["reference"].y)
     return sorted({int(np.searchsorted(share, q * share[-1])) for q in (0.02, 0.25, 0.5, 0.75, 0.98)})
+
+
+# ------------------------------------------------------------------------------------------------ density maps
+def _of_maps(report: Report, make: Callable[[MapStatistics], S], join: Callable[[Sequence[S]], T]) -> dict[str, T]:
+    return _by_side(report, lambda member: make(report.maps[member]), join)
+
+
+def plane(report: Report) -> list[Selection]:
+    """All maps, and the quarters of the conditions' plane in which every side has enough."""
+    sides, quarters = report.maps.values(), report.maps["reference"].yardstick.quarters
+    return [ALL, *(q for q in quarters if all(np.count_nonzero(m.shapes.members(q)) >= FEWEST for m in sides))]
+
+
+def map_curves(report: Report, column: str, x: Array, selection: Selection = ALL) -> dict[str, Curve]:
+    """The mean of a column of map statistics against ``x`` on each side; errors from realisations where there are some.
+
+    The power spectrum is of all maps listed, everything else of the maps kept whole.
+    """
+
+    def make(side: MapStatistics) -> Curve:
+        maps = side.power if column == "power" else side.shapes
+        return maps.curve(x, maps.columns[column], maps.members(selection))
+
+    return _of_maps(report, make, mean_curve)
+
+
+def power_range(report: Report, selection: Selection = ALL) -> dict[str, Array]:
+    """P(k) between which the central 68 % of single maps lie, (2, K), of each side."""
+
+    def between(side: MapStatistics) -> Array:
+        chosen = side.power.columns["power"][side.power.members(selection)].astype(np.float64)
+        return np.asarray(np.quantile(chosen, (0.16, 0.84), axis=0))
+
+    return _of_maps(report, between, mean_array)
+
+
+def scatter_ratios(report: Report, selection: Selection = ALL) -> dict[str, Array]:
+    """Standard deviation of P(k) between maps over the reference's, (K,), of each surrogate."""
+
+    def deviation(side: MapStatistics) -> Array:
+        return np.asarray(side.power.columns["power"][side.power.members(selection)].std(axis=0, dtype=np.float64))
+
+    found = _of_maps(report, deviation, mean_array)
+    reference = found.pop("reference")
+    return {title: np.asarray(d / np.where(reference > 0, reference, np.nan)) for title, d in found.items()}
+
+
+def pixel_curves(report: Report, kind: str, selection: Selection = ALL) -> tuple[Array, dict[str, Curve]]:
+    """Pixels or peaks of a map in bins of 1 + delta.
+
+    Args:
+        report: The report.
+        kind: ``pixel`` (share of all per unit of ln(1 + delta)) or ``peaks`` (number on one map in each bin).
+        selection: Which maps.
+
+    Returns:
+        The bin edges in 1 + delta, (B + 1,), and the curves by side.
+    """
+    axis = report.maps["reference"].yardstick.axis
+    bins = len(coarse(np.zeros((1, axis.bins)))[0])
+    logarithms = axis.edges[:: axis.bins // bins]
+    scale = report.family.voxels * float(np.diff(logarithms)[0]) if kind == "pixel" else 1.0
+    middle = np.exp((logarithms[1:] + logarithms[:-1]) / 2)
+
+    def make(side: MapStatistics) -> Curve:
+        return side.shapes.curve(middle, coarse(side.shapes.columns[kind]) / scale, side.shapes.members(selection))
+
+    found = _of_maps(report, make, mean_curve)
+    filled = np.flatnonzero(np.sum([c.y for c in found.values()], axis=0))
+    if not len(filled):
+        return np.exp(logarithms), found
+    keep = slice(int(filled[0]), int(filled[-1]) + 1)
+    cut = {t: Curve(c.x[keep], c.y[keep], c.error[keep], c.seeds) for t, c in found.items()}
+    return np.exp(logarithms[keep.start : keep.stop + 1]), cut
+
+
+def responses(report: Report) -> dict[str, dict[str, Curve]]:
+    """Slope d ln P(k) / d C against k for every condition C that varies on all sides, of each side."""
+    sides = [m.power for m in report.maps.values()]
+    names = [n for n in shared(sides[0], sides[0]) if all(n in shared(sides[0], side) for side in sides)]
+    k = wave_numbers(report.family)
+    if not names or min(map(len, sides)) < FEWEST:
+        return {}
+
+    def slopes(side: MapStatistics) -> tuple[Curve, ...]:
+        spread = response(side.power, names, 0)
+        value, error = spread.value.reshape(len(names), -1), spread.again.std(axis=0, ddof=1).reshape(len(names), -1)
+        return tuple(Curve(k, v, e) for v, e in zip(value, error, strict=True))
+
+    found = _of_maps(report, slopes, lambda all_: tuple(mean_curve(c) for c in zip(*all_, strict=True)))
+    return {name: {title: curves[c] for title, curves in found.items()} for c, name in enumerate(names)}
+
+
+def inferred(report: Report) -> dict[str, tuple[Array, dict[str, Curve]]]:
+    """Mean of each condition as inferred from single maps, in bins of its true value: edges and curves by side."""
+    found: dict[str, tuple[Array, dict[str, Curve]]] = {}
+    sides = [m.shapes for m in report.maps.values()]
+    for c, condition in enumerate(report.family.conditions):
+        if not all("inferred" in s.columns and condition.name in shared(sides[0], s) for s in sides):
+            continue
+        edges = curve_edges(report.reference, condition)
+        found[condition.name] = edges, _of_maps(report, _Inferred(c, condition.name, edges), mean_curve)
+    return found
+
+
+class _Inferred:
+    """The curve of one side."""
+
+    def __init__(self, number: int, name: str, edges: Array) -> None:
+        self.number, self.name, self.edges = number, name, edges
+
+    def __call__(self, side: MapStatistics) -> Curve:
+        truth = side.shapes.conditions[self.name].astype(np.float64)
+        column = side.shapes.columns["inferred"][:, self.number : self.number + 1]
+        points = np.full((3, len(self.edges) - 1), np.nan)
+        points[0] = (self.edges[1:] + self.edges[:-1]) / 2
+        for k, (low, high) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True)):
+            rows = (truth >= low) & ((truth < high) | ((truth == high) & (k == len(self.edges) - 2)))
+            if np.count_nonzero(rows) >= FEWEST // 2:
+                curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
+                points[:, k] = curve.x[0], curve.y[0], curve.error[0]
+        return Curve(*points)
+
+
+def coherences(report: Report) -> dict[str, Curve]:
+    """Cross spectrum of different maps, shifted to fit best, over the root of their power spectra; of each side."""
+    if any(m.pairs is None for m in report.maps.values()):
+        return {}
+    k = wave_numbers(report.family)
+
+    def make(side: MapStatistics) -> Curve:
+        pairs = side.pairs
+        return Curve(k, k * 0, k * 0) if pairs is None else pairs.curve(k, pairs.columns["coherence"], pairs.members())
+
+    return _of_maps(report, make, mean_curve)
+
+
+def alikeness(report: Report) -> dict[str, Array]:
+    """Largest correlation over all shifts of each pair of maps, (P,), of each side."""
+    empty = np.zeros(0)
+
+    def make(side: MapStatistics) -> Array:
+        return empty if side.pairs is None else np.asarray(side.pairs.columns["alike"][:, 0], dtype=np.float64)
+
+    return _of_maps(report, make, lambda parts: np.concatenate(list(parts)))
+
+
+def power_correlations(report: Report, selection: Selection = ALL) -> dict[str, Array]:
+    """Correlation matrix of P(k) between shells, (K, K), of each side."""
+
+    def make(side: MapStatistics) -> Array:
+        power = side.power.columns["power"][side.power.members(selection)].astype(np.float64)
+        return np.asarray(np.nan_to_num(np.corrcoef(power.T)))
+
+    return _of_maps(report, make, mean_array)

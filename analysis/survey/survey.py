@@ -258,9 +258,9 @@ class _Pass:
             return
         self.used = True
         samples = chunk if good.all() else chunk.select(good)
-        self._examples.fill(samples)
         vector = vectors(samples, plan.fixed_scale)
         table = self._streams.fill(samples, vector).astype(np.float32)
+        self._examples.fill(samples)
         if "response_too_high" in self.problems:
             response = table[self._names.index("response")]
             self.problems["response_too_high"] += int(np.count_nonzero(response > family.max_response))

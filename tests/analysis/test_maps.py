@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from calogen.analysis.comparison import compare
 from calogen.analysis.figures.draw import draw
-from calogen.analysis.figures.maps import draw_maps, field
+from calogen.analysis.figures.maps import field
 from calogen.analysis.figures.panels import encode
 from calogen.analysis.metrics.ensembles import Ensemble, Spread, difference, distance, unit_sums
 from calogen.analysis.metrics.inferred import PowerModel, response
@@ -345,7 +345,7 @@ def test_maps_without_conditions_have_a_report():
     found = report.metrics["generated"]
     assert "power_rms" in found
     assert not any(key.startswith(("slope", "inferred")) or "[" in key for key in found)
-    names = {d.name for d in draw_maps(report)}
+    names = {d.name for d in draw(report)}
     assert {"power", "cross", "pixels"} <= names
     assert not {"response", "inferred"} & names
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calogen.analysis.comparison import compare
-from calogen.analysis.figures.panels import encode, look_of, style
-from calogen.analysis.figures.training import draw_training
+from calogen.analysis.figures import training
+from calogen.analysis.figures.panels import encode, look_of, styled
 from calogen.analysis.metrics.validation import score, score_floor
 from calogen.analysis.origins import Costs, History
 from calogen.analysis.page.html import render
@@ -100,8 +100,7 @@ def test_seeds_share_names_and_average_numbers() -> None:
 def test_reports_draw_histories_and_tell_costs_side_by_side() -> None:
     others = made(200, 2, history=[], network="vae", objective="likelihood", checkpoint_sha256="b")
     report = compare(toy(SMALL, 200), {"gan": made(200, 1), "vae": others}, bins=1)
-    with style():
-        (drawing,) = draw_training(report)
+    (drawing,) = styled(training.history(report))
     assert encode(drawing, "png").startswith(b"\x89PNG")
     assert "gan: step 10 of 20 steps in 4 s" in drawing.caption
     labels = [axes.get_ylabel() for axes in drawing.figure.axes]
@@ -115,7 +114,7 @@ def test_reports_draw_histories_and_tell_costs_side_by_side() -> None:
     content = json.loads(json.dumps(report.to_json()))
     assert content["generated"]["gan"]["costs"]["training_steps"] == 20
     assert content["generated"]["vae"]["costs"]["network"] == "vae"
-    assert list(draw_training(replace(report, generated={**report.generated, "gan": report.generated["vae"]}))) == []
+    assert list(training.history(replace(report, generated={**report.generated, "gan": report.generated["vae"]}))) == []
 
 
 def test_the_floor_of_a_score_is_that_of_independent_samples() -> None:

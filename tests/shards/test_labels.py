@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from calogen.analysis.comparison import compare
-from calogen.analysis.figures.showers import draw_showers
+from calogen.analysis.figures.draw import draw
 from calogen.analysis.page.notes import condition_notes
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import selections
@@ -447,9 +447,9 @@ def test_reports_speak_of_labels(mixture: Trained, tmp_path: Path) -> None:
     report = compare(f"{mixture.data}/*.h5", made, bins=2)  # the reference has its labels from its provenance
     for label in ("gamma", "e+"):
         assert abs(report.metrics["made"][f"mean/fraction_0[particle={label}]"].value) < 0.15
-    titles = {axes.get_title(loc="left") for drawing in draw_showers(report) for axes in drawing.figure.axes}
+    titles = {axes.get_title(loc="left") for drawing in draw(report) for axes in drawing.figure.axes}
     assert {"particle gamma", "particle e+"} <= titles
-    assert any(" e+" in axes.get_title() for drawing in draw_showers(report) for axes in drawing.figure.axes)
+    assert any(" e+" in axes.get_title() for drawing in draw(report) for axes in drawing.figure.axes)
 
 
 def test_figures_of_a_surrogate_name_the_labels(mixture: Trained) -> None:
