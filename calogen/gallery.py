@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .analysis.figures.gallery import sweep, sweep_spectra, value_text, walk
+from .analysis.figures.maps import field
+from .analysis.figures.panels import Drawing, encode, styled
 from .errors import ConfigError
 from .families import Condition
 from .sampling import Surrogate
 from .shards.samples import Samples
 from .storage import require_writable, write_atomic
-
-if TYPE_CHECKING:
-    from .analysis.figures.panels import Drawing
 
 _FRAMES = 7
 _WALKS = 2  # of samples that fill few panels
@@ -36,8 +35,6 @@ def draw_gallery(surrogate: Surrogate, *, seed: int = 0) -> Iterator[Drawing]:
         surrogate: Whose.
         seed: Of the latents.
     """
-    from .analysis.figures.panels import styled
-
     yield from styled(_drawings(surrogate, seed))
 
 
@@ -55,8 +52,6 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
     Raises:
         StorageError: If the file system refuses.
     """
-    from .analysis.figures.panels import encode
-
     require_writable(folder)
     written = []
     for drawing in draw_gallery(surrogate, seed=seed):
@@ -68,12 +63,15 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
 
 
 def _drawings(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
+    maps, points = surrogate.family.kind == "map", _points(surrogate)
     yield _walk(surrogate, seed)
-    if surrogate.conditions:
+    if maps and len(points) > 1:
+        yield _plane(surrogate, seed)
+    else:
         yield from _sweeps(surrogate, seed)
-    if surrogate.family.kind == "map":
-        if surrogate.conditions:
-            yield _spectra(surrogate, seed)
+    if maps and points:
+        yield _spectra(surrogate, seed)
+    if maps:
         yield from _field(surrogate, seed)
 
 
@@ -97,52 +95,50 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
 
 
 def _in_words(surrogate: Surrogate, values: NDArray[np.float32], but: tuple[int, ...] = ()) -> str:
-    from .analysis.figures.gallery import value_text
-
     known = enumerate(_points(surrogate))
     return ", ".join(value_text(c, float(values[i])) for i, (c, _) in known if i not in but)
 
 
-def _walk(surrogate: Surrogate, seed: int) -> Drawing:
-    from .analysis.figures.gallery import walk
+def _decoded(surrogate: Surrogate, latents: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Samples (R, T, *sample_shape) of latents and conditions (R, T, ...)."""
+    rows, frames = columns.shape[:2]
+    made = surrogate.decode(latents.reshape(rows * frames, -1), columns.reshape(rows * frames, -1))
+    return made.reshape(rows, frames, *surrogate.family.sample_shape)
 
+
+def _walk(surrogate: Surrogate, seed: int) -> Drawing:
     count = _walks(surrogate)
     ends = surrogate.latents(2 * count, seed=seed).reshape(count, 2, 1, -1)
     share = np.linspace(0, 1, _FRAMES)
     angle = (np.pi / 2 * share).astype(np.float32)[:, None]
     path = (np.cos(angle) * ends[:, 0] + np.sin(angle) * ends[:, 1]).astype(np.float32)
     middle = _middle(surrogate)
-    made = surrogate.decode(path.reshape(count * _FRAMES, -1), np.tile(middle, (count * _FRAMES, 1)))
-    values = made.reshape(count, _FRAMES, *surrogate.family.sample_shape)
+    values = _decoded(surrogate, path, np.tile(middle, (count, _FRAMES, 1)))
     return walk(surrogate.family, values, share, _in_words(surrogate, middle) or "no conditions")
 
 
-def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
-    """Of maps a plane of the first two conditions; else every condition on its own."""
-    from .analysis.figures.gallery import sweep
+def _plane(surrogate: Surrogate, seed: int) -> Drawing:
+    """The plane of the first two conditions."""
+    (across, first), (down, second) = _points(surrogate)[:2]
+    middle = _middle(surrogate)
+    columns = np.tile(middle, (len(second), len(first), 1))
+    columns[:, :, 0], columns[:, :, 1] = first, second[::-1, None]  # as on paper: the second grows upwards
+    made = _decoded(surrogate, surrogate.latents(1, seed=seed).repeat(len(first) * len(second), axis=0), columns)
+    kept = _in_words(surrogate, middle, (0, 1))
+    return sweep(surrogate.family, made, (across, first), (down, second[::-1]), kept)
 
-    points, middle, shape = _points(surrogate), _middle(surrogate), surrogate.family.sample_shape
-    if surrogate.family.kind == "map" and len(points) > 1:
-        (across, first), (down, second) = points[:2]
-        columns = np.tile(middle, (_POINTS, _POINTS, 1))
-        columns[:, :, 0], columns[:, :, 1] = first, second[::-1, None]  # as on paper: the second grows upwards
-        latent = surrogate.latents(1, seed=seed).repeat(_POINTS**2, axis=0)
-        made = surrogate.decode(latent, columns.reshape(_POINTS**2, -1)).reshape(_POINTS, _POINTS, *shape)
-        kept = _in_words(surrogate, middle, (0, 1))
-        yield sweep(surrogate.family, made, (across, first), (down, second[::-1]), kept)
-        return
-    count = _walks(surrogate)
-    for number, (condition, values) in enumerate(points):
+
+def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
+    """Every condition on its own."""
+    count, middle = _walks(surrogate), _middle(surrogate)
+    for number, (condition, values) in enumerate(_points(surrogate)):
         columns = np.tile(middle, (count, len(values), 1))
         columns[:, :, number] = values
-        latent = surrogate.latents(count, seed=seed).repeat(len(values), axis=0)
-        made = surrogate.decode(latent, columns.reshape(len(latent), -1)).reshape(count, len(values), *shape)
+        made = _decoded(surrogate, surrogate.latents(count, seed=seed).repeat(len(values), axis=0), columns)
         yield sweep(surrogate.family, made, (condition, values), None, _in_words(surrogate, middle, (number,)))
 
 
 def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
-    from .analysis.figures.gallery import sweep_spectra
-
     middle, latent, found = _middle(surrogate), surrogate.latents(_MAPS, seed=seed), []
     for number, (condition, values) in enumerate(_points(surrogate)):
         columns = np.tile(middle, (_POINTS, _MAPS, 1))
@@ -153,8 +149,6 @@ def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
 
 
 def _field(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
-    from .analysis.figures.maps import field
-
     try:
         large = surrogate.resized(_FIELD)
     except ConfigError:  # of a generator of one size

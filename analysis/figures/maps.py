@@ -195,7 +195,7 @@ def inferred(report: Report) -> Iterator[Drawing]:
 
 def cross(report: Report) -> Iterator[Drawing]:
     """How alike different maps are."""
-    curves, alike = views.coherences(report), views.alikeness(report)
+    curves, alike = views.pairs(report)
     if not curves:
         return
     figure, (first, second) = plain_grid(report, 2)

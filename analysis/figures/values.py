@@ -94,11 +94,6 @@ class Histogram:
         """Share of entries above the last edge."""
         return float(self.contents[-1]) / max(self.total, 1)
 
-    @property
-    def outside(self) -> float:
-        """Share of entries beyond the edges."""
-        return self.below + self.above
-
 
 def _joined(histograms: Sequence[Histogram]) -> Histogram:
     """The seeds of one surrogate as one histogram: all entries, the spread between seeds in the error."""
@@ -153,14 +148,15 @@ def observable_histograms(report: Report, name: str, selection: Selection = ALL)
     return _each(report, lambda side: Histogram(edges, side.histograms.counts(name, number)), _joined)
 
 
-def spectra(report: Report, selection: int = 0) -> dict[str, Histogram]:
+def spectra(report: Report) -> dict[str, Histogram]:
     """Spectrum of single voxels (pixels) for each side; errors from the scatter between samples."""
-    edges = np.asarray(report.plan.axis.edges, dtype=np.float64)
+    name = report.plan.axis.name
+    (edges, *_) = report.plan.edges[name]
 
     def spectrum(side: Survey) -> Histogram:
         # Voxels of one shower come together: scale the scatter of the showers kept to all of them.
         scatter = side.kept_spectra[:, 1:-1].std(axis=0) * np.sqrt(side.used)
-        return Histogram(edges, side.spectra.counts(selection), scatter if selection == 0 else None)
+        return Histogram(edges, side.histograms.counts(name), scatter)
 
     return _each(report, spectrum, _joined)
 
@@ -382,23 +378,24 @@ def map_curves(report: Report, column: str, x: Array, selection: Selection = ALL
 
 def power_range(report: Report, selection: Selection = ALL) -> dict[str, Array]:
     """P(k) between which the central 68 % of single maps lie, (2, K), of each side."""
-
-    def between(side: MapStatistics) -> Array:
-        chosen = side.power.columns["power"][side.power.members(selection)].astype(np.float64)
-        return np.asarray(np.quantile(chosen, (0.16, 0.84), axis=0))
-
-    return _of_maps(report, between, mean_array)
+    return _of_maps(report, lambda m: np.quantile(_powers(m, selection), (0.16, 0.84), axis=0), mean_array)
 
 
 def scatter_ratios(report: Report, selection: Selection = ALL) -> dict[str, Array]:
     """Standard deviation of P(k) between maps over the reference's, (K,), of each surrogate."""
-
-    def deviation(side: MapStatistics) -> Array:
-        return np.asarray(side.power.columns["power"][side.power.members(selection)].std(axis=0, dtype=np.float64))
-
-    found = _of_maps(report, deviation, mean_array)
+    found = _of_maps(report, lambda m: _powers(m, selection).std(axis=0), mean_array)
     reference = found.pop("reference")
     return {title: np.asarray(d / np.where(reference > 0, reference, np.nan)) for title, d in found.items()}
+
+
+def power_correlations(report: Report) -> dict[str, Array]:
+    """Correlation matrix of P(k) between shells, (K, K), of each side."""
+    return _of_maps(report, lambda m: np.nan_to_num(np.corrcoef(_powers(m, ALL).T)), mean_array)
+
+
+def _powers(side: MapStatistics, selection: Selection) -> Array:
+    """Power spectra of single maps, (N, K)."""
+    return side.power.columns["power"][side.power.members(selection)].astype(np.float64)
 
 
 def pixel_curves(report: Report, kind: str, selection: Selection = ALL) -> tuple[Array, dict[str, Curve]]:
@@ -452,60 +449,40 @@ def inferred(report: Report) -> dict[str, tuple[Array, dict[str, Curve]]]:
     found: dict[str, tuple[Array, dict[str, Curve]]] = {}
     sides = [m.shapes for m in report.maps.values()]
     for c, condition in enumerate(report.family.conditions):
-        if not all("inferred" in s.columns and condition.name in shared(sides[0], s) for s in sides):
-            continue
-        edges = curve_edges(report.reference, condition)
-        found[condition.name] = edges, _of_maps(report, _Inferred(c, condition.name, edges), mean_curve)
+        if all("inferred" in s.columns and condition.name in shared(sides[0], s) for s in sides):
+            edges = curve_edges(report.reference, condition)
+            make = partial(_inferred_curve, c, condition.name, edges)
+            found[condition.name] = edges, _of_maps(report, make, mean_curve)
     return found
 
 
-class _Inferred:
-    """The curve of one side."""
-
-    def __init__(self, number: int, name: str, edges: Array) -> None:
-        self.number, self.name, self.edges = number, name, edges
-
-    def __call__(self, side: MapStatistics) -> Curve:
-        truth = side.shapes.conditions[self.name].astype(np.float64)
-        column = side.shapes.columns["inferred"][:, self.number : self.number + 1]
-        points = np.full((3, len(self.edges) - 1), np.nan)
-        points[0] = (self.edges[1:] + self.edges[:-1]) / 2
-        for k, (low, high) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True)):
-            rows = (truth >= low) & ((truth < high) | ((truth == high) & (k == len(self.edges) - 2)))
-            if np.count_nonzero(rows) >= FEWEST // 2:
-                curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
-                points[:, k] = curve.x[0], curve.y[0], curve.error[0]
-        return Curve(*points)
+def _inferred_curve(number: int, name: str, edges: Array, side: MapStatistics) -> Curve:
+    truth = side.shapes.conditions[name].astype(np.float64)
+    column = side.shapes.columns["inferred"][:, number : number + 1]
+    points = np.full((3, len(edges) - 1), np.nan)
+    points[0] = (edges[1:] + edges[:-1]) / 2
+    place = np.searchsorted(edges, truth, side="right") - 1
+    place[truth == edges[-1]] = len(edges) - 2
+    for k in range(len(edges) - 1):
+        rows = place == k
+        if np.count_nonzero(rows) >= FEWEST // 2:
+            curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
+            points[:, k] = curve.x[0], curve.y[0], curve.error[0]
+    return Curve(*points)
 
 
-def coherences(report: Report) -> dict[str, Curve]:
-    """Cross spectrum of different maps, shifted to fit best, over the root of their power spectra; of each side."""
-    if any(m.pairs is None for m in report.maps.values()):
-        return {}
+def pairs(report: Report) -> tuple[dict[str, Curve], dict[str, Array]]:
+    """Of pairs of different maps of each side, shifted to fit best: cross spectrum and largest correlation.
+
+    Returns:
+        The cross spectrum over the root of the two power spectra, and the correlation of each pair, (P,); both empty
+        where some side has no pairs.
+    """
+    known = {member: m.pairs for member, m in report.maps.items() if m.pairs is not None}
+    if len(known) < len(report.maps):
+        return {}, {}
     k = wave_numbers(report.family)
-
-    def make(side: MapStatistics) -> Curve:
-        pairs = side.pairs
-        return Curve(k, k * 0, k * 0) if pairs is None else pairs.curve(k, pairs.columns["coherence"], pairs.members())
-
-    return _of_maps(report, make, mean_curve)
-
-
-def alikeness(report: Report) -> dict[str, Array]:
-    """Largest correlation over all shifts of each pair of maps, (P,), of each side."""
-    empty = np.zeros(0)
-
-    def make(side: MapStatistics) -> Array:
-        return empty if side.pairs is None else np.asarray(side.pairs.columns["alike"][:, 0], dtype=np.float64)
-
-    return _of_maps(report, make, lambda parts: np.concatenate(list(parts)))
-
-
-def power_correlations(report: Report, selection: Selection = ALL) -> dict[str, Array]:
-    """Correlation matrix of P(k) between shells, (K, K), of each side."""
-
-    def make(side: MapStatistics) -> Array:
-        power = side.power.columns["power"][side.power.members(selection)].astype(np.float64)
-        return np.asarray(np.nan_to_num(np.corrcoef(power.T)))
-
-    return _of_maps(report, make, mean_array)
+    curves = _by_side(
+        report, lambda m: known[m].curve(k, known[m].columns["coherence"], known[m].members()), mean_curve
+    )
+    return curves, _by_side(report, lambda m: known[m].columns["alike"][:, 0].astype(np.float64), np.concatenate)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..observables.observable import Observable
-from .selections import Parts, Selection
+from .selections import Parts
 
 Array = NDArray[np.float64]
 _MAX_BINS = 50
@@ -79,55 +79,29 @@ def by_side(axis: hist.axis.Regular | hist.axis.Variable, contents: Mapping[str,
     return found
 
 
-class Spectra:
-    """Streaming histograms of single voxels (or pixels), one for each selection.
+class Histograms:
+    """Streaming histograms of observables and of single voxels, one for each of them and each selection.
 
     Zero voxels, and whatever lies below the axis, are underflow; nothing is lost.
 
     Args:
-        axis: The voxel axis, fixed by the reference.
-        selected: The selections.
+        edges: By name, the edges of each selection, fixed by the reference.
     """
 
-    def __init__(self, axis: hist.axis.Regular, selected: tuple[Selection, ...]) -> None:
-        self.selections, self.axis = selected, axis
-        self._edges = float32_edges(np.asarray(axis.edges))
-        self._counts = np.zeros((len(selected), axis.size + 2), dtype=np.int64)
+    def __init__(self, edges: Mapping[str, Sequence[Array]]) -> None:
+        self._edges = {name: [float32_edges(e) for e in each] for name, each in edges.items()}
+        self._counts = {name: [np.zeros(len(e) + 1, dtype=np.int64) for e in each] for name, each in edges.items()}
 
-    def fill(self, samples: NDArray[np.float32], parts: Parts) -> None:
-        """Add samples (N, ...); ``parts`` says where each belongs, see :func:`disjoint`."""
-        flat = samples.reshape(len(samples), -1)
+    def fill(self, name: str, values: NDArray[np.float32], parts: Parts) -> None:
+        """Add an observable of samples (N,), or their voxels (N, ...); ``parts`` says where each sample belongs."""
+        flat, found = values.reshape(len(values), -1), self._counts[name]
         size = max(1, _BLOCK_VALUES // flat.shape[1])
         for chosen, rows in parts:
             for start in range(0, len(rows), size):
                 block = flat[rows[start : start + size]].ravel()
                 block.sort()
-                self._counts[chosen] += _count_sorted(block, self._edges)
-
-    def counts(self, selection: int) -> NDArray[np.int64]:
-        """Contents with under- and overflow, (B + 2,)."""
-        return np.array(self._counts[selection])
-
-
-class Histograms:
-    """Streaming histograms of observables, one for each observable and selection.
-
-    Args:
-        edges: By observable, the edges of each selection, fixed by the reference.
-    """
-
-    def __init__(self, edges: Mapping[str, Sequence[Array]]) -> None:
-        self.edges = edges
-        self._sharp = {name: [float32_edges(e) for e in each] for name, each in edges.items()}
-        self._counts = {name: [np.zeros(len(e) + 1, dtype=np.int64) for e in each] for name, each in edges.items()}
-
-    def fill(self, table: NDArray[np.float32], parts: Parts) -> None:
-        """Add the observables (K, N) of samples, in the order of ``edges``; ``parts`` says where each belongs."""
-        for chosen, rows in parts:
-            columns = np.sort(table[:, rows], axis=1)
-            for column, edges, found in zip(columns, self._sharp.values(), self._counts.values(), strict=True):
                 for selection in np.flatnonzero(chosen):
-                    found[selection] += _count_sorted(column, edges[selection])
+                    found[selection] += _count_sorted(block, self._edges[name][selection])
 
     def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""

@@ -39,7 +39,7 @@ class SurveyPlan:
         family: What a sample is.
         selections: All samples, then the bins of each condition.
         axis: Axis of the voxel spectrum.
-        edges: By observable, histogram edges of each selection.
+        edges: By observable, and of single voxels, histogram edges of each selection.
         targets: Conditions of the example samples, (T, C), in the family's order and units; their deposited energies,
             (T, 1), where incident energies are not known.
         seed: Decides directions and which whole samples are kept.
@@ -86,13 +86,11 @@ class SurveyPlan:
         Raises:
             ConfigError: If there is no such observable.
         """
-        known = self.observables
+        if name not in self.edges:
+            raise ConfigError(f"there is no observable '{name}'", found=name, hint=did_you_mean(name, self.edges))
         if name == self.axis.name:
             return self.axis
-        if name not in known:
-            hint = did_you_mean(name, [*known, self.axis.name])
-            raise ConfigError(f"there is no observable '{name}'", found=name, hint=hint)
-        return hist.axis.Variable(self.edges[name][selection], name=name, label=known[name].axis_label)
+        return hist.axis.Variable(self.edges[name][selection], name=name, label=self.observables[name].axis_label)
 
 
 def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:
@@ -133,22 +131,32 @@ def plan_comparison(
     Raises:
         ShardError: If the reference is empty, or none of the samples looked at can be used.
     """
-    family, glance = reference.family, _glance(reference)
-    common = common_conditions(family, [glance.conditions, *(others or {}).values()])
-    conditions = {name: values for name, values in glance.conditions.items() if name in common}
+    family = reference.family
+    table, found, low, high = _glance(reference)
+    common = common_conditions(family, [found, *(others or {}).values()])
+    conditions = {name: values for name, values in found.items() if name in common}
     fixed_scale, targets = None, _example_targets(family, conditions)
     if family.energy is not None and family.energy.name not in common:
-        deposited = glance.table["total_energy"]
+        deposited = table["total_energy"]
         fixed_scale = float(deposited.mean()) or 1.0
         targets = np.quantile(deposited, _QUANTILES)[:, None]
     chosen = (*selections(family, conditions, bins), *more)
     kept = max(1, min(kept, _KEPT_BYTES // (4 * family.voxels)))
-    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(glance.table) + PROJECTIONS))))
+    rows = max(kept, min(_ROWS, _ROWS_BYTES // (4 * (len(table) + PROJECTIONS))))
+    axis = spectrum_axis(voxel_of(family), max(low, high * 1e-9), 2 * high)
+    # Histogram edges are those of all samples in selections with too few.
+    count = len(next(iter(table.values())))
+    members = [selection.of(conditions, count) for selection in chosen]
+    own = [mine if np.count_nonzero(mine) >= _FEWEST_GLANCED else np.ones(count, dtype=bool) for mine in members]
+    edges = {
+        name: tuple(observable_edges(observable, table[name][mine].astype(np.float32)) for mine in own)
+        for name, observable in catalogue(family, energy=fixed_scale is None).items()
+    }
     return SurveyPlan(
         family=family,
         selections=chosen,
-        axis=spectrum_axis(voxel_of(family), max(glance.low, glance.high * 1e-9), 2 * glance.high),
-        edges=_edges(catalogue(family, energy=fixed_scale is None), chosen, glance),
+        axis=axis,
+        edges={**edges, axis.name: (np.asarray(axis.edges),) * len(chosen)},
         targets=targets,
         seed=seed,
         fixed_scale=fixed_scale,
@@ -157,20 +165,12 @@ def plan_comparison(
     )
 
 
-@dataclass(frozen=True)
-class _Glance:
-    """Some reference samples, spread evenly over the source: their observables and conditions by name, (n,) each.
+def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
+    """Some reference samples, spread evenly over the source; those with voxels that are not finite are left out.
 
-    Those with voxels that are not finite are left out; ``low`` and ``high`` are the smallest and largest voxel above 0.
+    Returns:
+        Their observables and conditions by name, (n,) each, and the smallest and largest voxel above 0.
     """
-
-    table: dict[str, Array]
-    conditions: dict[str, NDArray[np.floating[Any]]]
-    low: float
-    high: float
-
-
-def _glance(reference: Source) -> _Glance:
     count, voxels = len(reference), reference.family.voxels
     if count == 0:
         raise ShardError("the reference has no samples", hint="give a file or folder with samples")
@@ -202,20 +202,7 @@ def _glance(reference: Source) -> _Glance:
         )
     joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     low, high = (low, high) if high else (0.1, 1.0)
-    return _Glance(joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high)
-
-
-def _edges(
-    known: Mapping[str, Observable], chosen: Sequence[Selection], glance: _Glance
-) -> dict[str, tuple[Array, ...]]:
-    """Histogram edges of every observable in each selection; those of all samples where there are too few."""
-    count = len(next(iter(glance.table.values())))
-    members = [selection.of(glance.conditions, count) for selection in chosen]
-    own = [mine if np.count_nonzero(mine) >= _FEWEST_GLANCED else np.ones(count, dtype=bool) for mine in members]
-    return {
-        name: tuple(observable_edges(observable, glance.table[name][mine].astype(np.float32)) for mine in own)
-        for name, observable in known.items()
-    }
+    return joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high
 
 
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from calogen.shards.samples import Samples
 
 from ..observables.catalogue import observe
-from .histograms import Histograms, Spectra
+from .histograms import Histograms
 from .moments import Covariance, Means
 from .plan import SurveyPlan
 from .selections import disjoint
@@ -29,8 +29,7 @@ class Streams:
         covariance: Whether to accumulate the covariance of voxels, where there are at most 1,000.
 
     Attributes:
-        histograms: Of every observable in each selection.
-        spectra: Of single voxels in each selection.
+        histograms: Of every observable and of single voxels in each selection.
         means: Mean sample of each selection.
         covariance: Of vectors given to :meth:`fill`; None for larger samples or if not wanted.
     """
@@ -39,7 +38,6 @@ class Streams:
         voxels = plan.family.voxels
         self.plan = plan
         self.histograms = Histograms(plan.edges)
-        self.spectra = Spectra(plan.axis, plan.selections)
         self.means = Means(voxels, plan.selections)
         self.covariance = Covariance(voxels) if covariance and voxels <= _COVARIANCE_VOXELS else None
         self._running: list[Future[None]] = []
@@ -61,13 +59,14 @@ class Streams:
         covariance = self.covariance
         if covariance is not None and vectors is not None:
             self._start(lambda: covariance.fill(vectors))
-        self._start(lambda: self.spectra.fill(samples.values, parts))
+        self._start(lambda: self.histograms.fill(self.plan.axis.name, samples.values, parts))
         self._start(lambda: self.means.fill(samples.values, parts))
-        table = np.stack(list(observe(samples).values()))
-        self.histograms.fill(table.astype(np.float32), parts)
+        observed = observe(samples)
+        for name in self.plan.observables:
+            self.histograms.fill(name, observed[name].astype(np.float32), parts)
         while self._running:
             self._running.pop().result()
-        return table
+        return np.stack(list(observed.values()))
 
     def close(self) -> None:
         """Let the threads go."""

@@ -16,7 +16,7 @@ from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
 from ..observables.statistics import FLOOR_PIXEL
-from .histograms import Histograms, Spectra, by_side, float32_edges
+from .histograms import Histograms, by_side, float32_edges
 from .moments import Covariance, Means
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
@@ -46,8 +46,7 @@ class Survey:
         kept: Whole samples in physical units, at most ``SurveyPlan.kept``.
         kept_index: Their columns in ``table``, increasing.
         kept_spectra: Their voxel histograms, (kept, B + 2).
-        histograms: Of every observable in each selection.
-        spectra: Voxel spectrum of each selection.
+        histograms: Of every observable and of single voxels in each selection.
         means: Mean sample of each selection.
         covariance: Of the voxels of samples as :func:`vectors`; None for samples of more than 1,000 voxels.
         examples: Samples nearest to the plan's targets, (T, V), and their conditions, (T, C).
@@ -65,7 +64,6 @@ class Survey:
     kept_index: NDArray[np.intp]
     kept_spectra: NDArray[np.int32]
     histograms: Histograms
-    spectra: Spectra
     means: Means
     covariance: Covariance | None
     examples: tuple[Columns, Array]
@@ -119,11 +117,8 @@ def histogram(
     """
     number = plan.selection(selection)
     axis = plan.histogram_axis(name, number)
-
-    def contents(side: Survey) -> NDArray[np.int64]:
-        return side.spectra.counts(number) if axis is plan.axis else side.histograms.counts(name, number)
-
-    return by_side(axis, {title: np.sum([contents(s) for s in seeds], axis=0) for title, seeds in sides.items()})
+    contents = {t: np.sum([s.histograms.counts(name, number) for s in seeds], axis=0) for t, seeds in sides.items()}
+    return by_side(axis, contents)
 
 
 class _Examples:
@@ -295,7 +290,6 @@ class _Pass:
             kept_index=np.flatnonzero(columns["whole"]),
             kept_spectra=_spectrum_rows(self.plan, kept.values),
             histograms=self._streams.histograms,
-            spectra=self._streams.spectra,
             means=self._streams.means,
             covariance=self._streams.covariance,
             examples=(self._examples.values, self._examples.conditions),

@@ -7,7 +7,6 @@ import pytest
 from calogen.analysis.observables.observable import Observable
 from calogen.analysis.survey.histograms import (
     Histograms,
-    Spectra,
     by_side,
     counts,
     is_logarithmic,
@@ -89,14 +88,6 @@ def test_maps_are_binned_in_every_parameter():
     assert names == ["", "Omega_m=0.1:0.3", "Omega_m=0.3:0.5", "sigma_8=0.6:0.8", "sigma_8=0.8:1"]
 
 
-def streamed(energy, chosen, *accumulators):
-    """Fill (accumulator, values) pairs in two chunks; values have samples along their last axis or are samples."""
-    for part in (slice(0, 13), slice(13, 60)):
-        members = np.stack([s.of({"incident_energy": energy[part]}, len(energy[part])) for s in chosen])
-        for accumulator, take in accumulators:
-            accumulator.fill(take(part), disjoint(members))
-
-
 def test_streamed_equals_whole():
     rng = np.random.default_rng(4)
     samples = (rng.exponential(size=(60, 20)) * (rng.random((60, 20)) < 0.5)).astype(np.float32)
@@ -105,28 +96,33 @@ def test_streamed_equals_whole():
     chosen = selections(FAMILIES["calogan"], {"incident_energy": energy}, 2)
     axis = spectrum_axis(Observable("voxel", "energy"), 0.01, 3.0)
     edges = {"a": (np.linspace(-1, 1, 11),) * 3, "b": (np.linspace(-0.1, 0.1, 4), np.array([0.0, 1]), np.array([0, 2]))}
-    spectra, histograms = Spectra(axis, chosen), Histograms(edges)
-    streamed(energy, chosen, (spectra, lambda p: samples[p]), (histograms, lambda p: table[:, p]))
-    np.testing.assert_array_equal(spectra.counts(0), counts(samples.ravel(), np.asarray(axis.edges)))
-    assert spectra.counts(0).sum() == samples.size
-    np.testing.assert_array_equal(spectra.counts(1) + spectra.counts(2), spectra.counts(0))
+    histograms = Histograms({**edges, "voxel": (np.asarray(axis.edges),) * 3})
+    values = {"a": table[0], "b": table[1], "voxel": samples}
+    for part in (slice(0, 13), slice(13, 60)):
+        members = np.stack([s.of({"incident_energy": energy[part]}, len(energy[part])) for s in chosen])
+        for name, column in values.items():
+            histograms.fill(name, column[part], disjoint(members))
+    whole, one, two = (histograms.counts("voxel", k) for k in range(3))
+    np.testing.assert_array_equal(whole, counts(samples.ravel(), np.asarray(axis.edges)))
+    assert whole.sum() == samples.size
+    np.testing.assert_array_equal(one + two, whole)
     for number, selection in enumerate(chosen):
         mine = selection.of({"incident_energy": energy}, 60)
         for column, name in zip(table, edges, strict=True):
             expected = counts(column[mine], edges[name][number])
             np.testing.assert_array_equal(histograms.counts(name, number), expected)
-    found = by_side(axis, {"one": spectra.counts(1), "two": spectra.counts(2)})
+    found = by_side(axis, {"one": one, "two": two})
     assert list(found.axes["side"]) == ["one", "two"]
-    np.testing.assert_array_equal(found[{"side": "two"}].view(flow=True), spectra.counts(2))
+    np.testing.assert_array_equal(found[{"side": "two"}].view(flow=True), two)
     np.testing.assert_allclose(found.axes["voxel"].edges, axis.edges)
-    assert found.sum(flow=True) == spectra.counts(0).sum()
+    assert found.sum(flow=True) == whole.sum()
 
 
 def test_a_value_on_an_edge_is_in_the_bin_above_as_its_float32_says():
     edges = np.linspace(0, 1, 11)  # 0.1, 0.2, ... are no float32 numbers
     values = edges.astype(np.float32)
     histograms = Histograms({"a": (edges,)})
-    histograms.fill(values[None], disjoint(np.ones((1, 11), dtype=bool)))
+    histograms.fill("a", values, disjoint(np.ones((1, 11), dtype=bool)))
     np.testing.assert_array_equal(histograms.counts("a"), counts(values, edges))
 
 

@@ -550,7 +550,7 @@ def test_histograms_of_a_view_lose_nothing(report):
     for name in ("response", "energy_2", "depth"):
         for title, histogram in views.observable_histograms(report, name).items():
             assert histogram.total == sum(side.used for side in views.sides(report)[title])
-            assert histogram.density @ histogram.widths == pytest.approx(1 - histogram.outside)
+            assert histogram.density @ histogram.widths == pytest.approx(1 - histogram.below - histogram.above)
 
 
 def test_the_curve_of_the_mean_is_the_mean(report):

@@ -55,8 +55,7 @@ def test_of_many_samples_a_seeded_subset_is_listed_and_all_are_counted(showers, 
     assert (np.diff(rows) > 0).all()
     np.testing.assert_array_equal(part.table, whole.table[:, rows])
     for number in range(len(plan.selections)):
-        np.testing.assert_array_equal(part.spectra.counts(number), whole.spectra.counts(number))
-        for name in part.names:
+        for name in [*part.names, "voxel"]:
             np.testing.assert_array_equal(part.histograms.counts(name, number), whole.histograms.counts(name, number))
     other = survey(showers, replace(plan, rows=200, kept=50, seed=6))
     assert not np.array_equal(other.conditions["angle"], part.conditions["angle"])
@@ -90,7 +89,7 @@ def test_samples_that_are_not_finite_are_in_no_sum(showers, plan):
     assert (found.count, found.used, found.table.shape[1]) == (700, 698, 698)
     assert found.problems["nonfinite_samples"] == found.problems["nonfinite_voxels"] == 2
     assert found.problems["negative_voxels"] == 1
-    assert found.spectra.counts(0).sum() == 698 * SMALL.voxels
+    assert found.histograms.counts("voxel").sum() == 698 * SMALL.voxels
     assert found.histograms.counts("depth").sum() == 698
     assert np.isfinite(found.means.mean).all()
     assert len(found.kept) == 698
@@ -147,7 +146,7 @@ def test_an_error_in_a_thread_comes_out(showers, plan, monkeypatch):
     def broken(*_):
         raise ValueError("broken")
 
-    monkeypatch.setattr("calogen.analysis.survey.histograms.Spectra.fill", broken)
+    monkeypatch.setattr("calogen.analysis.survey.moments.Means.fill", broken)
     with pytest.raises(ValueError, match="broken"):
         survey(showers, plan)
 
