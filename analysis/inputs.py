@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,13 @@ def require_settings(bins: int, seed: int) -> None:
     Raises:
         ConfigError: If not.
     """
-    if not _whole(bins) or not 0 <= bins <= _MOST_BINS:
-        expected = f"a whole number from 1 to {_MOST_BINS}, or 0 for none"
-        raise ConfigError("this is no number of bins", where="bins", expected=expected, found=repr(bins))
-    if not _whole(seed) or seed < 0:
-        raise ConfigError("this is no seed", where="seed", expected="a whole number, at least 0", found=repr(seed))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    for name, value, most, expected in (
+        ("number of bins", bins, _MOST_BINS, f"a whole number from 1 to {_MOST_BINS}, or 0 for none"),
+        ("seed", seed, math.inf, "a whole number, at least 0"),
+    ):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= most:
+            where = f"`{name.split()[-1]}`"
+            raise ConfigError(f"invalid {name}", where=where, expected=expected, found=repr(value))
 
 
 def open_side(
@@ -93,37 +92,31 @@ def require_same(reference: Family, generated: Family, name: str) -> None:
     Raises:
         ShardError: If not; ``name`` is what it calls the generated ones.
     """
-    if reference.same_samples(generated):
-        _require_labels(reference, generated, name)
-        return
-    if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
+    if not reference.same_samples(generated):
+        if reference.kind == generated.kind == "map" and reference.unit == generated.unit:
+            raise ShardError(
+                "maps of different sizes cannot be compared: their spectra are at different wave numbers",
+                where=name,
+                expected=_size_of(reference),
+                found=_size_of(generated),
+                hint="cut or generate maps of the reference's box and pixels",
+            )
         raise ShardError(
-            "maps of different sizes cannot be compared: their spectra are at different wave numbers",
+            "samples of different families cannot be compared",
             where=name,
-            expected=_size_of(reference),
-            found=_size_of(generated),
-            hint="cut or generate maps of the reference's box and pixels",
+            expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
+            found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
         )
-    raise ShardError(
-        "samples of different families cannot be compared",
-        where=name,
-        expected=f"family '{reference.name}' ({reference.voxels} voxels, {len(reference.layers)} layers)",
-        found=f"family '{generated.name}' ({generated.voxels} voxels, {len(generated.layers)} layers)",
-    )
-
-
-def _require_labels(reference: Family, generated: Family, name: str) -> None:
-    for condition in (c.name for c in reference.conditions):
-        if any(c.name == condition for c in generated.conditions):
-            mine, theirs = reference.labels(condition), generated.labels(condition)
-            if mine != theirs:
-                raise ShardError(
-                    f"the labels of '{condition}' are not those of the reference, in its order",
-                    where=name,
-                    expected=", ".join(mine) or "a number",
-                    found=", ".join(theirs) or "a number",
-                    hint="open one side with the labels of the other: open_shards(PATH, labels={NAME: LABELS})",
-                )
+    for condition in {c.name for c in reference.conditions} & {c.name for c in generated.conditions}:
+        mine, theirs = reference.labels(condition), generated.labels(condition)
+        if mine != theirs:
+            raise ShardError(
+                f"the labels of '{condition}' are not those of the reference, in its order",
+                where=name,
+                expected=", ".join(mine) or "a number",
+                found=", ".join(theirs) or "a number",
+                hint="open one side with the labels of the other: open_shards(PATH, labels={NAME: LABELS})",
+            )
 
 
 def _size_of(family: Family) -> str:

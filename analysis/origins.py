@@ -44,11 +44,8 @@ class Costs:
     def of(cls, source: Source) -> Costs:
         """Read them from a source's provenance and its folder's manifest."""
         entry = _entry(source.provenance)
-        if entry is None:
-            return cls(samples_per_second=_rate(getattr(source, "files", ())))
         facts, history = entry.get("training"), _validations(entry)
         facts = facts if isinstance(facts, Mapping) else {}
-        threads = facts.get("threads")
         device = facts.get("device")
         return cls(
             network=_text(entry.get("network")),
@@ -56,7 +53,7 @@ class Costs:
             parameters=_whole(entry.get("parameters")),
             training_steps=_whole(history[-1].get("step")) if history else None,
             training_seconds=_number(history[-1].get("seconds")) if history else None,
-            training_device=f"{device}, {threads} thread(s)" if device == "cpu" else _text(device),
+            training_device=f"{device}, {facts.get('threads')} thread(s)" if device == "cpu" else _text(device),
             samples_per_second=_rate(getattr(source, "files", ())),
         )
 
@@ -100,21 +97,23 @@ class History:
     def of(cls, provenance: Sequence[Entry]) -> History | None:
         """From the provenance of samples; None if it tells no history of at least two validations."""
         entry = _entry(provenance)
-        found = _validations(entry) if entry is not None else []
-        if entry is None or len(found) < 2:
+        found = _validations(entry)
+        if len(found) < 2:
             return None
 
         def column(name: str) -> NDArray[np.float64]:
             return np.array([math.nan if (x := _number(one.get(name))) is None else x for one in found])
 
-        floors = (column("floor"), column("floor_error"))
-        known = [values[np.isfinite(values)] for values in floors]
+        def first(name: str) -> float:
+            known = [x for x in column(name) if math.isfinite(x)]
+            return float(known[0]) if known else math.nan
+
         names = dict.fromkeys(key for one in found for key in one if key not in _AXES)
         return cls(
             steps=column("step"),
             seconds=column("seconds"),
             curves={name: column(name) for name in names},
-            floor=(known[0][0] if len(known[0]) else math.nan, known[1][0] if len(known[1]) else math.nan),
+            floor=(first("floor"), first("floor_error")),
             chosen=_whole(entry.get("checkpoint_step")),
         )
 
@@ -123,10 +122,10 @@ _MOST = 1e30  # no file of ours has larger numbers, and figures cannot show them
 _AXES = ("step", "seconds", "floor", "floor_error")
 
 
-def _entry(provenance: Sequence[Entry]) -> Entry | None:
-    """What all files say of their checkpoint; None if they are of several, or of none."""
+def _entry(provenance: Sequence[Entry]) -> Entry:
+    """What all files say of their checkpoint; nothing if they are of several, or of none."""
     digests = {str(entry.get("checkpoint_sha256", "")) for entry in provenance}
-    return provenance[0] if len(digests) == 1 and digests != {""} else None
+    return provenance[0] if len(digests) == 1 and digests != {""} else {}
 
 
 def _validations(entry: Entry) -> list[Entry]:

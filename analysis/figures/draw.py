@@ -42,7 +42,7 @@ def _observables(report: Report) -> Iterator[Drawing]:
         # All layers of one quantity, then the next: of centres and widths first every x, then y, then r.
         quantities = list(dict.fromkeys(o.quantity for o in mine))
         mine.sort(key=lambda o, order=quantities: order.index(o.quantity))  # type: ignore[misc]
-        figure, panels = ratio_grid(report, len(mine), 4 if len(mine) % 3 else 3, (3.0, 2.9), left=0.58)
+        figure, panels = ratio_grid(report, len(mine), 4 if len(mine) % 3 else 3, (3.0, 2.9))
         for (main, ratio), observable in zip(panels, mine, strict=True):
             draw_histograms(main, ratio, views.observable_histograms(report, observable.name), observable)
         caption = (

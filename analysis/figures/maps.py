@@ -54,7 +54,7 @@ def _edges(x: Array) -> Array:
 def _plane(report: Report, labels: tuple[str, str]) -> tuple[Figure, list[tuple[Selection, Axes, Axes]]]:
     """A panel with its ratio for all maps and for each quarter of the conditions' plane, both axes named."""
     chosen = views.plane(report)
-    figure, panels = ratio_grid(report, len(chosen), left=0.78, label=labels[1])
+    figure, panels = ratio_grid(report, len(chosen), label=labels[1])
     for (main, ratio), selection in zip(panels, chosen, strict=True):
         main.set_title(selection.title + (f"  ({selection.name})" if selection.name else ""), loc="left")
         ratio.set_xlabel(labels[0])

@@ -37,6 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0, (8, 1, 1, 1)))
 FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
+_SMALL = 3.5  # inches that a panel with few labels is narrower than
 _TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
 _STYLE: dict[str, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
     "font.family": ["DejaVu Sans"],
@@ -105,12 +106,7 @@ Panels = list[tuple[Axes, Axes]]
 
 
 def ratio_grid(
-    report: Report,
-    count: int,
-    columns: int = 3,
-    size: tuple[float, float] = (3.7, 3.6),
-    left: float = 0.75,
-    label: str = "density",
+    report: Report, count: int, columns: int = 3, size: tuple[float, float] = (3.7, 3.6), label: str = "density"
 ) -> tuple[Figure, Panels]:
     """A figure with a legend and some panels, each with a panel of ratios that shares its horizontal axis.
 
@@ -119,10 +115,9 @@ def ratio_grid(
         count: Number of panels.
         columns: Panels side by side, at most.
         size: Width and height of a panel with its labels, in inches.
-        left: Room for the labels of the vertical axis, in inches.
         label: Of the vertical axes of the first column.
     """
-    figure, places = _grid(report, count, columns, size, left)
+    figure, places = _grid(report, count, columns, size)
     panels = []
     for k, (x, y, across, up) in enumerate(places):
         lower = 0.27 * up
@@ -142,15 +137,15 @@ def ratio_grid(
 
 def plain_grid(report: Report, count: int) -> tuple[Figure, list[Axes]]:
     """A figure with a legend and some panels without ratios, three in a row."""
-    figure, places = _grid(report, count, 3, (3.7, 3.1), 0.78)
+    figure, places = _grid(report, count, 3, (3.7, 3.1))
     return figure, [figure.add_axes(place) for place in places]
 
 
 def _grid(
-    report: Report, count: int, columns: int, size: tuple[float, float], left: float
+    report: Report, count: int, columns: int, size: tuple[float, float]
 ) -> tuple[Figure, list[tuple[float, float, float, float]]]:
     """A figure with a legend and rectangles for panels: of one size, they need no layout engine, which takes long."""
-    columns = min(columns, count)
+    columns, left = min(columns, count), 0.58 if size[0] < _SMALL else 0.78  # room for the labels
     rows = -(-count // columns)
     width = size[0] * columns + 0.1
     entries = _legend_entries(report)
@@ -211,7 +206,7 @@ def draw_histograms(
     factor, label = observable.axis(edges[-1])
     edges = edges * factor
     shown = {t: replace(h, edges=edges, decades=is_logarithmic(edges)) for t, h in histograms.items()}
-    draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, _RATIO_RANGE, steps=True)
+    draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, steps=True)
     if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
@@ -286,7 +281,7 @@ def draw_curves(
         edges: Of the bins, (K + 1,).
         curves: By side, reference first; several seeds of one surrogate become a band.
         limits: Of the ratios (default: what shows them).
-        steps: Draw histograms: the reference filled, generated as steps with error bars.
+        steps: Draw histograms: the reference filled, generated as steps with error bars; ratios from 0.5 to 1.5.
     """
     titles = list(curves)
     reference = curves[titles[0]]
@@ -301,7 +296,8 @@ def draw_curves(
     relative = error / np.where(y != 0, np.abs(y), 1.0)
     ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
-    ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
+    if not steps:
+        ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
     for title, quotient in ratios.items():
         look, curve = look_of(titles, title), curves[title]
         if steps:

@@ -45,7 +45,7 @@ def response(report: Report) -> Iterator[Drawing]:
         (relative_spread, "rms_resolution", "resolution: st. dev. / mean"),
     )
     gaps = [s for s in report.plan.selections if isinstance(s, HeldOut) and s.inside and s.held == condition.name]
-    figure, panels = ratio_grid(report, 3, 3, (4.1, 4.2), left=0.8)
+    figure, panels = ratio_grid(report, 3, 3, (4.1, 4.2))
     for (main, ratio), (statistic, kind, title) in zip(panels, statistics, strict=True):
         edges, curves = views.condition_curves(report, "response", condition, statistic)
         draw_curves(main, ratio, edges * factor, {t: replace(c, x=c.x * factor) for t, c in curves.items()})
@@ -106,7 +106,7 @@ def _in_selections(
     filled = [s for s in selections if views.filled(report, s)]
     if not filled or not report.plan.has_energy:
         return
-    figure, panels = ratio_grid(report, len(names) * len(filled), len(filled), (2.9, 2.75), left=0.58)
+    figure, panels = ratio_grid(report, len(names) * len(filled), len(filled), (2.9, 2.75))
     for (main, ratio), (name, selection) in zip(panels, product(names, filled), strict=True):
         draw_histograms(main, ratio, views.observable_histograms(report, name, selection), report.observables[name])
         if name == names[0]:

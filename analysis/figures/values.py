@@ -44,14 +44,14 @@ class Histogram:
     Attributes:
         edges: (B + 1,).
         contents: Counts with under- and overflow, (B + 2,).
-        correlated_error: Error of each inner bin's count if entries are not independent, (B,).
+        count_error: Error of each inner bin's count, (B,).
         decades: Whether densities are per decade.
         seeds: How many seeds of one surrogate are joined in it.
     """
 
     edges: Array
     contents: NDArray[np.int64]
-    correlated_error: Array | None = None
+    count_error: Array
     decades: bool = False
     seeds: int = 1
 
@@ -73,9 +73,7 @@ class Histogram:
     @property
     def error(self) -> Array:
         """Uncertainty of the density, (B,)."""
-        inner = self.contents[1:-1]
-        error = np.sqrt(inner) if self.correlated_error is None else self.correlated_error
-        return np.asarray(error / (max(self.total, 1) * self.widths))
+        return np.asarray(self.count_error / (max(self.total, 1) * self.widths))
 
     @property
     def curve(self) -> Curve:
@@ -101,9 +99,9 @@ def _joined(histograms: Sequence[Histogram]) -> Histogram:
         return histograms[0]
     contents = np.sum([h.contents for h in histograms], axis=0)
     shares = np.array([h.contents[1:-1] / max(h.total, 1) for h in histograms])
-    own = [np.sqrt(h.contents[1:-1]) if h.correlated_error is None else h.correlated_error for h in histograms]
-    error = np.hypot(np.sqrt(np.sum(np.square(own), axis=0)), shares.std(axis=0, ddof=1) * contents.sum())
-    return replace(histograms[0], contents=contents, correlated_error=error, seeds=len(histograms))
+    statistical = np.sqrt(np.sum([h.count_error**2 for h in histograms], axis=0))
+    error = np.hypot(statistical, shares.std(axis=0, ddof=1) * contents.sum())
+    return replace(histograms[0], contents=contents, count_error=error, seeds=len(histograms))
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -145,7 +143,12 @@ def observable_histograms(report: Report, name: str, selection: Selection = ALL)
     """One observable's histogram for each side, of all samples, on edges fixed by the reference."""
     number = report.plan.selections.index(selection)
     edges = report.plan.edges[name][number]
-    return _each(report, lambda side: Histogram(edges, side.histograms.counts(name, number)), _joined)
+
+    def histogram(side: Survey) -> Histogram:
+        contents = side.histograms.counts(name, number)
+        return Histogram(edges, contents, np.sqrt(contents[1:-1]))
+
+    return _each(report, histogram, _joined)
 
 
 def spectra(report: Report) -> dict[str, Histogram]:
@@ -216,12 +219,12 @@ def fit_text(fits: Sequence[ResolutionFit]) -> str:
     return ", ".join(f"{name} = {with_error(100 * value, 100 * error)}" for name, (value, error) in named)
 
 
-def longitudinal(report: Report, selection: Selection = ALL) -> dict[str, Curve]:
+def longitudinal(report: Report) -> dict[str, Curve]:
     """Mean share of the deposited energy in each layer, for each side; x is the position of the layer."""
     rows = [report.reference.names.index(f"fraction_{n}") for n in report.family.layer_numbers]
 
     def profile(side: Survey) -> Curve:
-        values = side.table[rows][:, side.members(selection)].astype(np.float64)
+        values = side.table[rows].astype(np.float64)
         error = values.std(axis=1) / np.sqrt(max(values.shape[1], 1))
         return Curve(np.arange(len(rows), dtype=np.float64), values.mean(axis=1), error)
 
@@ -309,11 +312,10 @@ def voxel_correlations(report: Report) -> dict[str, Array]:
     return found
 
 
-def layer_images(report: Report, position: int, selection: int = 0) -> dict[str, Array]:
-    """Mean voxel energies of one layer for each side, in the layer's shape."""
-    family = report.family
-    cells, shape = family.layer_slices[position], family.layers[position].shape
-    return _each(report, lambda side: side.means.mean[selection, cells].reshape(shape), mean_array)
+def layer_images(report: Report, position: int) -> dict[str, Array]:
+    """Mean voxel energies of one layer for each side, (V_layer,)."""
+    cells = report.family.layer_slices[position]
+    return _each(report, lambda side: side.means.mean[0, cells], mean_array)
 
 
 def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array, Array]:
@@ -331,16 +333,11 @@ def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array,
 def rebinned(histogram: Histogram, keep: slice) -> Histogram:
     """The histogram within some of its bins; the rest becomes under- and overflow."""
     first, last, _ = keep.indices(len(histogram.edges) - 1)
-    inner = histogram.contents[1:-1]
-    contents = np.concatenate(
-        [
-            [histogram.contents[0] + inner[:first].sum()],
-            inner[first:last],
-            [histogram.contents[-1] + inner[last:].sum()],
-        ]
-    )
-    error = None if histogram.correlated_error is None else histogram.correlated_error[first:last]
-    return replace(histogram, edges=histogram.edges[first : last + 1], contents=contents, correlated_error=error)
+    whole, inner = histogram.contents, histogram.contents[1:-1]
+    ends = whole[0] + inner[:first].sum(), whole[-1] + inner[last:].sum()
+    contents = np.concatenate([ends[:1], inner[first:last], ends[1:]])
+    edges, error = histogram.edges[first : last + 1], histogram.count_error[first:last]
+    return replace(histogram, edges=edges, contents=contents, count_error=error)
 
 
 def shown_layers(report: Report, most: int = 7) -> list[int]:

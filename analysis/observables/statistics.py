@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -42,36 +42,32 @@ class Shells:
     _starts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, pixels: tuple[int, int], box_size: float) -> Shells:
+    @lru_cache(maxsize=8)
+    def of(cls, pixels: tuple[int, ...], box_size: float) -> Shells:
         """The shells of maps of some size."""
-        return _shells(tuple(pixels), float(box_size))
+        height, width = pixels
+        side = min(pixels)
+        rows = np.fft.fftfreq(height) * side  # in units of the fundamental of the shorter side
+        columns = np.fft.rfftfreq(width) * side
+        last = max(side // 2 - 1, 0)
+        number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
+        weight = np.full(number.shape, 2.0)  # rfft keeps one of each conjugate pair
+        weight[:, 0] = 1.0
+        if width % 2 == 0:
+            weight[:, -1] = 1.0
+        order = np.argsort(number, axis=None, kind="stable")
+        order = order[(number.ravel()[order] > 0) & (number.ravel()[order] <= last)]
+        starts = np.searchsorted(number.ravel()[order], np.arange(1, last + 1))
+        length = box_size * side / height if box_size else float(side)
+        area = box_size**2 * width / height if box_size else float(height * width)
+        k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
+        return cls(k, number, weight, area, order, starts)
 
     def mean(self, modes: Array) -> Array:
         """Mean of a real quantity over the modes of each shell, (N, H, W//2 + 1) to (N, K)."""
         chosen = (modes * self.weight).reshape(len(modes), -1)[:, self._order]
         counts = np.add.reduceat(self.weight.ravel()[self._order], self._starts)
         return np.asarray(np.add.reduceat(chosen, self._starts, axis=1) / counts)
-
-
-@lru_cache(maxsize=8)
-def _shells(pixels: tuple[int, int], box_size: float) -> Shells:
-    height, width = pixels
-    side = min(pixels)
-    rows = np.fft.fftfreq(height) * side  # in units of the fundamental of the shorter side
-    columns = np.fft.rfftfreq(width) * side
-    last = max(side // 2 - 1, 0)
-    number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
-    weight = np.full(number.shape, 2.0)  # rfft keeps one of each conjugate pair
-    weight[:, 0] = 1.0
-    if width % 2 == 0:
-        weight[:, -1] = 1.0
-    order = np.argsort(number, axis=None, kind="stable")
-    order = order[(number.ravel()[order] > 0) & (number.ravel()[order] <= last)]
-    starts = np.searchsorted(number.ravel()[order], np.arange(1, last + 1))
-    length = box_size * side / height if box_size else float(side)
-    area = box_size**2 * width / height if box_size else float(height * width)
-    k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
-    return Shells(k, number, weight, area, order, starts)
 
 
 def _blocks(maps: Maps) -> Iterator[slice]:
@@ -156,10 +152,10 @@ def minkowski(maps: Maps, thresholds: Array, box_size: float) -> Array:
     """
     count, height, width = maps.shape
     pixel = box_size / height if box_size else 1.0
+    above = partial(_count_above, len(thresholds))
     found = np.empty((count, 3, len(thresholds)))
     for part in _blocks(maps):
         rank = np.searchsorted(thresholds, maps[part]).astype(np.uint8)
-        above = _Above(len(thresholds))
         right, down = np.roll(rank, -1, axis=2), np.roll(rank, -1, axis=1)
         low, high = np.minimum(rank, right), np.maximum(rank, right)  # sides between columns
         low_, high_ = np.roll(low, -1, axis=1), np.roll(high, -1, axis=1)
@@ -173,17 +169,12 @@ def minkowski(maps: Maps, thresholds: Array, box_size: float) -> Array:
     return np.asarray(found / (height * width))
 
 
-@dataclass(frozen=True)
-class _Above:
-    """Counts the pixels of each map whose rank is above each threshold's, (N, T)."""
-
-    thresholds: int
-
-    def __call__(self, ranks: NDArray[np.uint8]) -> Array:
-        bins = self.thresholds + 1
-        place = ranks.reshape(len(ranks), -1) + bins * np.arange(len(ranks))[:, None]
-        counts = np.bincount(place.ravel(), minlength=bins * len(ranks)).reshape(len(ranks), bins)
-        return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, -2::-1], dtype=np.float64)
+def _count_above(thresholds: int, ranks: NDArray[np.uint8]) -> Array:
+    """How many pixels of each map have a rank above each threshold's, (N, T)."""
+    bins = thresholds + 1
+    place = ranks.reshape(len(ranks), -1) + bins * np.arange(len(ranks))[:, None]
+    counts = np.bincount(place.ravel(), minlength=bins * len(ranks)).reshape(len(ranks), bins)
+    return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, -2::-1], dtype=np.float64)
 
 
 def bispectrum_bands(pixels: tuple[int, int], box_size: float) -> tuple[list[tuple[int, int]], Array]:

@@ -246,8 +246,8 @@ class _Pass:
             known = {name: c for name, c in chunk.conditions.items() if name != family.energy.name}
             chunk = replace(chunk, conditions=known)
         good = self._inspect(chunk)
-        rows = slice(self.done, self.done + len(good))
-        listed, whole = self._listed[rows][good], self._whole[rows][good]
+        passed = slice(self.done, self.done + len(good))
+        listed, whole = self._listed[passed][good], self._whole[passed][good]
         self.done += len(good)
         if not good.any():
             return
@@ -259,12 +259,8 @@ class _Pass:
         if "response_too_high" in self.problems:
             response = table[self._names.index("response")]
             self.problems["response_too_high"] += int(np.count_nonzero(response > family.max_response))
-        self._list(samples, table, vector, listed)
-        self._columns.add("whole", whole[listed])
         self._kept.append(samples.select(whole))
-
-    def _list(self, samples: Samples, table: Columns, vector: Columns, listed: NDArray[np.bool_]) -> None:
-        """Keep the observables, projections and conditions of some samples."""
+        self._columns.add("whole", whole[listed])
         rows = slice(None) if listed.all() else np.flatnonzero(listed)
         self._columns.add("table", table[:, rows])
         self._columns.add("projections", (vector[rows] @ self._basis).T)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from calogen.analysis.comparison import compare
+from calogen.analysis.figures.draw import draw
 from calogen.analysis.observables import catalogue as catalogue_module
 from calogen.analysis.observables.catalogue import catalogue, observe
 from calogen.analysis.observables.maps import wave_numbers
-from support import ORACLES
+from calogen.analysis.observables.observable import Observable
+from calogen.analysis.observables.showers import ratio
+from support import ORACLES, SMALL, toy, write_folder
 
+from calogen.bench import analysis_ratio
 from calogen.families import FAMILIES, Family
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
@@ -199,3 +204,29 @@ def test_showers_without_energies_have_everything_but_a_response():
     assert set(whole) - set(bare) == {"response"}
     for name, values in bare.items():
         np.testing.assert_array_equal(values, whole[name], err_msg=name)
+
+
+def test_an_observable_is_one_entry(tmp_path, monkeypatch):
+    """What is in the list is in metrics, histograms and figures, and no obstacle to ``bench analysis``."""
+    kind = catalogue_module._KINDS["calorimeter"]
+
+    def with_one_more(family):
+        yield from kind.observables(family)
+        yield Observable(
+            "energy_per_hit",
+            r"$E$ of a voxel hit",
+            family.unit,
+            lambda s: ratio(s.total, s.hits.sum(axis=0)),
+            figure="shower",
+        )
+
+    monkeypatch.setitem(catalogue_module._KINDS, "calorimeter", kind._replace(observables=with_one_more))
+    samples = toy(SMALL, 1200, seed=1)
+    hits = (samples.values > 0).sum(axis=1)
+    np.testing.assert_allclose(observe(samples)["energy_per_hit"], samples.values.sum(axis=1) / hits, rtol=1e-5)
+    report = compare(samples, toy(SMALL, 300, seed=2), bins=0)
+    assert {"w1/energy_per_hit", "mean/energy_per_hit"} <= set(report.metrics["generated"])
+    figure = next(drawing.figure for drawing in draw(report) if drawing.name == "observables-shower")
+    assert any("voxel hit" in axes.get_xlabel() for axes in figure.axes)
+    facts = analysis_ratio([str(write_folder(tmp_path / "data", samples))], 1000, rounds=1)
+    assert facts["observables"] == facts["observables compared"] + 1

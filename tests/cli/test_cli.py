@@ -491,7 +491,7 @@ def test_names_of_sets_are_told_from_labels_and_paths(
 def test_settings_of_a_comparison_are_looked_at_before_files(tmp_path: Path) -> None:
     done = command("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "report", "--bins", 10**6)
     assert done.code == 2
-    assert "no number of bins" in done.err
+    assert "invalid number of bins" in done.err
 
 
 @pytest.mark.parametrize(
