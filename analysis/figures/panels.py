@@ -31,6 +31,7 @@ from . import values as views
 from .values import Histogram
 
 Array = NDArray[np.float64]
+Values = NDArray[np.floating[Any]]
 REFERENCE_COLOUR = "#4d4d4d"
 COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#7a21dd")  # Petroff 2021: told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D", "v")
@@ -39,7 +40,7 @@ FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
 _SMALL = 3.5  # inches that a panel with few labels is narrower than
 _TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
-_STYLE: dict[str, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
+_STYLE: dict[Any, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
     "font.family": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
     "font.size": 9,
@@ -367,7 +368,7 @@ def bare(axes: Axes) -> None:
     axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
 
 
-def draw_map(axes: Axes, pixels: Array, norm: LogNorm, **options: Any) -> AxesImage:
+def draw_map(axes: Axes, pixels: Values, norm: LogNorm, **options: Any) -> AxesImage:
     """One map in logarithmic colours; what is below the scale has its lowest colour."""
     shown = np.maximum(pixels, norm.vmin or 1e-9)
     return axes.imshow(shown, norm=norm, cmap="inferno", origin="lower", **options)
@@ -378,7 +379,7 @@ def layer_axes(figure: Figure, place: SubplotSpec, layer: Layer) -> Axes:
     return figure.add_subplot(place, projection="polar" if layer.outline.polar else None)
 
 
-def draw_layer(axes: Axes, layer: Layer, energies: Array, norm: Normalize, colours: str = "viridis") -> QuadMesh:
+def draw_layer(axes: Axes, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis") -> QuadMesh:
     """One layer's cells (V_layer,) where they are: x to the right and y up in mm, or sectors and equally wide rings."""
     outline = layer.outline
     image = energies.reshape(layer.shape).astype(np.float64)

@@ -387,7 +387,7 @@ def scatter_ratios(report: Report, selection: Selection = ALL) -> dict[str, Arra
 
 def power_correlations(report: Report) -> dict[str, Array]:
     """Correlation matrix of P(k) between shells, (K, K), of each side."""
-    return _of_maps(report, lambda m: np.nan_to_num(np.corrcoef(_powers(m, ALL).T)), mean_array)
+    return _of_maps(report, lambda m: np.asarray(np.nan_to_num(np.corrcoef(_powers(m, ALL).T))), mean_array)
 
 
 def _powers(side: MapStatistics, selection: Selection) -> Array:

@@ -25,13 +25,14 @@ def map_observables(family: Family) -> Iterator[Observable]:
     yield shown("maximum", r"brightest pixel $\max(1+\delta)$", "", lambda s: s.flat.max(axis=1), log=True)
     for row, percent in enumerate(_LOG_QUANTILES):
         label = rf"{percent} % quantile of $\ln(1+\delta)$"
-        yield shown(f"log_q{percent:02d}", label, "", lambda s, row=row: s.log_quantiles[row], signed=True)
+        quantile = partial(lambda row, s: s.log_quantiles[row], row)
+        yield shown(f"log_q{percent:02d}", label, "", quantile, signed=True)
     yield shown("peaks", "peaks (pixels above their 8 neighbours)", "", lambda s: s.peaks, step=1.0)
     unit, per_box = ("(Mpc/h)$^2$", " h/Mpc)") if family.box_size else ("pixel$^2$", ")")
     numbers = wave_numbers(family)
     some = range(0, len(numbers), max(1, len(numbers) // _POWERS_SHOWN))[:_POWERS_SHOWN]
     for row, k in enumerate(numbers):
-        label, measure = rf"$P(k={k:.3g}$" + per_box, lambda s, row=row: s.power[row]
+        label, measure = rf"$P(k={k:.3g}$" + per_box, partial(lambda row, s: s.power[row], row)
         yield Observable(f"power_{row + 1}", label, unit, measure, log=True, figure="power" if row in some else "")
 
 

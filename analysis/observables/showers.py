@@ -36,7 +36,8 @@ def shower_observables(family: Family) -> Iterator[Observable]:
     yield shown("occupancy", "occupied voxels / all voxels", "", lambda s: s.hits.sum(axis=0) / s.voxels, step=step)
     for row, (name, (label, _)) in enumerate(_thresholds(family).items()):
         title = f"voxels above {label} / all voxels"
-        yield Observable(f"occupancy_{name}", title, "", lambda s, row=row: s.above[row] / s.voxels, step=step)
+        share = partial(lambda row, s: s.above[row] / s.voxels, row)
+        yield Observable(f"occupancy_{name}", title, "", share, step=step)
     yield shown("depth", "deepest layer hit", "", lambda s: s.deepest, step=1.0)
     yield shown("lateral_depth", r"$\Sigma_i\,i\,E_i$", unit, lambda s: s.depth, log=True)
     yield shown("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", unit, lambda s: s.depth2, log=True)
@@ -83,7 +84,7 @@ class ShowerSums:
 
     def __init__(self, samples: Samples) -> None:
         family, showers, count = samples.family, samples.values, len(samples)
-        energy = family.energy and samples.conditions.get(family.energy.name)
+        energy = samples.conditions.get(family.conditions[0].name)
         thresholds = [np.float32(value) for _, value in _thresholds(family).values()]
         layers = len(family.layers)
         self.voxels = family.voxels
