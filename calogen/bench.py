@@ -12,9 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -301,8 +300,7 @@ def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     return {name: round(1e6 * min(_time(work) for _ in range(_REPEATS)) / rows, 2) for name, work in stages.items()}
 
 
-@dataclass(frozen=True)
-class _ToDisk:
+class _ToDisk(NamedTuple):
     """One timed production."""
 
     rate: float
@@ -400,9 +398,8 @@ def _some_showers(data: Sequence[str], samples: int) -> Samples:
     return Samples(surrogate.family, np.concatenate(parts), {name: energies})
 
 
-@dataclass(frozen=True)
-class _Analysis:
-    """Observables (K, N) by name, contents of histograms by name and selection, mean showers by selection."""
+class _Analysis(NamedTuple):
+    """Observables (N,) by name, contents of histograms by name and selection, mean showers by selection."""
 
     observables: dict[str, NDArray[np.float64]]
     contents: dict[tuple[str, int], NDArray[np.int64]]

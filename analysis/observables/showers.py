@@ -76,6 +76,7 @@ class ShowerSums:
         hits: Cells of each layer with energy, (L, N).
         above: Voxels above each threshold, (T, N).
         energies: Of each layer, (L, N).
+        centres: Of the energy in each layer along each of its axes, (N,).
         total: Energy in all layers, (N,).
         depth: Positions of the layers weighted with their energies, (N,).
         depth2: The same with squared positions.
@@ -105,6 +106,7 @@ class ShowerSums:
         # From here on nothing depends on the number of voxels.
         index = np.arange(layers, dtype=np.float64)
         self.energies = np.stack([moments[0] for moments in self.moments])
+        self.centres = [[ratio(mean, moments[0]) for mean in moments[1::2]] for moments in self.moments]
         self.total = self.energies.sum(axis=0)
         self.depth, self.depth2 = index @ self.energies, index**2 @ self.energies
         self.deepest = ((self.energies > 0) * index[:, None]).max(axis=0)
@@ -134,11 +136,11 @@ def _contrast(first: Array, second: Array) -> Array:
 
 
 def _centre(layer: int, axis: int, s: ShowerSums) -> Array:
-    return ratio(s.moments[layer][1 + 2 * axis], s.energies[layer])
+    return s.centres[layer][axis]
 
 
 def _width(layer: int, axis: int, s: ShowerSums) -> Array:
-    return spread(ratio(s.moments[layer][2 + 2 * axis], s.energies[layer]), _centre(layer, axis, s))
+    return spread(ratio(s.moments[layer][2 + 2 * axis], s.energies[layer]), s.centres[layer][axis])
 
 
 @lru_cache(maxsize=64)

@@ -94,11 +94,10 @@ class Histograms:
 
     def fill(self, name: str, values: NDArray[np.float32], parts: Parts) -> None:
         """Add an observable of samples (N,), or their voxels (N, ...); ``parts`` says where each sample belongs."""
-        flat, found = values.reshape(len(values), -1), self._counts[name]
-        size = max(1, _BLOCK_VALUES // flat.shape[1])
+        found, size = self._counts[name], max(1, _BLOCK_VALUES // values[0].size)
         for chosen, rows in parts:
             for start in range(0, len(rows), size):
-                block = flat[rows[start : start + size]].ravel()
+                block = values[rows[start : start + size]].ravel()
                 block.sort()
                 for selection in np.flatnonzero(chosen):
                     found[selection] += _count_sorted(block, self._edges[name][selection])

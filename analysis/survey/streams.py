@@ -62,8 +62,8 @@ class Streams:
         self._start(lambda: self.histograms.fill(self.plan.axis.name, samples.values, parts))
         self._start(lambda: self.means.fill(samples.values, parts))
         observed = observe(samples)
-        for name in self.plan.observables:
-            self.histograms.fill(name, observed[name].astype(np.float32), parts)
+        for name, values in observed.items():
+            self.histograms.fill(name, values.astype(np.float32), parts)
         while self._running:
             self._running.pop().result()
         return np.stack(list(observed.values()))
