@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
@@ -63,7 +62,7 @@ def _spectrum(report: Report) -> Iterator[Drawing]:
     label = f"share of all {voxel.name}s per decade"
     figure, ((main, ratio),) = ratio_grid(report, 1, size=(5.6, 4.6), label=label)
     draw_histograms(main, ratio, shown, voxel, flow=False)
-    density = replace(next(iter(shown.values())), decades=True).density
+    density = next(iter(shown.values())).density
     density = density[density > 0]
     main.set_yscale("log")
     main.set_ylim(max(density.min() / 3, density.max() * 1e-8), density.max() * 5)
@@ -128,7 +127,8 @@ FIGURES: dict[str, tuple[Callable[[Report], Iterator[Drawing]], ...]] = {
         maps.fields,
         maps.power,
         maps.responses,
-        maps.histograms,
+        maps.pixels,
+        maps.peaks,
         maps.bispectrum,
         maps.minkowski,
         maps.inferred,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,6 +37,7 @@ from .panels import (
 Array = NDArray[np.float64]
 _LARGE = 128  # pixels a side from which a map is worth a figure of its own
 _WANTED = 0.1  # deviation that ratio panels mark
+_QUARTERS = "All maps, and the quarters of the conditions' plane. Errors from the scatter between realisations or maps."
 
 
 def _length(report: Report) -> tuple[str, str]:
@@ -90,37 +92,44 @@ def power(report: Report) -> Iterator[Drawing]:
     yield Drawing("power", "Power spectrum", caption, figure)
 
 
-def histograms(report: Report) -> Iterator[Drawing]:
-    """Pixels and peaks in bins of 1 + delta."""
-    text = "All maps, and the quarters of the conditions' plane. Errors from the scatter between realisations or maps."
-    peaks = "Peaks: pixels strictly above their eight neighbours, across the maps' edges as well."
-    for file, column, title, caption, labels in (
-        ("pixels", "pixel", "One-point distribution", "Distribution of single pixels.",
-         (r"$1+\delta$", r"share of pixels per $\ln(1+\delta)$")),
-        ("peaks", "peaks", "Peaks", peaks, (r"height $1+\delta$ of the peak", "peaks of a map in the bin")),
-    ):  # fmt: skip
-        figure, panels = _plane(report, labels)
-        for selection, main, ratio in panels:
-            edges, curves = views.pixel_curves(report, column, selection)
-            draw_curves(main, ratio, edges, curves, (0.5, 1.5))
-            _logarithmic(main, curves)
-        yield Drawing(file, title, f"{caption} {text}", figure)
+def pixels(report: Report) -> Iterator[Drawing]:
+    """Single pixels in bins of 1 + delta."""
+    labels = r"$1+\delta$", r"share of pixels per $\ln(1+\delta)$"
+    figure = _in_bins(report, labels, partial(views.pixel_curves, report, "pixel"))
+    yield Drawing("pixels", "One-point distribution", f"Distribution of single pixels. {_QUARTERS}", figure)
+
+
+def peaks(report: Report) -> Iterator[Drawing]:
+    """Peaks in bins of their height."""
+    labels = r"height $1+\delta$ of the peak", "peaks of a map in the bin"
+    figure = _in_bins(report, labels, partial(views.pixel_curves, report, "peaks"))
+    caption = f"Peaks: pixels strictly above their eight neighbours, across the maps' edges as well. {_QUARTERS}"
+    yield Drawing("peaks", "Peaks", caption, figure)
 
 
 def bispectrum(report: Report) -> Iterator[Drawing]:
     """Bispectrum of equilateral triangles."""
-    _, k = bispectrum_bands(report.family.pixels or (0, 0), report.family.box_size)
+    _, k = bispectrum_bands(report.family.sample_shape[:2], report.family.box_size)
     unit = "(Mpc/h)$^4$" if report.family.box_size else "pixel$^4$"
-    figure, panels = _plane(report, (f"k [{_length(report)[1]}]", f"B(k, k, k) [{unit}]"))
-    for selection, main, ratio in panels:
-        curves = views.map_curves(report, "bispectrum", k, selection)
-        draw_curves(main, ratio, _edges(k), curves, (0.5, 1.5))
-        _logarithmic(main, curves)
+    labels = f"k [{_length(report)[1]}]", f"B(k, k, k) [{unit}]"
+    figure = _in_bins(report, labels, lambda s: (_edges(k), views.map_curves(report, "bispectrum", k, s)))
     caption = (
         "Mean bispectrum of equilateral triangles: what a field has beyond its power spectrum. It is dominated by the "
         "few largest haloes, so its uncertainty is large."
     )
     yield Drawing("bispectrum", "Bispectrum", caption, figure)
+
+
+def _in_bins(
+    report: Report, labels: tuple[str, str], make: Callable[[Selection], tuple[Array, Mapping[str, Curve]]]
+) -> Figure:
+    """Curves in bins for each part of the conditions' plane; ``make`` gives the bins' edges and the curves."""
+    figure, panels = _plane(report, labels)
+    for selection, main, ratio in panels:
+        edges, curves = make(selection)
+        draw_curves(main, ratio, edges, curves, (0.5, 1.5))
+        _logarithmic(main, curves)
+    return figure
 
 
 def _logarithmic(main: Axes, curves: Mapping[str, Curve]) -> None:

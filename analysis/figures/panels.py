@@ -206,7 +206,7 @@ def draw_histograms(
     edges = next(iter(histograms.values())).edges
     factor, label = observable.axis(edges[-1])
     edges = edges * factor
-    shown = {t: replace(h, edges=edges, decades=is_logarithmic(edges)) for t, h in histograms.items()}
+    shown = {t: replace(h, edges=edges) for t, h in histograms.items()}
     draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, steps=True)
     if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))

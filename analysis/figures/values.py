@@ -45,14 +45,12 @@ class Histogram:
         edges: (B + 1,).
         contents: Counts with under- and overflow, (B + 2,).
         count_error: Error of each inner bin's count, (B,).
-        decades: Whether densities are per decade.
         seeds: How many seeds of one surrogate are joined in it.
     """
 
     edges: Array
     contents: NDArray[np.int64]
     count_error: Array
-    decades: bool = False
     seeds: int = 1
 
     @property
@@ -62,8 +60,8 @@ class Histogram:
 
     @property
     def widths(self) -> Array:
-        """Bin widths in the unit of the axis, or in decades, (B,)."""
-        return np.asarray(np.diff(np.log10(self.edges) if self.decades else self.edges))
+        """Bin widths in the unit of the axis, or of logarithmic bins in decades, (B,)."""
+        return np.asarray(np.diff(np.log10(self.edges) if is_logarithmic(self.edges) else self.edges))
 
     @property
     def density(self) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import hist
 import numpy as np
@@ -65,18 +64,6 @@ def spectrum_axis(voxel: Observable, low: float, high: float) -> hist.axis.Regul
     last = max(last, first + 1)
     bins, log = _BINS_PER_DECADE * (last - first), hist.axis.transform.log
     return hist.axis.Regular(bins, 10.0**first, 10.0**last, transform=log, name=voxel.name, label=voxel.axis_label)
-
-
-def by_side(axis: hist.axis.Regular | hist.axis.Variable, contents: Mapping[str, NDArray[np.int64]]) -> hist.Hist[Any]:
-    """Histograms of several sides as one of ``hist``, whose first axis, ``side``, has their names.
-
-    Args:
-        axis: The axis that they share.
-        contents: Counts of each side with under- and overflow, (B + 2,).
-    """
-    found = hist.Hist(hist.axis.StrCategory(list(contents), name="side"), axis, storage=hist.storage.Int64())
-    found.view(flow=True)[: len(contents)] = list(contents.values())
-    return found
 
 
 class Histograms:

@@ -10,7 +10,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.errors import ConfigError, ShardError, did_you_mean
+from calogen.errors import ShardError
 from calogen.families import Family
 from calogen.shards.samples import Source
 
@@ -68,29 +68,6 @@ class SurveyPlan:
     def observables(self) -> dict[str, Observable]:
         """The observables that every side has, by name."""
         return catalogue(self.family, energy=self.has_energy)
-
-    def selection(self, name: str) -> int:
-        """The number of a selection, by the name that keys print in brackets; 0, all samples, for an empty one.
-
-        Raises:
-            ConfigError: If there is none of that name.
-        """
-        names = [selection.name for selection in self.selections]
-        if name not in names:
-            raise ConfigError(f"there is no bin '{name}'", found=name, hint=did_you_mean(name, names))
-        return names.index(name)
-
-    def histogram_axis(self, name: str, selection: int = 0) -> hist.axis.Regular | hist.axis.Variable:
-        """The axis of an observable in a selection, or of single voxels.
-
-        Raises:
-            ConfigError: If there is no such observable.
-        """
-        if name not in self.edges:
-            raise ConfigError(f"there is no observable '{name}'", found=name, hint=did_you_mean(name, self.edges))
-        if name == self.axis.name:
-            return self.axis
-        return hist.axis.Variable(self.edges[name][selection], name=name, label=self.observables[name].axis_label)
 
 
 def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:

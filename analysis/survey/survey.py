@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from calogen.errors import ShardError
+from calogen.errors import ConfigError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
 from ..observables.statistics import FLOOR_PIXEL
-from .histograms import Histograms, by_side, float32_edges
+from .histograms import Histograms, float32_edges
 from .moments import Covariance, Means
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
@@ -115,10 +115,19 @@ def histogram(
     Raises:
         ConfigError: If there is no such observable or bin.
     """
-    number = plan.selection(selection)
-    axis = plan.histogram_axis(name, number)
-    contents = {t: np.sum([s.histograms.counts(name, number) for s in seeds], axis=0) for t, seeds in sides.items()}
-    return by_side(axis, contents)
+    names = [s.name for s in plan.selections]
+    for what, given, known in (("observable", name, list(plan.edges)), ("bin", selection, names)):
+        if given not in known:
+            raise ConfigError(f"there is no {what} '{given}'", found=given, hint=did_you_mean(given, known))
+    number = names.index(selection)
+    axis: hist.axis.Regular | hist.axis.Variable = plan.axis
+    if name != axis.name:
+        label = plan.observables[name].axis_label
+        axis = hist.axis.Variable(plan.edges[name][number], name=name, label=label)
+    found = hist.Hist(hist.axis.StrCategory(list(sides), name="side"), axis, storage=hist.storage.Int64())
+    contents = [np.sum([side.histograms.counts(name, number) for side in seeds], axis=0) for seeds in sides.values()]
+    found.view(flow=True)[: len(sides)] = contents
+    return found
 
 
 class _Examples:

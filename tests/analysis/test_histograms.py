@@ -7,7 +7,6 @@ import pytest
 from calogen.analysis.observables.observable import Observable
 from calogen.analysis.survey.histograms import (
     Histograms,
-    by_side,
     counts,
     is_logarithmic,
     observable_edges,
@@ -111,11 +110,6 @@ def test_streamed_equals_whole():
         for column, name in zip(table, edges, strict=True):
             expected = counts(column[mine], edges[name][number])
             np.testing.assert_array_equal(histograms.counts(name, number), expected)
-    found = by_side(axis, {"one": one, "two": two})
-    assert list(found.axes["side"]) == ["one", "two"]
-    np.testing.assert_array_equal(found[{"side": "two"}].view(flow=True), two)
-    np.testing.assert_allclose(found.axes["voxel"].edges, axis.edges)
-    assert found.sum(flow=True) == whole.sum()
 
 
 def test_a_value_on_an_edge_is_in_the_bin_above_as_its_float32_says():

@@ -74,6 +74,8 @@ def test_histograms_are_of_every_sample_on_the_reference_edges(showers, plan):
             np.testing.assert_array_equal(both[{"side": "seeds"}].view(flow=True), 2 * expected)
             np.testing.assert_array_equal(both.axes[name].edges, plan.edges[name][number])
     voxels = histogram(plan, {"side": [found]}, "voxel")
+    assert list(voxels.axes["side"]) == ["side"]
+    np.testing.assert_array_equal(voxels.axes["voxel"].edges, plan.edges["voxel"][0])
     assert voxels.axes[1].label == "voxel energy [MeV]"
     assert voxels.sum(flow=True) == found.used * SMALL.voxels
     for wrong in ({"name": "respons"}, {"name": "response", "selection": "1:2TeV"}):
