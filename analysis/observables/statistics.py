@@ -177,7 +177,7 @@ def _count_above(thresholds: int, ranks: NDArray[np.uint8]) -> Array:
     return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, -2::-1], dtype=np.float64)
 
 
-def bispectrum_bands(pixels: tuple[int, int], box_size: float) -> tuple[list[tuple[int, int]], Array]:
+def bispectrum_bands(pixels: tuple[int, ...], box_size: float) -> tuple[list[tuple[int, int]], Array]:
     """First and last shell of each band of :func:`bispectra`, and their mean wave numbers, (B,).
 
     The bands widen with k and end below a third of the sampling frequency, where triangles would close by aliasing.
