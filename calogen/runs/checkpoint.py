@@ -20,7 +20,6 @@ from pydantic import (
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_serializer,
 )
@@ -33,7 +32,7 @@ from ..config import Config
 from ..errors import CheckpointError, ConditionError, DamagedError, StorageError
 from ..families import Condition, Family
 from ..models.contract import Generator
-from ..models.registry import FIRST, build_generator
+from ..models.registry import RENAMED, build_generator
 from ..storage import sync_folder, write_atomic
 
 SCHEMA = 1
@@ -148,11 +147,10 @@ class Card(BaseModel):
 
     @field_validator("config")
     @classmethod
-    def _named_network(cls, config: Config, info: ValidationInfo) -> Config:
-        family = info.data.get("family")
-        if config.generator.network != "auto" or family is None:
-            return config
-        return config.updated({"generator": {"network": FIRST[family.kind]}})
+    def _of_today(cls, config: Config) -> Config:
+        """Networks of earlier checkpoints by the names they have today; roles come with the conditions themselves."""
+        name = config.generator.network
+        return config.updated({"generator": {"network": RENAMED[name]}}) if name in RENAMED else config
 
 
 @dataclass(frozen=True)

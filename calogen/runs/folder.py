@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import platform
 import shutil
-import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..config import Config
@@ -48,7 +43,7 @@ class RunFolder:
         Raises:
             ConfigError: If it is not empty, or a file.
         """
-        require_empty(self.path, "choose another --out, or --resume this run")
+        require_empty(self.path, "choose another `out`, or `resume=True` to go on with this run")
 
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
@@ -118,7 +113,7 @@ class RunFolder:
             raise CheckpointError(
                 "the run's best.json is damaged",
                 where=path,
-                hint="delete it and --resume the run, or name a folder in checkpoints/",
+                hint="delete it and go on with `resume=True`, or name a folder in checkpoints/",
             ) from None
 
     def steps(self) -> list[int]:
@@ -225,33 +220,6 @@ def _remove(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-
-
-def environment() -> Record:
-    """Versions and commit: what is needed to repeat a run, besides configuration and data."""
-    return {
-        "calogen": version("calogen"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        **_commit(),
-    }
-
-
-@functools.cache
-def _commit() -> Record:
-    """The commit of this program, and whether its code was changed since; nothing for an installed copy."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy may lie inside somebody else's repository
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../analysis")
-        return {"commit": git("rev-parse", "--short=12", "HEAD"), "code_changed": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": ""}
 
 
 def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpoint, str]:

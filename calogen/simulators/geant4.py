@@ -110,7 +110,7 @@ class Geant4(Engine):
                     found="option1",
                 )
             if not any(plate.active for plate in self.detector.plates):
-                raise ConfigError("no plate of the detector is active", where="signal", hint="--signal all")
+                raise ConfigError("no plate of the detector is active", where="signal", hint="`signal=all`")
         _check_elements(self.detector)
         _ = self.drawn
         return self
@@ -125,7 +125,7 @@ class Geant4(Engine):
         """Energies, impact points, directions and, of several, particles of all samples."""
         several = len(self.particles) > 1
         if "particle" in self.conditions and not several:
-            raise ConfigError("name the particles with --particle, as in gamma,e+", where="condition particle")
+            raise ConfigError("name the particles with `particle`, as in gamma,e+", where="condition particle")
         usual, half = self.detector.family.conditions[0], self.detector.width / 2
         known = (
             usual,

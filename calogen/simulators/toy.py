@@ -156,10 +156,7 @@ class Toy(Engine):
         shares = []
         for layer in self.model.layers:
             radius = np.hypot(*layer.centres.T)
-            area = np.ones(len(radius))
-            if layer.geometry == "cylindrical":
-                area = np.tile(np.diff(np.square(layer.r_edges)), layer.n_alpha)
-            weight = area * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
+            weight = layer.areas * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
             shares.append(weight / weight.sum())
         return np.concatenate(shares)
 

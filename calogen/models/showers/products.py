@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_EARLIER = 3  # scores that the quantiles of a further energy variable depend on
+_EARLIER = 3  # normals that the quantiles of a further energy variable depend on
 
 
 def energy_products(conditions: int, layers: int, energy: int | None) -> Tensor:
-    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier scores.
+    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier normals.
 
-    The columns are: one, the conditions, the scores, zero (in place of what does not exist) and the energy squared.
+    The columns are: one, the conditions, the normals, zero (in place of what does not exist) and the energy squared.
     """
     none = 1 + conditions + layers
     leading, square = (none, none) if energy is None else (1 + energy, none + 1)
