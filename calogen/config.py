@@ -59,8 +59,8 @@ class TrainingConfig(_Frozen):
     """How to train. One step is one generator update.
 
     Attributes:
-        objective: One of :data:`calogen.training.objectives.OBJECTIVES`: losses of generator and critic; of
-            ``likelihood``, a generator that has a loss of its own, and no critic.
+        objective: Losses of generator and critic, one of :data:`calogen.training.objectives.OBJECTIVES`; ``likelihood``
+            is for networks that have a loss of their own, and no critic.
         steps: Generator updates in all; 0: the fitted start alone.
         time: Seconds that the run may take (none: limited by steps alone), data, fit and earlier sessions included, so
             that a resumed run has what is left of them. Not for the limit of a single job: schedulers end one by a

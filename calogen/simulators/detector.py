@@ -105,7 +105,7 @@ class Detector(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Detector:
-        if self.family.kind != "calorimeter":
+        if not self.family.layers:
             raise ValueError("the family must be a calorimeter")
         if self.family.unit != "MeV":
             raise ValueError(f"the family's unit must be MeV, got '{self.family.unit}'")

@@ -115,7 +115,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
             )
     if len(set(names)) != len(names):
         raise ConfigError("a condition is named twice", where="conditions", found=", ".join(names))
-    if family.layers and (family.energy is None or family.energy.name not in training.condition_names):
+    if family.energy is not None and family.energy.name not in training.condition_names:
         raise ShardError(
             "the showers have no incident energies, and validation needs them",
             found=", ".join(training.condition_names) or "no conditions",

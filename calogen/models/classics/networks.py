@@ -21,7 +21,7 @@ class Incident(nn.Module):
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
-        self.column, self.highest = energy_column(family, conditions), highest_energy(family)
+        self.column, self.highest = energy_column(family, conditions), family.conditions[0].high
 
     def incident(self, conditions: Tensor) -> Tensor:
         """Incident energies (B, 1) in MeV from conditions (B, C) in their units."""
@@ -48,7 +48,7 @@ class _LogKnee(nn.Module):
     def __init__(self, family: Family) -> None:
         super().__init__()
         self._knee = family.knee
-        self._most = math.log1p(family.max_response * highest_energy(family) / family.knee)
+        self._most = math.log1p(family.max_response * family.conditions[0].high / family.knee)
 
     def forward(self, showers: Tensor) -> Tensor:
         """Logarithms (B, V) from showers (B, V) in MeV."""
@@ -57,17 +57,6 @@ class _LogKnee(nn.Module):
     def inverse(self, logs: Tensor) -> Tensor:
         """Showers (B, V) in MeV from logarithms (B, V), held below what the family allows."""
         return self._knee * torch.expm1(logs.clamp(max=self._most))
-
-
-def highest_energy(family: Family) -> float:
-    """The upper end of the usual range of incident energies, in MeV.
-
-    Raises:
-        ConfigError: If the family has no incident energy.
-    """
-    if family.energy is None:
-        raise ConfigError("this network needs to know the range of incident energies", where="generator.network")
-    return family.energy.high
 
 
 class MlpGenerator(Generator):
