@@ -38,12 +38,21 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def require_empty(self) -> None:
-        """Refuse a folder that holds anything.
+        """Refuse a folder that holds anything, or that could not be written.
 
         Raises:
             ConfigError: If it is not empty, or a file.
+            StorageError: If it could not be written.
         """
-        require_empty(self.path, "choose another `out`, or `resume=True` to go on with this run")
+        is_file = self.path.exists() and not self.path.is_dir()
+        if is_file or (self.path.exists() and any(self.path.iterdir())):
+            raise ConfigError(
+                "the output folder is not empty",
+                where=self.path,
+                found="a file" if is_file else None,
+                hint="choose another `out`, or `resume=True` to go on with this run",
+            )
+        require_writable(self.path)
 
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
@@ -137,7 +146,7 @@ class RunFolder:
         kept = {*self.steps()[-2:], best}
         for step in self.steps():
             if step not in kept:
-                _remove(self.checkpoints / f"step-{step}")
+                shutil.rmtree(self.checkpoints / f"step-{step}")
 
     def history(self, until: int) -> list[dict[str, int | float | None]]:
         """Validations up to a step, from the log: all of them, or the best, the last and some evenly between."""
@@ -184,25 +193,6 @@ class RunFolder:
             write_atomic(self.path / "best.json", _line(record).encode())
 
 
-def require_empty(folder: Path, hint: str) -> None:
-    """Refuse an output folder that holds anything, or that could not be written.
-
-    Args:
-        folder: May be absent.
-        hint: What to do otherwise.
-
-    Raises:
-        ConfigError: If it is not empty, or a file.
-        StorageError: If it could not be written.
-    """
-    is_file = folder.exists() and not folder.is_dir()
-    if is_file or (folder.exists() and any(folder.iterdir())):
-        raise ConfigError(
-            "the output folder is not empty", where=folder, found="a file" if is_file else None, hint=hint
-        )
-    require_writable(folder)
-
-
 def _line(record: Record) -> str:
     """One line of strict JSON: numbers that are not finite become null."""
     infinite = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
@@ -214,12 +204,6 @@ def _short_number(value: Any) -> int | float | None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
 
 
 def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpoint, str]:

@@ -51,9 +51,9 @@ class Engine(BaseModel, ABC):
         """What one sample is."""
 
     @property
-    @abstractmethod
     def block(self) -> int:
-        """Samples are made in indivisible groups of this many, aligned to the index."""
+        """Samples are made in indivisible groups of this many, aligned to the index; here every one stands alone."""
+        return 1
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -163,11 +163,6 @@ class Geant4(Engine):
         )
 
     @property
-    def block(self) -> int:
-        """Every shower stands alone."""
-        return 1
-
-    @property
     def scale(self) -> float:
         """Factor on the deposits."""
         return self.detector.scale if self.signal == "active" else 1.0

@@ -19,8 +19,9 @@ from pydantic import Field, model_validator
 
 from ..errors import ConfigError
 from ..families import FAMILIES, Family
+from ..models.maps.linear import FIDUCIAL
 from ..shards.samples import Samples
-from .cosmology import FIDUCIAL, Growth, Power, hmcode_power, linear_power
+from .cosmology import Growth, Power, hmcode_power, linear_power
 from .engine import Drawn, Engine, checked_block, require, stream
 
 if TYPE_CHECKING:

@@ -88,11 +88,6 @@ class Toy(Engine):
         name, description = f"toy-{self.model.name}", f"TOY, not a simulation: {self.model.description}"
         return self.model.model_copy(update={"name": name, "description": description, "conditions": conditions})
 
-    @property
-    def block(self) -> int:
-        """Every sample stands alone."""
-        return 1
-
     @cached_property
     def law(self) -> Showers | Maps:
         """What samples are drawn from."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -69,8 +68,12 @@ class Trainer(ABC):
         """Update every network; returns scalars on the device for the log."""
 
     @abstractmethod
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        """How much better training data are judged than validation data, and what else the log should hold."""
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        """What the networks make of samples with conditions, both in physical units: a sum over them."""
+
+    @abstractmethod
+    def _judged(self, trained: float, reference: float) -> Record:
+        """What the log should hold of the mean of :meth:`_total` over training and over validation samples."""
 
     def fit(self) -> None:
         """Fit to the data what is not learnt by gradients."""
@@ -148,13 +151,16 @@ class Trainer(ABC):
         generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
         trained = self.batches.samples(self.setup.family, len(reference))
         found = {"score": physics_score(reference, generated), "diversity": diversity(reference, generated)}
-        return found | self._judge(trained, reference)
+        return found | self._judged(self._mean(trained), self._mean(reference))
 
-    def _chunks(self, samples: Samples) -> Iterable[tuple[Tensor, Tensor]]:
-        """Samples and their conditions (B, C) on the device, some at a time."""
+    def _mean(self, samples: Samples) -> float:
+        """The mean of :meth:`_total`, with the same random numbers in every validation."""
+        device, sums = self.setup.device, []
+        stream = _stream(self.setup.config.seed, _VALIDATION, device)
         for chunk in samples.chunks(_CHUNK):
             values, columns = chunk.values, condition_array(chunk, self.setup.conditions)
-            yield torch.from_numpy(values).to(self.setup.device), torch.from_numpy(columns).to(self.setup.device)
+            sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
+        return float(torch.stack(sums).sum()) / len(samples)
 
     def state(self) -> dict[str, Tensor]:
         """Live networks and optimisers as named tensors."""
@@ -257,19 +263,19 @@ class AdversarialTrainer(Trainer):
     def _scaled(self, conditions: Tensor) -> Tensor:
         return scale_conditions(self.setup.family, self.setup.conditions, conditions)
 
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        values = [self._mean_value(samples) for samples in (trained, reference)]
-        return {"critic_gap": values[0] - values[1]}
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:  # noqa: ARG002
+        total: Tensor = self.critic(self.critic.view(samples, conditions), self._scaled(conditions)).sum()
+        return total
 
-    def _mean_value(self, samples: Samples) -> float:
-        sums = [self.critic(self.critic.view(x, c), self._scaled(c)).sum() for x, c in self._chunks(samples)]
-        return float(torch.stack(sums).sum()) / len(samples)
+    def _judged(self, trained: float, reference: float) -> Record:
+        return {"critic_gap": trained - reference}
 
 
 class LikelihoodTrainer(Trainer):
     """A generator with a loss of its own: minus the likelihood of the data, or a bound on it."""
 
     generator: LikelihoodGenerator
+    average: LikelihoodGenerator
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
         samples, conditions = self.batches[self.done]
@@ -279,14 +285,11 @@ class LikelihoodTrainer(Trainer):
         norm = self._descend("generator", loss, self.trained)
         return {"generator_loss": loss.detach(), "generator_gradient": norm}
 
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        losses = [self._mean_loss(samples) for samples in (trained, reference)]
-        return {"loss": losses[1], "loss_gap": losses[1] - losses[0]}
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        return self.average.loss(samples, conditions, stream) * len(samples)
 
-    def _mean_loss(self, samples: Samples) -> float:
-        stream, average = _stream(self.setup.config.seed, _VALIDATION, self.setup.device), self.average
-        losses = [average.loss(x, c, stream) * len(x) for x, c in self._chunks(samples)]  # type: ignore[operator]
-        return float(torch.stack(losses).sum()) / len(samples)
+    def _judged(self, trained: float, reference: float) -> Record:
+        return {"loss": reference, "loss_gap": reference - trained}
 
 
 def decay_factor(done: float, end: float, decay: float) -> float:
