@@ -275,7 +275,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     path = folder / _CARD
     try:
         text = path.read_bytes()
-        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of ours
+        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of this version
         card = Card.model_validate_json(text)
     except FileNotFoundError:
         raise DamagedError(

@@ -84,7 +84,7 @@ class NBody(Engine):
 
     @cached_property
     def family(self) -> Family:
-        """``nbody-64``, or its like in another size."""
+        """``nbody-64``, or the same in another size."""
         usual = FAMILIES["nbody-64"]
         conditions = tuple(self.drawn.ranged(c.name) for c in usual.conditions)
         if (self.pixels, self.box, self.slabs) == (64, 64.0, 8):

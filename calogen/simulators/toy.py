@@ -91,7 +91,7 @@ class Toy(Engine):
     @cached_property
     def law(self) -> Showers | Maps:
         """What samples are drawn from."""
-        return {"calorimeter": Showers, "map": Maps}[self.model.kind](self)
+        return Showers(self) if self.model.kind == "calorimeter" else Maps(self)
 
     def describe(self) -> dict[str, Any]:
         """Engine and options."""

@@ -14,7 +14,7 @@ from calogen.config import GeneratorConfig
 from calogen.errors import ShardError
 from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array, scale_conditions
-from calogen.models.maps.transform import MapTransform
+from calogen.models.maps.conv import MapTransform
 from calogen.models.registry import build_generator
 from calogen.models.showers.shapes import exponential, fit_shapes, quantile
 from calogen.models.showers.transform import ELECTRON, ShowerTransform

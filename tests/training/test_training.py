@@ -374,6 +374,19 @@ def test_held_out_ranges_and_dropped_rows_are_written_down(tmp_path: Path) -> No
 # ------------------------------------------------------------------------------------------------- what is trained
 
 
+def test_an_objective_with_its_own_penalty_is_one_entry(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drift(critic, reference, generated, conditions, stream):  # Karras et al. 2018, arXiv:1710.10196
+        return critic(reference, conditions).square().mean()
+
+    known = OBJECTIVES["lsgan"]
+    monkeypatch.setitem(OBJECTIVES, "drifting", replace(known, penalty=drift))
+    run = train(tiny(training={"objective": "drifting", "steps": 2}), data, tmp_path / "run")
+    assert log(run.folder)[-1]["penalty"] > 0
+    assert load_checkpoint(run.folder / "checkpoints" / "step-2").card.config.training.objective == "drifting"
+
+
 @pytest.mark.parametrize("objective", [name for name, objective in OBJECTIVES.items() if objective])
 def test_every_objective_runs_and_moves_both_networks(objective: str, data: Path, tmp_path: Path) -> None:
     run = train(tiny(training={"objective": objective, "steps": 2}), data, tmp_path / "run")

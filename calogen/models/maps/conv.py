@@ -1,4 +1,4 @@
-"""Convolutional networks for periodic maps."""
+"""Convolutional networks for periodic maps, and the transform that they were published with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +19,9 @@ from ...shards.samples import Samples
 from ..contract import Critic, Inference, OnArrays
 from ..layers import SLOPE
 from .generator import MapGenerator
-from .transform import MapTransform
 
 _CACHED = 1 << 18  # pixels worked on at a time
+_LARGEST = 1 - 1e-3  # largest value that is inverted
 _HIDDEN = 32  # units between conditions and what they scale and shift
 
 
@@ -65,6 +66,52 @@ class _Planes(nn.Module):
     def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
         planes = scaled[:, :, None, None].expand(-1, -1, *grid.shape[2:])
         return self.convolution(torch.cat([grid, planes], 1))  # type: ignore[no-any-return]
+
+
+class MapTransform(nn.Module):
+    """Density maps to [-1, 1): y = 2x / (x + a) - 1, with exact inverse.
+
+    Args:
+        family: A map family.
+        scale: The constant a; none: fitted.
+
+    Source: Rodriguez et al. 2018, arXiv:1801.09070, eq. 1.
+    """
+
+    a: Tensor
+
+    def __init__(self, family: Family, scale: float | None = None) -> None:
+        super().__init__()
+        self.family, self._given = family, scale
+        self.register_buffer("a", torch.tensor(scale or 4.0))
+
+    @property
+    def limit(self) -> float:
+        """The largest density that there is an inverse for: near 1 a small change of y would be a huge one of x."""
+        return float(self.inverse(torch.ones((), device=self.a.device)))
+
+    def fit(self, samples: Samples) -> float:
+        """Choose ``a``, unless it was given, so that the pixels' 99th percentile lands at 0.5.
+
+        Args:
+            samples: In physical units.
+
+        Returns:
+            Share of their pixels above :attr:`limit`, which the inverse clips.
+        """
+        if self._given is None:
+            bright = float(np.percentile(samples.values[:2000], 99))
+            self.a.fill_(max(bright / 3, 1e-3))
+        return float(np.mean(samples.values > self.limit))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, H, W), physical, to network space (B, H, W)."""
+        return 2 * maps / (maps + self.a) - 1
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """Network space to physical; values beyond that of :attr:`limit` are clipped to it."""
+        scaled = scaled.clamp(-1.0, _LARGEST)
+        return self.a * (1 + scaled) / (1 - scaled)
 
 
 class ConvMapGenerator(MapGenerator):

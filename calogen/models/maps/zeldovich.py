@@ -56,7 +56,7 @@ class ZeldovichGenerator(MapGenerator):
     2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), with T a function of the
        conditions, and its pixels are mapped to latent normals. T is fitted so that the spectra of the maps are those of
        the training maps.
-    3. A convolutional network, zero before training, adds to the normals what the adversary finds missing.
+    3. A convolutional network, zero before training, adds to the normals what the critic finds missing.
     4. The normals become densities with the distribution that the training maps have for the conditions.
 
     Everything is periodic and works at any size. Steps 1, 2 and 4 are fitted, not trained.

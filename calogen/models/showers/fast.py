@@ -51,7 +51,7 @@ class FoldedShowers:
         self, transform: ShowerTransform, splits: tuple[int, int, int], tensors: Mapping[str, Tensor], epsilon: float
     ) -> None:
         family = transform.family
-        state = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
+        state: dict[str, Array] = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
         learnt = {name.removeprefix("transform."): a for name, a in state.items() if name.startswith("transform.")}
         self._family, self._splits = family, splits
         offset, slope, logarithmic = scaling(family, transform.conditions)

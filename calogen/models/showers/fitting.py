@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 SQRT2 = math.sqrt(2.0)
 _LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
 _FEW_ROWS = 12_000  # looked at in the first rounds
-_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of like energies, of at most so many rows
+_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of similar energy, of at most so many rows
 _LOADING_RIDGE = 1e-3  # strength of the pull of loadings towards 0, in units of all observations
 _ROWS = 4096  # taken at a time, so that their products stay in the cache
 
@@ -201,7 +201,7 @@ def fit_factors(
         right = normals.new_zeros(rank + drifting, voxels)
         loadings, drift = _bounded(loadings, drift, ends)
 
-        # Loadings depend on the energy: rows of like energy are taken together, with the loadings of their mean. For
+        # Loadings depend on the energy: rows of similar energy are taken together, with the loadings of their mean. For
         # them, factors given what is known; then what is hidden given the factors; both enter the sums.
         for group in rows[energy[rows].argsort()].split(max(1, min(_GROUP, len(rows) // _ENERGIES))):
             middle = energy[group].mean()

@@ -48,8 +48,8 @@ class ShowerGenerator(Generator):
         self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
         # How the loadings of the first factors change with the scaled incident energy.
         self.drift = nn.Parameter(torch.zeros(family.voxels, min(latent, _DRIFTING)))
-        # Normals stay standard, whatever the adversary does: without this, the occupancy of voxels that are rarely on
-        # drifts away within a thousand steps.
+        # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
+        # rarely on drifts away within a thousand steps.
         self.standardise = nn.BatchNorm1d(family.voxels, affine=False, momentum=0.01)
         self.energies = mlp([layers + count, 128, 128, layers], slope=SLOPE, zero_last=True)
         self.shapes = mlp([layers + latent + count, *hidden, family.voxels], slope=SLOPE, zero_last=True)

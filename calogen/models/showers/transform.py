@@ -109,7 +109,7 @@ class ShowerTransform(nn.Module):
         self.register_buffer("shape_spread", torch.ones(layers + 1))
         self.register_buffer("line", torch.zeros(layers))
         self.register_buffer("stations", torch.tensor([-0.5, 0.2, 0.8]))
-        # Parameters, so that the adversary can refine them: (F, V) each, and the numbers of Q at each station.
+        # Parameters, so that training can refine them: (F, V) each, and the numbers of Q at each station.
         self.occupancy = nn.Parameter(torch.zeros(features, voxels))
         self.location = nn.Parameter(torch.zeros(features, voxels))
         self.log_scale = nn.Parameter(torch.zeros(features, voxels))
