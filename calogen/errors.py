@@ -6,7 +6,9 @@ Every error a user can cause is one of these; its ``exit_code`` is the exit stat
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class CalogenError(Exception):
@@ -126,3 +128,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if near:
         return f"did you mean '{spelled[near[0]]}'?"
     return f"known: {', '.join(known)}" if known else None
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module that an extra of calogen installs.
+
+    Raises:
+        ConfigError: If it is not installed, or cannot be loaded on this machine.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        raise ConfigError(
+            f"the package '{error.name}' is not installed" if missing else f"the package '{module}' cannot be loaded",
+            found=None if missing else str(error),
+            hint=f'pip install "calogen[{extra}]"',
+        ) from None

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
+from ..errors import require
 from ..models.maps.linear import FIDUCIAL, variance_8
-from .engine import require
 
 _AMPLITUDE = 2e-9  # A_s, before scaling to sigma_8
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, require
 from ..families import ENERGY_UNITS, Condition, Family
 from ..shards.samples import Samples
 from .detector import Detector, Signal, load_detector
-from .engine import Drawn, Engine, checked_block, require, stream
+from .engine import Drawn, Engine, checked_block, stream
 
 PARTICLES = ("gamma", "e-", "e+")
 ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Ar", "Cr", "Fe", "Ni", "Cu", "Zn", "I", "Cs", "W", "Pb", "U")

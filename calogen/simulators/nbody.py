@@ -17,12 +17,12 @@ import scipy.fft
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, require
 from ..families import FAMILIES, Family
 from ..models.maps.linear import FIDUCIAL
 from ..shards.samples import Samples
 from .cosmology import Growth, Power, hmcode_power, linear_power
-from .engine import Drawn, Engine, checked_block, require, stream
+from .engine import Drawn, Engine, checked_block, stream
 
 if TYPE_CHECKING:
     from .mesh import Field as Mesh

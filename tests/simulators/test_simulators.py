@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from support import ALL_FAMILIES, MAPS, SMALL
 
-from calogen.errors import ConditionError, ConfigError
+from calogen.errors import ConditionError, ConfigError, require
 from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard
 from calogen.simulators import build
 from calogen.simulators.detector import load_detector
-from calogen.simulators.engine import Drawn, require, stream
+from calogen.simulators.engine import Drawn, stream
 
 OWN_DETECTOR = """
 [family]

@@ -5,7 +5,6 @@ Needs the extra ``calogen[flow]`` (zuko).
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, require
 from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import condition_array
@@ -71,7 +70,7 @@ class FlowGenerator(LikelihoodGenerator):
         blocks: int = 1,
     ) -> None:
         super().__init__(family, conditions)
-        _zuko()
+        require("zuko.transforms", "flow")
         layers, voxels = len(family.layers), family.voxels
         if voxels > _MOST_VOXELS:
             raise ConfigError(
@@ -196,7 +195,7 @@ class _Coupling(nn.Module):
 
     def forward(self, context: Tensor) -> Any:
         """A ``torch.distributions.Transform`` of variables (B, D), given a context (B, E)."""
-        zuko = _zuko()
+        zuko = require("zuko.transforms", "flow")
 
         def of_the_others(kept: Tensor) -> Any:
             inputs = context.new_zeros(len(kept), 1) if self.blind else torch.cat([kept, context], 1)
@@ -208,20 +207,3 @@ class _Coupling(nn.Module):
             return zuko.DependentTransform(one, 1)
 
         return zuko.CouplingTransform(of_the_others, self.kept)
-
-
-def _zuko() -> Any:
-    """The module of zuko's transforms.
-
-    Raises:
-        ConfigError: If zuko is not installed.
-    """
-    try:
-        return importlib.import_module("zuko.transforms")
-    except ImportError as error:
-        raise ConfigError(
-            "network 'flow' needs zuko",
-            where="generator.network",
-            found=str(error),
-            hint='pip install "calogen[flow]"',
-        ) from None
