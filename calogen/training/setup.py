@@ -111,7 +111,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
                 f"the data lack the condition '{name}'",
                 expected=name,
                 found=", ".join(training.condition_names) or "no conditions",
-                hint="choose other `conditions`, or none",
+                hint="choose other `conditions`, or train `unconditional`",
             )
     if len(set(names)) != len(names):
         raise ConfigError("a condition is named twice", where="conditions", found=", ".join(names))
@@ -119,7 +119,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
         raise ShardError(
             "the showers have no incident energies, and validation needs them",
             found=", ".join(training.condition_names) or "no conditions",
-            hint="give files with incident energies, even to train without conditions",
+            hint="give files with incident energies, even to train `unconditional`",
         )
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")

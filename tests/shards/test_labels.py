@@ -571,7 +571,7 @@ def test_a_mixture_has_its_particles_as_labels() -> None:
     with pytest.raises(ConfigError, match="cannot be simulated") as caught:
         build("geant4", particle="gamma,pi+", **options)
     assert caught.value.found == "pi+"
-    with pytest.raises(ConfigError, match="--particle"):
+    with pytest.raises(ConfigError, match="`particle`"):
         build("geant4", **{**options, "conditions": {"particle": "fixed:e+"}})
     codes = mixed.drawn.columns(5, 0, 1000)["particle"]
     assert np.bincount(codes.astype(int)).tolist() == pytest.approx([500, 500], abs=80)
