@@ -51,9 +51,3 @@ def energy_orders(layers: int) -> Tensor:
     """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
     orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
     return torch.tensor(orders)
-
-
-def energy_others(layers: int) -> Tensor:
-    """For each leading layer, the layers beside it, (L, L - 1)."""
-    others = [[i for i in range(layers) if i != leading] for leading in range(layers)]
-    return torch.tensor(others, dtype=torch.long).view(layers, layers - 1)

@@ -19,7 +19,7 @@ from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import condition_array, energy_column, scale_conditions, scaled_size
 from .fitting import fit_least_squares, fit_logistic, fit_quantiles, inverse_tail, normal_tail
-from .products import energy_orders, energy_others, energy_products, voxel_products
+from .products import energy_orders, energy_products, voxel_products
 from .shapes import SHAPES, exponential, fit_shapes, quantile
 
 _FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
@@ -97,7 +97,7 @@ class ShowerTransform(nn.Module):
         self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
         self.register_buffer("powers", powers.flatten(1), persistent=False)
         self.register_buffer("orders", energy_orders(layers), persistent=False)
-        self.register_buffer("others", energy_others(layers), persistent=False)
+        self.register_buffer("others", self.orders.argsort(1)[:, 1:], persistent=False)
         self.register_buffer("_beyond", -torch.arange(1, PER_UNIT + 1) / PER_UNIT, persistent=False)
         self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
         self.register_buffer("reference", torch.tensor(0))
