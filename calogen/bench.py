@@ -30,7 +30,7 @@ from .errors import CalogenError, ConfigError
 from .models.conditions import scale_conditions
 from .production.noise import normals
 from .production.requests import Request
-from .runs.folder import environment
+from .runs.environment import environment
 from .sampling import Surrogate
 from .shards.hdf5 import compressed
 from .shards.samples import Samples
@@ -38,7 +38,7 @@ from .shards.sources import open_shards
 from .shards.writer import samples_per_shard
 from .training.loop import TrainingLoop
 from .training.objectives import gradient_penalty
-from .training.plan import prepare
+from .training.setup import prepare
 from .training.trainers import AdversarialTrainer, Trainer
 
 Facts = dict[str, Any]
@@ -137,7 +137,7 @@ class _BareLoop:
         self.critic = copy.deepcopy(trainer.critic)
         self.options = trainer.options
         self.samples, self.conditions = trainer.batches[0]
-        self.scaled = scale_conditions(trainer.plan.family, trainer.plan.conditions, self.conditions)
+        self.scaled = scale_conditions(trainer.setup.family, trainer.setup.conditions, self.conditions)
         self.stream = torch.Generator(self.samples.device).manual_seed(0)
         rates = (self.options.learning_rate, self.options.critic_learning_rate)
         self.trained = [p for p in self.generator.parameters() if p.requires_grad]

@@ -15,8 +15,6 @@ from .errors import ConfigError, did_you_mean
 from .families import Family
 from .families.binning import resolve_family_source
 
-ObjectiveName = Literal["wgan-gp", "wgan-clip", "non-saturating", "minimax", "lsgan", "likelihood"]
-
 _Width = Annotated[int, Field(ge=1, le=2**16)]
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -61,7 +59,8 @@ class TrainingConfig(_Frozen):
     """How to train. One step is one generator update.
 
     Attributes:
-        objective: Loss of generator and critic; ``likelihood``: a generator that has a loss of its own, and no critic.
+        objective: Losses of generator and critic, one of :data:`calogen.training.objectives.OBJECTIVES`; ``likelihood``
+            is for networks that have a loss of their own, and no critic.
         steps: Generator updates in all; 0: the fitted start alone.
         time: Seconds that the run may take (none: limited by steps alone), data, fit and earlier sessions included, so
             that a resumed run has what is left of them. Not for the limit of a single job: schedulers end one by a
@@ -88,7 +87,7 @@ class TrainingConfig(_Frozen):
         memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
     """
 
-    objective: ObjectiveName = "wgan-gp"
+    objective: str = "wgan-gp"
     steps: int = Field(default=20_000, ge=0)
     time: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=256, ge=2)

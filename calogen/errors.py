@@ -1,12 +1,15 @@
 """Errors: what went wrong, where, what was expected and found, and what to do.
 
-Every error a user can cause is one of these; its ``exit_code`` is the exit status of the command line.
+Every error a user can cause is one of these; its ``exit_code`` is the exit status of the command line. Messages name
+arguments of the Python call in backticks, `seed` or `part=3/100`; the command line writes them as its own options.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class CalogenError(Exception):
@@ -14,7 +17,7 @@ class CalogenError(Exception):
 
     Args:
         what: One sentence that says what is wrong.
-        where: File, dataset and row, or the option or key concerned.
+        where: File, dataset and row, or the argument or key concerned.
         expected: What would have been right.
         found: What was there instead.
         hint: What to do about it.
@@ -126,3 +129,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if near:
         return f"did you mean '{spelled[near[0]]}'?"
     return f"known: {', '.join(known)}" if known else None
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module that an extra of calogen installs.
+
+    Raises:
+        ConfigError: If it is not installed, or cannot be loaded on this machine.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        raise ConfigError(
+            f"the package '{error.name}' is not installed" if missing else f"the package '{module}' cannot be loaded",
+            found=None if missing else str(error),
+            hint=f'pip install "calogen[{extra}]"',
+        ) from None

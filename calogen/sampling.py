@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from .cores import sensible_number
 from .errors import ConditionError, ConfigError, did_you_mean
 from .families import Family
-from .models.fast import folded
+from .models.contract import OnArrays
 from .models.maps.generator import MapGenerator
 from .models.registry import pick_device
 from .production.ledger import begun_with, check_folder
@@ -31,8 +31,8 @@ from .production.plan import MOST_SAMPLES, Estimate, Plan, require_room, room
 from .production.produce import produce
 from .production.requests import Request, explicit_columns
 from .runs.checkpoint import Card, Checkpoint, load_checkpoint
+from .runs.environment import environment
 from .runs.find import find_model
-from .runs.folder import environment
 from .shards.hdf5 import MANTISSA, compressed, rounded
 from .shards.samples import Samples
 from .shards.writer import SHARD_BYTES, WrittenLayout, require_layout, samples_per_shard
@@ -135,7 +135,7 @@ class Surrogate:
         self._card = checkpoint.card
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
-        self._folded = folded(self._generator) if self._device.type == "cpu" else None
+        self._folded = self._generator.folded() if self._device.type == "cpu" else None
         large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
         self._rows = _FEW if large else BLOCK  # a whole block is computed even for one sample
 
@@ -168,7 +168,7 @@ class Surrogate:
         other = copy.copy(self)
         other._generator = self._generator.resized(size)
         other._card = self._card.model_copy(update={"family": other._generator.family})
-        other._folded = folded(other._generator) if self._folded else None
+        other._folded = other._generator.folded() if self._folded else None
         other._rows = min(self._rows, max(1, _BLOCK_NUMBERS // other.family.voxels))
         return other
 
@@ -336,14 +336,7 @@ class Surrogate:
         for i, c in enumerate(self._card.conditions):
             numbers = c.numbers(self.family.condition(c.name))
             columns[:, i] = rng.choice(numbers, self._rows) if c.labels else rng.uniform(c.low, c.high, self._rows)
-        if fold and self._folded:
-            return self._folded, (latent, columns)
-
-        @torch.inference_mode()
-        def run(latent: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-            made: NDArray[np.float32] = self._generator(torch.from_numpy(latent), torch.from_numpy(columns)).numpy()
-            return made
-
+        run = self._folded if fold and self._folded else OnArrays(self._generator)
         return run, (latent, columns)
 
     def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -80,6 +80,12 @@ def _scaling_tensors(
     return offset.to(dtype), slope.to(dtype), logarithmic if logarithmic.any() else None, tables
 
 
+def energy_column(family: Family, names: Sequence[str]) -> int | None:
+    """Which of the named conditions is the incident energy; none if none of them is."""
+    energy = family.energy
+    return list(names).index(energy.name) if energy is not None and energy.name in names else None
+
+
 def condition_array(samples: Samples, names: Sequence[str]) -> NDArray[np.float32]:
     """The named conditions of some samples as columns, (N, C), in their units.
 

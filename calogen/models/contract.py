@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..families import Family
 from ..shards.samples import Samples
+from .conditions import scale_conditions, scaled_size
+
+Array = NDArray[np.float32]
+Inference = Callable[[Array, Array], Array]
+"""From standard normals (B, Z) and conditions (B, C) in their units to samples (B, ...) in physical units."""
 
 
 class Generator(nn.Module, ABC):
@@ -19,43 +27,74 @@ class Generator(nn.Module, ABC):
     :class:`~calogen.config.GeneratorConfig` that it knows; their defaults are its own. It can be built on device
     ``meta``, where tensors have no values, like its critic: outlines are built there to count and check.
 
-    Attributes:
-        network: Its name in :data:`calogen.models.registry.NETWORKS`.
+    Args:
         family: What is made.
         conditions: Names of the conditions, in the order of the columns given to the network.
-        transform: Between physical units and network space; fitted, and left alone by the adversary unless
+
+    Attributes:
+        network: Its name in :data:`calogen.models.registry.NETWORKS`.
+        latent_size: Standard normals that one sample takes (Z).
+        coarse: How many of them, at the end, may be of low resolution.
+        scaled_size: Columns of :meth:`scaled` (D).
+        transform: Between physical units and network space; fitted, and not changed by training unless
             ``tune_transform``.
         remarks: What the log should say about the fit.
     """
 
     network: str
-    remarks: tuple[str, ...] = ()
-    family: Family
-    conditions: tuple[str, ...]
+    latent_size: int
+    coarse: int = 0
     transform: nn.Module
+    remarks: tuple[str, ...] = ()
 
-    @property
-    @abstractmethod
-    def latent_size(self) -> int:
-        """Standard normals that one sample takes (Z)."""
-
-    @property
-    def coarse(self) -> int:
-        """How many of them, at the end, may be of low resolution."""
-        return 0
+    def __init__(self, family: Family, conditions: Sequence[str]) -> None:
+        super().__init__()
+        self.family, self.conditions = family, tuple(conditions)
+        self.scaled_size = scaled_size(family, self.conditions)
 
     @property
     def ceiling(self) -> float | None:
         """The largest value that it makes, to which it clips larger ones; none: it clips none."""
         return None
 
-    @abstractmethod
+    def scaled(self, conditions: Tensor) -> Tensor:
+        """Conditions (B, D), dimensionless, from conditions (B, C) in their units."""
+        return scale_conditions(self.family, self.conditions, conditions)
+
     def fit(self, samples: Samples, seed: int) -> None:
-        """Fit all that is not learnt by gradients to training samples, in physical units."""
+        """Fit all that is not learnt by gradients to training samples, in physical units; nothing unless overridden."""
 
     @abstractmethod
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
+
+    def folded(self) -> Inference:
+        """The same function to rounding, as it runs on a CPU; networks that can fold something override it.
+
+        It is sent to worker processes, so it must be possible to pickle it.
+        """
+        return OnArrays(self)
+
+
+@dataclass(frozen=True)
+class OnArrays:
+    """A function of tensors as one of numpy arrays, without gradients.
+
+    Attributes:
+        function: Samples (B, ...) of latent numbers (B, Z) and conditions (B, C), on the CPU.
+        rows: Samples made at a time, so that what is worked on stays in the cache; none: all at once.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    rows: int | None = None
+
+    @torch.inference_mode()
+    def __call__(self, latent: Array, conditions: Array) -> Array:
+        """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
+        inputs, step = (latent, np.ascontiguousarray(conditions)), self.rows or max(1, len(latent))
+        starts = range(0, max(1, len(latent)), step)
+        parts = [self.function(*(torch.from_numpy(a[i : i + step]) for a in inputs)).numpy() for i in starts]
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
 
 class LikelihoodGenerator(Generator):
@@ -76,15 +115,14 @@ class LikelihoodGenerator(Generator):
 
 
 class Critic(nn.Module, ABC):
-    """Scores samples. :meth:`view` prepares them once; the gradient penalty is taken in the space of views.
+    """Judges samples. :meth:`view` prepares them once; the gradient penalty is taken in the space of views.
 
     A class of critics is called with the generator and, by keyword, those settings of
-    :class:`~calogen.config.CriticConfig` that it knows, and ``objective`` (a name) if it wants to know that.
+    :class:`~calogen.config.CriticConfig` that it knows, and ``per_sample`` if it can do without that.
     """
 
-    @abstractmethod
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
-        """Standardise the views on training samples, in physical units."""
+        """Standardise the views on training samples, in physical units; nothing unless overridden."""
 
     @abstractmethod
     def view(self, samples: Tensor, conditions: Tensor) -> Tensor:
@@ -92,4 +130,4 @@ class Critic(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,), unbounded, of views (B, ...) with scaled conditions (B, C)."""
+        """Values (B,), unbounded and larger for reference, of views (B, ...) with scaled conditions (B, C)."""

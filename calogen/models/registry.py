@@ -17,7 +17,7 @@ from .contract import Critic, Generator
 
 
 class Network(NamedTuple):
-    """Where the classes of a network are; imported when it is built.
+    """A network: where its classes are, imported when it is built, and how it is best trained.
 
     Attributes:
         generator: ``module.Class`` in this package.
@@ -50,7 +50,7 @@ class Network(NamedTuple):
 
 NETWORKS: dict[str, dict[str, Network]] = {
     "calorimeter": {
-        "scores": Network("showers.generator.ShowerGenerator", "showers.critic.ShowerCritic"),
+        "copula": Network("showers.generator.ShowerGenerator", "showers.critic.ShowerCritic"),
         "mlp": Network("classics.networks.MlpGenerator", "classics.networks.MlpCritic"),
         "calogan": Network("classics.calogan.CaloganGenerator", "classics.calogan.CaloganCritic"),
         "dcgan": Network("classics.networks.ConvGenerator", "classics.networks.ConvCritic"),
@@ -64,11 +64,16 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
     },
 }
-"""Networks by the kind of family they serve and by name."""
-DEFAULTS = {"calorimeter": "scores", "map": "zeldovich"}
+"""Networks by the kind of family they serve and by name. To add one is to add an entry here, and its file."""
+DEFAULTS = {"calorimeter": "copula", "map": "zeldovich"}
 """What ``auto`` means, by kind of family."""
-FIRST = {"calorimeter": "scores", "map": "dcgan"}
-"""What ``auto`` meant when checkpoints did not name their network."""
+RENAMED = {"scores": "copula"}
+"""Names that networks had in earlier checkpoints."""
+
+
+def network_name(family: Family, name: str) -> str:
+    """The name of a network, where ``auto`` stands for the default of the family."""
+    return DEFAULTS[family.kind] if name == "auto" else name
 
 
 def network_of(family: Family, name: str) -> Network:
@@ -77,7 +82,7 @@ def network_of(family: Family, name: str) -> Network:
     Raises:
         ConfigError: If there is none of that name that makes samples of the family.
     """
-    known, name = NETWORKS[family.kind], _named(family, name)
+    known, name = NETWORKS[family.kind], network_name(family, name)
     if name not in known:
         raise ConfigError(
             f"network '{name}' does not make samples of family '{family.name}'",
@@ -95,36 +100,15 @@ def settled(config: Config, family: Family) -> Config:
     This is what a checkpoint keeps: it must not change its meaning when defaults do.
 
     Raises:
-        ConfigError: If there is no such network, it has no use for a setting that is given, or it does not go together
-            with the objective.
+        ConfigError: If there is no such network, or it has no use for a setting that is given.
     """
-    name = _named(family, config.generator.network)
+    name = network_name(family, config.generator.network)
     network = network_of(family, name)
-    _check_objective(family, name, config.training.objective)
     classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else None}
     sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
     given = config.training.model_fields_set
     training = {} if "time" in given else {key: value for key, value in network.training.items() if key not in given}
     return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
-
-
-def _check_objective(family: Family, name: str, objective: str) -> None:
-    network = NETWORKS[family.kind][name]
-    if (network.critic is None) == (objective == "likelihood"):
-        return
-    if network.critic is None:
-        reason, hint = "it has a loss of its own and no critic", "set training.objective=likelihood"
-    else:
-        names = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
-        reason = "it maps noise to samples, and the likelihood of a sample is not known"
-        hint = "set training.objective=wgan-gp"
-        hint += f", or take a network with a likelihood: {', '.join(names)}" if names else ""
-    raise ConfigError(
-        f"network '{name}' cannot learn by '{objective}': {reason}",
-        where="generator.network, training.objective",
-        found=objective,
-        hint=hint,
-    )
 
 
 def build_generator(family: Family, conditions: Sequence[str], config: GeneratorConfig) -> Generator:
@@ -135,22 +119,23 @@ def build_generator(family: Family, conditions: Sequence[str], config: Generator
     """
     kind = network_of(family, config.network).generator_class
     generator = kind(family, conditions, **_options(kind, config))
-    generator.network = _named(family, config.network)
+    generator.network = network_name(family, config.network)
     return generator
 
 
-def build_critic(generator: Generator, config: CriticConfig, objective: str = "wgan-gp") -> Critic:
+def build_critic(generator: Generator, config: CriticConfig, *, per_sample: bool = True) -> Critic:
     """A critic for what ``generator`` makes, not yet fitted.
 
+    Args:
+        generator: Of the samples to be judged.
+        config: Shape of the critic.
+        per_sample: The objective needs values that depend on their own sample alone, not on the rest of the batch.
+
     Raises:
-        ConfigError: If the generator has none, or it does not suit the objective.
+        ConfigError: If the generator has none.
     """
     kind = network_of(generator.family, generator.network).critic_class
-    return kind(generator, **_options(kind, config, objective=objective))
-
-
-def _named(family: Family, name: str) -> str:
-    return DEFAULTS[family.kind] if name == "auto" else name
+    return kind(generator, **_options(kind, config, per_sample=per_sample))
 
 
 def _class(place: str) -> Any:
@@ -161,8 +146,7 @@ def _class(place: str) -> Any:
 def _options(kind: type, config: GeneratorConfig | CriticConfig, **others: Any) -> dict[str, Any]:
     """The settings that a class takes and that are given."""
     taken = inspect.signature(kind).parameters
-    given = {**{key: value for key, value in config if value is not None}, **others}
-    return {key: value for key, value in given.items() if key in taken}
+    return {key: value for key, value in (*config, *others.items()) if key in taken and value is not None}
 
 
 def _filled(kind: type | None, section: str, config: GeneratorConfig | CriticConfig, network: str) -> dict[str, Any]:
@@ -188,5 +172,7 @@ def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
         ConfigError: If a GPU is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no usable GPU here", where="device", found="cuda", hint="use --device cpu or auto")
+        raise ConfigError(
+            "there is no usable GPU here", where="device", found="cuda", hint="`device=cpu` or `device=auto`"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -20,7 +20,6 @@ from pydantic import (
     ConfigDict,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_serializer,
 )
@@ -33,7 +32,7 @@ from ..config import Config
 from ..errors import CheckpointError, ConditionError, DamagedError, StorageError
 from ..families import Condition, Family
 from ..models.contract import Generator
-from ..models.registry import FIRST, build_generator
+from ..models.registry import RENAMED, build_generator
 from ..storage import sync_folder, write_atomic
 
 SCHEMA = 1
@@ -148,11 +147,10 @@ class Card(BaseModel):
 
     @field_validator("config")
     @classmethod
-    def _named_network(cls, config: Config, info: ValidationInfo) -> Config:
-        family = info.data.get("family")
-        if config.generator.network != "auto" or family is None:
-            return config
-        return config.updated({"generator": {"network": FIRST[family.kind]}})
+    def _of_today(cls, config: Config) -> Config:
+        """Networks of earlier checkpoints by the names they have today; roles come with the conditions themselves."""
+        name = config.generator.network
+        return config.updated({"generator": {"network": RENAMED[name]}}) if name in RENAMED else config
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     path = folder / _CARD
     try:
         text = path.read_bytes()
-        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of ours
+        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of this version
         card = Card.model_validate_json(text)
     except FileNotFoundError:
         raise DamagedError(

@@ -28,7 +28,9 @@ def find_model(model: str | Path) -> Path:
     if (path / "checkpoints").is_dir():
         best = RunFolder(path).best()
         if best is None:
-            raise CheckpointError("the run has no checkpoint yet", where=path, hint="train it, or --resume it")
+            raise CheckpointError(
+                "the run has no checkpoint yet", where=path, hint="finish it with calogen train --resume"
+            )
         return path / "checkpoints" / str(best["checkpoint"])
     if not path.exists():
         names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []

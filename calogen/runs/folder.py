@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import platform
 import shutil
-import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..config import Config
@@ -43,12 +38,21 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def require_empty(self) -> None:
-        """Refuse a folder that holds anything.
+        """Refuse a folder that holds anything, or that could not be written.
 
         Raises:
             ConfigError: If it is not empty, or a file.
+            StorageError: If it could not be written.
         """
-        require_empty(self.path, "choose another --out, or --resume this run")
+        is_file = self.path.exists() and not self.path.is_dir()
+        if is_file or (self.path.exists() and any(self.path.iterdir())):
+            raise ConfigError(
+                "the output folder is not empty",
+                where=self.path,
+                found="a file" if is_file else None,
+                hint="choose another `out`, or `resume=True` to go on with this run",
+            )
+        require_writable(self.path)
 
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
@@ -118,7 +122,7 @@ class RunFolder:
             raise CheckpointError(
                 "the run's best.json is damaged",
                 where=path,
-                hint="delete it and --resume the run, or name a folder in checkpoints/",
+                hint="delete it and go on with calogen train --resume, or name a folder in checkpoints/",
             ) from None
 
     def steps(self) -> list[int]:
@@ -142,7 +146,7 @@ class RunFolder:
         kept = {*self.steps()[-2:], best}
         for step in self.steps():
             if step not in kept:
-                _remove(self.checkpoints / f"step-{step}")
+                shutil.rmtree(self.checkpoints / f"step-{step}")
 
     def history(self, until: int) -> list[dict[str, int | float | None]]:
         """Validations up to a step, from the log: all of them, or the best, the last and some evenly between."""
@@ -189,25 +193,6 @@ class RunFolder:
             write_atomic(self.path / "best.json", _line(record).encode())
 
 
-def require_empty(folder: Path, hint: str) -> None:
-    """Refuse an output folder that holds anything, or that could not be written.
-
-    Args:
-        folder: May be absent.
-        hint: What to do otherwise.
-
-    Raises:
-        ConfigError: If it is not empty, or a file.
-        StorageError: If it could not be written.
-    """
-    is_file = folder.exists() and not folder.is_dir()
-    if is_file or (folder.exists() and any(folder.iterdir())):
-        raise ConfigError(
-            "the output folder is not empty", where=folder, found="a file" if is_file else None, hint=hint
-        )
-    require_writable(folder)
-
-
 def _line(record: Record) -> str:
     """One line of strict JSON: numbers that are not finite become null."""
     infinite = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
@@ -219,39 +204,6 @@ def _short_number(value: Any) -> int | float | None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")
-
-
-def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-
-
-def environment() -> Record:
-    """Versions and commit: what is needed to repeat a run, besides configuration and data."""
-    return {
-        "calogen": version("calogen"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        **_commit(),
-    }
-
-
-@functools.cache
-def _commit() -> Record:
-    """The commit of this program, and whether its code was changed since; nothing for an installed copy."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy may lie inside somebody else's repository
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../analysis")
-        return {"commit": git("rev-parse", "--short=12", "HEAD"), "code_changed": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": ""}
 
 
 def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpoint, str]:

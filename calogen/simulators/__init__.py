@@ -46,7 +46,7 @@ def build(
     if name not in ENGINES:
         raise ConfigError(f"unknown engine '{name}'", found=name, hint=did_you_mean(name, ENGINES))
     if samples < 1:
-        raise ConfigError("at least one sample", where="-n", found=samples)
+        raise ConfigError("at least one sample", where="`samples`", found=samples)
     engine: type[Engine] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
     given = {key: value for key, value in options.items() if value is not None}
     if "samples" in engine.model_fields:
@@ -68,17 +68,17 @@ def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: P
         part: Make only this part.
     """
     if not 1 <= samples <= MOST_SAMPLES:
-        raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=samples)
+        raise ConfigError("the number of samples is 1 to 10^12", where="`samples`", found=samples)
     block = engine.block
     usual = min(engine.blocks_a_shard * block, -(-samples // _FILES))
     size = -(-(shard_size or usual) // block) * block
     if -(-samples // size) > _MOST_FILES:
         raise ConfigError(
             "that would be too many files",
-            where="-n",
+            where="`samples`",
             expected=f"at most {_MOST_FILES:,}",
             found=f"{samples} samples in files of {size}",
-            hint="a larger --shard-size, or fewer samples",
+            hint="a larger `shard_size`, or fewer `samples`",
         )
     return Plan(engine, samples, size, part or Part())
 

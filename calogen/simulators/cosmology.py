@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from .engine import require
-
-FIDUCIAL = {"Omega_b": 0.049, "h": 0.6711, "n_s": 0.9624, "T_cmb": 2.7255}
-"""What does not vary: CAMELS' cosmology (arXiv:2010.00619), massless neutrinos left out."""
+from ..errors import require
+from ..models.maps.linear import FIDUCIAL, variance_8
 
 _AMPLITUDE = 2e-9  # A_s, before scaling to sigma_8
 
@@ -43,18 +41,6 @@ def _camb(omega_m: float, amplitude: float, nonlinear: bool) -> Any:
     return camb.get_results(settings)
 
 
-def sigma_8_of(k: NDArray[np.float64], power: NDArray[np.float64]) -> float:
-    """The rms of the linear density in spheres of 8 Mpc/h.
-
-    Args:
-        k: Wavenumbers in h/Mpc, (K,), wide enough to hold the integral.
-        power: P(k) in (Mpc/h)^3, (K,).
-    """
-    x = 8 * k
-    window = 3 * (np.sin(x) - x * np.cos(x)) / x**3
-    return float(np.sqrt(np.trapezoid(power * window**2 * k**3 / (2 * np.pi**2), np.log(k))))
-
-
 @lru_cache(maxsize=64)
 def _linear_shape(omega_m: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """k and the linear P(k) at a fixed A_s, (K,) each."""
@@ -71,7 +57,7 @@ def linear_power(omega_m: float, sigma_8: float) -> Power:
         sigma_8: Its rms in 8 Mpc/h.
     """
     k, power = _linear_shape(omega_m)
-    log_k, log_power = np.log(k), np.log(power * (sigma_8 / sigma_8_of(k, power)) ** 2)
+    log_k, log_power = np.log(k), np.log(power * (sigma_8 / np.sqrt(variance_8(k, power))) ** 2)
 
     def interpolated(q: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.exp(np.interp(np.log(np.maximum(q, 1e-6)), log_k, log_power)))
@@ -87,7 +73,7 @@ def hmcode_power(omega_m: float, sigma_8: float) -> Power:
         omega_m: Matter density.
         sigma_8: Its linear rms in 8 Mpc/h.
     """
-    amplitude = _AMPLITUDE * (sigma_8 / sigma_8_of(*_linear_shape(omega_m))) ** 2
+    amplitude = _AMPLITUDE * (sigma_8 / np.sqrt(variance_8(*_linear_shape(omega_m)))) ** 2
     spectrum = _camb(omega_m, amplitude, True).get_matter_power_interpolator(nonlinear=True)
     return lambda k: np.asarray(spectrum.P(0, k), np.float64)
 

@@ -16,10 +16,9 @@ In a file, beside the table ``[family]`` that training takes too::
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +105,7 @@ class Detector(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Detector:
-        if self.family.kind != "calorimeter":
+        if not self.family.layers:
             raise ValueError("the family must be a calorimeter")
         if self.family.unit != "MeV":
             raise ValueError(f"the family's unit must be MeV, got '{self.family.unit}'")
@@ -156,24 +155,10 @@ class Detector(_Frozen):
         for kind in set(family.layers):
             alike = np.array([*(la == kind for la in family.layers), False])
             mine = np.flatnonzero(alike[layer])
-            cell = _cell(kind, x[mine], y[mine])
+            cell = kind.cell_at(x[mine], y[mine])
             start = np.asarray(family.layer_bounds)[layer[mine]]
             found[mine] = np.where(cell >= 0, start + cell, family.voxels)
         return found
-
-
-def _cell(layer: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The cell of a layer at each position, -1 outside."""
-    if layer.geometry == "cartesian":
-        (n, m), (a, b) = layer.shape, layer.size
-        i = np.floor((x + a / 2) * (n / a)).astype(np.int64)
-        j = np.floor((y + b / 2) * (m / b)).astype(np.int64)
-        return np.where((i >= 0) & (i < n) & (j >= 0) & (j < m), i * m + j, -1)
-    n, m = layer.shape
-    turn = (np.arctan2(y, x) + math.pi) * (n / (2 * math.pi))
-    sector = np.minimum(turn.astype(np.int64), n - 1)
-    ring = np.searchsorted(layer.r_edges, np.hypot(x, y), side="right") - 1
-    return np.where((ring >= 0) & (ring < m), sector * m + ring, -1)
 
 
 def _calogan() -> Detector:

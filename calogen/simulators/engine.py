@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,9 +49,9 @@ class Engine(BaseModel, ABC):
         """What one sample is."""
 
     @property
-    @abstractmethod
     def block(self) -> int:
-        """Samples are made in indivisible groups of this many, aligned to the index."""
+        """Samples are made in indivisible groups of this many, aligned to the index; here every one stands alone."""
+        return 1
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -128,23 +126,6 @@ def read_toml(source: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the file: {error.strerror or error}", where=path) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not TOML: {error}", where=path) from None
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Imports a module that an extra of calogen installs.
-
-    Raises:
-        ConfigError: If it is not installed, or cannot be loaded on this machine.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
-        raise ConfigError(
-            f"the package '{error.name}' is not installed" if missing else f"the package '{module}' cannot be loaded",
-            found=None if missing else str(error),
-            hint=f'pip install "calogen[{extra}]"',
-        ) from None
 
 
 def _span(low: float, high: float, unit: str) -> str:

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, require
 from ..families import ENERGY_UNITS, Condition, Family
 from ..shards.samples import Samples
 from .detector import Detector, Signal, load_detector
-from .engine import Drawn, Engine, checked_block, require, stream
+from .engine import Drawn, Engine, checked_block, stream
 
 PARTICLES = ("gamma", "e-", "e+")
 ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Ar", "Cr", "Fe", "Ni", "Cu", "Zn", "I", "Cs", "W", "Pb", "U")
@@ -110,7 +110,7 @@ class Geant4(Engine):
                     found="option1",
                 )
             if not any(plate.active for plate in self.detector.plates):
-                raise ConfigError("no plate of the detector is active", where="signal", hint="--signal all")
+                raise ConfigError("no plate of the detector is active", where="signal", hint="`signal=all`")
         _check_elements(self.detector)
         _ = self.drawn
         return self
@@ -125,7 +125,7 @@ class Geant4(Engine):
         """Energies, impact points, directions and, of several, particles of all samples."""
         several = len(self.particles) > 1
         if "particle" in self.conditions and not several:
-            raise ConfigError("name the particles with --particle, as in gamma,e+", where="condition particle")
+            raise ConfigError("name the particles with `particle`, as in gamma,e+", where="condition particle")
         usual, half = self.detector.family.conditions[0], self.detector.width / 2
         known = (
             usual,
@@ -161,11 +161,6 @@ class Geant4(Engine):
                 "symmetries": tuple(s for s in family.symmetries if symmetric.get(s, False)),
             }
         )
-
-    @property
-    def block(self) -> int:
-        """Every shower stands alone."""
-        return 1
 
     @property
     def scale(self) -> float:

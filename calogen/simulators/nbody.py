@@ -17,11 +17,12 @@ import scipy.fft
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, require
 from ..families import FAMILIES, Family
+from ..models.maps.linear import FIDUCIAL
 from ..shards.samples import Samples
-from .cosmology import FIDUCIAL, Growth, Power, hmcode_power, linear_power
-from .engine import Drawn, Engine, checked_block, require, stream
+from .cosmology import Growth, Power, hmcode_power, linear_power
+from .engine import Drawn, Engine, checked_block, stream
 
 if TYPE_CHECKING:
     from .mesh import Field as Mesh
@@ -83,7 +84,7 @@ class NBody(Engine):
 
     @cached_property
     def family(self) -> Family:
-        """``nbody-64``, or its like in another size."""
+        """``nbody-64``, or the same in another size."""
         usual = FAMILIES["nbody-64"]
         conditions = tuple(self.drawn.ranged(c.name) for c in usual.conditions)
         if (self.pixels, self.box, self.slabs) == (64, 64.0, 8):

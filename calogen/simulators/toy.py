@@ -22,6 +22,7 @@ from ..families.binning import resolve_family_source
 from ..shards.samples import Samples
 from .engine import Drawn, Engine, checked_block, read_toml, stream
 
+Array = NDArray[np.float64]
 _LEAST_ENERGY = 1e-3  # MeV
 _QUANTUM = 0.002  # of the usual energy: what one independent part of a shower carries
 _DEPTH = 10.0  # of the calorimeter, in scale lengths of the longitudinal profile
@@ -63,7 +64,7 @@ class Toy(Engine):
 
     @model_validator(mode="after")
     def _possible(self) -> Toy:
-        if self.model.kind == "map" and min(self.model.sample_shape) < 4:
+        if not self.model.layers and min(self.model.sample_shape) < 4:
             raise ConfigError("a toy map needs at least 4 x 4 pixels", where="family", found=self.model.sample_shape)
         _ = self.drawn
         return self
@@ -72,7 +73,7 @@ class Toy(Engine):
     def drawn(self) -> Drawn:
         """Conditions of all samples: over their usual ranges unless said otherwise."""
         conditions = self.model.conditions
-        limits = {conditions[0].name: (_LEAST_ENERGY, np.inf)} if self.model.kind == "calorimeter" else {}
+        limits = {c.name: (_LEAST_ENERGY, np.inf) for c in conditions if c.role == "energy"}
         usual = {}
         for c in conditions:
             spread = "log-uniform" if c.scale == "log" else "uniform"
@@ -87,28 +88,20 @@ class Toy(Engine):
         name, description = f"toy-{self.model.name}", f"TOY, not a simulation: {self.model.description}"
         return self.model.model_copy(update={"name": name, "description": description, "conditions": conditions})
 
-    @property
-    def block(self) -> int:
-        """Every sample stands alone."""
-        return 1
-
-    @property
-    def cut(self) -> float:
-        """Voxels below this are exactly zero; a family without a threshold is given a low one."""
-        return self.model.threshold or 0.2 * self.model.knee
+    @cached_property
+    def law(self) -> Showers | Maps:
+        """What samples are drawn from."""
+        return Showers(self) if self.model.kind == "calorimeter" else Maps(self)
 
     def describe(self) -> dict[str, Any]:
         """Engine and options."""
-        own: dict[str, Any] = {"cut": self.cut}
-        if self.model.kind == "map":
-            own = {"field": self.field, "amplitude": self._amplitude}
         return {
             "engine": "toy",
             "note": "TOY: drawn from analytic distributions, not a simulation",
             "numpy": np.__version__,
             "family": self.model.model_dump(mode="json", exclude_defaults=True),
             "conditions": self.drawn.texts,
-            **own,
+            **self.law.describe(),
             "seed": self.seed,
         }
 
@@ -117,74 +110,100 @@ class Toy(Engine):
         count = len(checked_block(start, stop, self.block))
         conditions = self.drawn.columns(self.seed, start, count)
         values = np.zeros((count, *self.model.sample_shape), np.float32)
-        draw = self._shower if self.model.kind == "calorimeter" else self._map
         for i in range(count):
             own = {name: float(column[i]) for name, column in conditions.items()}
-            values[i] = draw(own, stream(self.seed, start + i))
+            values[i] = self.law.draw(own, stream(self.seed, start + i))
         return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
-    def moments(self, conditions: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and variance of every voxel or pixel, exactly.
+    def check(self) -> str:
+        """Mean and standard deviation of 400 samples at one point, beside the exact ones."""
+        point = {c.name: _middle(c) for c in self.family.conditions}
+        values = np.stack([self.law.draw(point, stream(self.seed, i)) for i in range(400)]).reshape(400, -1)
+        mean, variance = (moment.ravel() for moment in self.law.moments(point))
+        lines = [f"TOY {self.family.name}: 400 samples at {', '.join(f'{n} = {v:g}' for n, v in point.items())}"]
+        lines += ["  voxel         mean (exact)        standard deviation (exact)"]
+        for v in np.argsort(-mean, kind="stable")[:: max(len(mean) // 8, 1)][:8]:
+            found, spread = values[:, v].mean(), values[:, v].std()
+            lines.append(f"  {v:5d} {found:12.5g} ({mean[v]:.5g})   {spread:12.5g} ({variance[v] ** 0.5:.5g})")
+        return "\n".join(lines)
 
-        Args:
-            conditions: One value each, in the conditions' units.
 
-        Returns:
-            Two arrays of the family's sample shape, in its unit and its square.
-        """
-        if self.model.kind == "map":
-            variance = self._deviation(conditions) ** 2
-            shape = self.model.sample_shape
-            return np.ones(shape), np.full(shape, np.expm1(variance) if self.field == "lognormal" else variance)
-        energy = conditions[self.model.conditions[0].name]
-        total, fraction = self._concentration(energy), self.fractions(energy)
+class Showers:
+    """Toy showers; see :class:`Toy`.
+
+    Args:
+        toy: Says of which family.
+    """
+
+    def __init__(self, toy: Toy) -> None:
+        self._family, self._energy = toy.model, toy.model.conditions[0]
+        # Voxels below this are exactly zero; a family without a threshold is given a low one.
+        self.cut = toy.model.threshold or 0.2 * toy.model.knee
+        shares = []
+        for layer in toy.model.layers:
+            radius = np.hypot(*layer.centres.T)
+            weight = layer.areas * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
+            shares.append(weight / weight.sum())
+        self._lateral = np.concatenate(shares)  # share of its layer's energy in each voxel
+
+    def describe(self) -> dict[str, Any]:
+        """Options."""
+        return {"cut": self.cut}
+
+    def moments(self, conditions: Mapping[str, float]) -> tuple[Array, Array]:
+        """Mean and variance of every voxel, exactly, (V,) in the family's unit and its square."""
+        energy = conditions[self._energy.name]
+        total, fraction = self._concentration(energy), self._fractions(energy)
         a, b, cut = total * fraction, total * (1 - fraction), min(self.cut / energy, 1.0)
         first = a / total * (1 - betainc(a + 1, b, cut))  # of the part of Beta(a, b) above the cut
         second = a * (a + 1) / (total * (total + 1)) * (1 - betainc(a + 2, b, cut))
         return energy * first, energy**2 * (second - first**2)
 
-    def fractions(self, energy: float) -> NDArray[np.float64]:
-        """Mean share of the energy in each voxel before the cut, (V,); what lacks to 1 leaks out of the back."""
-        usual = self.model.conditions[0]
-        shape = 4 + 0.5 * np.clip(np.log(energy / _middle(usual)), -4, 4)
-        ends = np.linspace(0, _DEPTH, len(self.model.layers) + 1)
-        return np.asarray(np.diff(gamma.cdf(ends, shape))[self.model.layer_of_voxel] * self._lateral)
-
-    @cached_property
-    def _lateral(self) -> NDArray[np.float64]:
-        """Share of its layer's energy in each voxel, (V,)."""
-        shares = []
-        for layer in self.model.layers:
-            radius = np.hypot(*layer.centres.T)
-            area = np.ones(len(radius))
-            if layer.geometry == "cylindrical":
-                area = np.tile(np.diff(np.square(layer.r_edges)), layer.n_alpha)
-            weight = area * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
-            shares.append(weight / weight.sum())
-        return np.concatenate(shares)
-
-    def _concentration(self, energy: float) -> float:
-        usual = self.model.conditions[0]
-        return float(1 + energy / (_QUANTUM * _middle(usual)))
-
-    def _shower(self, conditions: Mapping[str, float], random: np.random.Generator) -> NDArray[np.float64]:
-        energy = conditions[self.model.conditions[0].name]
-        fraction = self.fractions(energy)
+    def draw(self, conditions: Mapping[str, float], random: np.random.Generator) -> Array:
+        """One shower, (V,)."""
+        energy = conditions[self._energy.name]
+        fraction = self._fractions(energy)
         leak = max(1 - fraction.sum(), 0.0)
         parts = random.standard_gamma(self._concentration(energy) * np.append(fraction, leak))
         cells = energy * parts[:-1] / parts.sum()
         cells[cells < self.cut] = 0
         return np.asarray(cells, np.float64)
 
-    @property
-    def _amplitude(self) -> float:
-        return self.amplitude or (0.8 if self.field == "lognormal" else 0.15)
+    def _fractions(self, energy: float) -> Array:
+        """Mean share of the energy in each voxel before the cut, (V,); what lacks to 1 leaks out of the back."""
+        shape = 4 + 0.5 * np.clip(np.log(energy / _middle(self._energy)), -4, 4)
+        ends = np.linspace(0, _DEPTH, len(self._family.layers) + 1)
+        return np.asarray(np.diff(gamma.cdf(ends, shape))[self._family.layer_of_voxel] * self._lateral)
 
-    def _deviation(self, conditions: Mapping[str, float]) -> float:
-        return self._amplitude * conditions.get("sigma_8", 1.0)
+    def _concentration(self, energy: float) -> float:
+        return float(1 + energy / (_QUANTUM * _middle(self._energy)))
 
-    def _map(self, conditions: Mapping[str, float], random: np.random.Generator) -> NDArray[np.float64]:
-        height, width = self.model.sample_shape
+
+class Maps:
+    """Toy maps; see :class:`Toy`.
+
+    Args:
+        toy: Says of which family and kind.
+    """
+
+    def __init__(self, toy: Toy) -> None:
+        self._shape, self._field = toy.model.sample_shape, toy.field
+        self._amplitude = toy.amplitude or (0.8 if toy.field == "lognormal" else 0.15)
+
+    def describe(self) -> dict[str, Any]:
+        """Options."""
+        return {"field": self._field, "amplitude": self._amplitude}
+
+    def moments(self, conditions: Mapping[str, float]) -> tuple[Array, Array]:
+        """Mean and variance of every pixel, exactly, (H, W) each."""
+        variance = self._deviation(conditions) ** 2
+        return np.ones(self._shape), np.full(
+            self._shape, np.expm1(variance) if self._field == "lognormal" else variance
+        )
+
+    def draw(self, conditions: Mapping[str, float], random: np.random.Generator) -> Array:
+        """One map, (H, W)."""
+        height, width = self._shape
         k = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
         k[0, 0] = np.inf
         power = k ** -(1 + conditions.get("Omega_m", 0.3))
@@ -195,22 +214,12 @@ class Toy(Engine):
         power *= self._deviation(conditions) ** 2 * height * width / (stored * power).sum()
         white = random.standard_normal((height, width))
         field = np.asarray(scipy.fft.irfft2(scipy.fft.rfft2(white) * np.sqrt(power), s=(height, width)))
-        if self.field == "gaussian":
+        if self._field == "gaussian":
             return 1 + field
         return np.exp(field - self._deviation(conditions) ** 2 / 2)
 
-    def check(self) -> str:
-        """Mean and standard deviation of 400 samples at one point, beside the exact ones."""
-        point = {c.name: _middle(c) for c in self.family.conditions}
-        draw = self._shower if self.model.kind == "calorimeter" else self._map
-        values = np.stack([draw(point, stream(self.seed, i)) for i in range(400)]).reshape(400, -1)
-        mean, variance = (moment.ravel() for moment in self.moments(point))
-        lines = [f"TOY {self.family.name}: 400 samples at {', '.join(f'{n} = {v:g}' for n, v in point.items())}"]
-        lines += ["  voxel         mean (exact)        standard deviation (exact)"]
-        for v in np.argsort(-mean, kind="stable")[:: max(len(mean) // 8, 1)][:8]:
-            found, spread = values[:, v].mean(), values[:, v].std()
-            lines.append(f"  {v:5d} {found:12.5g} ({mean[v]:.5g})   {spread:12.5g} ({variance[v] ** 0.5:.5g})")
-        return "\n".join(lines)
+    def _deviation(self, conditions: Mapping[str, float]) -> float:
+        return self._amplitude * conditions.get("sigma_8", 1.0)
 
 
 def _middle(condition: Condition) -> float:

@@ -15,11 +15,12 @@ from ..analysis.metrics.validation import FLOORS, score_floor
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
 from ..runs.checkpoint import Card, ConditionRange
-from ..runs.folder import Record, RunFolder, environment, resumable
+from ..runs.environment import environment
+from ..runs.folder import Record, RunFolder, resumable
 from ..shards.samples import Samples
 from .batches import Batches, held_out
 from .health import alarm, without_progress
-from .plan import Plan, prepare
+from .setup import Setup, prepare
 from .trainers import Trainer, build_trainer
 
 
@@ -70,9 +71,9 @@ def train(
         Interrupted: ``should_stop`` asked for it; the run can be resumed.
         StorageError: The disk refused.
     """
-    plan = prepare(config, data)
-    torch.set_num_threads(plan.threads)
-    loop = TrainingLoop.start(plan, out, resume=resume, progress=progress)
+    setup = prepare(config, data)
+    torch.set_num_threads(setup.threads)
+    loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
     loop.run(should_stop or (lambda: 0))
     best = loop.folder.best()
     return Run(loop.folder.path, loop.trainer.done, best["score"] if best else None, tuple(loop.records))
@@ -100,7 +101,7 @@ class TrainingLoop:
     @classmethod
     def start(
         cls,
-        plan: Plan,
+        setup: Setup,
         out: str | Path,
         *,
         resume: bool = False,
@@ -110,30 +111,30 @@ class TrainingLoop:
         """Load the data, then fit a new run and save its start, or restore the last checkpoint.
 
         Args:
-            plan: What to train.
+            setup: What to train.
             out: Run folder.
             resume: Restore.
             check: Validate and save the start of a new run.
             progress: As for :func:`train`.
         """
-        folder, facts, options = RunFolder(Path(out)), _facts(plan), plan.config.training
+        folder, facts, options = RunFolder(Path(out)), _facts(setup), setup.config.training
         begun = time.monotonic()
         if resume:
-            checkpoint, warning = resumable(folder, plan.config, facts)
+            checkpoint, warning = resumable(folder, setup.config, facts)
         else:
             folder.require_empty()
         batches = Batches(
-            plan.training,
-            plan.conditions,
+            setup.training,
+            setup.conditions,
             options.batch_size,
-            seed=plan.config.seed,
-            device=plan.device,
+            seed=setup.config.seed,
+            device=setup.device,
             memory=options.memory,
-            holdout=plan.config.holdout,
+            holdout=setup.config.holdout,
         )
-        facts["dropped"] = plan.training.dropped
-        trainer = build_trainer(plan, batches)
-        loop = cls(trainer, folder, _card(plan, batches, facts), _validation_samples(plan), progress)
+        facts["dropped"] = setup.training.dropped
+        trainer = build_trainer(setup, batches)
+        loop = cls(trainer, folder, _card(setup, batches, facts), _validation_samples(setup), progress)
         loop.begun = begun
         if resume:
             trainer.restore(checkpoint)
@@ -146,15 +147,15 @@ class TrainingLoop:
         else:
             trainer.fit()
             trainer.arm()
-            folder.create(plan.config, facts)  # only now: data that cannot be used leave nothing behind
-            if plan.training.dropped:
-                what = f"left out {plan.training.dropped} bad rows of {len(plan.training)} (drop_bad)"
+            folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
+            if setup.training.dropped:
+                what = f"left out {setup.training.dropped} bad rows of {len(setup.training)} (drop_bad)"
                 loop._tell({"step": 0, "warning": what})
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
-                loop._tell(facts | trainer.validate(loop.validation) | _floor(plan, loop.validation))
+                loop._tell(facts | trainer.validate(loop.validation) | _floor(setup, loop.validation))
                 loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
         return loop
 
@@ -189,7 +190,7 @@ class TrainingLoop:
                 raise Interrupted(
                     f"stopped by signal {signal_number} after step {trainer.done}; the run can be resumed",
                     signal_number=signal_number,
-                    hint=f"calogen train ... --out {self.folder.path} --resume",
+                    hint=f"the same call with `resume=True` goes on with {self.folder.path}",
                 )
             if late:
                 return
@@ -250,45 +251,45 @@ class TrainingLoop:
         self.folder.save(card, trainer.average.state_dict(), trainer.state())
 
 
-def _validation_samples(plan: Plan) -> Samples:
-    samples = plan.validation.read(0, plan.config.training.validation_size)
-    samples = samples.select(~held_out(samples, plan.config.holdout))
+def _validation_samples(setup: Setup) -> Samples:
+    samples = setup.validation.read(0, setup.config.training.validation_size)
+    samples = samples.select(~held_out(samples, setup.config.holdout))
     if not len(samples):
-        raise ShardError("no validation samples are left outside the held-out ranges", hint="narrow --holdout")
+        raise ShardError("no validation samples are left outside the held-out ranges", hint="narrow `holdout`")
     return samples
 
 
-def _floor(plan: Plan, validation: Samples) -> Record:
+def _floor(setup: Setup, validation: Samples) -> Record:
     """What the score of validation samples is for training samples: as good as any generator's can be."""
-    others = plan.training.read(0, FLOORS * len(validation))
-    found = score_floor(validation, others.select(~held_out(others, plan.config.holdout)))
+    others = setup.training.read(0, FLOORS * len(validation))
+    found = score_floor(validation, others.select(~held_out(others, setup.config.holdout)))
     return {} if found is None else {"floor": found[0]} | ({"floor_error": found[1]} if found[1] is not None else {})
 
 
-def _card(plan: Plan, batches: Batches, facts: Record) -> Card:
+def _card(setup: Setup, batches: Batches, facts: Record) -> Card:
     low, high = batches.condition_range()
     ranges = []
-    for i, name in enumerate(plan.conditions):
-        usual = plan.family.condition(name)
+    for i, name in enumerate(setup.conditions):
+        usual = setup.family.condition(name)
         covered = usual.covered(float(low[i]), float(high[i]))
         labels = tuple(usual.labels[int(code)] for code in batches.condition_values(i)) if usual.labels else ()
         ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1], labels=labels))
     return Card(
-        family=plan.family,
+        family=setup.family,
         conditions=tuple(ranges),
-        config=plan.config,
+        config=setup.config,
         step=0,
-        holdout=plan.config.holdout,
+        holdout=setup.config.holdout,
         provenance=facts,
     )
 
 
-def _facts(plan: Plan) -> Record:
+def _facts(setup: Setup) -> Record:
     return environment() | {
-        "device": str(plan.device),
-        "threads": plan.threads,
-        "seed": plan.config.seed,
-        "data": plan.training.digest(),
-        "training_samples": len(plan.training),
-        "validation_samples": len(plan.validation),
+        "device": str(setup.device),
+        "threads": setup.threads,
+        "seed": setup.config.seed,
+        "data": setup.training.digest(),
+        "training_samples": len(setup.training),
+        "validation_samples": len(setup.validation),
     }

@@ -1,63 +1,54 @@
-"""What generator and critic minimise: pure functions of critic scores, and the gradient penalty.
+"""Objectives: what generator and critic minimise, pure functions of the critic's values, and what bounds the critic.
 
-Scores are unbounded numbers, (B,); for the probabilistic objectives they are the log odds that a sample is reference.
+Values are unbounded numbers, (B,), larger for reference; for the probabilistic objectives they are the log odds that a
+sample is reference. To add an objective is to add an entry to :data:`OBJECTIVES`, with its penalty if it has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-Critic = Callable[[Tensor, Tensor], Tensor]
+from ..config import TrainingConfig
+from ..errors import ConfigError, did_you_mean
+from ..families import Family
+from ..models.registry import NETWORKS, network_name, network_of
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""A critic as a function: values (B,) of views (B, ...) with scaled conditions (B, C)."""
 
 
-class Objective(NamedTuple):
-    """Losses to minimise; each takes scores (B,) and returns a scalar.
+@dataclass(frozen=True)
+class Objective:
+    """Losses to minimise, scalars of values (B,), and what keeps the critic's slope in bounds.
 
     Attributes:
-        critic: Of (reference scores, generated scores).
-        generator: Of generated scores.
+        critic: Of (values of reference samples, values of generated ones).
+        generator: Of values of generated samples.
         source: Where it is from.
+        penalty: Added to the critic's loss, times ``training.penalty``; arguments as for :func:`gradient_penalty`. It
+            is of single samples, so the critic's values may not depend on the rest of the batch.
+        bound: What is done to the critic after each of its steps.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
     source: str
-
-
-_WASSERSTEIN = (lambda r, g: g.mean() - r.mean(), lambda g: -g.mean())
-OBJECTIVES: dict[str, Objective] = {
-    "wgan-gp": Objective(*_WASSERSTEIN, "Gulrajani et al. 2017, arXiv:1704.00028"),
-    "wgan-clip": Objective(*_WASSERSTEIN, "Arjovsky et al. 2017, arXiv:1701.07875"),
-    "non-saturating": Objective(
-        lambda r, g: softplus(-r).mean() + softplus(g).mean(),
-        lambda g: softplus(-g).mean(),
-        "Goodfellow et al. 2014, arXiv:1406.2661, sec. 3",
-    ),
-    "minimax": Objective(
-        lambda r, g: softplus(-r).mean() + softplus(g).mean(),
-        lambda g: -softplus(g).mean(),
-        "Goodfellow et al. 2014, arXiv:1406.2661, eq. 1",
-    ),
-    "lsgan": Objective(
-        lambda r, g: (r - 1).square().mean() + g.square().mean(),
-        lambda g: (g - 1).square().mean(),
-        "Mao et al. 2017, arXiv:1611.04076",
-    ),
-}
+    penalty: Callable[[Judge, Tensor, Tensor, Tensor, torch.Generator], Tensor] | None = None
+    bound: Callable[[nn.Module, TrainingConfig], None] | None = None
 
 
 def gradient_penalty(
-    critic: Critic, reference: Tensor, generated: Tensor, conditions: Tensor, generator: torch.Generator
+    critic: Judge, reference: Tensor, generated: Tensor, conditions: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Two-sided WGAN-GP gradient penalty, averaged over the batch.
 
     Args:
-        critic: Maps (B, D) samples and (B, C) conditions to (B,) scores.
+        critic: Maps (B, D) samples and (B, C) conditions to (B,) values.
         reference: Samples in the space the critic sees, (B, ...), dimensionless.
         generated: Same shape and device as ``reference``; paired with it by conditions.
         conditions: Scaled conditions, (B, C); C may be 0.
@@ -79,3 +70,66 @@ def gradient_penalty(
     (slope,) = torch.autograd.grad(critic(between, conditions).sum(), between, create_graph=True)
     penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, options: TrainingConfig) -> None:
+    """Bound every weight of the critic by ``training.clip``."""
+    torch._foreach_clamp_min_(list(critic.parameters()), -options.clip)
+    torch._foreach_clamp_max_(list(critic.parameters()), options.clip)
+
+
+_WASSERSTEIN = (lambda r, g: g.mean() - r.mean(), lambda g: -g.mean())
+OBJECTIVES: dict[str, Objective | None] = {
+    "wgan-gp": Objective(*_WASSERSTEIN, "Gulrajani et al. 2017, arXiv:1704.00028", penalty=gradient_penalty),
+    "wgan-clip": Objective(*_WASSERSTEIN, "Arjovsky et al. 2017, arXiv:1701.07875", bound=clip_weights),
+    "non-saturating": Objective(
+        lambda r, g: softplus(-r).mean() + softplus(g).mean(),
+        lambda g: softplus(-g).mean(),
+        "Goodfellow et al. 2014, arXiv:1406.2661, sec. 3",
+    ),
+    "minimax": Objective(
+        lambda r, g: softplus(-r).mean() + softplus(g).mean(),
+        lambda g: -softplus(g).mean(),
+        "Goodfellow et al. 2014, arXiv:1406.2661, eq. 1",
+    ),
+    "lsgan": Objective(
+        lambda r, g: (r - 1).square().mean() + g.square().mean(),
+        lambda g: (g - 1).square().mean(),
+        "Mao et al. 2017, arXiv:1611.04076",
+    ),
+    "likelihood": None,
+}
+"""Objectives by name; none: the network has a loss of its own, and no critic."""
+
+
+def objective_of(family: Family, network: str, name: str) -> Objective | None:
+    """The objective of a name, for a network of a family.
+
+    Raises:
+        ConfigError: If there is no such objective or network, or they do not go together.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(
+            f"unknown objective '{name}'",
+            where="training.objective",
+            expected=", ".join(OBJECTIVES),
+            found=name,
+            hint=did_you_mean(name, OBJECTIVES),
+        )
+    objective = OBJECTIVES[name]
+    has_critic = network_of(family, network).critic is not None
+    if has_critic == (objective is not None):
+        return objective
+    fitting = [key for key, other in OBJECTIVES.items() if (other is not None) == has_critic]
+    reason, hint = "it has a loss of its own and no critic", f"set training.objective={fitting[0]}"
+    if has_critic:
+        reason = "it maps noise to samples, and the likelihood of a sample is not known"
+        others = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
+        hint += f", or take a network with a likelihood: {', '.join(others)}" if others else ""
+    raise ConfigError(
+        f"network '{network_name(family, network)}' cannot learn by '{name}': {reason}",
+        where="generator.network, training.objective",
+        found=name,
+        hint=hint,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -20,17 +19,17 @@ from ..runs.folder import Record
 from ..shards.samples import Samples
 from .batches import Augmentation, Batches
 from .health import diversity
-from .objectives import OBJECTIVES, gradient_penalty
-from .plan import Plan
+from .objectives import Objective, objective_of
+from .setup import Setup
 
 _VALIDATION = 2**40  # the step whose random numbers every validation uses
 _CHUNK = 500  # samples at a time outside training
 
 
-def build_trainer(plan: Plan, batches: Batches) -> Trainer:
-    """What trains the plan's generator by the plan's objective."""
-    likelihood = plan.config.training.objective == "likelihood"
-    return LikelihoodTrainer(plan, batches) if likelihood else AdversarialTrainer(plan, batches)
+def build_trainer(setup: Setup, batches: Batches) -> Trainer:
+    """What trains the generator of a run by its objective."""
+    objective = objective_of(setup.family, setup.config.generator.network, setup.config.training.objective)
+    return LikelihoodTrainer(setup, batches) if objective is None else AdversarialTrainer(setup, batches, objective)
 
 
 class Trainer(ABC):
@@ -39,7 +38,7 @@ class Trainer(ABC):
     Everything random in step t is a function of (seed, t); so are the learning rates, unless ``time`` limits the run.
 
     Args:
-        plan: What to train.
+        setup: What to train.
         batches: Training data, in physical units.
 
     Attributes:
@@ -51,13 +50,13 @@ class Trainer(ABC):
 
     average: Generator
 
-    def __init__(self, plan: Plan, batches: Batches) -> None:
-        self.options, self.plan, self.batches = plan.config.training, plan, batches
+    def __init__(self, setup: Setup, batches: Batches) -> None:
+        self.options, self.setup, self.batches = setup.config.training, setup, batches
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.config.seed)
-            self.generator = build_generator(plan.family, plan.conditions, plan.config.generator)
+            torch.manual_seed(setup.config.seed)
+            self.generator = build_generator(setup.family, setup.conditions, setup.config.generator)
             self.networks: dict[str, nn.Module] = {"generator": self.generator, **self._others()}
-        self.augment = Augmentation(plan.family, plan.device)
+        self.augment = Augmentation(setup.family, setup.device)
         self.done = 0
 
     def _others(self) -> dict[str, nn.Module]:
@@ -69,12 +68,16 @@ class Trainer(ABC):
         """Update every network; returns scalars on the device for the log."""
 
     @abstractmethod
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        """How much better training data are liked than validation data, and what else the log should hold."""
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        """What the networks make of samples with conditions, both in physical units: a sum over them."""
+
+    @abstractmethod
+    def _judged(self, trained: float, reference: float) -> Record:
+        """What the log should hold of the mean of :meth:`_total` over training and over validation samples."""
 
     def fit(self) -> None:
         """Fit to the data what is not learnt by gradients."""
-        self.generator.fit(self.batches.samples(self.plan.family), self.plan.config.seed)
+        self.generator.fit(self.batches.samples(self.setup.family), self.setup.config.seed)
 
     def rates(self) -> dict[str, float]:
         """Learning rates before decay, by network."""
@@ -83,7 +86,7 @@ class Trainer(ABC):
     def arm(self) -> None:
         """Move to the device and make average and optimisers; once fitted or loaded."""
         for network in self.networks.values():
-            network.to(self.plan.device)
+            network.to(self.setup.device)
         if not self.options.tune_transform:
             self.generator.transform.requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
@@ -113,7 +116,7 @@ class Trainer(ABC):
         for name, rate in self.rates().items():
             if name in self.optimisers:
                 self.optimisers[name].param_groups[0]["lr"] = rate * factor
-        found = self._update(_stream(self.plan.config.seed, self.done, self.plan.device))
+        found = self._update(_stream(self.setup.config.seed, self.done, self.setup.device))
         self.done += 1
         # A young average would remember the start for too long: shorten its memory at first.
         keep = min(self.options.ema, (1 + self.done) / (10 + self.done))
@@ -138,23 +141,26 @@ class Trainer(ABC):
         Args:
             reference: Validation samples, physical units.
         """
-        device = self.plan.device
-        columns = torch.from_numpy(condition_array(reference, self.plan.conditions)).to(device)
-        stream = _stream(self.plan.config.seed, _VALIDATION, device)
+        device = self.setup.device
+        columns = torch.from_numpy(condition_array(reference, self.setup.conditions)).to(device)
+        stream = _stream(self.setup.config.seed, _VALIDATION, device)
         parts = []
         for some in columns.split(_CHUNK):
             latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
             parts.append(self.average(latent, some).cpu().numpy())
-        generated = Samples(self.plan.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
-        trained = self.batches.samples(self.plan.family, len(reference))
+        generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
+        trained = self.batches.samples(self.setup.family, len(reference))
         found = {"score": physics_score(reference, generated), "diversity": diversity(reference, generated)}
-        return found | self._judge(trained, reference)
+        return found | self._judged(self._mean(trained), self._mean(reference))
 
-    def _chunks(self, samples: Samples) -> Iterable[tuple[Tensor, Tensor]]:
-        """Samples and their conditions (B, C) on the device, some at a time."""
+    def _mean(self, samples: Samples) -> float:
+        """The mean of :meth:`_total`, with the same random numbers in every validation."""
+        device, sums = self.setup.device, []
+        stream = _stream(self.setup.config.seed, _VALIDATION, device)
         for chunk in samples.chunks(_CHUNK):
-            values, columns = chunk.values, condition_array(chunk, self.plan.conditions)
-            yield torch.from_numpy(values).to(self.plan.device), torch.from_numpy(columns).to(self.plan.device)
+            values, columns = chunk.values, condition_array(chunk, self.setup.conditions)
+            sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
+        return float(torch.stack(sums).sum()) / len(samples)
 
     def state(self) -> dict[str, Tensor]:
         """Live networks and optimisers as named tensors."""
@@ -190,17 +196,20 @@ class AdversarialTrainer(Trainer):
 
     critic: Critic
 
+    def __init__(self, setup: Setup, batches: Batches, objective: Objective) -> None:
+        self.objective, steps = objective, setup.config.training.critic_steps
+        self._penalty_share = steps / len(range(0, steps, setup.config.training.penalty_every))  # rarer, so heavier
+        super().__init__(setup, batches)
+
     def _others(self) -> dict[str, nn.Module]:
-        self.objective = OBJECTIVES[self.options.objective]
-        steps = self.options.critic_steps
-        self._penalty_share = steps / len(range(0, steps, self.options.penalty_every))  # rarer, so heavier
-        self.critic = build_critic(self.generator, self.plan.config.critic, self.options.objective)
+        per_sample = self.objective.penalty is not None
+        self.critic = build_critic(self.generator, self.setup.config.critic, per_sample=per_sample)
         return {"critic": self.critic}
 
     def fit(self) -> None:
         """Fit transform, start of the generator and standardisation of the critic to the data."""
         super().fit()
-        self.critic.fit(self.batches.samples(self.plan.family), self.plan.conditions)
+        self.critic.fit(self.batches.samples(self.setup.family), self.setup.conditions)
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
         found, size = {}, self.options.batch_size
@@ -235,40 +244,38 @@ class AdversarialTrainer(Trainer):
     def _critic_step(
         self, reference: Tensor, generated: Tensor, scaled: Tensor, stream: torch.Generator, *, lazy: bool
     ) -> dict[str, Tensor]:
-        scores = self.critic(reference, scaled), self.critic(generated, scaled)
-        loss = self.objective.critic(*scores)
+        values = self.critic(reference, scaled), self.critic(generated, scaled)
+        loss = self.objective.critic(*values)
         penalty = loss.new_zeros(())
-        if self.options.objective == "wgan-gp" and not lazy:
-            penalty = gradient_penalty(self.critic, reference, generated, scaled, stream)
+        if self.objective.penalty and not lazy:
+            penalty = self.objective.penalty(self.critic, reference, generated, scaled, stream)
             loss = loss + self.options.penalty * self._penalty_share * penalty
         norm = self._descend("critic", loss, list(self.critic.parameters()))
-        if self.options.objective == "wgan-clip":
-            with torch.no_grad():
-                torch._foreach_clamp_min_(list(self.critic.parameters()), -self.options.clip)
-                torch._foreach_clamp_max_(list(self.critic.parameters()), self.options.clip)
+        if self.objective.bound:
+            self.objective.bound(self.critic, self.options)
         return {
             "critic_loss": loss.detach(),
-            "wasserstein": (scores[0].mean() - scores[1].mean()).detach(),
+            "wasserstein": (values[0].mean() - values[1].mean()).detach(),
             "penalty": penalty.detach(),
             "critic_gradient": norm,
         }
 
     def _scaled(self, conditions: Tensor) -> Tensor:
-        return scale_conditions(self.plan.family, self.plan.conditions, conditions)
+        return scale_conditions(self.setup.family, self.setup.conditions, conditions)
 
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        scores = [self._mean_score(samples) for samples in (trained, reference)]
-        return {"critic_gap": scores[0] - scores[1]}
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:  # noqa: ARG002
+        total: Tensor = self.critic(self.critic.view(samples, conditions), self._scaled(conditions)).sum()
+        return total
 
-    def _mean_score(self, samples: Samples) -> float:
-        sums = [self.critic(self.critic.view(x, c), self._scaled(c)).sum() for x, c in self._chunks(samples)]
-        return float(torch.stack(sums).sum()) / len(samples)
+    def _judged(self, trained: float, reference: float) -> Record:
+        return {"critic_gap": trained - reference}
 
 
 class LikelihoodTrainer(Trainer):
     """A generator with a loss of its own: minus the likelihood of the data, or a bound on it."""
 
     generator: LikelihoodGenerator
+    average: LikelihoodGenerator
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
         samples, conditions = self.batches[self.done]
@@ -278,14 +285,11 @@ class LikelihoodTrainer(Trainer):
         norm = self._descend("generator", loss, self.trained)
         return {"generator_loss": loss.detach(), "generator_gradient": norm}
 
-    def _judge(self, trained: Samples, reference: Samples) -> Record:
-        losses = [self._mean_loss(samples) for samples in (trained, reference)]
-        return {"loss": losses[1], "loss_gap": losses[1] - losses[0]}
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        return self.average.loss(samples, conditions, stream) * len(samples)
 
-    def _mean_loss(self, samples: Samples) -> float:
-        stream, average = _stream(self.plan.config.seed, _VALIDATION, self.plan.device), self.average
-        losses = [average.loss(x, c, stream) * len(x) for x, c in self._chunks(samples)]  # type: ignore[operator]
-        return float(torch.stack(losses).sum()) / len(samples)
+    def _judged(self, trained: float, reference: float) -> Record:
+        return {"loss": reference, "loss_gap": reference - trained}
 
 
 def decay_factor(done: float, end: float, decay: float) -> float:

@@ -54,7 +54,7 @@ def test_costs_are_what_provenance_and_manifest_say(trained: Trained, tmp_path: 
     seconds = [record.seconds for record in manifest.records]
     assert all(one is not None and one > 0 for one in seconds)
     assert costs.samples_per_second == pytest.approx(2100 / sum(one or 0 for one in seconds))
-    assert (costs.network, costs.objective, costs.training_steps) == ("scores", "wgan-gp", 4)
+    assert (costs.network, costs.objective, costs.training_steps) == ("copula", "wgan-gp", 4)
     assert costs.parameters == surrogate.parameters > 0
     before = (out / "manifest.json").read_bytes()
     (out / "shard-000001.h5").write_bytes(b"damaged")

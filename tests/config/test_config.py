@@ -72,7 +72,6 @@ def test_updated_changes_a_section_in_part() -> None:
         ("[training]\nlearning_rate = inf", ["training.learning_rate"]),
         ("[training]\nlearning_rate = nan", ["training.learning_rate"]),
         ("[training]\nbetas = [0.5, 1.0]", ["training.betas.1"]),
-        ("[training]\nobjective = 'wgan'", ["training.objective", "wgan-gp"]),
         ("[training]\ntime = true", ["training.time", "a number, not true or false", "True"]),
         ("[training]\nsteps = false", ["training.steps", "a number, not true or false", "False"]),
         ("[training]\nbetas = [0.5, false]", ["training.betas.1", "a number, not true or false"]),

@@ -14,8 +14,7 @@ from calogen.models.showers.fitting import (
     fit_least_squares,
     fit_logistic,
     fit_quantiles,
-    monomials,
-    normal_scores,
+    inverse_tail,
     normal_tail,
     own_noise,
 )
@@ -24,17 +23,6 @@ from calogen.models.showers.fitting import (
 def design(count: int, seed: int = 1) -> Tensor:
     x = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
     return torch.cat([torch.ones_like(x), x, x**2], 1)
-
-
-def test_monomials_are_all_products_up_to_the_degree() -> None:
-    x = torch.tensor([[2.0, 3.0]])
-    assert monomials(x).tolist() == [[1, 2, 3, 4, 6, 9]]
-    assert monomials(x, 3).tolist() == [[1, 2, 3, 4, 6, 9, 8, 27]]
-
-
-@pytest.mark.parametrize("degree", [2, 3])
-def test_monomials_of_no_variables_are_the_constant(degree: int) -> None:
-    assert monomials(torch.zeros(5, 0), degree).tolist() == [[1.0]] * 5
 
 
 def test_logistic_regression_recovers_known_coefficients() -> None:
@@ -85,7 +73,7 @@ def test_quantile_regression_recovers_conditional_quantiles() -> None:
     values = 5 + 3 * x[:, 1] + (1 + 0.5 * x[:, 1]) * noise  # quantiles are linear in x
     levels = torch.tensor([0.05, 0.25, 0.5, 0.9], dtype=torch.float64)
     found = fit_quantiles(x, values, levels)
-    score = normal_scores(1 - levels)
+    score = inverse_tail(1 - levels)
     known = torch.stack([5 + score, 3 + 0.5 * score, torch.zeros_like(score)])
     torch.testing.assert_close(found, known, atol=0.1, rtol=0)
     below = (values[:, None] < x @ found).double().mean(0)
@@ -108,9 +96,9 @@ def test_quantile_regression_survives_a_condition_that_never_varies() -> None:
 
 def test_tail_and_score_are_inverse_and_known() -> None:
     scores = torch.linspace(-5.9, 5.9, 100, dtype=torch.float64)
-    torch.testing.assert_close(normal_scores(normal_tail(scores)), scores, atol=1e-6, rtol=0)
+    torch.testing.assert_close(inverse_tail(normal_tail(scores)), scores, atol=1e-6, rtol=0)
     assert float(normal_tail(torch.tensor(1.959964, dtype=torch.float64))) == pytest.approx(0.025, rel=1e-5)
-    assert normal_scores(torch.tensor([0.0, 1.0])).abs().max() < 6.1
+    assert inverse_tail(torch.tensor([0.0, 1.0])).abs().max() < 6.1
 
 
 @pytest.mark.parametrize("cut", [-math.inf, -0.5, 0.5], ids=["all known", "31 % censored", "69 % censored"])

@@ -16,7 +16,6 @@ from calogen.config import Config, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array
-from calogen.models.fast import folded
 from calogen.models.registry import build_generator
 from calogen.models.showers.fast import FoldedShowers
 from calogen.models.showers.generator import ShowerGenerator
@@ -66,7 +65,7 @@ def pair() -> Callable[[str], tuple[ShowerGenerator, FoldedShowers]]:
     def get(case: str) -> tuple[ShowerGenerator, FoldedShowers]:
         if case not in made:
             generator = trained_like(*CASES[case])
-            made[case] = generator, FoldedShowers(generator)
+            made[case] = generator, generator.folded()
         return made[case]
 
     return get
@@ -232,8 +231,8 @@ def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[st
         larger = generator.resized(32)
         wide = normals(2, 0, 3, larger.latent_size, 0)
         expected_larger = larger(torch.from_numpy(wide), torch.from_numpy(scaled[:3])).numpy()
-        np.testing.assert_allclose(folded(generator)(latent, scaled), expected, rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(folded(larger)(wide, scaled[:3]), expected_larger, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(generator.folded()(latent, scaled), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(larger.folded()(wide, scaled[:3]), expected_larger, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["maps", "showers"])

@@ -24,22 +24,19 @@ from calogen.runs.checkpoint import load_checkpoint
 from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
 from calogen.training.loop import train
-from calogen.training.plan import prepare
+from calogen.training.objectives import objective_of
+from calogen.training.setup import prepare
 
 
 class Gaussian(LikelihoodGenerator):
     """Independent normal roots of the voxels: the likelihood, its best parameters and samples are known exactly."""
 
     def __init__(self, family: Family, conditions: Sequence[str], latent: int = 3) -> None:
-        super().__init__()
-        self.family, self.conditions, self.transform = family, tuple(conditions), nn.Identity()
+        super().__init__(family, conditions)
+        self.transform, self.latent_size = nn.Identity(), family.voxels
         self.latent = latent
         self.centre = nn.Parameter(torch.zeros(family.voxels))
         self.log_spread = nn.Parameter(torch.zeros(family.voxels))
-
-    @property
-    def latent_size(self) -> int:
-        return self.family.voxels
 
     def fit(self, samples: Samples, seed: int) -> None:
         pass
@@ -124,21 +121,21 @@ def test_a_surrogate_of_it_samples_and_generates_the_same(data: Path, tmp_path: 
     [
         ("gaussian", "wgan-gp", "a loss of its own and no critic"),
         ("flow", "wgan-gp", "training.objective=likelihood"),
-        ("scores", "likelihood", "the likelihood of a sample is not known"),
-        ("auto", "likelihood", "'scores' cannot learn by 'likelihood'"),
+        ("copula", "likelihood", "the likelihood of a sample is not known"),
+        ("auto", "likelihood", "'copula' cannot learn by 'likelihood'"),
         ("gausian", "likelihood", "did you mean 'gaussian'"),
     ],
 )
 def test_network_and_objective_that_do_not_go_together_are_refused(generator: str, objective: str, part: str) -> None:
     config = Config.build({"generator": {"network": generator}, "training": {"objective": objective}})
     with pytest.raises(ConfigError, match=part) as raised:
-        settled(config, SMALL)
+        objective_of(SMALL, config.generator.network, config.training.objective)
     assert raised.value.exit_code == 2
 
 
 def test_maps_have_no_likelihood_yet() -> None:
     with pytest.raises(ConfigError, match="cannot learn by 'likelihood'"):
-        settled(Config.build({"training": {"objective": "likelihood"}}), MAPS)
+        objective_of(MAPS, "auto", "likelihood")
 
 
 def test_a_network_without_a_critic_gets_none() -> None:
@@ -173,7 +170,7 @@ def test_training_is_what_suits_the_network_where_nothing_is_given() -> None:
 @pytest.mark.parametrize(
     ("sections", "family", "where", "words"),
     [
-        ({"generator": {"channels": [8]}}, SMALL, "generator.channels", ["'scores' has no setting 'channels'"]),
+        ({"generator": {"channels": [8]}}, SMALL, "generator.channels", ["'copula' has no setting 'channels'"]),
         ({"critic": {"channels": [8]}}, SMALL, "critic.channels", ["setting 'channels' of its critic", "hidden"]),
         ({"generator": {"latent": 8}}, MAPS, "generator.latent", ["'zeldovich' has no setting 'latent'", "channels"]),
         ({"generator": {"network": "dcgan", "blocks": 2}}, MAPS, "generator.blocks", ["latent, scale"]),
@@ -191,14 +188,15 @@ def test_settings_that_a_network_has_no_use_for_are_refused(
     assert all(word in str(raised.value) for word in words), raised.value
 
 
-def test_a_card_that_does_not_name_its_network_means_the_first_there_was(data: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_network_scores_is_one_of_copula(data: Path, tmp_path: Path) -> None:
     run = train(tiny(training={"steps": 1}), data, tmp_path / "run")
     path = run.folder / "checkpoints" / "step-1" / "checkpoint.json"
     card = json.loads(path.read_text())
-    card["config"]["generator"]["network"] = "auto"
+    assert card["config"]["generator"]["network"] == "copula"
+    card["config"]["generator"]["network"] = "scores"
     path.write_text(json.dumps(card))
-    assert load_checkpoint(path.parent).card.config.generator.network == "scores"
-    assert load_checkpoint(path.parent).generator().network == "scores"
+    assert load_checkpoint(path.parent).card.config.generator.network == "copula"
+    assert load_checkpoint(path.parent).generator().network == "copula"
 
 
 def test_no_steps_keep_the_fitted_start(data: Path, tmp_path: Path) -> None:

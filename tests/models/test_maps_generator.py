@@ -14,13 +14,14 @@ from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import Family
 from calogen.models.conditions import condition_array, scale_conditions
-from calogen.models.fast import folded
-from calogen.models.maps.distributions import Scores, features
-from calogen.models.maps.fast_zeldovich import FoldedZeldovich
+from calogen.models.contract import OnArrays
+from calogen.models.maps.conv import MapTransform
+from calogen.models.maps.distributions import ConditionalDistribution, features
 from calogen.models.maps.linear import matter_power, sheet_power
+from calogen.models.maps.matter import Grid, displaced
 from calogen.models.maps.spectra import log_mean, shell_power, shells
-from calogen.models.maps.transform import DensityScores, MapTransform
-from calogen.models.maps.zeldovich import SHEETS, Grid, ZeldovichGenerator, displaced
+from calogen.models.maps.transform import DensityNormals
+from calogen.models.maps.zeldovich import SHEETS, ZeldovichGenerator
 from calogen.models.registry import build_critic, build_generator
 from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
@@ -142,7 +143,7 @@ def test_scores_of_a_known_distribution_are_its_probits() -> None:
     rng = torch.Generator().manual_seed(1)
     scaled = torch.rand(400, 1, generator=rng) * 2 - 1
     values = scaled + (1 + 0.3 * scaled) * torch.randn(400, 500, generator=rng)
-    scores = Scores(4)
+    scores = ConditionalDistribution(4)
     scores.fit(values, features(scaled))
     at = torch.tensor([[-0.7], [0.0], [0.8]])
     x = torch.linspace(-1.5, 2, 8).expand(3, -1)
@@ -154,7 +155,7 @@ def test_scores_of_a_known_distribution_are_its_probits() -> None:
 def test_the_mean_distribution_is_exactly_that_of_the_data() -> None:
     samples = lognormal(300, 3, 16)
     terms = features(scale_conditions(samples.family, NAMES, torch.from_numpy(condition_array(samples, NAMES))))
-    transform = DensityScores(terms.shape[1])
+    transform = DensityNormals(terms.shape[1])
     maps = torch.from_numpy(samples.values)
     transform.fit(maps, terms)
     z = torch.linspace(-5, 5, 4001)
@@ -237,8 +238,9 @@ def test_an_untrained_network_adds_nothing(fitted: tuple[ZeldovichGenerator, Sam
 def test_the_folded_form_is_the_module_at_any_size(fitted: tuple[ZeldovichGenerator, Samples], size: int) -> None:
     generator = trained_like(fitted[0]).resized(size)
     assert generator.family.box_size == size
-    quick = folded(generator)
-    assert isinstance(quick, FoldedZeldovich)
+    quick = generator.folded()
+    assert isinstance(quick, OnArrays)
+    assert quick.function != generator
     latent = latents(generator, 5)
     conditions = torch.tensor([[0.2, 0.7], [0.4, 0.9], [0.3, 0.8], [0.1, 1.0], [0.5, 0.6]])
     with torch.no_grad():
@@ -253,9 +255,9 @@ def test_large_maps_pass_in_strips_and_keep_the_statistics_of_small_ones(
     large = generator.resized(128)
     latent, conditions = latents(large, 4), torch.full((4, 2), 0.3)
     conditions[:, 1] = 0.8
-    whole = folded(large)(latent.numpy(), conditions.numpy())
-    monkeypatch.setattr("calogen.models.maps.fast_zeldovich._STRIP", 20 * 128)
-    np.testing.assert_allclose(folded(large)(latent.numpy(), conditions.numpy()), whole, rtol=1e-3, atol=1e-4)
+    whole = large.folded()(latent.numpy(), conditions.numpy())
+    monkeypatch.setattr("calogen.models.maps.residual._STRIP", 20 * 128)
+    np.testing.assert_allclose(large.folded()(latent.numpy(), conditions.numpy()), whole, rtol=1e-3, atol=1e-4)
     many = latents(generator, 64, 3)
     with torch.no_grad():
         small = generator(many, conditions[:1].expand(64, -1)).numpy()

@@ -14,7 +14,7 @@ from calogen.config import GeneratorConfig
 from calogen.errors import ShardError
 from calogen.families import FAMILIES, Family
 from calogen.models.conditions import condition_array, scale_conditions
-from calogen.models.maps.transform import MapTransform
+from calogen.models.maps.conv import MapTransform
 from calogen.models.registry import build_generator
 from calogen.models.showers.shapes import exponential, fit_shapes, quantile
 from calogen.models.showers.transform import ELECTRON, ShowerTransform
@@ -73,7 +73,7 @@ def test_inverse_of_forward_is_the_shower_itself_given_its_layer_energies(
     # voxel beyond the scores that are kept (6 standard deviations; less than any other at its conditions).
     transform, showers, conditions = fit.transform.to(dtype), fit.showers.to(dtype), fit.conditions.to(dtype)
     energies = transform.layer_energies(showers)
-    monkeypatch.setattr(transform, "energies_from_scores", lambda scores, conditions: energies)
+    monkeypatch.setattr(transform, "energies_from_normals", lambda scores, conditions: energies)
     energy_scores, voxel_scores = transform(showers, conditions)
     again = transform.inverse(energy_scores, voxel_scores, conditions)
     lowest = (showers > 0) & (voxel_scores - transform.ceiling(showers, conditions) < 2e-4)
@@ -96,7 +96,7 @@ def test_energies_and_whole_showers_come_back_where_their_scores_are_kept(fit: F
     kept = (energy_scores.abs() < 3.99).all(1)
     if len(conditions) >= 600:  # quantiles of fewer showers cross
         assert kept.double().mean() > 0.85
-    energies = transform.energies_from_scores(energy_scores, conditions)
+    energies = transform.energies_from_normals(energy_scores, conditions)
     error = (energies - transform.layer_energies(fit.showers)).abs().amax(1) / conditions[:, 0]
     # Beyond the outermost quantiles an energy is not kept, nor seen in the scores of layers that may be empty.
     if len(conditions) >= 600:
@@ -116,7 +116,7 @@ def test_layer_sums_are_the_energies_of_the_scores_whatever_the_voxels_say(fit: 
     conditions = fit.conditions.float()
     layers = torch.randn(len(conditions), len(family.layers), generator=generator) * width
     voxels = torch.randn(len(conditions), family.voxels, generator=generator) * width
-    energies = transform.energies_from_scores(layers, conditions)
+    energies = transform.energies_from_normals(layers, conditions)
     showers = transform.inverse(layers, voxels, conditions)
     transform.double()
     incident = conditions[:, :1]
@@ -158,11 +158,11 @@ def test_a_higher_voxel_score_never_means_less_energy_in_that_voxel(fit: Fitted)
 def test_forward_of_inverse_gives_the_energy_scores_back() -> None:
     found = fitted(toy(CALOGAN, 600))
     scores = torch.randn(600, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).clamp(-2, 2)
-    energies = found.transform.energies_from_scores(scores, found.conditions)
-    again = found.transform._energy_scores(energies, found.conditions)
+    energies = found.transform.energies_from_normals(scores, found.conditions)
+    again = found.transform._energy_normals(energies, found.conditions)
     # An empty layer, and quantiles that coincide, have many scores; the energies of all of them are the same.
     assert ((again - scores).abs().amax(1) < 1e-6).double().mean() > 0.6
-    energies_again = found.transform.energies_from_scores(again, found.conditions)
+    energies_again = found.transform.energies_from_normals(again, found.conditions)
     # Where quantiles of one layer coincide, those of the next depend on which of its scores is taken.
     assert torch.isclose(energies_again, energies, rtol=1e-6, atol=1e-4).all(1).double().mean() > 0.99
 
@@ -237,7 +237,7 @@ def test_layers_are_empty_as_often_as_in_the_data() -> None:
     found = fitted(replace(samples, values=values))
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(len(found.conditions), 3, generator=generator, dtype=torch.float64)
-    made = found.transform.energies_from_scores(scores, found.conditions)
+    made = found.transform.energies_from_normals(scores, found.conditions)
     data = found.transform.layer_energies(found.showers)
     high = found.conditions[:, 0] > float(np.median(energies))
     rates = [[float((e[rows, 2] == 0).double().mean()) for rows in (high, ~high)] for e in (data, made)]

@@ -14,7 +14,8 @@ from support import SINGLE, Trained, tiny
 
 from calogen.errors import CheckpointError
 from calogen.runs.checkpoint import Card, load_checkpoint
-from calogen.runs.folder import RunFolder, environment
+from calogen.runs.environment import environment
+from calogen.runs.folder import RunFolder
 from calogen.training.loop import train
 
 TENSORS = {"a": torch.ones(2)}

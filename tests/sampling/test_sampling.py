@@ -18,7 +18,6 @@ from support import MAPS, SMALL, Trained, command, tiny, toy, write_folder
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
 from calogen.families import FAMILIES
-from calogen.models.fast import folded
 from calogen.models.registry import build_generator
 from calogen.production.parts import Part
 from calogen.production.requests import Request
@@ -448,7 +447,7 @@ def test_clipped_pixels_are_counted_and_said(tmp_path: Path, monkeypatch: pytest
     with torch.no_grad():
         maps._generator.last.last.bias[1] += 3.9  # the inverse is clipped from a hyperbolic tangent of 0.999 on
         maps._generator.last.convolution.weight *= 20
-    maps._folded = folded(maps._generator)
+    maps._folded = maps._generator.folded()
     monkeypatch.setattr(Surrogate, "load", lambda *_: maps)
     line = ["generate", "it", "-n", 300, "--condition", "Omega_m=fixed:0.3", "--condition", "sigma_8=fixed:0.8"]
     line += ["--workers", 1, "--shard-size", 128, "--out", tmp_path / "made"]

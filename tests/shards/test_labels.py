@@ -27,7 +27,6 @@ from calogen.errors import ConditionError, ConfigError, ShardError
 from calogen.families import CartesianLayer, Condition, Family, resolve_family
 from calogen.gallery import draw_gallery
 from calogen.models.conditions import scale_conditions, scaled_size
-from calogen.models.fast import folded
 from calogen.models.registry import NETWORKS, build_critic, build_generator
 from calogen.production.requests import Request, Spec, explicit_columns
 from calogen.runs.checkpoint import ConditionRange
@@ -38,7 +37,7 @@ from calogen.shards.sources import open_shards, open_splits
 from calogen.shards.writer import write_shard
 from calogen.simulators import build
 from calogen.training.loop import train
-from calogen.training.plan import prepare
+from calogen.training.setup import prepare
 
 PLATES = Family(
     name="plates",
@@ -177,7 +176,7 @@ def test_the_folded_generator_is_the_module(labels: tuple[str, ...], names: tupl
     columns = np.stack([samples.conditions[name][:60] for name in names], 1)
     with torch.inference_mode():
         module = generator(latent, torch.from_numpy(columns)).numpy()
-    found = folded(generator)(latent.numpy(), columns)
+    found = generator.folded()(latent.numpy(), columns)
     assert np.mean(np.isclose(found, module, rtol=1e-3, atol=1e-3)) > 0.999  # but for the gate at exact zeros
 
 
@@ -572,7 +571,7 @@ def test_a_mixture_has_its_particles_as_labels() -> None:
     with pytest.raises(ConfigError, match="cannot be simulated") as caught:
         build("geant4", particle="gamma,pi+", **options)
     assert caught.value.found == "pi+"
-    with pytest.raises(ConfigError, match="--particle"):
+    with pytest.raises(ConfigError, match="`particle`"):
         build("geant4", **{**options, "conditions": {"particle": "fixed:e+"}})
     codes = mixed.drawn.columns(5, 0, 1000)["particle"]
     assert np.bincount(codes.astype(int)).tolist() == pytest.approx([500, 500], abs=80)

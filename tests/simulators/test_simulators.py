@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from support import ALL_FAMILIES, MAPS, SMALL
 
-from calogen.errors import ConditionError, ConfigError
+from calogen.errors import ConditionError, ConfigError, require
 from calogen.families import FAMILIES
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard
 from calogen.simulators import build
 from calogen.simulators.detector import load_detector
-from calogen.simulators.engine import Drawn, require, stream
+from calogen.simulators.engine import Drawn, stream
 
 OWN_DETECTOR = """
 [family]
@@ -143,7 +143,7 @@ def test_toys_have_the_moments_they_claim(family, options, conditions):
     samples = engine.make(0, count)
     values = samples.values.reshape(count, -1).astype(np.float64)
     point = {name: float(column[0]) for name, column in samples.conditions.items()}
-    mean, variance = (moment.ravel() for moment in engine.moments(point))
+    mean, variance = (moment.ravel() for moment in engine.law.moments(point))
     pulls = (values.mean(0) - mean) / np.sqrt(variance / count)
     if family.kind == "calorimeter":  # rarely hit voxels have no Gaussian errors
         pulls = pulls[mean**2 > variance / 20]
@@ -152,7 +152,7 @@ def test_toys_have_the_moments_they_claim(family, options, conditions):
     assert values.mean(0).sum() == pytest.approx(mean.sum(), rel=0.01)
     if family.kind == "calorimeter":
         assert values.sum(1).max() <= point["incident_energy"] * (1 + 1e-6)
-        assert values[values > 0].min() >= engine.cut
+        assert values[values > 0].min() >= engine.law.cut
     assert "(exact)" in engine.check()
 
 

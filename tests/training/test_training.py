@@ -30,7 +30,7 @@ from calogen.sampling import Surrogate
 from calogen.shards.sources import open_shards
 from calogen.training.loop import TrainingLoop, train
 from calogen.training.objectives import OBJECTIVES
-from calogen.training.plan import prepare
+from calogen.training.setup import prepare
 from calogen.training.trainers import Trainer, decay_factor
 
 TRAIN = """
@@ -108,7 +108,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(family: Family, t
     with pytest.raises(Interrupted, match="after step 3") as raised:
         train(config, folder, tmp_path / "run", should_stop=lambda: next(asked))
     assert raised.value.exit_code == 143
-    assert "--resume" in str(raised.value)
+    assert "resume=True" in str(raised.value)
     finished = train(config, folder, tmp_path / "run", resume=True)
     assert finished.step == 8
     same(tensors(tmp_path / "whole", 8), tensors(tmp_path / "run", 8))
@@ -327,6 +327,11 @@ def test_a_dry_run_writes_nothing_and_counts_right(data: Path, tmp_path: Path) -
         ({"holdout": {"angle": (-1.0, 1.0)}}, ShardError, "held-out"),
         ({"family": "calogan"}, ShardError, "family"),
         ({"generator": {"network": "zeldovich"}}, ConfigError, "does not make samples"),
+        (
+            {"training": {"objective": "wgan"}},
+            ConfigError,
+            r"(?s)unknown objective 'wgan'.*training\.objective.*wgan-gp",
+        ),
         ({"training": {"batch_size": 500}}, ShardError, "fewer training samples than one batch"),
     ],
 )
@@ -369,7 +374,20 @@ def test_held_out_ranges_and_dropped_rows_are_written_down(tmp_path: Path) -> No
 # ------------------------------------------------------------------------------------------------- what is trained
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_objective_with_its_own_penalty_is_one_entry(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drift(critic, reference, generated, conditions, stream):  # Karras et al. 2018, arXiv:1710.10196
+        return critic(reference, conditions).square().mean()
+
+    known = OBJECTIVES["lsgan"]
+    monkeypatch.setitem(OBJECTIVES, "drifting", replace(known, penalty=drift))
+    run = train(tiny(training={"objective": "drifting", "steps": 2}), data, tmp_path / "run")
+    assert log(run.folder)[-1]["penalty"] > 0
+    assert load_checkpoint(run.folder / "checkpoints" / "step-2").card.config.training.objective == "drifting"
+
+
+@pytest.mark.parametrize("objective", [name for name, objective in OBJECTIVES.items() if objective])
 def test_every_objective_runs_and_moves_both_networks(objective: str, data: Path, tmp_path: Path) -> None:
     run = train(tiny(training={"objective": objective, "steps": 2}), data, tmp_path / "run")
     before, after = tensors(run.folder, 0), tensors(run.folder, 2)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, leaky_relu, pad
 
 from ...families import Family
-from ...shards.samples import Samples
 from ..conditions import scaling
-from ..contract import Critic
-from .networks import Unfitted
+from ..contract import Critic, Generator
+from .networks import Incident
 
 _SLOPE = 0.3  # of Keras' LeakyReLU
 _SMALL = 1e-3  # added to variances, by Keras' batch normalisation
@@ -71,7 +70,7 @@ class LocallyConnected(nn.Module):
         return made.unflatten(0, self.shape).permute(2, 3, 0, 1)  # type: ignore[no-any-return]
 
 
-class CaloganGenerator(Unfitted):
+class CaloganGenerator(Generator):
     """One tower per layer, fed by latent numbers times energy; each layer may take over the image of the one before.
 
     A tower is a dense layer, a convolution and two locally connected layers. The image of the layer before, brought to
@@ -91,17 +90,17 @@ class CaloganGenerator(Unfitted):
     transform: PerUnit
 
     def __init__(self, family: Family, conditions: Sequence[str], latent: int = 1024) -> None:
-        super().__init__(family, conditions, latent)
+        super().__init__(family, conditions)
+        self.latent_size = latent
         self.transform = PerUnit(family, conditions)
         shapes = [layer.shape for layer in family.layers]
-        others = self.scaled_size - ("incident_energy" in self.conditions)
+        others = self.scaled_size - (self.transform.column is not None)
         self.towers = nn.ModuleList(_Tower(latent + others, shape) for shape in shapes)
         self.attention = nn.ModuleList(_Attention(shape) for shape in shapes[1:])
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
-        energy = self.conditions.index("incident_energy") if "incident_energy" in self.conditions else None
-        others = [i for i in range(self.scaled_size) if i != energy]
+        others = [i for i in range(self.scaled_size) if i != self.transform.column]
         inputs = torch.cat([latent * self.transform.incident(conditions) / 100, self.scaled(conditions)[:, others]], 1)
         images: list[Tensor] = [tower(inputs) for tower in self.towers]
         for i, attention in enumerate(self.attention):
@@ -109,27 +108,25 @@ class CaloganGenerator(Unfitted):
         return self.transform.inverse(torch.relu(torch.cat([image.flatten(1) for image in images], 1)))
 
 
-class PerUnit(nn.Module):
+class PerUnit(Incident):
     """Voxels in MeV to the network's unit of energy, a hundredth of the highest incident energy, and back."""
 
-    def __init__(self, family: Family, conditions: Sequence[str]) -> None:
-        super().__init__()
-        self._unit = family.condition("incident_energy").high / 100
-        self._column = list(conditions).index("incident_energy") if "incident_energy" in conditions else None
+    @property
+    def unit(self) -> float:
+        """The network's unit in MeV."""
+        return self.highest / 100
 
     def incident(self, conditions: Tensor) -> Tensor:
         """Incident energies (B, 1) in the network's unit; 100 where they are no condition."""
-        if self._column is None:
-            return conditions.new_full((len(conditions), 1), 100.0)
-        return conditions[:, self._column : self._column + 1] / self._unit
+        return super().incident(conditions) / self.unit
 
     def forward(self, showers: Tensor) -> Tensor:
         """Showers (B, V) in the network's unit from MeV."""
-        return showers / self._unit
+        return showers / self.unit
 
     def inverse(self, showers: Tensor) -> Tensor:
         """Showers (B, V) in MeV from the network's unit."""
-        return showers * self._unit
+        return showers * self.unit
 
 
 class _Tower(nn.Module):
@@ -172,21 +169,22 @@ class _Attention(nn.Module):
 class CaloganCritic(Critic):
     """One stream per layer and the features that its authors gave it: energies, their sum and its miss, occupancy.
 
-    Under the objectives that judge batches, the published minibatch discrimination (of features, occupancies and
-    energies) and batch normalisation are there too. Under ``wgan-gp`` they are left out: its penalty is on the slope of
-    a score with respect to its own shower, which has no meaning where the score depends on the rest of the batch.
+    Where the critic may look at whole batches, the published minibatch discrimination (of features, occupancies and
+    energies) and batch normalisation are there too. Under an objective with a gradient penalty they are left out: its
+    penalty is on the slope of a value with respect to its own shower, which has no meaning where the value depends on
+    the rest of the batch.
     The published term 0.05 |sum - E| of the losses is not there: the critic sees that number.
 
     Args:
         generator: Of the showers to be judged.
-        objective: Name of the objective.
+        per_sample: Judge every shower by itself alone.
     """
 
-    def __init__(self, generator: CaloganGenerator, objective: str = "non-saturating") -> None:
+    def __init__(self, generator: CaloganGenerator, *, per_sample: bool = False) -> None:
         super().__init__()
         self.family, self.conditions = generator.family, generator.conditions
         self.unit: PerUnit = generator.transform
-        batches = objective != "wgan-gp"
+        batches = not per_sample
         shapes = [layer.shape for layer in self.family.layers]
         self.streams = nn.ModuleList(_Stream(shape, norm=batches) for shape in shapes)
         sizes = [cast(_Stream, stream).size for stream in self.streams]
@@ -195,19 +193,16 @@ class CaloganCritic(Critic):
             nn.ModuleList(_Minibatch(size) for size in widths) if batches else None for widths in (sizes, [1] * layers)
         )
         self.of_energies = _Minibatch(layers) if batches else None
-        others = generator.scaled_size - ("incident_energy" in self.conditions)
+        others = generator.scaled_size - (self.unit.column is not None)
         more = (2 * layers + 1) * _KERNELS if batches else 0
         self.last = nn.Linear(sum(sizes) + 2 * layers + 3 + others + more, 1)
-
-    def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
-        """Nothing to fit."""
 
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Showers (B, V) in the network's unit from MeV."""
         return self.unit(showers)  # type: ignore[no-any-return]
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, V) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, V) with scaled conditions (B, C)."""
         incident, others = self._incident(scaled)
         parts, energies = [others], []
         for i, (layer, part) in enumerate(zip(self.family.layers, self.family.layer_slices, strict=True)):
@@ -228,9 +223,9 @@ class CaloganCritic(Critic):
 
     def _incident(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
         """Incident energies (B, 1) in the network's unit, and the other conditions, from scaled conditions (B, C)."""
-        if "incident_energy" not in self.conditions:
+        column = self.unit.column
+        if column is None:
             return self.unit.incident(scaled), scaled
-        column = self.conditions.index("incident_energy")
         offset, slope, logarithmic = (values[column] for values in scaling(self.family, self.conditions))
         energies = (scaled - float(offset)) / float(slope)
         others = [i for i in range(scaled.shape[1]) if i != column]

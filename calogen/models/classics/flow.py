@@ -5,7 +5,6 @@ Needs the extra ``calogen[flow]`` (zuko).
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, require
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array, scale_conditions, scaled_size
+from ..conditions import condition_array
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
 from ..showers.fitting import loadings_at, normal_tail, own_noise
@@ -25,16 +24,16 @@ from ..showers.transform import ShowerTransform
 
 _MOST_VOXELS = 4096  # whose principal axes are a matrix that fits
 _SWEEPS = 4  # of the Gibbs sampler behind voxels that are off
-_BOUND, _BINS = 5.0, 8  # of the energies' splines: scores end at +-4
+_BOUND, _BINS = 5.0, 8  # of the energies' splines: normals end at +-4
 _LEAST_MASS = 1e-30
 
 
 class FlowGenerator(LikelihoodGenerator):
     """Energies given the conditions, then voxels given energies and conditions, each by a flow.
 
-    The space is that of the normal scores of :class:`ShowerTransform`. There every variable is
-    normal on its own before any training; the fitted factor model of :class:`ShowerGenerator` says which score a voxel
-    that is off would have had (drawn anew for every batch, so zeros become continuous), and its principal axes are
+    The space is that of the latent normals of :class:`ShowerTransform`. There every variable is normal on its own
+    before any training; the fitted factor model of :class:`ShowerGenerator` says which value a voxel that is off would
+    have had (drawn anew for every batch, so zeros become continuous), and its principal axes are
     where the flow of the voxels begins. Both flows begin as the identity: the likelihood at step 0 is that of the
     factor model with the correlations of the mean energy, and rises from there. A flow of plain voxels would first have
     to learn, from the same few showers, what half of its zeros and a thousandfold range of energies look like.
@@ -59,7 +58,7 @@ class FlowGenerator(LikelihoodGenerator):
     transform: ShowerTransform
     loadings: Tensor  # (V, K) of the factor model ...
     noise: Tensor  # (V,) ... and what is each voxel's own
-    axes: Tensor  # (V, V) principal axes of voxel scores, as columns
+    axes: Tensor  # (V, V) principal axes of voxel normals, as columns
     deviations: Tensor  # (V,) standard deviations along them
 
     def __init__(
@@ -70,8 +69,8 @@ class FlowGenerator(LikelihoodGenerator):
         hidden: Sequence[int] = (32,),
         blocks: int = 1,
     ) -> None:
-        super().__init__()
-        _zuko()
+        super().__init__(family, conditions)
+        require("zuko.transforms", "flow")
         layers, voxels = len(family.layers), family.voxels
         if voxels > _MOST_VOXELS:
             raise ConfigError(
@@ -79,15 +78,15 @@ class FlowGenerator(LikelihoodGenerator):
                 where="generator.network",
                 expected=f"a family of at most {_MOST_VOXELS} voxels",
                 found=f"'{family.name}' with {voxels}",
-                hint="take network 'scores' or 'vae'",
+                hint="take network 'copula' or 'vae'",
             )
-        self.family, self.conditions = family, tuple(conditions)
+        self.latent_size, self.coarse = layers + voxels, voxels
         self.transform = ShowerTransform(family, conditions)
         self.register_buffer("loadings", torch.zeros(voxels, latent))
         self.register_buffer("noise", torch.ones(voxels))
         self.register_buffer("axes", torch.eye(voxels))
         self.register_buffer("deviations", torch.ones(voxels))
-        count = scaled_size(family, self.conditions)
+        count = self.scaled_size
         # One layer: its energy given the conditions alone. More: each in turn given all others.
         self.of_energies = nn.ModuleList(
             _Coupling([j != i for j in range(layers)], count, (64, 64), _BINS) for i in [*range(layers)] * 2
@@ -95,16 +94,6 @@ class FlowGenerator(LikelihoodGenerator):
         halves = [[j % 2 == k for j in range(voxels)] for k in (0, 1)]
         masks = [[False] * voxels, *halves * blocks]
         self.of_voxels = nn.ModuleList(_Coupling(mask, layers + count, hidden) for mask in masks)
-
-    @property
-    def latent_size(self) -> int:
-        """Standard normals that one shower takes: L for energies, V for voxels."""
-        return len(self.family.layers) + self.family.voxels
-
-    @property
-    def coarse(self) -> int:
-        """How many of them, at the end, may be of low resolution: the voxels'."""
-        return self.family.voxels
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
@@ -114,7 +103,7 @@ class FlowGenerator(LikelihoodGenerator):
         self.transform = start.transform
         # There they change with the energy; here they are those of the mean one, and couplings learn the change.
         conditions = torch.from_numpy(condition_array(samples, self.conditions))
-        energy = self.transform.leading(scale_conditions(self.family, self.conditions, conditions)).mean()
+        energy = self.transform.leading(self.scaled(conditions)).mean()
         self.loadings.copy_(loadings_at(start.loadings, start.drift, energy))
         self.noise.copy_(own_noise(start.loadings, start.drift, energy))
         covariance = (self.loadings @ self.loadings.T + torch.diag(self.noise.square())).double()
@@ -124,11 +113,10 @@ class FlowGenerator(LikelihoodGenerator):
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
-        scaled = scale_conditions(self.family, self.conditions, conditions)
-        return self.transform.inverse(*self.scores(latent, scaled), conditions)
+        return self.transform.inverse(*self.normals(latent, self.scaled(conditions)), conditions)
 
-    def scores(self, latent: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Normal scores of energies (B, L) and voxels (B, V) from standard normals (B, Z); conditions scaled (B, C)."""
+    def normals(self, latent: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent normals of energies (B, L) and voxels (B, V) from noise (B, Z) and scaled conditions (B, C)."""
         layers = len(self.family.layers)
         energies, components = latent[:, :layers], latent[:, layers:]
         for coupling in reversed(self.of_energies):
@@ -139,7 +127,7 @@ class FlowGenerator(LikelihoodGenerator):
         return energies, (components * self.deviations) @ self.axes.T
 
     def log_density(self, energies: Tensor, voxels: Tensor, scaled: Tensor) -> Tensor:
-        """Log density (B,) of normal scores of energies (B, L) and voxels (B, V), given scaled conditions (B, C)."""
+        """Log density (B,) of latent normals of energies (B, L) and voxels (B, V), given scaled conditions (B, C)."""
         context = torch.cat([energies, scaled], 1)
         components = (voxels @ self.axes) / self.deviations
         logs = -self.deviations.log().sum()
@@ -159,13 +147,12 @@ class FlowGenerator(LikelihoodGenerator):
         with torch.no_grad():
             energies, voxels = self.transform(samples, conditions)
             voxels = self._completed(voxels, samples == 0, self.transform.ceiling(samples, conditions), stream)
-        scaled = scale_conditions(self.family, self.conditions, conditions)
-        return -self.log_density(energies, voxels, scaled).mean()
+        return -self.log_density(energies, voxels, self.scaled(conditions)).mean()
 
-    def _completed(self, scores: Tensor, off: Tensor, ceiling: Tensor, stream: torch.Generator) -> Tensor:
-        """Scores (B, V) in which those of voxels that are off are drawn, below their ceiling, by the factor model.
+    def _completed(self, normals: Tensor, off: Tensor, ceiling: Tensor, stream: torch.Generator) -> Tensor:
+        """Normals (B, V) in which those of voxels that are off are drawn, below their ceiling, by the factor model.
 
-        Gibbs sampling: factors given all scores, then scores that are off given the factors.
+        Gibbs sampling: factors given all normals, then normals that are off given the factors.
         """
 
         def below(mean: Tensor, spread: Tensor) -> Tensor:
@@ -175,13 +162,13 @@ class FlowGenerator(LikelihoodGenerator):
 
         weighted = self.loadings / self.noise.square()[:, None]
         rank = self.loadings.shape[1]
-        root = torch.linalg.cholesky(torch.linalg.inv(weighted.T @ self.loadings + torch.eye(rank).to(scores)))
+        root = torch.linalg.cholesky(torch.linalg.inv(weighted.T @ self.loadings + torch.eye(rank).to(normals)))
         to_mean = weighted @ root @ root.T
-        filled = torch.where(off, below(torch.zeros_like(scores), torch.ones_like(self.noise)), scores)
+        filled = torch.where(off, below(torch.zeros_like(normals), torch.ones_like(self.noise)), normals)
         for _ in range(_SWEEPS):
-            draw = torch.randn(len(scores), rank, generator=stream, device=scores.device)
+            draw = torch.randn(len(normals), rank, generator=stream, device=normals.device)
             factors = filled @ to_mean + draw @ root.T
-            filled = torch.where(off, below(factors @ self.loadings.T, self.noise), scores)
+            filled = torch.where(off, below(factors @ self.loadings.T, self.noise), normals)
         return filled
 
 
@@ -208,7 +195,7 @@ class _Coupling(nn.Module):
 
     def forward(self, context: Tensor) -> Any:
         """A ``torch.distributions.Transform`` of variables (B, D), given a context (B, E)."""
-        zuko = _zuko()
+        zuko = require("zuko.transforms", "flow")
 
         def of_the_others(kept: Tensor) -> Any:
             inputs = context.new_zeros(len(kept), 1) if self.blind else torch.cat([kept, context], 1)
@@ -220,20 +207,3 @@ class _Coupling(nn.Module):
             return zuko.DependentTransform(one, 1)
 
         return zuko.CouplingTransform(of_the_others, self.kept)
-
-
-def _zuko() -> Any:
-    """The module of zuko's transforms.
-
-    Raises:
-        ConfigError: If zuko is not installed.
-    """
-    try:
-        return importlib.import_module("zuko.transforms")
-    except ImportError as error:
-        raise ConfigError(
-            "network 'flow' needs zuko",
-            where="generator.network",
-            found=str(error),
-            hint='pip install "calogen[flow]"',
-        ) from None

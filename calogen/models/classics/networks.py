@@ -11,28 +11,27 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...families import Family
-from ...shards.samples import Samples
-from ..conditions import scale_conditions, scaled_size
+from ..conditions import energy_column
 from ..contract import Critic, Generator
 from ..layers import mlp
 
 
-class _PerIncident(nn.Module):
-    """Voxels in MeV to fractions of the incident energy and back; nothing is fitted.
-
-    Without the condition ``incident_energy``, fractions are of the highest energy the family knows.
-    """
+class Incident(nn.Module):
+    """Knows the incident energies: a condition, or else the highest energy that the family knows."""
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
-        self._column = list(conditions).index("incident_energy") if "incident_energy" in conditions else None
-        self._highest = family.condition("incident_energy").high
+        self.column, self.highest = energy_column(family, conditions), family.conditions[0].high
 
     def incident(self, conditions: Tensor) -> Tensor:
         """Incident energies (B, 1) in MeV from conditions (B, C) in their units."""
-        if self._column is None:
-            return conditions.new_full((len(conditions), 1), self._highest)
-        return conditions[:, self._column : self._column + 1]
+        if self.column is None:
+            return conditions.new_full((len(conditions), 1), self.highest)
+        return conditions[:, self.column : self.column + 1]
+
+
+class PerIncident(Incident):
+    """Voxels in MeV to fractions of the incident energy and back; nothing is fitted."""
 
     def forward(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """Fractions (B, V) from showers (B, V) in MeV."""
@@ -49,7 +48,7 @@ class _LogKnee(nn.Module):
     def __init__(self, family: Family) -> None:
         super().__init__()
         self._knee = family.knee
-        self._most = math.log1p(family.max_response * family.condition("incident_energy").high / family.knee)
+        self._most = math.log1p(family.max_response * family.conditions[0].high / family.knee)
 
     def forward(self, showers: Tensor) -> Tensor:
         """Logarithms (B, V) from showers (B, V) in MeV."""
@@ -60,28 +59,7 @@ class _LogKnee(nn.Module):
         return self._knee * torch.expm1(logs.clamp(max=self._most))
 
 
-class Unfitted(Generator):
-    """A generator that learns everything from its critic."""
-
-    def __init__(self, family: Family, conditions: Sequence[str], latent: int) -> None:
-        super().__init__()
-        self.family, self.conditions, self._latent = family, tuple(conditions), latent
-        self.scaled_size = scaled_size(family, conditions)
-
-    @property
-    def latent_size(self) -> int:
-        """Standard normals that one shower takes."""
-        return self._latent
-
-    def fit(self, samples: Samples, seed: int) -> None:
-        """Nothing to fit."""
-
-    def scaled(self, conditions: Tensor) -> Tensor:
-        """Conditions (B, C), dimensionless, from their units."""
-        return scale_conditions(self.family, self.conditions, conditions)
-
-
-class MlpGenerator(Unfitted):
+class MlpGenerator(Generator):
     """FastCaloGAN's generator: one perceptron from latent numbers and conditions to all voxels.
 
     Voxels are fractions of the incident energy, kept positive by a last ReLU, which also makes the zeros. As published,
@@ -96,13 +74,14 @@ class MlpGenerator(Unfitted):
     Source: ATLAS 2020, ATL-SOFT-PUB-2020-006; 2021, arXiv:2109.02551.
     """
 
-    transform: _PerIncident
+    transform: PerIncident
 
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 50, hidden: Sequence[int] = (50, 100, 200)
     ) -> None:
-        super().__init__(family, conditions, latent)
-        self.transform = _PerIncident(family, conditions)
+        super().__init__(family, conditions)
+        self.latent_size = latent
+        self.transform = PerIncident(family, conditions)
         self.layers = mlp([latent + self.scaled_size, *hidden, family.voxels], slope=0.0)
         with torch.no_grad():  # else hundreds of voxels add up to many times the incident energy at first
             cast(nn.Linear, self.layers[-1]).weight.mul_(4 / math.sqrt(family.voxels))
@@ -128,19 +107,16 @@ class MlpCritic(Critic):
         widths = [voxels] * 3 if hidden is None else hidden
         self.score = mlp([voxels + generator.scaled_size, *widths, 1], slope=0.0)
 
-    def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
-        """Nothing to fit."""
-
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """Fractions (B, V) of the incident energy, of showers (B, V) in MeV."""
         return self.fractions(showers, conditions)  # type: ignore[no-any-return]
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, V) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, V) with scaled conditions (B, C)."""
         return self.score(torch.cat([views, scaled], 1))[:, 0]  # type: ignore[no-any-return]
 
 
-class ConvGenerator(Unfitted):
+class ConvGenerator(Generator):
     """A DCGAN for showers: per layer, transposed convolutions from a small grid up, each doubling both sides.
 
     A grid ends at least as large as its layer and is cut to it. Pixels are log(1 + E / knee), since one kernel serves
@@ -164,18 +140,18 @@ class ConvGenerator(Unfitted):
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 64, channels: Sequence[int] = (64, 32)
     ) -> None:
-        round_layers = [
-            n for n, layer in zip(family.layer_numbers, family.layers, strict=True) if layer.geometry != "cartesian"
-        ]
+        numbered = zip(family.layer_numbers, family.layers, strict=True)
+        round_layers = [number for number, layer in numbered if not layer.rectangular]
         if round_layers:
             raise ConfigError(
                 "network 'dcgan' slides one kernel over a layer, and voxels of rings differ in size",
                 where="generator.network",
                 expected="cartesian layers",
                 found=f"cylindrical layers {', '.join(map(str, round_layers))} of family '{family.name}'",
-                hint="take network 'scores', 'mlp' or 'calogan'",
+                hint="take network 'copula', 'mlp' or 'calogan'",
             )
-        super().__init__(family, conditions, latent)
+        super().__init__(family, conditions)
+        self.latent_size = latent
         self.transform = _LogKnee(family)
         factor = 2 ** len(channels)
         self.grids = [(channels[0], *(-(-side // factor) for side in layer.shape)) for layer in family.layers]
@@ -209,15 +185,12 @@ class ConvCritic(Critic):
         cells = sum(math.prod(-(-side // factor) for side in layer.shape) for layer in self.family.layers)
         self.last = nn.Linear(channels[-1] * cells + generator.scaled_size, 1)
 
-    def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
-        """Nothing to fit."""
-
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Logarithms (B, V) of showers (B, V) in MeV."""
         return self.logs(showers)  # type: ignore[no-any-return]
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, V) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, V) with scaled conditions (B, C)."""
         images = [
             tower(views[:, None, part].unflatten(2, layer.shape)).flatten(1)
             for layer, part, tower in zip(self.family.layers, self.family.layer_slices, self.towers, strict=True)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import scale_conditions, scaled_size
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
 from ..showers.fitting import normal_tail
@@ -21,15 +20,15 @@ _LOG_TAU = math.log(2 * math.pi)
 
 
 class VaeGenerator(LikelihoodGenerator):
-    """Voxel scores that are normal about a mean that a few latent numbers decide.
+    """Latent values of voxels that are normal about a mean that a few latent numbers decide.
 
-    Given latent numbers a, layer energies e and conditions c, the score of voxel v is normal with mean m_v(a, e, c) and
-    spread sigma_v. It is on if its score exceeds the ceiling that the transform gives it, so a voxel that is off
-    contributes the probability of lying below: the likelihood of a censored normal (Tobin 1958), with no noise put in
-    place of zeros. The energies' scores are standard normal by their transform and need no model.
+    Given latent numbers a, layer energies e and conditions c, the latent value of voxel v is normal with mean
+    m_v(a, e, c) and spread sigma_v. It is on if this value exceeds the ceiling that the transform gives it, so a voxel
+    that is off contributes the probability of lying below: the likelihood of a censored normal (Tobin 1958), with no
+    noise put in place of zeros. The latent values of energies are standard normal by their transform and need no model.
 
     The space is that of :class:`ShowerTransform`, because a VAE is no better than its noise. In
-    MeV, normal noise of one spread blurs voxels that differ a thousandfold and knows no zeros. In scores, noise is
+    MeV, normal noise of one spread blurs voxels that differ a thousandfold and knows no zeros. In its space, noise is
     normal voxel by voxel before any training, and all that the latent numbers have to learn is what voxels have in
     common.
 
@@ -47,25 +46,15 @@ class VaeGenerator(LikelihoodGenerator):
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 64, hidden: Sequence[int] = (256, 256)
     ) -> None:
-        super().__init__()
+        super().__init__(family, conditions)
         layers, voxels = len(family.layers), family.voxels
-        self.family, self.conditions = family, tuple(conditions)
         self.transform = ShowerTransform(family, conditions)
-        self.splits = (layers, latent, voxels)
-        known = layers + scaled_size(family, self.conditions)
+        self.splits = (layers, latent, voxels)  # of what one shower takes: energies, latent numbers, voxels' own noise
+        self.latent_size, self.coarse = sum(self.splits), latent + voxels
+        known = layers + self.scaled_size
         self.encoder = mlp([known + voxels, *hidden, 2 * latent], slope=SLOPE)
         self.decoder = mlp([latent + known, *reversed(hidden), voxels], slope=SLOPE, zero_last=True)
         self.log_spread = nn.Parameter(torch.zeros(voxels))
-
-    @property
-    def latent_size(self) -> int:
-        """Standard normals that one shower takes: L for energies, K latent numbers, V of the voxels' own."""
-        return sum(self.splits)
-
-    @property
-    def coarse(self) -> int:
-        """How many of them, at the end, may be of low resolution: all but the energies'."""
-        return self.splits[1] + self.splits[2]
 
     def fit(self, samples: Samples, seed: int) -> None:  # noqa: ARG002 - one call shape for all generators
         """Fit the transform to training samples, in MeV."""
@@ -74,26 +63,25 @@ class VaeGenerator(LikelihoodGenerator):
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         energies, code, own = latent.split(self.splits, 1)
-        scores = self._mean(code, energies, conditions) + own * self.log_spread.exp()
-        return self.transform.inverse(energies, scores, conditions)
+        normals = self._mean(code, energies, conditions) + own * self.log_spread.exp()
+        return self.transform.inverse(energies, normals, conditions)
 
     def loss(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
         """Minus the evidence lower bound, in nats a shower; arguments as for :class:`LikelihoodGenerator`."""
         with torch.no_grad():
-            energies, scores = self.transform(samples, conditions)
+            energies, normals = self.transform(samples, conditions)
             ceiling, on = self.transform.ceiling(samples, conditions), samples > 0
-        known = torch.cat([energies, scale_conditions(self.family, self.conditions, conditions)], 1)
-        mean, log_variance = self.encoder(torch.cat([known, scores], 1)).chunk(2, 1)
+        known = torch.cat([energies, self.scaled(conditions)], 1)
+        mean, log_variance = self.encoder(torch.cat([known, normals], 1)).chunk(2, 1)
         noise = torch.randn(mean.shape, generator=stream, device=mean.device)
         code = mean + noise * torch.exp(0.5 * log_variance)
         centre, spread = self._mean(code, energies, conditions), self.log_spread.exp()
-        seen = -0.5 * (((scores - centre) / spread).square() + _LOG_TAU) - self.log_spread
+        seen = -0.5 * (((normals - centre) / spread).square() + _LOG_TAU) - self.log_spread
         unseen = torch.log(normal_tail((centre - ceiling) / spread).clamp(min=_LEAST_MASS))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
         bound: Tensor = torch.where(on, seen, unseen).sum(1) - divergence
         return -bound.mean()
 
     def _mean(self, code: Tensor, energies: Tensor, conditions: Tensor) -> Tensor:
-        scaled = scale_conditions(self.family, self.conditions, conditions)
-        mean: Tensor = self.decoder(torch.cat([code, energies, scaled], 1))
+        mean: Tensor = self.decoder(torch.cat([code, energies, self.scaled(conditions)], 1))
         return mean

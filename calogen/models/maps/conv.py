@@ -1,24 +1,27 @@
-"""Convolutional networks for periodic maps."""
+"""Convolutional networks for periodic maps, and the transform that they were published with."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import scale_conditions
-from ..contract import Critic
+from ..contract import Critic, Inference, OnArrays
 from ..layers import SLOPE
 from .generator import MapGenerator
-from .transform import MapTransform
 
+_CACHED = 1 << 18  # pixels worked on at a time
+_LARGEST = 1 - 1e-3  # largest value that is inverted
 _HIDDEN = 32  # units between conditions and what they scale and shift
 
 
@@ -65,6 +68,52 @@ class _Planes(nn.Module):
         return self.convolution(torch.cat([grid, planes], 1))  # type: ignore[no-any-return]
 
 
+class MapTransform(nn.Module):
+    """Density maps to [-1, 1): y = 2x / (x + a) - 1, with exact inverse.
+
+    Args:
+        family: A map family.
+        scale: The constant a; none: fitted.
+
+    Source: Rodriguez et al. 2018, arXiv:1801.09070, eq. 1.
+    """
+
+    a: Tensor
+
+    def __init__(self, family: Family, scale: float | None = None) -> None:
+        super().__init__()
+        self.family, self._given = family, scale
+        self.register_buffer("a", torch.tensor(scale or 4.0))
+
+    @property
+    def limit(self) -> float:
+        """The largest density that there is an inverse for: near 1 a small change of y would be a huge one of x."""
+        return float(self.inverse(torch.ones((), device=self.a.device)))
+
+    def fit(self, samples: Samples) -> float:
+        """Choose ``a``, unless it was given, so that the pixels' 99th percentile lands at 0.5.
+
+        Args:
+            samples: In physical units.
+
+        Returns:
+            Share of their pixels above :attr:`limit`, which the inverse clips.
+        """
+        if self._given is None:
+            bright = float(np.percentile(samples.values[:2000], 99))
+            self.a.fill_(max(bright / 3, 1e-3))
+        return float(np.mean(samples.values > self.limit))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, H, W), physical, to network space (B, H, W)."""
+        return 2 * maps / (maps + self.a) - 1
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """Network space to physical; values beyond that of :attr:`limit` are clipped to it."""
+        scaled = scaled.clamp(-1.0, _LARGEST)
+        return self.a * (1 + scaled) / (1 - scaled)
+
+
 class ConvMapGenerator(MapGenerator):
     """Periodic density maps from a grid of latent numbers (DCGAN with circular padding).
 
@@ -91,20 +140,14 @@ class ConvMapGenerator(MapGenerator):
         channels: Sequence[int] = (128, 64, 32, 16),
         scale: float | None = None,
     ) -> None:
-        super().__init__()
-        self.family = family
+        super().__init__(family, conditions)
         self.transform = MapTransform(family, scale)
-        self.conditions = tuple(conditions)
         self.grid = (latent, *_halved(family, channels))
+        self.latent_size = math.prod(self.grid)
         count = len(self.conditions)
         widths = [latent, *channels]
-        self.levels = nn.ModuleList(Film(a, b, count) for a, b in pairwise(widths))
+        self.levels = nn.ModuleList(Film(a, b, count) for a, b in itertools.pairwise(widths))
         self.last = Film(widths[-1], 1, count)
-
-    @property
-    def latent_size(self) -> int:
-        """Standard normals that one map takes."""
-        return math.prod(self.grid)
 
     @property
     def ceiling(self) -> float:
@@ -113,11 +156,27 @@ class ConvMapGenerator(MapGenerator):
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
-        scaled = scale_conditions(self.family, self.conditions, conditions)
+        scaled = self.scaled(conditions)
         grid = latent.unflatten(1, self.grid)
         for level in self.levels:
             grid = nn.functional.leaky_relu(level(nn.functional.interpolate(grid, scale_factor=2.0), scaled), SLOPE)
         return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
+
+    def folded(self) -> Inference:
+        """Half the arithmetic: a 3 x 3 convolution of a doubled grid is four 2 x 2 ones of the small grid."""
+        kernels = [_doubling(cast(Film, level).convolution.weight.detach()) for level in self.levels]
+        return OnArrays(partial(self._on_small_grids, kernels), max(1, _CACHED // self.family.voxels))
+
+    def _on_small_grids(self, kernels: Sequence[Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
+        """:meth:`forward`, with the kernels of :func:`_doubling` in place of those of the levels."""
+        scaled = self.scaled(conditions)
+        grid = latent.unflatten(1, self.grid)
+        for level, kernel in zip(self.levels, kernels, strict=True):
+            factor, shift = cast(Film, level).modulation(scaled)
+            grid = nn.functional.leaky_relu_(_doubled(grid, kernel).mul_(factor).add_(shift), SLOPE)
+        factor, shift = self.last.modulation(scaled)
+        image = nn.functional.conv2d(_wrapped(grid), self.last.convolution.weight).mul_(factor).add_(shift)
+        return self.transform.inverse(image.tanh_()[:, 0])
 
     def resized(self, size: int) -> ConvMapGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
@@ -127,10 +186,11 @@ class ConvMapGenerator(MapGenerator):
         """
         cell = self.family.sample_shape[0] // self.grid[1]
         if size % cell:
-            raise ConfigError("the map size does not fit", where="--size", expected=f"a multiple of {cell}", found=size)
+            raise ConfigError("the map size does not fit", where="`size`", expected=f"a multiple of {cell}", found=size)
         other = copy.copy(self)
         other.family = self._grown(size)
         other.grid = (self.grid[0], size // cell, size // cell)
+        other.latent_size = math.prod(other.grid)
         return other
 
     @torch.no_grad()
@@ -145,7 +205,7 @@ class ConvMapGenerator(MapGenerator):
 
 
 class MapCritic(Critic):
-    """Scores maps; strided circular convolutions, no batch norm.
+    """Judges maps; strided circular convolutions, no batch norm.
 
     Args:
         generator: Its transform scales the maps.
@@ -157,18 +217,15 @@ class MapCritic(Critic):
         self._scale = generator.transform.forward
         family, count = generator.family, len(generator.conditions)
         widths = [1, *channels]
-        self.levels = nn.ModuleList(_Planes(a, b, count) for a, b in pairwise(widths))
+        self.levels = nn.ModuleList(_Planes(a, b, count) for a, b in itertools.pairwise(widths))
         self.last = nn.Linear(channels[-1] * math.prod(_halved(family, channels)) + count, 1)
-
-    def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
-        """Nothing to fit: the transform already scales maps."""
 
     def view(self, maps: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Maps (B, H, W), physical, in network space (B, 1, H, W)."""
         return self._scale(maps)[:, None]  # type: ignore[no-any-return]
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, 1, H, W) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, 1, H, W) with scaled conditions (B, C)."""
         for level in self.levels:
             views = nn.functional.leaky_relu(level(views, scaled), 0.2)
         return self.last(torch.cat([views.flatten(1), scaled], 1))[:, 0]  # type: ignore[no-any-return]
@@ -185,3 +242,29 @@ def _halved(family: Family, channels: Sequence[int]) -> tuple[int, int]:
             found=len(channels),
         )
     return height // factor, width // factor
+
+
+def _wrapped(grid: Tensor) -> Tensor:
+    return nn.functional.pad(grid, (1, 1, 1, 1), mode="circular")
+
+
+def _doubling(weight: Tensor) -> Tensor:
+    """Kernels (4 O, I, 2, 2) of the four pixels of a doubled cell, from one (O, I, 3, 3) of the doubled grid."""
+    outputs, inputs = weight.shape[:2]
+    kernels = weight.new_zeros(2, 2, outputs, inputs, 2, 2)
+    for down, right, y, x in itertools.product((0, 1), (0, 1), range(3), range(3)):
+        # Pixel (down, right) sees cell (down + y - 1) // 2 of the small grid, counted from its own.
+        kernels[down, right, :, :, (down + y - 1) // 2 + 1 - down, (right + x - 1) // 2 + 1 - right] += weight[
+            ..., y, x
+        ]
+    return kernels.flatten(0, 2)
+
+
+def _doubled(grid: Tensor, kernels: Tensor) -> Tensor:
+    """The grid doubled and convolved: (B, O, 2 H, 2 W) from (B, I, H, W)."""
+    (count, _, height, width), outputs = grid.shape, len(kernels) // 4
+    made = nn.functional.conv2d(_wrapped(grid), kernels).unflatten(1, (2, 2, outputs))
+    doubled = grid.new_empty(count, outputs, height, 2, width, 2)
+    for down, right in itertools.product((0, 1), (0, 1)):
+        doubled[:, :, :, down, :, right] = made[:, down, right, :, down : down + height, right : right + width]
+    return doubled.reshape(count, outputs, 2 * height, 2 * width)

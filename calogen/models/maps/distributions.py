@@ -1,4 +1,4 @@
-"""Values <-> standard normal scores, given conditions: a distribution regression that both directions share."""
+"""Values <-> standard normals, given conditions: a distribution regression that both directions share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-ENDS = 5.0  # scores of the tables' ends
-_SMALLEST = 1e-6  # slope of a score in its table's cells, at least: scores increase strictly
-_CLOSE = 1e-4  # change of a score at which a fit has converged
+ENDS = 5.0  # normals at the ends of the tables
+_SMALLEST = 1e-6  # least step of a table: normals increase strictly
+_CLOSE = 1e-4  # change of a normal at which a fit has converged
 _ROWS = 2048  # counted at a time: what that takes is several times the values
 _RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and higher terms
 
@@ -30,8 +30,8 @@ def ridge(terms: int) -> Tensor:
     return torch.tensor([constant] + count * [linear] + (terms - 1 - count) * [curved], dtype=torch.float64)
 
 
-class Scores(nn.Module):
-    """Standard normal score of a value x given conditions, z = probit(P(x | c)), on an even grid of values.
+class ConditionalDistribution(nn.Module):
+    """The standard normal of a value x given conditions, z = probit(P(x | c)), on an even grid of values.
 
     The probit at every threshold is a polynomial of the conditions, found by regression: mixtures over
     hidden variables (a box's random modes) stay mixtures, which averages of quantiles would not.
@@ -85,24 +85,21 @@ class Scores(nn.Module):
         return (values - low) * ((self.probit.shape[1] - 1) / (high - low))
 
     def table(self, terms: Tensor) -> Tensor:
-        """Scores at the thresholds, strictly increasing, (B, T), given features (B, F)."""
-        scores = (terms @ self.probit).clamp(-ENDS - 0.5, ENDS + 0.5)
-        steps = torch.arange(scores.shape[1], device=scores.device) * _SMALLEST
-        return torch.cummax(scores, 1).values + steps
+        """Normals at the thresholds, strictly increasing, (B, T), given features (B, F)."""
+        normals = (terms @ self.probit).clamp(-ENDS - 0.5, ENDS + 0.5)
+        steps = torch.arange(normals.shape[1], device=normals.device) * _SMALLEST
+        return torch.cummax(normals, 1).values + steps
 
     def forward(self, values: Tensor, terms: Tensor) -> Tensor:
-        """Scores (B, ...) of values (B, ...), given features (B, F)."""
+        """Normals (B, ...) of values (B, ...), given features (B, F)."""
         return interpolate(self.table(terms), self._position(values.flatten(1))).view_as(values)
 
     def quantiles(self, terms: Tensor, size: int) -> Tensor:
-        """Values at ``size`` even scores from -5 to 5, increasing, (B, size): the table of the inverse."""
+        """Values at ``size`` evenly spaced normals from -5 to 5, increasing, (B, size): the table of the inverse."""
         table = self.table(terms)
-        scores = torch.linspace(-ENDS, ENDS, size, device=table.device).expand(len(table), -1).contiguous()
-        right = torch.searchsorted(table, scores).clamp(1, table.shape[1] - 1)
-        low, high = table.gather(1, right - 1), table.gather(1, right)
-        position = right - 1 + ((scores - low) / (high - low)).clamp(0, 1)
+        normals = torch.linspace(-ENDS, ENDS, size, device=table.device).expand(len(table), -1).contiguous()
         first, last = self.ends.unbind()
-        return first + position * ((last - first) / (table.shape[1] - 1))
+        return first + position_in(table, normals) * ((last - first) / (table.shape[1] - 1))
 
 
 def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: int = 25) -> Tensor:
@@ -111,15 +108,19 @@ def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: 
     So the mean distribution is exactly that of the data, tail and moments included. A maximum of the likelihood would
     weigh rows by how certain single values make them, when most of their scatter is common to all values of a row.
     """
+    # Start from the probits of the mean distribution, which depend on no condition.
     weight = (count / count.sum())[:, None]
     found = terms.new_zeros(terms.shape[1], share.shape[1])
     found[0] = torch.special.ndtri((weight.T @ share)[0].clamp(1e-7, 1 - 1e-7))
+
+    # Newton's method for all thresholds at once. Their Gram matrices differ by the density at each threshold alone, so
+    # the products of features are computed once.
     penalty = torch.diag(ridge(terms.shape[1]).to(terms))
     products = (terms[:, :, None] * terms[:, None]).flatten(1)
     for _ in range(iterations):
-        score = terms @ found
-        missing = terms.T @ (weight * (share - torch.special.ndtr(score)))
-        density = weight * torch.exp(-0.5 * score.square()).clamp(min=1e-12) / math.sqrt(2 * math.pi)
+        probit = terms @ found
+        missing = terms.T @ (weight * (share - torch.special.ndtr(probit)))
+        density = weight * torch.exp(-0.5 * probit.square()).clamp(min=1e-12) / math.sqrt(2 * math.pi)
         gram = (density.T @ products).unflatten(1, penalty.shape) + density.sum(0)[:, None, None] * penalty
         step = torch.linalg.solve(gram, missing.T).T
         change = (terms @ step).abs().amax(0)
@@ -127,6 +128,13 @@ def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: 
         if float(change.max()) < _CLOSE:
             break
     return found
+
+
+def position_in(table: Tensor, values: Tensor) -> Tensor:
+    """Inverse of :func:`interpolate`: where values (B, M) lie in increasing tables (B, T), 0 to T - 1, in cells."""
+    right = torch.searchsorted(table, values).clamp(1, table.shape[1] - 1)
+    low, high = table.gather(1, right - 1), table.gather(1, right)
+    return right - 1 + ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
 def interpolate(table: Tensor, position: Tensor) -> Tensor:

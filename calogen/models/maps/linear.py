@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_OMEGA_B, _H, _N_S, _T_CMB = 0.049, 0.6711, 0.9624, 2.7255
+FIDUCIAL = {"Omega_b": 0.049, "h": 0.6711, "n_s": 0.9624, "T_cmb": 2.7255}
+"""What does not vary: CAMELS' cosmology (arXiv:2010.00619), massless neutrinos left out."""
+_OMEGA_B, _H, _N_S, _T_CMB = FIDUCIAL.values()
 _MODES = 600  # along the line of sight
 
 
@@ -26,10 +28,19 @@ def matter_power(k: Array, omega_m: float, sigma_8: float) -> Array:
     Source: Eisenstein and Hu 1998, astro-ph/9709112, eqs. 26 and 28 to 31.
     """
     wide = np.geomspace(1e-4, 20, 2000)
-    x = 8 * wide
+    return np.asarray(_shape(k, omega_m) * sigma_8**2 / variance_8(wide, _shape(wide, omega_m)))
+
+
+def variance_8(k: Array, power: Array) -> float:
+    """The variance of the linear density in spheres of 8 Mpc/h: the square of sigma_8.
+
+    Args:
+        k: Wave numbers in h/Mpc, (K,), wide enough to hold the integral.
+        power: P(k) in (Mpc/h)^3, (K,).
+    """
+    x = 8 * k
     window = 3 * (np.sin(x) - x * np.cos(x)) / x**3
-    variance = np.trapezoid(_shape(wide, omega_m) * window**2 * wide**3 / (2 * np.pi**2), np.log(wide))
-    return np.asarray(_shape(k, omega_m) * sigma_8**2 / variance)
+    return float(np.trapezoid(power * window**2 * k**3 / (2 * np.pi**2), np.log(k)))
 
 
 def _shape(k: Array, omega_m: float) -> Array:

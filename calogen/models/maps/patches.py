@@ -20,7 +20,7 @@ _BANDS = 12
 
 
 class PatchCritic(Critic):
-    """Scores the average patch of a map, and its power spectra; so it cannot learn single maps by heart.
+    """Judges the average patch of a map, and its power spectra; so it cannot learn single maps by heart.
 
     Views are standardised logarithms of the density. Two spectra are looked at, of the logarithm and of the density
     itself, which its brightest pixels decide; their logarithms are what a network sees.
@@ -70,7 +70,7 @@ class PatchCritic(Critic):
         return (torch.log(maps + _KNEE) - self.mean) / (self.spread * _SCALE)
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, H, W) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, H, W) with scaled conditions (B, C)."""
         field = views * _SCALE
         spectra = (self._spectra(field * self.spread + self.mean) - self.level) / self.scatter
         planes, grid = scaled[:, :, None, None], field[:, None]

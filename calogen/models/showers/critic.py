@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ...shards.samples import Samples
-from ..conditions import condition_array, scaled_size
+from ..conditions import condition_array
 from ..contract import Critic
 from ..layers import mlp
 from .generator import ShowerGenerator
 
 
 class ShowerCritic(Critic):
-    """Scores standardised views of showers; has no batch statistics, since the penalty is per sample.
+    """Judges standardised views of showers; has no batch statistics, since the penalty is per sample.
 
     The views, per voxel: log(1 + E / knee), with the knee at an absolute energy, and the root of the share of the
     layer; sums over rows and columns; per layer: energy, soft occupancy E / (E + knee) (a hard one has no gradient),
@@ -44,7 +44,7 @@ class ShowerCritic(Critic):
         size = 2 * family.voxels + sum(sum(layer.shape) for layer in family.layers) + 9 * len(family.layers)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
-        self.score = mlp([size + scaled_size(family, transform.conditions), *hidden, 1], slope=0.2)
+        self.score = mlp([size + generator.scaled_size, *hidden, 1], slope=0.2)
 
     @torch.no_grad()
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ class ShowerCritic(Critic):
         return ((self._raw(showers, conditions) - self.mean) / self.spread).clamp(-10, 10)
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
-        """Scores (B,) of views (B, D) with scaled conditions (B, C)."""
+        """Values (B,) of views (B, D) with scaled conditions (B, C)."""
         return self.score(torch.cat([views, scaled], 1))[:, 0]  # type: ignore[no-any-return]
 
     def _raw(self, showers: Tensor, conditions: Tensor) -> Tensor:

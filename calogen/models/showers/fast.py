@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import erfc, ndtri
+from torch import Tensor
 
-from ...families import ENERGY_UNITS
 from ..conditions import codings, scaling
+from ..contract import Array
 from ..layers import SLOPE
-from .generator import ShowerGenerator
 from .shapes import LOW, MIDDLE
-from .transform import CLIP, EARLIER_CLIP, ELECTRON, LEAK_FLOOR, LINE_REACH, MOST_SCORE, PER_SCORE, SMALLEST
+from .transform import (
+    CLIP,
+    EARLIER_CLIP,
+    ELECTRON,
+    LEAK_FLOOR,
+    LINE_REACH,
+    MOST_NORMAL,
+    PER_UNIT,
+    SMALLEST,
+    ShowerTransform,
+)
 
-Array = NDArray[np.float32]
 _NEVER_EMPTY = math.log(1e-5)  # log odds below which a layer is never empty
 _LOG_2 = np.float32(math.log(2))
 _MOST_TAIL = np.float32(6 * math.sqrt(0.5))
@@ -24,21 +34,26 @@ _CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds o
 
 
 class FoldedShowers:
-    """A trained :class:`ShowerGenerator` without its training; see there and :class:`ShowerTransform` for what it does.
+    """A trained ``ShowerGenerator`` without its training; see there and :class:`ShowerTransform` for what it does.
 
     Normalisation and noise are folded into the weights, factors and last layer are one matrix product, occupancy needs
     one logarithm, and voxels are worked on in place, a cacheful at a time. Agrees with the module to rounding, except
     at the gate that makes a voxel exactly zero.
 
     Args:
-        generator: Trained; its tensors are copied.
+        transform: The generator's.
+        splits: Its latent numbers: for energies, factors, voxels.
+        tensors: All its tensors by name; they are copied.
+        epsilon: Added to variances where normals are standardised.
     """
 
-    def __init__(self, generator: ShowerGenerator) -> None:
-        transform, family = generator.transform, generator.family
-        state = {name: tensor.cpu().numpy().copy() for name, tensor in generator.state_dict().items()}
+    def __init__(
+        self, transform: ShowerTransform, splits: tuple[int, int, int], tensors: Mapping[str, Tensor], epsilon: float
+    ) -> None:
+        family = transform.family
+        state: dict[str, Array] = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
         learnt = {name.removeprefix("transform."): a for name, a in state.items() if name.startswith("transform.")}
-        self._family, self._splits = family, generator.splits
+        self._family, self._splits = family, splits
         offset, slope, logarithmic = scaling(family, transform.conditions)
         self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
         self._logarithmic = np.flatnonzero(logarithmic)
@@ -46,8 +61,8 @@ class FoldedShowers:
         self._energy_column = transform.energy_column
         self._energy_layers = _dense(state, "energies.")
         *self._hidden, (last, bias) = _dense(state, "shapes.")
-        scale = 1 / np.sqrt(state["standardise.running_var"] + np.float32(generator.standardise.eps))
-        scale *= np.float32(math.sqrt(0.5))  # erfc takes scores over the root of 2
+        scale = 1 / np.sqrt(state["standardise.running_var"] + np.float32(epsilon))
+        scale *= np.float32(math.sqrt(0.5))  # erfc takes normals over the root of 2
         shift = bias - state["standardise.running_mean"]
         self._mix = np.concatenate([last, state["loadings"].T, state["drift"].T, shift[None]]) * scale
         self._drifting = state["drift"].shape[1]
@@ -68,7 +83,7 @@ class FoldedShowers:
         self._parts = family.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = learnt["shape"]
-        unit = np.float32(ENERGY_UNITS.get(family.unit, 1.0))
+        unit = np.float32(family.unit_in_mev)
         self._mass, self._reach = np.float32(ELECTRON) / unit, np.float32(LINE_REACH) / unit
         self._half = (learnt["line"] / unit)[family.layer_of_voxel]
         self._stretch = self._reach / (self._reach - self._half)
@@ -76,26 +91,31 @@ class FoldedShowers:
     @np.errstate(over="ignore")  # far outside the trained range odds are infinite: probabilities 0 and 1
     def __call__(self, latent: Array, conditions: Array) -> Array:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
+        # The networks, and everything linear after them as one product.
         layers, latents, _ = self._splits
-        normals, factors, own = latent[:, :layers], latent[:, layers : layers + latents], latent[:, layers + latents :]
+        first, factors, own = latent[:, :layers], latent[:, layers : layers + latents], latent[:, layers + latents :]
         scaled = self._scaled(conditions)
-        scores = normals + _run(self._energy_layers, np.concatenate([normals, scaled], 1))
-        hidden = _leaky(_run(self._hidden, np.concatenate([scores, factors, scaled], 1)))
+        normals = first + _run(self._energy_layers, np.concatenate([first, scaled], 1))
+        hidden = _leaky(_run(self._hidden, np.concatenate([normals, factors, scaled], 1)))
         one = np.ones((len(latent), 1), np.float32)
         leading = scaled[:, self._energy_column, None] if self._energy_column is not None else 0 * one
         drifting = factors[:, : self._drifting] * leading
         showers: Array = np.concatenate([hidden, factors, drifting, one], 1) @ self._mix
-        energies = self._layer_energies(scores, conditions, scaled, leading)
+
+        # Energies first: voxels depend on them.
+        energies = self._layer_energies(normals, conditions, scaled, leading)
         features, near = self._features(energies, scaled, leading), self._near(leading)
+
+        # Voxels in blocks: a dozen passes over arrays of this size would wait for memory, not for arithmetic.
         rows = max(1, _CACHED // showers.shape[1])
         buffers = np.empty((5, min(rows, len(showers)), showers.shape[1]), np.float32)
         for start in range(0, len(showers), rows):
             block = slice(start, start + rows)
-            scores, spare = showers[block], buffers[0, : len(showers[block])]
+            normals, spare = showers[block], buffers[0, : len(showers[block])]
             spare = np.matmul(near[block], self._noise, out=spare)
             spare *= own[block]
-            scores += spare
-            self._voxels(scores, energies[:, block], features[..., block], near[block], buffers)
+            normals += spare
+            self._voxels(normals, energies[:, block], features[..., block], near[block], buffers)
         return showers
 
     def _scaled(self, conditions: Array) -> Array:
@@ -110,20 +130,24 @@ class FoldedShowers:
             scaled = np.concatenate([scaled, rows[:, 1:]], 1)
         return scaled
 
-    def _layer_energies(self, scores: Array, conditions: Array, scaled: Array, leading: Array) -> Array:
-        """:meth:`ShowerTransform.energies_from_scores`, layers first: (L, B)."""
-        rows = _within(scores.T, MOST_SCORE)
+    def _layer_energies(self, normals: Array, conditions: Array, scaled: Array, leading: Array) -> Array:
+        """:meth:`ShowerTransform.energies_from_normals`, layers first: (L, B)."""
+        rows = _within(normals.T, MOST_NORMAL)
         one = np.ones((1, rows.shape[1]), np.float32)
         columns = np.concatenate([one, scaled.T, _within(rows, EARLIER_CLIP), 0 * one, (leading * leading).T])
+
+        # Quantiles at the fitted levels, and log odds of being empty, of all energy variables in one product.
         first, second, third = (columns.take(power, 0) for power in self._powers)
         designs = (first * second * third).reshape(len(rows), -1, rows.shape[1])
         fitted = self._quantiles @ designs
         logits, empty = fitted[1:, -1], None
         if logits.max(initial=-np.inf) > _NEVER_EMPTY:
             rows, empty = _emptied(rows, logits)
+
+        # Extended to all knots, increasing and within the range of the data; then straight lines between them.
         knots = self._extended @ np.maximum.accumulate(fitted[:, :-1], axis=1)
         np.minimum(np.maximum(knots, self._least, out=knots), self._most, out=knots)
-        position = _within(rows, MOST_SCORE) * np.float32(PER_SCORE) + np.float32(4 * PER_SCORE)
+        position = _within(rows, MOST_NORMAL) * np.float32(PER_UNIT) + np.float32(4 * PER_UNIT)
         index = position.astype(np.intp)
         position -= index
         count = rows.shape[1]
@@ -175,22 +199,27 @@ class FoldedShowers:
         features: Array = first * second * third
         return features
 
-    def _voxels(self, scores: Array, energies: Array, features: Array, near: Array, buffers: Array) -> None:
-        """Turn voxel scores over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
-        excess, spread, location, spare, weight = buffers[:, : len(scores)]
+    def _voxels(self, normals: Array, energies: Array, features: Array, near: Array, buffers: Array) -> None:
+        """Turn voxel normals over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
+        # The regressions of all voxels, a layer at a time because each has features of its own.
+        excess, spread, location, spare, weight = buffers[:, : len(normals)]
         for number, (part, regressions) in enumerate(zip(self._parts, self._regressions, strict=True)):
             design = features[:, number].T
             for out, regression in zip((excess, spread, location), regressions, strict=True):
                 np.matmul(design, regression, out=out[:, part])
-        # log p - log S, with p = 1 / (1 + exp(-logit)) and S = erfc(score) / 2
-        tail = torch.from_numpy(np.minimum(scores, _MOST_TAIL, out=scores))
+
+        # The excess log p - log S, with p = 1 / (1 + exp(-logit)) and S = erfc(normal / root 2) / 2, needs a single
+        # logarithm: log 2 - log((1 + exp(-logit)) erfc).
+        tail = torch.from_numpy(np.minimum(normals, _MOST_TAIL, out=normals))
         torch.erfc(tail, out=tail)  # ten times as fast as scipy's
         np.exp(excess, out=excess)
         excess += 1
-        excess *= scores
+        excess *= normals
         np.subtract(_LOG_2, np.log(excess, out=excess), out=excess)
-        self._shares(np.maximum(excess, np.float32(1e-4), out=scores), near, spread, location, spare, weight)
-        showers = np.multiply(location, np.greater(excess, 0, out=spare), out=scores)
+
+        # Shares, zero where the excess is negative, normalised to the energy of their layer.
+        self._shares(np.maximum(excess, np.float32(1e-4), out=normals), near, spread, location, spare, weight)
+        showers = np.multiply(location, np.greater(excess, 0, out=spare), out=normals)
         for part, energy in zip(self._parts, energies, strict=True):
             layer = showers[:, part]
             total = layer.sum(1)
@@ -241,23 +270,23 @@ class FoldedShowers:
 
 
 def _extended(count: int) -> Array:
-    """From ``count`` fitted quantiles to all knots: they continue with the slope over a whole unit of score."""
+    """From ``count`` fitted quantiles to all knots: they continue with the slope over a whole unit."""
     fitted = np.eye(count)
-    beyond = np.arange(1, PER_SCORE + 1)[:, None] / PER_SCORE
-    below = fitted[0] + beyond[::-1] * (fitted[0] - fitted[PER_SCORE])
-    above = fitted[-1] + beyond * (fitted[-1] - fitted[-1 - PER_SCORE])
+    beyond = np.arange(1, PER_UNIT + 1)[:, None] / PER_UNIT
+    below = fitted[0] + beyond[::-1] * (fitted[0] - fitted[PER_UNIT])
+    above = fitted[-1] + beyond * (fitted[-1] - fitted[-1 - PER_UNIT])
     return np.concatenate([below, fitted, above]).astype(np.float32)
 
 
-def _emptied(scores: Array, logits: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Scores (L, B) stretched over layers that are not empty, and which are empty; log odds (L - 1, B)."""
-    full = np.ones_like(scores)
+def _emptied(normals: Array, logits: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Normals (L, B) stretched over layers that are not empty, and which are empty; log odds (L - 1, B)."""
+    full = np.ones_like(normals)
     full[1:] = 1 / (1 + np.exp(logits))
     full[full > 1 - 1e-5] = 1
-    tail = erfc(scores * np.float32(math.sqrt(0.5))) / 2
+    tail = erfc(normals * np.float32(math.sqrt(0.5))) / 2
     empty = tail > full
     inner = np.where(empty, 0.5, tail / np.maximum(full, 1e-6)).clip(1e-9, 1 - 1e-9)
-    return np.where(full < 1, -ndtri(inner.astype(np.float64)), scores).astype(np.float32), empty
+    return np.where(full < 1, -ndtri(inner.astype(np.float64)), normals).astype(np.float32), empty
 
 
 def _dense(state: dict[str, Array], prefix: str) -> list[tuple[Array, Array]]:

@@ -14,27 +14,9 @@ from torch.nn.functional import softplus
 SQRT2 = math.sqrt(2.0)
 _LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
 _FEW_ROWS = 12_000  # looked at in the first rounds
-_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of like energies, of at most so many rows
+_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of similar energy, of at most so many rows
 _LOADING_RIDGE = 1e-3  # strength of the pull of loadings towards 0, in units of all observations
 _ROWS = 4096  # taken at a time, so that their products stay in the cache
-
-
-def monomials(variables: Tensor, degree: int = 2) -> Tensor:
-    """All products of up to ``degree`` variables, the constant first.
-
-    Args:
-        variables: (N, D), of order one.
-        degree: 2 or 3; the third degree adds pure cubes only.
-
-    Returns:
-        (N, F): 1, each variable, each product of two, and for degree 3 each cube.
-    """
-    count = variables.shape[1]
-    rows, columns = torch.triu_indices(count, count)
-    parts = [variables.new_ones(len(variables), 1), variables, variables[:, rows] * variables[:, columns]]
-    if degree == 3:
-        parts.append(variables**3)
-    return torch.cat(parts, 1)
 
 
 def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float | Tensor) -> Tensor:
@@ -124,10 +106,14 @@ def fit_quantiles(design: Tensor, values: Tensor, levels: Tensor, iterations: in
 
     Source: Koenker & Bassett 1978; the pinball loss |r| (level or 1 - level) as r^2 / |r|.
     """
+    # In units of the spread, whatever the quantity; the levels' overall quantiles are where the iteration starts.
     scale = values.std().clamp(min=1e-12)
     target = (values - values.mean()) / scale
     coefficients = torch.zeros(design.shape[1], len(levels), dtype=design.dtype)
     coefficients[0] = torch.quantile(target[:: max(1, len(target) // 100_000)], levels)
+
+    # |r| is r^2 / |r| with the |r| of the step before. Small residuals would get any weight: what they are held above
+    # falls from step to step, so that early steps stay tame and late ones are exact.
     for step in range(iterations):
         residual = target[:, None] - design @ coefficients
         side = torch.where(residual > 0, levels, 1 - levels)
@@ -138,15 +124,15 @@ def fit_quantiles(design: Tensor, values: Tensor, levels: Tensor, iterations: in
     return coefficients
 
 
-def normal_tail(scores: Tensor) -> Tensor:
-    """Probability that a standard normal exceeds ``scores``."""
-    return 0.5 * torch.erfc(scores / SQRT2)
+def normal_tail(normals: Tensor) -> Tensor:
+    """Probability that a standard normal exceeds ``normals``."""
+    return 0.5 * torch.erfc(normals / SQRT2)
 
 
-def normal_scores(tail: Tensor) -> Tensor:
+def inverse_tail(tail: Tensor) -> Tensor:
     """Inverse of :func:`normal_tail`; tails are clamped to a range of about +-6."""
-    scores: Tensor = torch.special.ndtri(tail.double().clamp(1e-9, 1 - 1e-9))
-    return -scores.to(tail.dtype)
+    normals: Tensor = torch.special.ndtri(tail.double().clamp(1e-9, 1 - 1e-9))
+    return -normals.to(tail.dtype)
 
 
 def own_noise(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tensor:
@@ -162,7 +148,7 @@ def loadings_at(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tens
 
 
 def fit_factors(
-    scores: Tensor,
+    normals: Tensor,
     censored: Tensor,
     ceiling: Tensor,
     rank: int,
@@ -171,15 +157,15 @@ def fit_factors(
     drifting: int = 0,
     iterations: int = 12,
 ) -> tuple[Tensor, Tensor]:
-    """Factor loadings of normal scores of which some are only known to lie below a ceiling.
+    """Factor loadings of standard normals of which some are only known to lie below a ceiling.
 
-    Stochastic expectation maximisation: sample the factors given the scores, the censored scores given the factors
-    (truncated normals), and regress scores on factors.
+    Stochastic expectation maximisation: sample the factors given the normals, the censored normals given the factors
+    (truncated normals), and regress normals on factors.
 
     Args:
-        scores: Standard normal scores, (N, V); entries marked censored are ignored.
-        censored: Which scores are unknown, (N, V) bool.
-        ceiling: Upper bound of a censored score, (N, V).
+        normals: Latent normals of voxels, (N, V); entries marked censored are ignored.
+        censored: Which normals are unknown, (N, V) bool.
+        ceiling: Upper bound of a censored normal, (N, V).
         rank: Number of factors K, at most min(N, V) - 1.
         generator: Source of the sampled values.
         energy: A variable of order one, (N,), with which loadings may change; none: 0.
@@ -192,15 +178,16 @@ def fit_factors(
 
     Source: Wei & Tanner 1990 (Monte Carlo EM).
     """
-    count, voxels = scores.shape
+    count, voxels = normals.shape
     rank = min(rank, count - 1, voxels - 1)
     if rank < 1:
-        return torch.zeros(voxels, 0, dtype=scores.dtype), torch.zeros(voxels, 0, dtype=scores.dtype)
-    energy = torch.zeros(count, dtype=scores.dtype) if energy is None else energy
+        return torch.zeros(voxels, 0, dtype=normals.dtype), torch.zeros(voxels, 0, dtype=normals.dtype)
+    energy = torch.zeros(count, dtype=normals.dtype) if energy is None else energy
     drifting = min(drifting, rank)
 
-    nothing = torch.zeros_like(scores)
-    filled = torch.where(censored, _below(nothing, nothing + 1, ceiling, generator), scores)
+    # Start: censored normals are drawn voxel by voxel, and the leading axes of what results are the loadings.
+    nothing = torch.zeros_like(normals)
+    filled = torch.where(censored, _below(nothing, nothing + 1, ceiling, generator), normals)
     loadings = _leading_loadings(filled[:_FEW_ROWS], rank)
     drift = loadings.new_zeros(voxels, drifting)
     ends = energy.min(), energy.max()
@@ -208,9 +195,14 @@ def fit_factors(
         rows = torch.arange(count)
         if step < iterations - 3:  # early rounds need no precision
             rows = torch.randperm(count, generator=generator)[:_FEW_ROWS]
-        gram = torch.eye(rank + drifting, dtype=scores.dtype) * (1 + _LOADING_RIDGE * count)
-        right = scores.new_zeros(rank + drifting, voxels)
+
+        # The sums of a regression of normals on factors, and on factors times energy where loadings drift.
+        gram = torch.eye(rank + drifting, dtype=normals.dtype) * (1 + _LOADING_RIDGE * count)
+        right = normals.new_zeros(rank + drifting, voxels)
         loadings, drift = _bounded(loadings, drift, ends)
+
+        # Loadings depend on the energy: rows of similar energy are taken together, with the loadings of their mean. For
+        # them, factors given what is known; then what is hidden given the factors; both enter the sums.
         for group in rows[energy[rows].argsort()].split(max(1, min(_GROUP, len(rows) // _ENERGIES))):
             middle = energy[group].mean()
             near, noise = loadings_at(loadings, drift, middle), own_noise(loadings, drift, middle)
@@ -222,25 +214,26 @@ def fit_factors(
             design = torch.cat([factors, factors[:, :drifting] * energy[group, None]], 1)
             gram += design.T @ design
             right += design.T @ known
+
         both = torch.linalg.solve(gram, right).T
         loadings, drift = both[:, :rank], both[:, rank:]
     return _bounded(loadings, drift, ends)
 
 
-def _leading_loadings(scores: Tensor, rank: int) -> Tensor:
+def _leading_loadings(normals: Tensor, rank: int) -> Tensor:
     """Loadings (V, K) to start from: half of the leading axes, since the smallest of a sample are noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _, singular, right = torch.svd_lowrank(scores, q=rank, niter=3)
-    return right * (singular / math.sqrt(len(scores)) * 0.7)
+        _, singular, right = torch.svd_lowrank(normals, q=rank, niter=3)
+    return right * (singular / math.sqrt(len(normals)) * 0.7)
 
 
-def _sample_factors(scores: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Factors (N, K) given scores (N, V), loadings (V, K) and variances of the noise (V,)."""
-    precision = torch.eye(loadings.shape[1], dtype=scores.dtype) + (loadings.T / noise) @ loadings
+def _sample_factors(normals: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Factors (N, K) given normals (N, V), loadings (V, K) and variances of the noise (V,)."""
+    precision = torch.eye(loadings.shape[1], dtype=normals.dtype) + (loadings.T / noise) @ loadings
     root = torch.linalg.cholesky(torch.linalg.inv(precision))
-    mean = (scores / noise) @ loadings @ (root @ root.T)
-    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, dtype=scores.dtype) @ root.T
+    mean = (normals / noise) @ loadings @ (root @ root.T)
+    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, dtype=normals.dtype) @ root.T
     return factors
 
 
@@ -248,7 +241,7 @@ def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator
     """Truncated normals: mean + spread * noise, given that it stays below the top; all of one shape."""
     mass = 1 - normal_tail((top - mean) / spread)
     uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
-    return torch.minimum(mean - spread * normal_scores((mass * uniform).clamp(min=1e-9)), top)
+    return torch.minimum(mean - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
 
 
 def _bounded(loadings: Tensor, drift: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_EARLIER = 3  # scores that the quantiles of a further energy variable depend on
+_EARLIER = 3  # normals that the quantiles of a further energy variable depend on
 
 
 def energy_products(conditions: int, layers: int, energy: int | None) -> Tensor:
-    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier scores.
+    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier normals.
 
-    The columns are: one, the conditions, the scores, zero (in place of what does not exist) and the energy squared.
+    The columns are: one, the conditions, the normals, zero (in place of what does not exist) and the energy squared.
     """
     none = 1 + conditions + layers
     leading, square = (none, none) if energy is None else (1 + energy, none + 1)
@@ -51,9 +51,3 @@ def energy_orders(layers: int) -> Tensor:
     """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
     orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
     return torch.tensor(orders)
-
-
-def energy_others(layers: int) -> Tensor:
-    """For each leading layer, the layers beside it, (L, L - 1)."""
-    others = [[i for i in range(layers) if i != leading] for leading in range(layers)]
-    return torch.tensor(others, dtype=torch.long).view(layers, layers - 1)

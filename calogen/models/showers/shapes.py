@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from .fitting import normal_scores
+from .fitting import inverse_tail
 
 LOW, MIDDLE = -2.5, -0.7  # logarithms at which the quantile function may bend
 SHAPES = 5  # numbers that describe it
@@ -36,12 +36,15 @@ def quantile(excess: Tensor, shape: Tensor) -> Tensor:
 
 def exponential(residual: Tensor, shape: Tensor) -> Tensor:
     """Inverse of :func:`quantile`: bisection in the logarithm, then Newton's method inside the bracket."""
+    # The quantile function has bends, where Newton's method may jump back and forth: bisection first finds the range.
     low, high = torch.full_like(residual, _LEAST), torch.full_like(residual, _MOST)
     for _ in range(8):
         middle = (low + high) / 2
         above = quantile(torch.exp(middle), shape) > residual
         high = torch.where(above, middle, high)
         low = torch.where(above, low, middle)
+
+    # Within it, five steps reach the precision of the numbers.
     middle = (low + high) / 2
     for _ in range(5):
         excess = torch.exp(middle)
@@ -58,6 +61,8 @@ def fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
         on: (N, V) bool; elsewhere residuals are ignored.
         trust: How far a voxel's own quantiles are trusted beside those of all voxels, 0 to 1, (V,).
     """
+    # Each voxel's own quantiles; showers in which it is off are sorted to the end and not counted. Of voxels that are
+    # rarely on they are little more than noise, and lean on the quantiles of all.
     count = on.sum(0)
     ordered = torch.where(on, residual, torch.inf).sort(0).values
     index = (_LEVELS[:, None] * (count - 1).clamp(min=0)).round().long()
@@ -66,19 +71,23 @@ def fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
     if len(pooled):
         pooled = torch.quantile(pooled[:: max(1, len(pooled) // 1_000_000)], _LEVELS)
     else:
-        pooled = -normal_scores(_LEVELS)
+        pooled = -inverse_tail(_LEVELS)
     target = (trust * own + (1 - trust) * pooled[:, None]).numpy()
+
+    # Slopes of the logarithm in three ranges: none may be negative, so that the quantile function increases.
     excess = -torch.log1p(-_LEVELS)
     log = torch.log(excess)
-    # Slopes of the logarithm in three ranges: none may be negative, so that the quantile function increases.
     pieces = [(log - LOW).clamp(max=0), log.clamp(LOW, MIDDLE), (log - MIDDLE).clamp(min=0), torch.sqrt(excess)]
     one = torch.ones_like(log)
     design = torch.stack([one, -one, *pieces], 1).numpy()
+
     # Sampling variance of a quantile is F (1 - F) / density^2; the density is nearly normal.
-    density = torch.exp(-normal_scores(_LEVELS).square() / 2)
+    density = torch.exp(-inverse_tail(_LEVELS).square() / 2)
     weight = (density / torch.sqrt(_LEVELS * (1 - _LEVELS))).numpy()
     fits = np.stack([nnls(design * weight[:, None], column * weight)[0] for column in target.T], 1)
-    low, middle, high = np.maximum(fits[2:5], [[0.1], [0.02], [0.02]])  # strictly increasing: the inverse exists
+
+    # Strictly increasing, so that the inverse exists. Then from three slopes to one with two further ones:
+    low, middle, high = np.maximum(fits[2:5], [[0.1], [0.02], [0.02]])
     # log.clamp(LOW, MIDDLE) = log - (log - LOW)_- - (log - MIDDLE)_+, and (log - MIDDLE)_+ = log - MIDDLE - (...)_-
     constant = fits[0] - fits[1] + MIDDLE * (middle - high)
     return torch.from_numpy(np.stack([constant, high, fits[5], low - middle, middle - high]))

@@ -1,4 +1,4 @@
-"""What a run will do, decided before anything is written."""
+"""What a run needs, opened and settled before anything is written."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ..config import Config
 from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
 from ..families import Family
-from ..models.registry import build_critic, build_generator, network_of, pick_device, settled
+from ..models.registry import build_critic, build_generator, pick_device, settled
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
+from .objectives import objective_of
 
 _COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will do, decided before anything is written.
+class Setup:
+    """What a run needs: data that are open, and everything else settled.
 
     Attributes:
-        config: With family and conditions filled in.
+        config: With family, conditions and all settings of the networks filled in.
         family: What is simulated.
         conditions: Names, in the order of the columns.
         training: Data to train on.
@@ -66,13 +67,13 @@ class Plan:
         Raises:
             ConfigError: If such networks cannot make or judge samples of the family.
         """
-        network = network_of(self.family, self.config.generator.network)
+        objective = objective_of(self.family, self.config.generator.network, self.config.training.objective)
         with torch.device("meta"):
             generator = build_generator(self.family, self.conditions, self.config.generator)
             count = sum(p.numel() for p in generator.parameters())
-            if network.critic is None:
+            if objective is None:
                 return count, 0
-            critic = build_critic(generator, self.config.critic, self.config.training.objective)
+            critic = build_critic(generator, self.config.critic, per_sample=objective.penalty is not None)
         return count, sum(p.numel() for p in critic.parameters())
 
 
@@ -82,11 +83,11 @@ def _require_condition(family: Family, name: str) -> None:
     except ConfigError as error:
         if "did you mean" in (error.hint or ""):
             raise
-        hint = f"{error.hint}; a label of whole files is named with their path: --data PATH,{name}=LABEL"
+        hint = f"{error.hint}; a label of whole files is named with their path: PATH,{name}=LABEL"
         raise ConfigError(error.what, found=error.found, hint=hint) from None
 
 
-def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
+def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
     Args:
@@ -110,22 +111,23 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
                 f"the data lack the condition '{name}'",
                 expected=name,
                 found=", ".join(training.condition_names) or "no conditions",
-                hint="choose other conditions, or --unconditional",
+                hint="choose other `conditions`, or train `unconditional`",
             )
     if len(set(names)) != len(names):
         raise ConfigError("a condition is named twice", where="conditions", found=", ".join(names))
-    if family.kind == "calorimeter" and "incident_energy" not in training.condition_names:
+    if family.energy is not None and family.energy.name not in training.condition_names:
         raise ShardError(
             "the showers have no incident energies, and validation needs them",
             found=", ".join(training.condition_names) or "no conditions",
-            hint="give files with incident energies, even to train --unconditional",
+            hint="give files with incident energies, even to train `unconditional`",
         )
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
+    objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
-    plan = Plan(config, family, names, training, validation, pick_device(config.device), threads)
-    needed = 4 * sum(plan.parameters()) * _COPIES
+    setup = Setup(config, family, names, training, validation, pick_device(config.device), threads)
+    needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise ConfigError(
@@ -135,4 +137,4 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Plan:
             found=f"{needed / 1e9:.0f} GB for weights, gradients and averages",
             hint="make generator.hidden and critic.hidden smaller (channels for maps)",
         )
-    return plan
+    return setup
