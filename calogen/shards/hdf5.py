@@ -267,10 +267,3 @@ def compressed(chunk: NDArray[np.generic]) -> bytes:
     # A short window is faster and loses nothing: what repeats in samples are zeros.
     data: bytes = igzip_lib.compress(chunk, 1, igzip_lib.COMP_ZLIB, igzip_lib.MEM_LEVEL_EXTRA_LARGE, _WINDOW_BITS)
     return data
-
-
-def write_rows(file: h5py.File, name: str, rows: NDArray[np.generic]) -> None:
-    """Writes an array (N, ...), N > 0, as a dataset; see :class:`RowWriter`."""
-    writer = RowWriter(file, name, len(rows), rows)
-    writer.append(rows)
-    writer.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ShardError
 from ..storage import write_atomic
-from .layouts.layout import SCHEMA
+from .layouts.attributes import SCHEMA
 
 MANIFEST = "manifest.json"
 """Name of the manifest of a folder made in one part."""

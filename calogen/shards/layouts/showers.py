@@ -1,62 +1,82 @@
-"""Showers as in calogen's own shards and in CaloChallenge's files (arXiv:2410.21611)."""
+"""What the formats of showers share: a dataset of incident energies, units as attributes, further conditions."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ShardError
-from ...families import FAMILIES, Family
-from ..hdf5 import checked_dataset
-from .layout import Column, Layout, _check_names, _factor, _further_conditions, _names
+from ...families import Family, conversion
+from ..samples import Samples
+from .layout import Column, Format, Header, Layout
 
 
-def _showers(file: h5py.File, path: Path, family: Family | None, native: bool) -> Layout:
-    """CaloChallenge (arXiv:2410.21611) and our own: ``showers`` (N, V) and ``incident_energies`` (N, 1) in MeV."""
-    showers = checked_dataset(file, path, "showers", (None, None))
-    length, voxels = showers.shape
-    if family is None:
-        family = _family_of_voxels(path, voxels)
-    if family.kind != "calorimeter" or voxels != family.voxels:
-        raise ShardError(
-            "the number of voxels is not the family's",
-            where=f"{path}, dataset showers",
-            expected=f"{family.voxels} voxels (family '{family.name}')",
-            found=f"{voxels} voxels",
+class ShowerFormat(Format):
+    """A format of showers.
+
+    Attributes:
+        energies: The dataset of the incident energies, (N,) or (N, 1).
+        energy_unit: Their unit where a file does not say another; empty: the family's.
+        cell_unit: The same of the voxels.
+    """
+
+    kind = "calorimeter"
+    energies: ClassVar[str]
+    energy_unit: ClassVar[str] = ""
+    cell_unit: ClassVar[str] = ""
+
+    def columns(self, samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The conditions; formats add the voxels."""
+        energy = samples.family.energy
+        for name, values in samples.conditions.items():
+            if energy is None or name != energy.name:
+                yield f"conditions/{name}", values
+            elif self.energy_unit:
+                factor = conversion(self.energy_unit, energy.unit)
+                yield self.energies, (values[:, None].astype(np.float64) / factor).astype(np.float32)
+            else:
+                yield self.energies, values[:, None]
+
+    def layout(
+        self, header: Header, name: str, family: Family, length: int, values: tuple[str, ...], *, conditional: bool
+    ) -> Layout:
+        """The layout of a file whose voxels have been found.
+
+        Args:
+            header: Of the file.
+            name: Of the layout.
+            family: What the samples are.
+            length: How many samples there are (N).
+            values: The datasets of their voxels.
+            conditional: Whether it must have incident energies.
+        """
+        default = "" if header.native else "MeV"
+        factor, cells = header.energy_factor("cell_unit", self.cell_unit or default or family.unit, family.unit)
+        columns, notes = list[Column](), {"voxels": cells}
+        if (energy := family.energy) is not None and (conditional or self.energies in header.found):
+            header.dataset(self.energies, (length,), column=True)
+            unit = self.energy_unit or default or energy.unit
+            energy_factor, energies = header.energy_factor("energy_unit", unit, energy.unit)
+            columns.append(Column(energy.name, self.energies, factor=energy_factor))
+            notes = {"incident energies": energies, **notes}
+        columns += header.further_conditions(family, length)
+        found, named = [column.name for column in columns], header.names("condition_names")
+        if named is not None and set(named) != set(found):
+            raise ShardError(
+                "the conditions the file names are not the ones it holds",
+                where=header.at("condition_names"),
+                expected=named,
+                found=found,
+            )
+        return Layout(
+            name,
+            family,
+            length,
+            values,
+            factor,
+            tuple(columns),
+            notes=tuple(f"{what} {note}" for what, note in notes.items() if note),
         )
-    columns, notes = list[Column](), list[str]()
-    unconditional = native and not _names(file, "condition_names")
-    if "incident_energies" in set(file) or not unconditional:
-        condition = family.conditions[0]
-        checked_dataset(file, path, "incident_energies", (length,), column=True)
-        default = condition.unit if native else "MeV"
-        energy_factor = _factor(file, path, "energy_unit", default, condition.unit, notes)
-        columns.append(Column(condition.name, "incident_energies", None, energy_factor))
-    columns += _further_conditions(file, path, family, length)
-    _check_names(file, path, [column.name for column in columns])
-    factor = _factor(file, path, "cell_unit", family.unit if native else "MeV", family.unit, notes)
-    return Layout(
-        name="calogen" if native else "calochallenge",
-        family=family,
-        kind="reference",
-        length=length,
-        values=("showers",),
-        factor=factor,
-        conditions=tuple(columns),
-        notes=tuple(notes),
-    )
-
-
-def _family_of_voxels(path: Path, voxels: int) -> Family:
-    fits = [family for family in FAMILIES.values() if family.kind == "calorimeter" and family.voxels == voxels]
-    if len(fits) == 1:
-        return fits[0]
-    known = ", ".join(f"{f.voxels} ({f.name})" for f in FAMILIES.values() if f.kind == "calorimeter")
-    raise ShardError(
-        "no built-in family has showers of this size",
-        where=f"{path}, dataset showers",
-        expected=f"one of {known}",
-        found=f"{voxels} voxels",
-        hint="name the family: a binning XML file or a [family] table",
-    )

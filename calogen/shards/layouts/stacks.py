@@ -14,14 +14,24 @@ from numpy.typing import NDArray
 from ...errors import ShardError
 from ...families import Family
 from .layout import Column, Layout
-from .maps import _family_of_maps
+from .maps import family_of_maps
 
 
-def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
-    """A NumPy stack of maps with a parameter file; without names its columns are the family's, in order."""
+def read_stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
+    """The layout of a NumPy stack of maps with a parameter file; unnamed, its columns are the family's, in order.
+
+    Args:
+        path: The ``.npy`` file.
+        family: What the maps are; None: the only built-in family with such maps.
+        parameters: The text file.
+        assumed: Whether nobody asked for the family.
+
+    Raises:
+        ShardError: If a file is damaged, or they do not fit each other or the family.
+    """
     stack = Stack.open(path, parameters)
     length, *pixels = stack.maps.shape
-    family = _family_of_maps(path, tuple(pixels), None, family)
+    family = family_of_maps(path, tuple(pixels), None, family)
     known = [condition.name for condition in family.conditions]
     columns = list(stack.header or known)[: stack.parameters.shape[1]]
     if not set(columns) & set(known):
@@ -42,7 +52,6 @@ def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool
     return Layout(
         name="stack",
         family=family,
-        kind="reference",
         length=length,
         values=("maps",),
         conditions=tuple(Column(name, "params", index) for index, name in enumerate(columns) if name in known),
