@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from ..errors import ConfigError, did_you_mean
 from .conditions import Condition, Frozen
 from .layers import Layer
-from .units import in_mev
+from .units import DENSITY, in_mev
 
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
@@ -144,8 +144,25 @@ class Family(Frozen):
 
     @property
     def energy(self) -> Condition | None:
-        """The incident energy, of families that have one."""
-        return next((c for c in self.conditions if c.role == "energy"), None)
+        """The incident energy of showers; None of maps."""
+        return self.conditions[0] if self.kind == "calorimeter" else None
+
+    @property
+    def has_realisations(self) -> bool:
+        """Whether several samples may be cut from one simulated box, and show the same structures."""
+        return self.kind == "map"
+
+    @property
+    def is_density(self) -> bool:
+        """Whether samples are densities over the mean density of their box."""
+        return self.kind == "map" and self.unit == DENSITY
+
+    @property
+    def summary(self) -> str:
+        """Name and size: families of one name may differ in their layers, or in the box of their maps."""
+        if self.kind == "map":
+            return f"{self.name}, {self.pixels} pixels, box {self.box_size:g} Mpc/h, {self.depth:g} Mpc/h deep"
+        return f"{self.name}, {self.voxels} voxels in {len(self.layers)} layers"
 
     @property
     def unit_in_mev(self) -> float:

@@ -6,6 +6,8 @@ from ..errors import ConditionError, did_you_mean
 
 ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
 """Units of energy that files and requests may use, in MeV."""
+DENSITY = "1+delta"
+"""Of maps: the density over the mean density of their box."""
 
 
 def is_energy(unit: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain, combinations, pairwise
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,27 @@ import numpy as np
 from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
-from .labels import given, named_with, with_labels
-from .layouts.find import read_layout
-from .manifest import ShardRecord, read_manifest, read_part
+from .checks import responses
+from .files import (
+    SPLITS,
+    DataFile,
+    Source,
+    at_home,
+    files_in,
+    files_of,
+    folders_of,
+    items_of,
+    paths_in,
+    without_parameters,
+)
+from .labels import named_with, with_labels
+from .manifest import read_manifest, read_part
 from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
 from .samples import Samples
-from .sources import (
-    _SPLITS,
-    Source,
-    _at_home,
-    _bytes,
-    _data_files,
-    _File,
-    _folder_files,
-    _items,
-    _named_parameters,
-    _open_piece,
-    _resolve,
-)
+
+_PROBLEMS_SHOWN = 20
 
 
 @dataclass
@@ -85,9 +86,8 @@ class Ranges:
             self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
             for code, label in enumerate(samples.family.labels(name)):
                 self.labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
-        if "incident_energy" in samples.conditions and samples.family.kind == "calorimeter":
-            deposited = values.sum(axis=1, dtype=np.float64)
-            self.response += float((deposited / samples.conditions["incident_energy"]).sum())
+        if (found := responses(samples)) is not None:
+            self.response += float(found.sum())
 
     def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
         """The ranges as JSON-able values; empty ones are None."""
@@ -114,10 +114,6 @@ class Ranges:
         }
 
 
-_PROBLEMS_SHOWN = 20
-
-
-# ---------------------------------------------------------------------------------------------------- inspecting
 def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str]:
     """Checks every byte: SHA-256 against the manifest, every chunk decompressed, every value.
 
@@ -131,29 +127,35 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     Raises:
         ShardError: If there is no such file or folder.
     """
-    path = _at_home(folder_or_file)
-    if not path.is_dir():
-        _resolve(path, None)
+    path = at_home(folder_or_file)
+    if path.is_dir():
+        return [problem for folder in folders_of(path) for problem in _verify_folder(folder, family)]
+    problems = list[str]()
+    for file in files_of(path):
         try:
-            return _verify_file(path, _record_of(path), family)
-        except ShardError as error:  # the manifest
-            return [_line(error), *_verify_file(path, None, family)]
-    splits = [path / name for name in _SPLITS if (path / name).is_dir()]
-    if splits and not _data_files(path):
-        return list(chain.from_iterable(verify(folder, family) for folder in splits))
-    problems, files = _located(path)
-    problems += [f"{part}: the file was never finished" for part in sorted(path.glob("*.part"))]
-    for file, record in files:
-        problems += _verify_file(file, record, family)
-    problems += _unfinished(path)
-    records = [record for _, record in files if record is not None]
+            manifest = read_manifest(file.path.parent)
+        except ShardError as error:
+            problems.append(_line(error))
+            manifest = None
+        record = next((r for r in manifest.records if r.name == file.path.name), None) if manifest else None
+        problems += _verify_file(replace(file, record=record), family)
+    return problems
+
+
+def _verify_folder(folder: Path, family: Family | None) -> list[str]:
+    problems, files = _located(folder)
+    problems += [f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))]
+    for file in files:
+        problems += _verify_file(file, family)
+    problems += _unfinished(folder)
+    records = [file.record for file in files if file.record is not None]
     for one, two in pairwise(records):
         gap = two.index_start - one.index_start - one.samples
         if gap:
             what = f"{gap} samples are missing" if gap > 0 else f"{-gap} samples are there twice"
-            problems.append(f"{path}: {what} between {one.name} and {two.name}")
-    if not records and any(_is_native(file) for file, _ in files):
-        problems.append(f"{path}: there is no manifest, so the bytes cannot be compared with what was written")
+            problems.append(f"{folder}: {what} between {one.name} and {two.name}")
+    if not records and any(_is_native(file) for file in files):
+        problems.append(f"{folder}: there is no manifest, so the bytes cannot be compared with what was written")
     return problems
 
 
@@ -173,10 +175,10 @@ def _unfinished(folder: Path) -> list[str]:
     return problems
 
 
-def _located(folder: Path) -> tuple[list[str], list[_File]]:
-    """The files of a folder that are there, and what is wrong with the folder itself."""
+def _located(folder: Path) -> tuple[list[str], list[DataFile]]:
+    """What is wrong with a folder itself, and the files that are there all the same."""
     try:
-        return [], _folder_files(folder)
+        return [], files_in(folder)
     except ShardError as error:
         problem = _line(error)
     try:
@@ -184,27 +186,23 @@ def _located(folder: Path) -> tuple[list[str], list[_File]]:
     except ShardError:
         manifest = None
     records = {record.name: record for record in manifest.records} if manifest else {}
-    return [problem], [(path, records.get(path.name)) for path in _data_files(folder)]
+    return [problem], [DataFile(path, records.get(path.name)) for path in paths_in(folder)]
 
 
-def _record_of(path: Path) -> ShardRecord | None:
-    manifest = read_manifest(path.parent)
-    return next((r for r in manifest.records if r.name == path.name), None) if manifest else None
-
-
-def _is_native(path: Path) -> bool:
+def _is_native(file: DataFile) -> bool:
     try:
-        return read_layout(path).name == "calogen"
+        return file.open().layout.name == "calogen"
     except ShardError:
         return False
 
 
-def _verify_file(path: Path, record: ShardRecord | None, family: Family | None) -> list[str]:
+def _verify_file(file: DataFile, family: Family | None) -> list[str]:
+    path, record = file.path, file.record
     try:
-        if record is not None and _bytes(path) == record.bytes and (found := sha256_of(path)) != record.sha256:
+        if record is not None and file.bytes == record.bytes and (found := sha256_of(path)) != record.sha256:
             # Other bytes than were written are not worth parsing: HDF5 can hang on damaged text attributes.
             return [f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})"]
-        for _ in Shards([_open_piece(path, record, family)]).chunks():
+        for _ in Shards([file.open(family)]).chunks():
             pass
     except ShardError as error:
         return [_line(error)]
@@ -234,19 +232,19 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     Raises:
         ShardError: If there is no such file or folder.
     """
-    items, parameters = _named_parameters(_items(source))
+    items, parameters = without_parameters(items_of(source))
     problems, files = _everything(items)
     ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), Counter[str]()
-    for (path, record), facts in files:
+    for file in files:
         try:
-            opened.append(given(_open_piece(path, record, family, parameters), facts))
+            opened.append(file.open(family, parameters=parameters))
         except ShardError as error:
             problems.append(_line(error))
     for piece in _agreeing(opened, problems):
         try:
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
-            if piece.path.parent.name in _SPLITS:
+            if piece.path.parent.name in SPLITS:
                 splits[piece.path.parent.name] += len(piece)
             ranges.add(piece)
         except ShardError as error:
@@ -256,9 +254,9 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     table: dict[str, Any] = {
-        "source": [str(item) for item in _items(source)],
+        "source": [str(item) for item in items_of(source)],
         "files": len(files),
-        "bytes": sum(_bytes(path) for (path, _), _ in files),
+        "bytes": sum(file.bytes for file in files),
         "samples": sum(len(piece) for piece in pieces),
         "splits": dict(splits),
         "problems": shown,
@@ -266,7 +264,7 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     if not pieces:
         return table
     shards = Shards(pieces)
-    boxes = shards.origins().boxes if shards.family.kind == "map" else None
+    boxes = shards.origins().boxes if shards.family.has_realisations else None
     return table | {
         "realisations": None if boxes is None else int(boxes.max()) + 1,
         "format": ", ".join(sorted({piece.layout.name for piece in pieces})),
@@ -284,7 +282,7 @@ def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
     """Realisations that are in two splits."""
     problems, sides = list[str](), dict[str, list[Piece]]()
     for piece in pieces:
-        if piece.layout.family.kind == "map" and piece.path.parent.name in _SPLITS:
+        if piece.layout.family.has_realisations and piece.path.parent.name in SPLITS:
             sides.setdefault(piece.path.parent.name, []).append(piece)
     for one, other in combinations(sides.values(), 2):
         try:
@@ -303,18 +301,17 @@ def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:
         return [with_labels([piece], {})[0] for piece in pieces]
 
 
-def _everything(items: list[str | Path]) -> tuple[list[str], list[tuple[_File, Mapping[str, str]]]]:
-    """What is wrong with the items' folders, and all their files, of all splits, with the labels named with them."""
-    problems, files = list[str](), list[tuple[_File, Mapping[str, str]]]()
+def _everything(items: list[str | Path]) -> tuple[list[str], list[DataFile]]:
+    """What is wrong with the items' folders, and all their files, of all splits."""
+    problems, files = list[str](), list[DataFile]()
     for item in items:
         place, facts = named_with(item)
-        path = _at_home(place)
+        path = at_home(place)
         if not path.is_dir():
-            files += [(file, facts) for file in _resolve(path, None)]
+            files += files_of(item)
             continue
-        splits = [path / name for name in _SPLITS if (path / name).is_dir()]
-        for folder in splits if splits and not _data_files(path) else [path]:
+        for folder in folders_of(path):
             found, located = _located(folder)
             problems += found
-            files += [(file, facts) for file in located]
+            files += [replace(file, facts=facts) for file in located]
     return problems, files

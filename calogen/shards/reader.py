@@ -140,7 +140,7 @@ class Shards:
         Raises:
             ShardError: If there is only one sample, or only one realisation.
         """
-        boxes = self.origins().boxes if self.family.kind == "map" else None
+        boxes = self.origins().boxes if self.family.has_realisations else None
         if boxes is not None:
             count = int(boxes.max()) + 1
             if count < 2:
@@ -258,7 +258,7 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
         return
     names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
     for what, mine, theirs, same in (
-        ("family", _sized(first.family), _sized(other.family), first.family.same_samples(other.family)),
+        ("family", first.family.summary, other.family.summary, first.family.same_samples(other.family)),
         ("kind", first.kind, other.kind, first.kind == other.kind),
         ("conditions", names, other_names, set(names) == set(other_names)),
         *(
@@ -273,10 +273,3 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
                 expected=f"{mine} (as in {path})",
                 found=theirs,
             )
-
-
-def _sized(family: Family) -> str:
-    """Name and size of a family: files of one name may hold maps of several boxes."""
-    if family.kind == "map":
-        return f"{family.name}, {family.pixels} pixels, box {family.box_size:g} Mpc/h, {family.depth:g} Mpc/h deep"
-    return f"{family.name}, {family.voxels} voxels in {len(family.layers)} layers"

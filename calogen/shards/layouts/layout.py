@@ -108,7 +108,7 @@ class Header:
         return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
     def energy_factor(self, attribute: str, default: str, wanted: str) -> tuple[float, str | None]:
-        """What stored energies are multiplied by to be in the unit wanted, and what it converts from and to, if it does.
+        """What stored energies are multiplied by to be in the unit wanted; and a note, if that converts them.
 
         Args:
             attribute: Where the file may say its unit.
@@ -204,6 +204,6 @@ class Format:
         """The datasets to write: names and rows, (N, ...) each."""
         raise NotImplementedError
 
-    def attributes(self, family: Family) -> dict[str, str]:
+    def attributes(self, family: Family) -> dict[str, str]:  # noqa: ARG002
         """Root attributes to write, beside those of :mod:`.attributes`."""
         return {}
