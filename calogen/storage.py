@@ -1,14 +1,16 @@
-"""Files that are never half there: atomic writes, folders that can be written, digests."""
+"""Files that are never half there: atomic writes, folders that can be written, digests; and TOML files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import tomllib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from .errors import StorageError
+from .errors import ConfigError, StorageError
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,7 +42,7 @@ def require_writable(folder: Path) -> None:
             reason = f"no folder can be made in it ({error.strerror})"
     if reason:
         raise StorageError(
-            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another --out"
+            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another `out`"
         )
 
 
@@ -68,11 +70,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             with suppress(OSError):
                 part.unlink()
             raise
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name itself must reach the disk too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # the new name itself must reach the disk too
     except OSError as error:
         raise StorageError(
             f"the file cannot be written: {error.strerror or error}",
@@ -86,3 +84,17 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: If it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror or error}", where=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the configuration is not valid TOML: {error}", where=path) from None

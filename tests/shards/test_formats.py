@@ -11,8 +11,8 @@ import pytest
 from support import BINNING, ORACLES
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families import FAMILIES, CartesianLayer, Family
-from calogen.families.binning import family_from_binning, resolve_family_source
+from calogen.families import FAMILIES, CartesianLayer, Family, resolve_family
+from calogen.families.binning import family_from_binning
 from calogen.shards.layouts.find import read_layout
 from calogen.shards.sources import open_shards
 
@@ -410,12 +410,12 @@ def test_spoilt_binning_files(tmp_path: Path, text: str | None, message: str) ->
 
 
 def test_family_sources() -> None:
-    assert resolve_family_source("calogan") is FAMILIES["calogan"]
-    assert resolve_family_source(str(BINNING / XML["2"])).voxels == 6480
-    assert resolve_family_source(BINNING / XML["1-pions"]).voxels == 533
-    assert resolve_family_source(FAMILIES["2"].model_dump()) == FAMILIES["2"]
+    assert resolve_family("calogan") is FAMILIES["calogan"]
+    assert resolve_family(str(BINNING / XML["2"])).voxels == 6480
+    assert resolve_family(BINNING / XML["1-pions"]).voxels == 533
+    assert resolve_family(FAMILIES["2"].model_dump()) == FAMILIES["2"]
     with pytest.raises(ConfigError, match="did you mean 'calogan'"):
-        resolve_family_source("calogn")
+        resolve_family("calogn")
 
 
 def test_headers_alone_tell_the_layout(calogan: Path) -> None:
