@@ -163,7 +163,7 @@ class Config(_Frozen):
         """Read a TOML file and apply overrides.
 
         Args:
-            path: TOML file (none: the defaults). A relative ``family = "x.xml"`` (or ``.toml``) is looked for beside it.
+            path: TOML file (none: the defaults). A relative ``family = "x.xml"`` (``.toml``) is looked for beside it.
             overrides: ``key=value`` or ``section.key=value``; values are read as TOML, else taken as text.
 
         Raises:
@@ -205,14 +205,14 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError(
-            "an override is KEY=VALUE", where=f"--set {text}", found=text, hint="as in training.steps=500"
+            "an override is KEY=VALUE", where=f"`overrides={text}`", found=text, hint="as in training.steps=500"
         )
     *sections, last = key.strip().split(".")
     node = tree
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"'{section}' is a value, not a section", where=f"--set {text}")
+            raise ConfigError(f"'{section}' is a value, not a section", where=f"`overrides={text}`")
     try:
         node[last] = tomllib.loads(f"x = {value}")["x"]
     except (tomllib.TOMLDecodeError, RecursionError):

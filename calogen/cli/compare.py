@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 @click.argument("reference", type=PLACE)
 @click.argument("generated", type=PLACE, nargs=-1, required=True)
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder for metrics, figures, report.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and sub-samples.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of splits and sub-samples."
+)
 @click.option("--bins", type=click.IntRange(min=1), default=4, show_default=True, help="Bins of each condition.")
 @click.option(
     "--training",
     type=PLACE,
     metavar="PATH",
-    help="What the surrogate was trained on (or a folder with it in train/): look for samples learnt by heart.",
+    help="What the surrogate was trained on (or a folder with it in train/): look for memorised samples.",
 )
 @click.option(
     "--classifier",

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, PLACE
+from .options import FOLDER, JSON, PLACE
 from .terminal import columns, readable, table
 
 
 @click.command()
 @click.argument("path", type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def info(path: str, as_json: bool) -> None:
     """Describe data or a model.
 

@@ -147,6 +147,14 @@ class Family(Frozen):
         """The incident energy of showers; None of maps."""
         return self.conditions[0] if self.kind == "calorimeter" else None
 
+    def require_energy(self) -> Condition:
+        """The incident energy.
+
+        Raises:
+            ConfigError: If samples have none.
+        """
+        return self.energy or self.condition("incident_energy")
+
     @property
     def has_realisations(self) -> bool:
         """Whether several samples may be cut from one simulated box, and show the same structures."""
