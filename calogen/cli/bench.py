@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from .options import JSON, PLACE, show
+from .options import JSON, PLACE, Commands, show
 
 _AT_LEAST_ONE = click.IntRange(min=1)
 
 
-@click.group()
+@click.group(cls=Commands)
 def bench() -> None:
     """Measure calogen beside the bare minimum."""
 
