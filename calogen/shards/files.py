@@ -13,7 +13,7 @@ from ..families import Family
 from .labels import given, named_with
 from .layouts.find import read_layout
 from .layouts.stacks import PARAMETERS, SUFFIX
-from .manifest import ShardRecord, read_manifest
+from .manifest import Manifest, ShardRecord, read_manifest
 from .pieces import Piece
 
 SPLITS = ("train", "validation", "test")
@@ -162,18 +162,38 @@ def _files_at(path: Path, split: str | None) -> list[DataFile]:
     )
 
 
-def folders_of(folder: Path) -> list[Path]:
-    """A folder itself where it holds files or has no splits; else its splits."""
+def folders_of(item: str | Path) -> list[Path]:
+    """The folders that an item stands for: itself, or its splits where it holds no files; none of anything else."""
+    folder = at_home(named_with(item)[0])
     splits = [folder / name for name in splits_of(folder)]
-    return splits if splits and not paths_in(folder) else [folder]
+    return splits if splits and not _paths_in(folder) else [folder] * folder.is_dir()
 
 
-def paths_in(folder: Path) -> list[Path]:
-    """The data files that are in a folder, whatever its manifest says.
+def files_in(folder: Path, problems: list[ShardError] | None = None) -> list[DataFile]:
+    """The data files of a folder, in the manifest's order where it has one.
+
+    Args:
+        folder: Where they are.
+        problems: Takes what is wrong with folder or manifest, so that what is there is found all the same.
 
     Raises:
-        ShardError: If the folder cannot be read.
+        ShardError: If there are none, or not those in the manifest.
     """
+    paths, manifest = _paths_in(folder), None
+    try:
+        manifest = read_manifest(folder)
+        _require_listed(folder, paths, manifest)
+    except ShardError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+    records = {record.name: record for record in manifest.records} if manifest else {}
+    places = {name: place for place, name in enumerate(records)}
+    paths.sort(key=lambda path: places.get(path.name, len(places)))
+    return [DataFile(path, records.get(path.name)) for path in paths]
+
+
+def _paths_in(folder: Path) -> list[Path]:
     try:
         files = [p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith(".")]
     except OSError as error:
@@ -181,19 +201,14 @@ def paths_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.is_dir())
 
 
-def files_in(folder: Path) -> list[DataFile]:
-    """The data files of a folder, in the manifest's order where it has one.
-
-    Raises:
-        ShardError: If there are none, or not those in the manifest.
-    """
-    paths, manifest = paths_in(folder), read_manifest(folder)
+def _require_listed(folder: Path, paths: Sequence[Path], manifest: Manifest | None) -> None:
+    """A folder holds the files that its manifest lists, or some where it has none."""
     if manifest is None:
         if not paths:
             stack, expected = min(folder.glob(f"*{SUFFIX}"), default=None), f"files {', '.join(_SUFFIXES)}"
             hint = f"a stack of maps is named itself: {stack}" if stack else None
             raise ShardError("the folder holds no data files", where=folder, expected=expected, hint=hint)
-        return [DataFile(path) for path in paths]
+        return
     names, listed = {path.name for path in paths}, {record.name for record in manifest.records}
     if names != listed:
         differ = (("missing", sorted(listed - names)), ("not in the manifest", sorted(names - listed)))
@@ -206,4 +221,3 @@ def files_in(folder: Path) -> list[DataFile]:
             ),
             hint="fetch or move the files, or remove the manifest to read what is there",
         )
-    return [DataFile(folder / record.name, record) for record in manifest.records]

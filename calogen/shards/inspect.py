@@ -17,18 +17,7 @@ from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
 from .checks import responses
-from .files import (
-    SPLITS,
-    DataFile,
-    Source,
-    at_home,
-    files_in,
-    files_of,
-    folders_of,
-    items_of,
-    paths_in,
-    without_parameters,
-)
+from .files import SPLITS, DataFile, Source, files_in, files_of, folders_of, items_of, without_parameters
 from .labels import named_with, with_labels
 from .manifest import read_manifest, read_part
 from .pieces import Piece
@@ -127,11 +116,10 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     Raises:
         ShardError: If there is no such file or folder.
     """
-    path = at_home(folder_or_file)
-    if path.is_dir():
-        return [problem for folder in folders_of(path) for problem in _verify_folder(folder, family)]
+    if folders := folders_of(folder_or_file):
+        return [problem for folder in folders for problem in _verify_folder(folder, family)]
     problems = list[str]()
-    for file in files_of(path):
+    for file in files_of(folder_or_file):
         try:
             manifest = read_manifest(file.path.parent)
         except ShardError as error:
@@ -143,8 +131,12 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
 
 
 def _verify_folder(folder: Path, family: Family | None) -> list[str]:
-    problems, files = _located(folder)
-    problems += [f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))]
+    errors = list[ShardError]()
+    files = files_in(folder, errors)
+    problems = [
+        *map(_line, errors),
+        *(f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))),
+    ]
     for file in files:
         problems += _verify_file(file, family)
     problems += _unfinished(folder)
@@ -173,20 +165,6 @@ def _unfinished(folder: Path) -> list[str]:
                 missing = f"{part.planned - part.samples} of {part.planned} samples are still to be made"
                 problems.append(f"{path}: {missing} (the same command again makes them)")
     return problems
-
-
-def _located(folder: Path) -> tuple[list[str], list[DataFile]]:
-    """What is wrong with a folder itself, and the files that are there all the same."""
-    try:
-        return [], files_in(folder)
-    except ShardError as error:
-        problem = _line(error)
-    try:
-        manifest = read_manifest(folder)
-    except ShardError:
-        manifest = None
-    records = {record.name: record for record in manifest.records} if manifest else {}
-    return [problem], [DataFile(path, records.get(path.name)) for path in paths_in(folder)]
 
 
 def _is_native(file: DataFile) -> bool:
@@ -305,13 +283,9 @@ def _everything(items: list[str | Path]) -> tuple[list[str], list[DataFile]]:
     """What is wrong with the items' folders, and all their files, of all splits."""
     problems, files = list[str](), list[DataFile]()
     for item in items:
-        place, facts = named_with(item)
-        path = at_home(place)
-        if not path.is_dir():
-            files += files_of(item)
-            continue
-        for folder in folders_of(path):
-            found, located = _located(folder)
-            problems += found
-            files += [replace(file, facts=facts) for file in located]
+        folders, errors = folders_of(item), list[ShardError]()
+        files += [] if folders else files_of(item)
+        for folder in folders:
+            files += [replace(file, facts=named_with(item)[1]) for file in files_in(folder, errors)]
+        problems += map(_line, errors)
     return problems, files
