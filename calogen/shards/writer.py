@@ -16,8 +16,8 @@ from ..errors import ShardError
 from ..families import Family
 from ..storage import write_atomic
 from .hdf5 import RowWriter, hdf5_image
-from .layouts.attributes import write_attributes
 from .layouts.find import INDEX_EXTRAS, written_format
+from .layouts.header import write_attributes
 from .manifest import ShardRecord
 from .samples import Samples
 

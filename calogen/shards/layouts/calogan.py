@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ...errors import ConfigError, ShardError
 from ...families import FAMILIES, Family
 from ..samples import Samples
-from .layout import Header, Layout
-from .showers import ShowerFormat
+from .header import Header
+from .layout import Layout
+from .native import Showers
 
 _OVERFLOW = "overflow"  # energy beside the cells of each layer
 
 
-class CaloGAN(ShowerFormat):
+class CaloGAN(Showers):
     """``layer_0`` (N, X, Y), ... in MeV, ``energy`` (N, 1) in GeV, ``overflow`` (N, L) in MeV."""
 
     written = "calogan"
@@ -68,7 +69,7 @@ class CaloGAN(ShowerFormat):
         family = samples.family
         for name, layer, cells in zip(_datasets(family), family.layers, family.layer_slices, strict=True):
             yield name, samples.values[:, cells].reshape(-1, *layer.shape)
-        yield from super().columns(samples)
+        yield from self.condition_columns(samples)
         yield _OVERFLOW, np.zeros((len(samples), len(family.layers)), np.float32)
 
     def attributes(self, family: Family) -> dict[str, str]:

@@ -12,9 +12,9 @@ import h5py
 from ...errors import ConfigError, ShardError
 from ...families import Family
 from ..hdf5 import open_file
-from .attributes import require_schema, stored_family, stored_kind, stored_provenance
 from .calogan import CaloGAN
-from .layout import Format, Header, Layout
+from .header import Header
+from .layout import Format, Layout
 from .maps import Maps
 from .native import Showers
 from .stacks import SUFFIX, Stack, beside_of, read_stack
@@ -83,31 +83,31 @@ def read_layout(
 
 
 def _read(header: Header, like: Family | None) -> Layout:
-    require_schema(header)
-    stored, path = stored_family(header), header.path
+    header.require_schema()
+    stored = header.stored_family()
     header = replace(header, family=_family(header, stored) or like)
     names = header.found
     layout = next((one.read(header) for one in FORMATS if one.marker in names), None)
     if layout is None:
         raise ShardError(
             "no known layout has these datasets",
-            where=path,
+            where=header.path,
             expected="; ".join(one.datasets for one in FORMATS),
             found=", ".join(sorted(names)[:12]) or "no datasets",
         )
     if not layout.length:
-        raise ShardError("the file holds no samples", where=path, found="0 rows")
+        raise ShardError("the file holds no samples", where=header.path, found="0 rows")
     meaning = stored or layout.family
     extras = tuple(name for name in INDEX_EXTRAS if name in names)
     for name in extras:
         header.dataset(name, (layout.length,), kinds="iuf")
     return replace(
         layout,
-        kind=stored_kind(header),
+        kind=header.stored_kind(),
         conditions=tuple(replace(column, labels=meaning.labels(column.name)) for column in layout.conditions),
         extras=extras,
         index_start=int(header.file.attrs.get("index_start", 0)),
-        provenance=stored_provenance(header),
+        provenance=header.stored_provenance(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a file format is: how the header of a file says where its samples are, and how samples are written."""
+"""What a file format is: where a file has its samples, and how samples are written."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import h5py
-import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ShardError, did_you_mean
-from ...families import ENERGY_UNITS, Family, conversion, is_energy
-from ..hdf5 import checked_dataset, outside
+from ...families import Family
 from ..samples import Samples
+from .header import Header
 
 
 @dataclass(frozen=True)
@@ -69,107 +66,6 @@ class Layout:
     parameters: Path | None = None
 
 
-@dataclass(frozen=True)
-class Header:
-    """The header of an open HDF5 file.
-
-    Attributes:
-        file: The file.
-        path: Its path, for messages.
-        family: What the samples are, as asked for or as the file says; None: the format must find out.
-        native: Whether calogen wrote it.
-    """
-
-    file: h5py.File
-    path: Path
-    family: Family | None
-    native: bool
-
-    @property
-    def found(self) -> set[str]:
-        """Names of datasets, groups and links at the root; no link is followed."""
-        return set(self.file)
-
-    def dataset(
-        self, name: str, shape: tuple[int | None, ...], *, column: bool = False, kinds: str = "f"
-    ) -> h5py.Dataset:
-        """A dataset after the checks of :func:`calogen.shards.hdf5.checked_dataset`."""
-        return checked_dataset(self.file, self.path, name, shape, column=column, kinds=kinds)
-
-    def at(self, attribute: str) -> str:
-        """Where an attribute is, for messages."""
-        return f"{self.path}, attribute {attribute}"
-
-    def names(self, attribute: str) -> list[str] | None:
-        """The texts of an attribute; None if there is none of that name."""
-        if attribute not in self.file.attrs:
-            return None
-        values = np.atleast_1d(np.asarray(self.file.attrs[attribute], dtype=object)).ravel()
-        return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-    def energy_factor(self, attribute: str, default: str, wanted: str) -> tuple[float, str | None]:
-        """What stored energies are multiplied by to be in the unit wanted; and a note, if that converts them.
-
-        Args:
-            attribute: Where the file may say its unit.
-            default: The unit where it does not.
-            wanted: The family's; one that is no energy is left alone.
-
-        Raises:
-            ShardError: If the file says a unit that is no energy.
-        """
-        if not is_energy(wanted):
-            return 1.0, None
-        unit = self.file.attrs.get(attribute, default)
-        unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
-        if not is_energy(unit):
-            known = ", ".join(ENERGY_UNITS)
-            raise ShardError("unknown energy unit", where=self.at(attribute), expected=known, found=unit)
-        return conversion(unit, wanted), f"converted from {unit} to {wanted}" if unit != wanted else None
-
-    def further_conditions(self, family: Family, length: int) -> list[Column]:
-        """The conditions in the group ``conditions``, one dataset each.
-
-        Raises:
-            ShardError: If the family has no such condition, or a dataset is not (N,) numbers.
-        """
-        link = self.file.get("conditions", getlink=True)
-        if link is None:
-            return []
-        if not isinstance(link, h5py.HardLink):
-            raise outside(self.path, "conditions", "a link")
-        names = sorted(self.file["conditions"])
-        self.require_known(family, names)
-        for name in names:
-            self.dataset(f"conditions/{name}", (length,), column=True)
-        return [Column(name, f"conditions/{name}") for name in names]
-
-    def require_known(self, family: Family, names: Sequence[str]) -> None:
-        """Refuse conditions that the family does not have."""
-        known = [condition.name for condition in family.conditions]
-        for name in names:
-            if name not in known:
-                raise ShardError(
-                    f"family '{family.name}' has no condition '{name}'",
-                    where=self.path,
-                    expected=", ".join(known),
-                    found=name,
-                    hint=did_you_mean(name, known),
-                )
-
-    def require_units(self, family: Family) -> None:
-        """Refuse conditions that the file says are in other units than the family's."""
-        for name, unit in zip(self.names("condition_names") or (), self.names("condition_units") or (), strict=False):
-            expected = family.condition(name).unit
-            if unit != expected:
-                raise ShardError(
-                    f"'{name}' is stored in another unit than the family's",
-                    where=self.at("condition_units"),
-                    expected=expected or "no unit",
-                    found=unit or "no unit",
-                )
-
-
 class Format:
     """A way to hold samples in HDF5 files: how they are read and written. A new one is a subclass in ``find.FORMATS``.
 
@@ -205,5 +101,5 @@ class Format:
         raise NotImplementedError
 
     def attributes(self, family: Family) -> dict[str, str]:  # noqa: ARG002
-        """Root attributes to write, beside those of :mod:`.attributes`."""
+        """Root attributes to write, beside those of :func:`.header.write_attributes`."""
         return {}

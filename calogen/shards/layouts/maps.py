@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ...errors import ShardError
 from ...families import FAMILIES, Family
 from ..samples import Samples
-from .layout import Column, Format, Header, Layout
+from .header import Header
+from .layout import Column, Format, Layout
 
 
 class Maps(Format):
