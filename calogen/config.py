@@ -233,13 +233,8 @@ def _truths(given: Any, kept: Any, key: str = "") -> Iterator[tuple[str, bool]]:
 
 def _known(location: tuple[Any, ...]) -> Iterable[str]:
     """Names of the fields beside the one at ``location``."""
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        kind = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return ()
-        model = kind
-    return model.model_fields
+    model: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
+    return getattr(Family if location[0] == "family" else model, "model_fields", ())
 
 
 def _explain(error: ValidationError, where: object) -> ConfigError:

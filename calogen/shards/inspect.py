@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,19 @@ from .samples import Samples
 _PROBLEMS_SHOWN = 20
 
 
-@dataclass
 class Ranges:
-    """Ranges of the good rows seen so far."""
+    """Ranges of the good rows seen so far.
 
-    rows: int = 0
-    bad_rows: int = 0
-    zeros: int = 0
-    numbers: int = 0
-    total: float = 0.0
-    response: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
-    smallest: float = np.inf
-    conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    Attributes:
+        bad_rows: How many there were besides.
+    """
+
+    def __init__(self) -> None:
+        self.bad_rows = 0
+        self._sums = np.zeros(5)  # rows, numbers, zeros, values, responses
+        self._ends: dict[str | None, tuple[float, float]] = {}  # of each condition, and (None) of the values
+        self._smallest = np.inf
+        self._labels: dict[str, Counter[str]] = {}
 
     def add(self, piece: Piece) -> None:
         """Reads a piece to its end.
@@ -55,50 +53,46 @@ class Ranges:
             self._add(samples)
             for name, label in piece.facts.items():
                 if name not in samples.conditions:  # one label of all samples is no condition
-                    self.labels.setdefault(name, Counter())[label] += len(samples)
+                    self._labels.setdefault(name, Counter())[label] += len(samples)
         if shards.dropped:
             self.bad_rows += shards.dropped
             for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
                 pass
 
     def _add(self, samples: Samples) -> None:
-        values = samples.values
+        values, found = samples.values, responses(samples)
         positive = values[values > 0]
-        self.rows += len(samples)
-        self.numbers += values.size
-        self.zeros += values.size - positive.size
-        self.total += float(positive.sum(dtype=np.float64))
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        self.smallest = min(self.smallest, float(positive.min(initial=np.inf)))
-        for name, array in samples.conditions.items():
-            low, high = self.conditions.get(name, (np.inf, -np.inf))
-            self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
-            for code, label in enumerate(samples.family.labels(name)):
-                self.labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
-        if (found := responses(samples)) is not None:
-            self.response += float(found.sum())
+        total, response = positive.sum(dtype=np.float64), 0.0 if found is None else found.sum()
+        self._sums += len(values), values.size, values.size - positive.size, total, response
+        self._smallest = min(self._smallest, float(positive.min(initial=np.inf)))
+        for name, array in ((None, values), *samples.conditions.items()):
+            low, high = self._ends.get(name, (np.inf, -np.inf))
+            self._ends[name] = min(low, float(array.min())), max(high, float(array.max()))
+            for code, label in enumerate(samples.family.labels(name) if name else ()):
+                self._labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
 
     def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
         """The ranges as JSON-able values; empty ones are None."""
         conditions: dict[str, dict[str, Any]] = {}
-        for name in dict.fromkeys([*names, *self.labels]):
-            if name in self.labels or family.labels(name):
-                conditions[name] = {"samples": dict(self.labels.get(name, {}))}
-                continue
-            low, high = self.conditions.get(name, (None, None))
-            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
-        rows, numbers = self.rows or 1, self.numbers or 1
+        for name in dict.fromkeys([*names, *self._labels]):
+            if name in self._labels or family.labels(name):
+                conditions[name] = {"samples": dict(self._labels.get(name, {}))}
+            else:
+                low, high = self._ends.get(name, (None, None))
+                conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
+        rows, numbers, zeros, total, response = self._sums.tolist()
+        low, high = self._ends.get(None, (None, None))
         return {
             "conditions": conditions,
             "values": {
                 "unit": family.unit,
-                "low": self.low if self.rows else None,
-                "high": self.high if self.rows else None,
-                "mean": self.total / numbers if self.rows else None,
-                "smallest_positive": self.smallest if np.isfinite(self.smallest) else None,
-                "zero_fraction": self.zeros / numbers if self.rows else None,
+                "low": low,
+                "high": high,
+                "mean": total / numbers if rows else None,
+                "smallest_positive": self._smallest if np.isfinite(self._smallest) else None,
+                "zero_fraction": zeros / numbers if rows else None,
             },
-            "response": self.response / rows if self.response else None,
+            "response": response / rows if response else None,
             "bad_rows": self.bad_rows,
         }
 

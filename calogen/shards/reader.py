@@ -85,7 +85,8 @@ class Shards:
             filled += len(chunk)
             parts.append(replace(chunk, values=values[filled - len(chunk) : filled]))
         if not parts:
-            return self._empty()
+            with open_rows((piece := self.pieces[0]).path, piece.layout) as file:
+                return replace(read_rows(file, piece, piece.start, piece.start), provenance=self.provenance)
         names = [name for name in parts[0].extras if all(name in part.extras for part in parts)]
         return Samples(
             family=self.family,
@@ -206,15 +207,6 @@ class Shards:
         number = bisect_right(self._bounds, row) - 1
         piece = self.pieces[number]
         return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
-
-    def _empty(self) -> Samples:
-        return Samples(
-            family=self.family,
-            values=np.empty((0, *self.family.sample_shape), np.float32),
-            conditions={name: np.empty(0, np.float32) for name in self.condition_names},
-            kind=self.kind,
-            provenance=self.provenance,
-        )
 
     def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
         number = max(0, bisect_right(self._bounds, start) - 1)

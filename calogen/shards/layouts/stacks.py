@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,26 +67,6 @@ _MOST_TEXT = 1 << 28  # bytes of a parameter file
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One number or array a map, computed when rows are asked for.
-
-    Attributes:
-        length: Of the column.
-        take: From first and last row to the rows.
-    """
-
-    length: int
-    take: Callable[[int, int], NDArray[Any]]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        start, stop, _ = rows.indices(self.length)
-        return self.take(start, stop)
-
-
-@dataclass(frozen=True)
 class Stack:
     """An open stack of maps: ``maps`` (N, H, W), ``params`` (N, C) and ``realisation_id`` (N,), read by name and rows.
 
@@ -138,37 +117,49 @@ class Stack:
         changes = np.any(self.parameters[1:] != self.parameters[:-1], axis=1)
         return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
 
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The number of each map's simulation, (N,)."""
+        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+
     def is_zero(self, row: int) -> bool:
         """Whether all maps of a row's simulation are 0 where they are finite: they have no density to be divided by."""
-        first, last = self.bounds[(place := self._ids(row, row + 1)[0]) : place + 2]
+        first, last = self.bounds[self.ids[row] : self.ids[row] + 2]
         return bool((np.nan_to_num(self.maps[first:last]) == 0).all())
 
-    def __getitem__(self, name: str) -> Rows:
-        takes: dict[str, Callable[[int, int], NDArray[Any]]] = {
-            "maps": self._densities,
-            "params": self._params,
-            "realisation_id": self._ids,
-        }
-        return Rows(len(self.maps), takes[name])
+    @cached_property
+    def datasets(self) -> dict[str, Densities | NDArray[Any]]:
+        """What an HDF5 file of the same maps would hold."""
+        params = np.repeat(self.parameters, self.each, axis=0)
+        return {"maps": Densities(self), "params": params, "realisation_id": self.ids}
 
-    def _params(self, start: int, stop: int) -> NDArray[np.float64]:
-        return self.parameters[np.arange(start, stop) // self.each]
+    def __getitem__(self, name: str) -> Densities | NDArray[Any]:
+        return self.datasets[name]
 
-    def _ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        return np.asarray(np.searchsorted(self.bounds, np.arange(start, stop), side="right") - 1)
 
-    def _densities(self, start: int, stop: int) -> NDArray[np.float32]:
-        """1 + delta of some maps; maps with values that are not finite are left out of the mean."""
+@dataclass(frozen=True)
+class Densities:
+    """1 + delta of a stack's maps, computed when rows are asked for."""
+
+    stack: Stack
+
+    def __len__(self) -> int:
+        return len(self.stack.maps)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """Some maps, (n, H, W); maps with values that are not finite are left out of the mean."""
+        maps, bounds = self.stack.maps, self.stack.bounds
+        start, stop, _ = rows.indices(len(self))
         if stop <= start:
-            return np.zeros((0, *self.maps.shape[1:]), np.float32)
-        ids = self._ids(start, stop)
-        first, last = self.bounds[ids[0]], self.bounds[ids[-1] + 1]
-        whole = self.maps[first:last]
+            return np.zeros((0, *maps.shape[1:]), np.float32)
+        ids = self.stack.ids[start:stop]
+        first, last = bounds[ids[0]], bounds[ids[-1] + 1]
+        whole = maps[first:last]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # bad rows are found by who reads them
             means = whole.mean(axis=(1, 2), dtype=np.float64)
             weight = np.isfinite(means)
             sums, counts = (
-                np.bincount(self._ids(first, last) - ids[0], values)
+                np.bincount(self.stack.ids[first:last] - ids[0], values)
                 for values in (np.where(weight, means, 0.0), weight.astype(np.float64))
             )
             scale = np.abs(sums / counts)[ids - ids[0]]  # negative maps stay negative, and are refused as such
