@@ -29,12 +29,14 @@ def require_writable(folder: Path) -> None:
         folder: May be absent.
 
     Raises:
-        StorageError: If what is there of its path is not a folder, may not be written, or takes no folder.
+        StorageError: If what is there of its path is not a folder, cannot be written, or no folder can be made in it.
     """
     above = folder.absolute()
     while not above.exists() and above != above.parent:
         above = above.parent
-    reason = "it is not a folder" if not above.is_dir() else "it may not be written" * (not os.access(above, os.W_OK))
+    reason = (
+        "it is not a folder" if not above.is_dir() else "no permission to write there" * (not os.access(above, os.W_OK))
+    )
     if not reason and above != folder.absolute():
         try:  # under a name of its own: other processes may be about to make the same folder
             Path(tempfile.mkdtemp(prefix=".calogen-", dir=above)).rmdir()
@@ -75,7 +77,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         raise StorageError(
             f"the file cannot be written: {error.strerror or error}",
             where=path,
-            expected=f"{len(data)} bytes of space in a folder that may be written",
+            expected=f"{len(data)} bytes of space in a folder that can be written",
             hint="free space, or write to another folder",
         ) from None
 

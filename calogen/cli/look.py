@@ -67,6 +67,6 @@ def verify(path: Path) -> None:
         raise ShardError(
             f"{len(problems)} problem(s) found",
             where=path,
-            hint="what calogen made, the same command (and --part) makes good: only bad shards are made again",
+            hint="run the command that made them again (with the same --part): only bad shards are made again",
         )
     click.echo(f"{path}: every byte is as it was written")

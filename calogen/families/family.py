@@ -174,7 +174,7 @@ class Family(Frozen):
 
     @property
     def unit_in_mev(self) -> float:
-        """The unit of voxels in MeV; 1 for a unit of one's own."""
+        """The unit of voxels in MeV; 1 for any other unit."""
         return in_mev(self.unit)
 
     @cached_property

@@ -44,7 +44,8 @@ class _Layer(Frozen):
     @property
     def radius(self) -> NDArray[np.float64]:
         """Distance of the cells' centres from the axis in mm, (V_layer,)."""
-        return np.hypot(*self.centres.T)
+        x, y = self.centres.T
+        return np.asarray(np.hypot(x, y))
 
     @property
     def axes(self) -> dict[str, NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from .family import Family
 
 
 def resolve_family(source: str | Path | Mapping[str, Any] | Family) -> Family:
-    """The family that is meant.
+    """The family that a name, a file or a table stands for.
 
     Args:
         source: Name of a built-in family; a CaloChallenge binning file (``.xml``); a ``.toml`` file with a table

@@ -36,7 +36,7 @@ def conversion(unit: str, wanted: str) -> float:
 
 
 def in_mev(unit: str) -> float:
-    """One of a unit of energy in MeV; 1 for a unit of one's own, which nothing is known about."""
+    """One of a unit of energy in MeV; 1 for any other unit."""
     return ENERGY_UNITS.get(unit, 1.0)
 
 

@@ -206,7 +206,7 @@ def _require_listed(folder: Path, paths: Sequence[Path], manifest: Manifest | No
     if manifest is None:
         if not paths:
             stack, expected = min(folder.glob(f"*{SUFFIX}"), default=None), f"files {', '.join(_SUFFIXES)}"
-            hint = f"a stack of maps is named itself: {stack}" if stack else None
+            hint = f"give the stack of maps itself: {stack}" if stack else None
             raise ShardError("the folder holds no data files", where=folder, expected=expected, hint=hint)
         return
     names, listed = {path.name for path in paths}, {record.name for record in manifest.records}

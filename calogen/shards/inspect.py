@@ -38,7 +38,7 @@ class Ranges:
     def __init__(self) -> None:
         self.bad_rows = 0
         self._sums = np.zeros(5)  # rows, numbers, zeros, values, responses
-        self._ends: dict[str | None, tuple[float, float]] = {}  # of each condition, and (None) of the values
+        self._ends: dict[str, tuple[float, float]] = {}  # of each condition by name, and of the values
         self._smallest = np.inf
         self._labels: dict[str, Counter[str]] = {}
 
@@ -65,10 +65,10 @@ class Ranges:
         total, response = positive.sum(dtype=np.float64), 0.0 if found is None else found.sum()
         self._sums += len(values), values.size, values.size - positive.size, total, response
         self._smallest = min(self._smallest, float(positive.min(initial=np.inf)))
-        for name, array in ((None, values), *samples.conditions.items()):
+        for name, array in (("", values), *samples.conditions.items()):
             low, high = self._ends.get(name, (np.inf, -np.inf))
             self._ends[name] = min(low, float(array.min())), max(high, float(array.max()))
-            for code, label in enumerate(samples.family.labels(name) if name else ()):
+            for code, label in enumerate(samples.family.labels(name)):
                 self._labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
 
     def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Ranges:
                 low, high = self._ends.get(name, (None, None))
                 conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
         rows, numbers, zeros, total, response = self._sums.tolist()
-        low, high = self._ends.get(None, (None, None))
+        low, high = self._ends.get("", (None, None))
         return {
             "conditions": conditions,
             "values": {

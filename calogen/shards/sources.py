@@ -1,4 +1,4 @@
-"""Opening samples for reading and for training, from whatever names them."""
+"""Opening samples for reading and for training, from the paths that name them."""
 
 from __future__ import annotations
 

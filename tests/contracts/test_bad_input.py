@@ -597,7 +597,7 @@ def test_a_folder_that_may_not_be_written_is_refused_at_once(
     (tmp_path / "closed").mkdir(mode=0o500)
     done = command(*shlex.split(line.replace("new", str(tmp_path / "closed" / "new"))))
     assert done.code == 74
-    assert "may not be written" in done.err
+    assert "no permission to write" in done.err
 
 
 # ---------------------------------------------------------------------------------------------------- the Python API

@@ -187,7 +187,7 @@ def _mapped(path: Path) -> NDArray[Any]:
         wrong = f"{maps.shape} {maps.dtype}"
     if wrong:
         expected = "an array (N, H, W) of float32 or float64"
-        raise ShardError("this is no stack of maps", where=path, expected=expected, found=wrong)
+        raise ShardError("this is not a stack of maps", where=path, expected=expected, found=wrong)
     return np.asanyarray(maps)
 
 
@@ -209,7 +209,7 @@ def beside_of(path: Path) -> Path:
     """The parameter file that goes with a stack, by CAMELS' names or because there is no other.
 
     Raises:
-        ShardError: If there is none, or more than one might be meant.
+        ShardError: If there is none, or it is not clear which.
     """
     words = path.stem.split("_")  # Maps, field, suite (one or two words), set, z
     suite, group = "_".join(words[2:-2]), words[-2] if len(words) > 3 else ""
@@ -232,7 +232,7 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
     """Numbers (R, C) and the names of the columns, of a text file with or without a header."""
     try:
         if path.stat().st_size > _MOST_TEXT:
-            raise ShardError("the parameter file is too large to be one", where=path, found=path.stat().st_size)
+            raise ShardError("the file is too large for a parameter file", where=path, found=path.stat().st_size)
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ShardError("the parameter file is not text", where=path) from None
@@ -262,7 +262,7 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
 
 def _bad_line(path: Path, number: int, expected: str, line: str) -> ShardError:
     return ShardError(
-        "a row of the parameter file is not as it should be",
+        "invalid row of the parameter file",
         where=f"{path}, line {number}",
         expected=expected,
         found=line[:100],
