@@ -34,9 +34,9 @@ def require_writable(folder: Path) -> None:
     above = folder.absolute()
     while not above.exists() and above != above.parent:
         above = above.parent
-    reason = (
-        "it is not a folder" if not above.is_dir() else "no permission to write there" * (not os.access(above, os.W_OK))
-    )
+    reason = "it is not a folder" if not above.is_dir() else ""
+    if not reason and not os.access(above, os.W_OK):
+        reason = "no permission to write there"
     if not reason and above != folder.absolute():
         try:  # under a name of its own: other processes may be about to make the same folder
             Path(tempfile.mkdtemp(prefix=".calogen-", dir=above)).rmdir()

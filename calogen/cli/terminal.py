@@ -206,12 +206,6 @@ def _per_second(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    """In place of a live line where there is no terminal."""
-    yield
-
-
 def print_report(report: Report) -> None:
     """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
     from rich.table import Table

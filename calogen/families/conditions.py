@@ -97,7 +97,7 @@ class Condition(Frozen):
         return self
 
     def possible(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which values (N,), in ``unit`` or numbers of labels, are possible at all, in or out of the range of training."""
+        """Which values (N,), in ``unit`` or numbers of labels, are possible, trained with or not."""
         if self.labels:
             return np.isin(values, np.arange(len(self.labels)))
         return np.asarray((np.abs(values) <= self._largest) & ((values > 0) | (not self._positive)))

@@ -1,7 +1,8 @@
 """HDF5 files, safely: opening files of unknown origin, and writing files that are never half there.
 
 A file from elsewhere may be truncated, point outside itself, or claim more data than memory holds; all of that is
-found before a sample is read. A file that calogen writes is built in memory and appears under its final name only when complete.
+found before a sample is read. A file that calogen writes is built in memory, and appears under its final name only when
+complete.
 """
 
 from __future__ import annotations
