@@ -145,7 +145,7 @@ class Family(Frozen):
     @property
     def energy(self) -> Condition | None:
         """The incident energy of showers; None of maps."""
-        return self.conditions[0] if self.kind == "calorimeter" else None
+        return next((c for c in self.conditions if c.role == "energy"), None) if self.kind == "calorimeter" else None
 
     def require_energy(self) -> Condition:
         """The incident energy.

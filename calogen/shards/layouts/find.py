@@ -77,7 +77,7 @@ def read_layout(
         return read_stack(path, family or like, parameters or beside_of(path), assumed=family is None)
     with open_file(path) as file:
         try:
-            return _read(Header(file, path, family, "calogen_schema" in file.attrs), like)
+            return _read(Header(file, path, family), like)
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ShardError("the file's header is damaged", where=path, found=str(error)) from None
 

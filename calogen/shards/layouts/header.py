@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ...errors import CalogenError, ShardError, did_you_mean
+from ...errors import CalogenError, ConfigError, ShardError
 from ...families import ENERGY_UNITS, FAMILIES, Family, conversion, is_energy, resolve_family
 from ..hdf5 import checked_dataset
 from ..samples import Samples
@@ -29,13 +29,16 @@ class Header:
         file: The file.
         path: Its path, for messages.
         family: What the samples are, as asked for or as the file says; None: the format must find out.
-        native: Whether calogen wrote it.
     """
 
     file: h5py.File
     path: Path
     family: Family | None
-    native: bool
+
+    @property
+    def native(self) -> bool:
+        """Whether calogen wrote the file."""
+        return "calogen_schema" in self.file.attrs
 
     @property
     def found(self) -> set[str]:
@@ -81,16 +84,12 @@ class Header:
 
     def require_known(self, family: Family, names: Sequence[str]) -> None:
         """Refuse conditions that the family does not have."""
-        known = [condition.name for condition in family.conditions]
         for name in names:
-            if name not in known:
-                raise ShardError(
-                    f"family '{family.name}' has no condition '{name}'",
-                    where=self.path,
-                    expected=", ".join(known),
-                    found=name,
-                    hint=did_you_mean(name, known),
-                )
+            try:
+                family.condition(name)
+            except ConfigError as error:
+                known = ", ".join(condition.name for condition in family.conditions)
+                raise ShardError(error.what, where=self.path, expected=known, found=name, hint=error.hint) from None
 
     def require_units(self, family: Family) -> None:
         """Refuse conditions that the file says are in other units than the family's."""
@@ -126,8 +125,8 @@ class Header:
         try:
             return _parse_family(str(text))
         except (CalogenError, ValueError) as error:
-            found = error.what if isinstance(error, CalogenError) else str(error)
-        raise ShardError("the file's family cannot be understood", where=self.at("family"), found=found)
+            found = str(error).partition("\n")[0]
+            raise ShardError("the file's family cannot be understood", where=self.at("family"), found=found) from None
 
     def stored_kind(self) -> str:
         """``reference`` or ``generated``."""
