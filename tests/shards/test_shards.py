@@ -168,11 +168,19 @@ def test_calogan_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.conditions["incident_energy"], samples.conditions["incident_energy"], rtol=2e-7)
 
 
+NO_LAYER_0 = Family(
+    name="mine",
+    layers=(CartesianLayer(shape=(2, 3), size=(10, 10), index=5),),
+    conditions=FAMILIES["calogan"].conditions,
+)
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
         (toy(FAMILIES["1-photons"], 2), "rectangular cells"),
         (toy(FAMILIES["nbody-64"], 2), "rectangular cells"),
+        (toy(NO_LAYER_0, 2), "layers 0, 1, ..."),
         (toy(FAMILIES["calogan"], 2, unconditional=True), "needs incident energies"),
         (toy(FAMILIES["calogan"], 2).read(0, 0), "at least one sample"),
     ],

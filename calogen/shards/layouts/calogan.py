@@ -52,11 +52,11 @@ class CaloGAN(Showers):
 
     def require(self, family: Family, conditions: Sequence[str]) -> None:
         """See :class:`.layout.Format`."""
-        if family.kind != self.kind or not all(layer.rectangular for layer in family.layers):
+        if 0 not in family.layer_numbers or not all(layer.rectangular for layer in family.layers):
             raise ConfigError(
                 "CaloGAN's layout cannot hold these samples",
                 where="`layout=calogan`",
-                expected="layers of rectangular cells: of the built-in families, its own three layers only",
+                expected="layers 0, 1, ... of rectangular cells: of the built-in families, its own three layers only",
                 found=f"family '{family.name}'",
             )
         if family.energy is None or family.energy.name not in conditions:
