@@ -1,4 +1,4 @@
-"""Configuration: frozen models of everything a training run can be told. TOML in, resolved JSON out."""
+"""Configuration: frozen models of all settings of a training run. TOML in, resolved JSON out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .families import Family
-from .families.binning import resolve_family_source
+from .families import Family, resolve_family
+from .storage import read_toml
 
 _Width = Annotated[int, Field(ge=1, le=2**16)]
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -24,11 +24,11 @@ class _Frozen(BaseModel):
 
 
 class GeneratorConfig(_Frozen):
-    """Shape of the generator. What is absent is filled in by the network; what it has no use for is refused.
+    """Shape of the generator. What is absent is filled in by the network; what the network does not use is refused.
 
     Attributes:
         network: One of :data:`calogen.models.registry.NETWORKS`, or ``auto``: the default for the family.
-        latent: Latent numbers, in the way of the network: factors of a shower, channels of a map's latent grid.
+        latent: Latent numbers, as the network uses them: factors of a shower, channels of a map's latent grid.
         hidden: Widths of hidden layers.
         channels: Channels of convolutions, from the smallest grid up.
         blocks: How often the network repeats its building block, such as the transforms of a flow.
@@ -44,7 +44,7 @@ class GeneratorConfig(_Frozen):
 
 
 class CriticConfig(_Frozen):
-    """Shape of the critic; absent and useless settings as for the generator.
+    """Shape of the critic; absent and unused settings as for the generator.
 
     Attributes:
         hidden: Widths of hidden layers.
@@ -111,14 +111,14 @@ class TrainingConfig(_Frozen):
 
 
 class Config(_Frozen):
-    """Everything a training run is told.
+    """All settings of a training run.
 
     Attributes:
-        family: Name of a family, a CaloChallenge binning ``.xml``, or a family table; none: taken from the data.
+        family: As :func:`calogen.families.resolve_family` takes it; none: that of the data.
         conditions: Names of the conditions (none: all that the family has; empty: unconditional).
-        seed: Seed of everything random.
+        seed: Random seed.
         device: ``auto`` takes a GPU where there is one.
-        threads: CPU threads (none: the cores the process may use).
+        threads: CPU threads (none: all available cores).
         drop_bad: Drop and count bad rows instead of refusing the file.
         holdout: Ranges of conditions left out of training, in their units.
     """
@@ -162,7 +162,7 @@ class Config(_Frozen):
         """Read a TOML file and apply overrides.
 
         Args:
-            path: TOML file (none: the defaults). A relative ``family = "x.xml"`` is looked for beside it.
+            path: TOML file (none: the defaults). A relative ``family = "x.xml"`` (``.toml``) is looked for beside it.
             overrides: ``key=value`` or ``section.key=value``; values are read as TOML, else taken as text.
 
         Raises:
@@ -171,14 +171,9 @@ class Config(_Frozen):
         tree: dict[str, Any] = {}
         if path is not None:
             path = Path(path)
-            try:
-                tree = tomllib.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise ConfigError(f"cannot read the configuration: {error.strerror}", where=path) from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ConfigError(f"the configuration is not valid TOML: {error}", where=path) from None
+            tree = read_toml(path)
             family = tree.get("family")
-            if isinstance(family, str) and family.endswith(".xml") and (path.parent / family).exists():
+            if isinstance(family, str) and family.endswith((".xml", ".toml")) and (path.parent / family).exists():
                 tree["family"] = str(path.parent / family)
         for override in overrides:
             _override(tree, override)
@@ -186,7 +181,7 @@ class Config(_Frozen):
 
     def resolved_family(self) -> Family | None:
         """The family the configuration names, or none."""
-        return None if self.family is None else resolve_family_source(self.family)
+        return None if self.family is None else resolve_family(self.family)
 
     def updated(self, changes: Mapping[str, Any]) -> Config:
         """A copy with top-level fields or whole sections (as mappings) changed.
@@ -209,14 +204,14 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError(
-            "an override is KEY=VALUE", where=f"--set {text}", found=text, hint="as in training.steps=500"
+            "an override is KEY=VALUE", where=f"`overrides={text}`", found=text, hint="as in training.steps=500"
         )
     *sections, last = key.strip().split(".")
     node = tree
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"'{section}' is a value, not a section", where=f"--set {text}")
+            raise ConfigError(f"'{section}' is a value, not a section", where=f"`overrides={text}`")
     try:
         node[last] = tomllib.loads(f"x = {value}")["x"]
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -227,24 +222,18 @@ def _truths(given: Any, kept: Any, key: str = "") -> Iterator[tuple[str, bool]]:
     """Keys of what was given as true or false, but is kept as the number 1 or 0."""
     if isinstance(given, bool) and not isinstance(kept, bool):
         yield key, given
-    pairs: Iterable[tuple[object, Any, Any]] = ()
+    if isinstance(given, list | tuple) and isinstance(kept, list | tuple):
+        given, kept = dict(enumerate(given)), dict(enumerate(kept))
     if isinstance(given, Mapping) and isinstance(kept, Mapping):
-        pairs = ((name, given[name], kept[name]) for name in given if name in kept)
-    elif isinstance(given, list | tuple) and isinstance(kept, list | tuple):
-        pairs = ((i, *both) for i, both in enumerate(zip(given, kept, strict=False)))
-    for name, one, other in pairs:
-        yield from _truths(one, other, f"{key}.{name}".lstrip("."))
+        for name in given:
+            if name in kept:
+                yield from _truths(given[name], kept[name], f"{key}.{name}".lstrip("."))
 
 
 def _known(location: tuple[Any, ...]) -> Iterable[str]:
     """Names of the fields beside the one at ``location``."""
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        kind = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return ()
-        model = kind
-    return model.model_fields
+    model: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
+    return getattr(Family if location[0] == "family" else model, "model_fields", ())
 
 
 def _explain(error: ValidationError, where: object) -> ConfigError:

@@ -1,4 +1,4 @@
-"""How many cores and threads there are to use."""
+"""How many cores are available, and how many threads and processes use them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def usable_cores() -> int:
 
 
 def sensible_number(wanted: int | None, where: str) -> int:
-    """How many threads or processes to use: as many as are wanted, or one a core.
+    """How many threads or processes to use: as many as are wanted, or one per core.
 
-    A few on each core are allowed: bits depend on the number of threads, and a smaller machine may repeat a run.
+    A few per core are allowed: bits depend on the number of threads, and a smaller machine may repeat a run.
 
     Args:
-        wanted: The number (default: the cores this process may use).
+        wanted: The number (default: all available cores).
         where: What it was given as, for the message.
 
     Raises:
@@ -43,11 +43,11 @@ def sensible_number(wanted: int | None, where: str) -> int:
     cores = usable_cores()
     if wanted is not None and wanted > _EACH_CORE * cores:
         raise ConfigError(
-            "more than this machine has a use for",
+            "too many for this machine",
             where=where,
-            expected=f"at most {_EACH_CORE * cores}, {_EACH_CORE} for each core that may be used",
+            expected=f"at most {_EACH_CORE * cores}, {_EACH_CORE} for each available core",
             found=wanted,
-            hint="leave it out: one a core",
+            hint="leave it out: one per core",
         )
     return wanted or cores
 
@@ -62,7 +62,7 @@ def keep_memory() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for every numerical library: a sample's bits must not depend on how many cores there are."""
+    """One thread for every numerical library: a sample's bits must not depend on the number of cores."""
     with threadpool_limits(1):
         torch = sys.modules.get("torch")  # imported by makers that need it
         before = torch.get_num_threads() if torch else 0

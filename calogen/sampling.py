@@ -34,8 +34,9 @@ from .runs.checkpoint import Card, Checkpoint, load_checkpoint
 from .runs.environment import environment
 from .runs.find import find_model
 from .shards.hdf5 import MANTISSA, compressed, rounded
+from .shards.layouts.find import written_format
 from .shards.samples import Samples
-from .shards.writer import SHARD_BYTES, WrittenLayout, require_layout, samples_per_shard
+from .shards.writer import SHARD_BYTES, WrittenLayout, samples_per_shard
 
 BLOCK = ALIGNMENT
 _FLAT = 1e-3  # scatter of pixels, of their mean: less is no map
@@ -373,7 +374,7 @@ class Surrogate:
         part = part or Part()
         if not 1 <= request.samples <= MOST_SAMPLES:
             raise ConfigError("the number of samples is 1 to 10^12", where="-n", found=request.samples)
-        require_layout(layout, self.family, self.conditions)
+        written_format(layout, self.family, self.conditions)
         if mantissa_bits is not None and not 1 <= mantissa_bits <= MANTISSA:
             raise ConfigError(f"a mantissa has 1 to {MANTISSA} bits", where="--mantissa-bits", found=mantissa_bits)
         begun = begun_with(Path(out), request.samples, part) if shard_size is None else None

@@ -1,14 +1,16 @@
-"""Files that are never half there: atomic writes, folders that can be written, digests."""
+"""Files that are never half there: atomic writes, folders that can be written, digests; and TOML files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import tomllib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from .errors import StorageError
+from .errors import ConfigError, StorageError
 
 
 def sync_folder(folder: Path) -> None:
@@ -27,12 +29,14 @@ def require_writable(folder: Path) -> None:
         folder: May be absent.
 
     Raises:
-        StorageError: If what is there of its path is not a folder, may not be written, or takes no folder.
+        StorageError: If what is there of its path is not a folder, cannot be written, or no folder can be made in it.
     """
     above = folder.absolute()
     while not above.exists() and above != above.parent:
         above = above.parent
-    reason = "it is not a folder" if not above.is_dir() else "it may not be written" * (not os.access(above, os.W_OK))
+    reason = "it is not a folder" if not above.is_dir() else ""
+    if not reason and not os.access(above, os.W_OK):
+        reason = "no permission to write there"
     if not reason and above != folder.absolute():
         try:  # under a name of its own: other processes may be about to make the same folder
             Path(tempfile.mkdtemp(prefix=".calogen-", dir=above)).rmdir()
@@ -40,7 +44,7 @@ def require_writable(folder: Path) -> None:
             reason = f"no folder can be made in it ({error.strerror})"
     if reason:
         raise StorageError(
-            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another --out"
+            "cannot make the output folder", where=folder, found=f"{above}: {reason}", hint="choose another `out`"
         )
 
 
@@ -68,16 +72,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             with suppress(OSError):
                 part.unlink()
             raise
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name itself must reach the disk too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # the new name itself must reach the disk too
     except OSError as error:
         raise StorageError(
             f"the file cannot be written: {error.strerror or error}",
             where=path,
-            expected=f"{len(data)} bytes of space in a folder that may be written",
+            expected=f"{len(data)} bytes of space in a folder that can be written",
             hint="free space, or write to another folder",
         ) from None
 
@@ -86,3 +86,17 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: If it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror or error}", where=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the configuration is not valid TOML: {error}", where=path) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from ..errors import ConfigError
 from .options import FOLDER, PLACE, at_home, printable
-from .terminal import make_console, nothing, print_report
+from .terminal import make_console, print_report
 
 if TYPE_CHECKING:
     from ..shards.reader import Shards
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 @click.argument("reference", type=PLACE)
 @click.argument("generated", type=PLACE, nargs=-1, required=True)
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder for metrics, figures, report.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and sub-samples.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of splits and sub-samples."
+)
 @click.option("--bins", type=click.IntRange(min=1), default=4, show_default=True, help="Bins of each condition.")
 @click.option(
     "--training",
     type=PLACE,
     metavar="PATH",
-    help="What the surrogate was trained on (or a folder with it in train/): look for samples learnt by heart.",
+    help="What the surrogate was trained on (or a folder with it in train/): look for memorised samples.",
 )
 @click.option(
     "--classifier",
@@ -76,7 +79,7 @@ def compare(
     source = open_side(reference, "test", like, drop_bad=drop_bad)
     learnt = None if training is None else open_side(training, "train", like, drop_bad=drop_bad)
     console = make_console(stderr=True)
-    with console.status("comparing") if console.is_terminal else nothing():
+    with console.status("comparing") if console.is_terminal else nullcontext():
         report = run(source, named, training=learnt, **options)
         save(report, out)
     print_report(report)

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, PLACE
+from .options import FOLDER, JSON, PLACE
 from .terminal import columns, readable, table
 
 
 @click.command()
 @click.argument("path", type=PLACE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def info(path: str, as_json: bool) -> None:
     """Describe data or a model.
 
@@ -67,6 +67,6 @@ def verify(path: Path) -> None:
         raise ShardError(
             f"{len(problems)} problem(s) found",
             where=path,
-            hint="what calogen made, the same command (and --part) makes good: only bad shards are made again",
+            hint="run the command that made them again (with the same --part): only bad shards are made again",
         )
     click.echo(f"{path}: every byte is as it was written")

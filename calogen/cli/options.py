@@ -105,6 +105,9 @@ def condition_pairs(conditions: Sequence[str], energy: str | None, command: str)
     return specs
 
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 def show(title: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
     """Facts as JSON or as a table."""
     if as_json:

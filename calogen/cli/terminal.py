@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from ..analysis.metrics.distances import Metric
     from ..analysis.report import Report
@@ -116,11 +117,11 @@ def gigabytes(number: int) -> str:
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A live line on a terminal, plain lines elsewhere."""
+def _live_line(verb: str) -> Iterator[Progress | None]:
+    """A line that is drawn anew as work goes on, with one task; None where there is no terminal."""
     console = make_console(stderr=True)
     if not console.is_terminal:
-        yield _plain_line
+        yield None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -132,17 +133,28 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         TextColumn("{task.fields[facts]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("fitting", total=None, facts="")
+        bar.add_task(verb, total=None, facts="")
+        yield bar
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live line on a terminal, plain lines elsewhere."""
+    with _live_line("fitting") as bar:
+        if bar is None:
+            yield _plain_line
+            return
         shown: dict[str, str] = {}
 
-        def update(record: dict[str, Any]) -> None:
+        def note(record: dict[str, Any]) -> None:
             for word in {"warning", "stopped"} & record.keys():
                 bar.console.print(f"[yellow]{word}:[/] {record[word]}")
             shown.update(_facts(record))
             facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
-            bar.update(task, description="training", total=record.get("steps"), completed=record["step"], facts=facts)
+            task, total = bar.task_ids[0], record.get("steps")
+            bar.update(task, description="training", total=total, completed=record["step"], facts=facts)
 
-        yield update
+        yield note
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
@@ -161,54 +173,37 @@ def _plain_line(record: dict[str, Any]) -> None:
 @contextmanager
 def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     """A live line on a terminal, a plain line twice a minute elsewhere."""
-    console = make_console(stderr=True)
-    if not console.is_terminal:
-        yield _PlainProgress(verb)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with _live_line(verb) as bar:
+        if bar is None:
+            yield _PlainProgress(verb)
+            return
 
-    columns = (
-        TextColumn(verb),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(verb, total=None, rate="")
-
-        def update(done: int, total: int) -> None:
+        def note(done: int, total: int) -> None:
             speed = bar.tasks[0].speed
-            bar.update(task, total=total, completed=done, rate=_per_second(speed) if speed else "")
+            bar.update(bar.task_ids[0], total=total, completed=done, facts=_per_second(speed) if speed else "")
 
-        yield update
+        yield note
 
 
 class _PlainProgress:
     """Samples done, rate and time left, for log files."""
 
     def __init__(self, verb: str) -> None:
-        self._verb, self._told, self._done = verb, time.monotonic(), 0
+        self._verb, self._last, self._done = verb, time.monotonic(), 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._told < _PLAIN_SECONDS or done <= self._done:
+        if now - self._last < _PLAIN_SECONDS or done <= self._done:
             return
         # Since the last line: what an earlier run made and this one only checks must not count as speed for long.
-        rate = (done - self._done) / (now - self._told)
-        self._told, self._done = now, done
+        rate = (done - self._done) / (now - self._last)
+        self._last, self._done = now, done
         left = f"{(total - done) / rate / 60:.1f} min left"
         click.echo(f"{self._verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
 
 
 def _per_second(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    """In place of a live line where there is no terminal."""
-    yield
 
 
 def print_report(report: Report) -> None:

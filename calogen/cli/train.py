@@ -13,6 +13,7 @@ from .terminal import signals, table, training_progress
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..families import Family
 
 
 @click.command()
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     multiple=True,
     help="File, glob, folder, or folder with train/ (may be repeated); of one particle: PATH,particle=e+.",
 )
-@click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent but for --resume.")
-@click.option("--energy-conditioned", is_flag=True, help="The same as --condition incident_energy.")
+@click.option("--out", "-o", required=True, type=FOLDER, help="Run folder; empty or absent, except with --resume.")
+@click.option("--energy-conditioned", is_flag=True, default=None, help="Condition on the incident energy.")
 @click.option("--condition", "conditions", multiple=True, metavar="NAME", help="Condition on NAME (may be repeated).")
-@click.option("--unconditional", is_flag=True, help="Condition on nothing.")
+@click.option("--unconditional", is_flag=True, default=None, help="Condition on nothing.")
 @click.option(
     "--holdout",
     multiple=True,
@@ -38,15 +39,14 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(min=0), help="Generator updates; 0: the fitted start alone.")
 @click.option(
     "--time",
-    "seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Stop cleanly once the run has taken SECONDS, earlier sessions included.",
 )
 @click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the cores there are).")
+@click.option("--seed", type=click.IntRange(min=0), help="Random seed.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all available cores).")
 @click.option(
     "--set",
     "overrides",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     metavar="A.B=V",
     help="Set any key of the configuration (may be repeated): training.penalty=5.",
 )
-@click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@click.option("--drop-bad", is_flag=True, default=None, help="Drop and count bad rows instead of refusing the file.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, resume: bool, **options: Any) -> None:
@@ -89,33 +89,36 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
 
 
 def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -> Config:
+    """The configuration in a file, with the options that were given."""
     from ..config import Config
 
-    config = Config.load(path, options["overrides"])
-    chosen = [options["energy_conditioned"] or bool(options["conditions"]), options["unconditional"]]
-    if all(chosen):
-        raise ConfigError("--unconditional excludes --energy-conditioned and --condition", where="calogen train")
-    changes: dict[str, Any] = {key: options[key] for key in ("device", "seed", "threads") if options[key] is not None}
-    if chosen[0]:
-        names = ["incident_energy"] if options["energy_conditioned"] else []
-        changes["conditions"] = list(dict.fromkeys([*names, *options["conditions"]]))
-    if options["unconditional"]:
-        changes["conditions"] = []
-    if options["drop_bad"]:
-        changes["drop_bad"] = True
-    section = {"steps": options["steps"], "time": options["seconds"], "batch_size": options["batch_size"]}
-    changes["training"] = {key: value for key, value in section.items() if value is not None}
-    if options["holdout"]:
-        changes["holdout"] = _holdout(options["holdout"], config, data)
-    return config.updated(changes)
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    config = Config.load(path, given.pop("overrides", ()))
+    names, energy = list(given.pop("conditions", ())), given.pop("energy_conditioned", None)
+    if energy:
+        names = list(dict.fromkeys([_family(config, data).require_energy().name, *names]))
+    if given.pop("unconditional", None):
+        if names:
+            raise ConfigError("--unconditional excludes --energy-conditioned and --condition", where="calogen train")
+        given["conditions"] = []
+    elif names:
+        given["conditions"] = names
+    if "holdout" in given:
+        given["holdout"] = _holdout(given["holdout"], _family(config, data))
+    training = {key: given.pop(key) for key in ("steps", "time", "batch_size") if key in given}
+    return config.updated({**given, "training": training})
 
 
-def _holdout(texts: tuple[str, ...], config: Config, data: list[str]) -> dict[str, tuple[float, float]]:
-    """NAME=LO:HI options as ranges in the conditions' own units."""
-    from ..production.requests import Spec
+def _family(config: Config, data: list[str]) -> Family:
     from ..shards.sources import open_splits
 
-    family = config.resolved_family() or open_splits(data)[0].family
+    return config.resolved_family() or open_splits(data)[0].family
+
+
+def _holdout(texts: tuple[str, ...], family: Family) -> dict[str, tuple[float, float]]:
+    """NAME=LO:HI options as ranges in the conditions' own units."""
+    from ..production.requests import Spec
+
     ranges = {}
     for name, text in pairs(texts, "--holdout").items():
         condition = family.condition(name)

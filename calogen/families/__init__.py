@@ -4,10 +4,11 @@ A family says what one sample is (the voxels of a calorimeter shower, the pixels
 parameters condition it, and which laws it obeys. Everything else in calogen is shaped by it.
 """
 
-from .builtin import FAMILIES, resolve_family
+from .builtin import FAMILIES
 from .conditions import LABEL, Condition, Role
 from .family import Family, Symmetry
 from .layers import CartesianLayer, CylindricalLayer, Layer, Outline
+from .resolve import resolve_family
 from .units import ENERGY_UNITS, conversion, in_mev, is_energy, readable
 
 __all__ = [

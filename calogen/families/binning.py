@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from ..errors import ConfigError
-from .builtin import FAMILIES, resolve_family
-from .conditions import Condition
+from .builtin import FAMILIES, incident_energy
 from .family import Family
 from .layers import CylindricalLayer
 
@@ -50,8 +47,7 @@ def family_from_binning(path: str | Path, particle: str | None = None) -> Family
     for family in FAMILIES.values():
         if family.layers == tuple(layers):
             return family.model_copy(update=named)
-    energy = Condition(name="incident_energy", unit="MeV", low=256, high=4_194_304, scale="log")
-    return Family(conditions=(energy,), layers=tuple(layers), **named)
+    return Family(conditions=(incident_energy(256, 4_194_304),), layers=tuple(layers), **named)
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
@@ -80,14 +76,3 @@ def _particle_element(path: Path, root: ElementTree.Element, particle: str | Non
         expected=f"one of {', '.join(known)}" if known else "<Bins><Bin pid name><Layer .../></Bin></Bins>",
         found=particle,
     )
-
-
-def resolve_family_source(source: str | Path | Mapping[str, Any] | Family) -> Family:
-    """The family meant by a name, a CaloChallenge binning XML file, a ``[family]`` table or a family.
-
-    Raises:
-        ConfigError: If there is no such family, or the file or table does not describe one.
-    """
-    if isinstance(source, Path) or (isinstance(source, str) and source.lower().endswith(".xml")):
-        return family_from_binning(source)
-    return resolve_family(source)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from pydantic import ValidationError
-
-from ..errors import ConfigError, did_you_mean
 from .conditions import Condition
 from .family import Family
 from .layers import CartesianLayer, CylindricalLayer
 
 
-def _energy(low: float, high: float) -> Condition:
+def incident_energy(low: float, high: float) -> Condition:
+    """The condition of a shower's incident energy, usually from ``low`` to ``high`` MeV."""
     return Condition(name="incident_energy", unit="MeV", low=low, high=high, scale="log")
 
 
-def _rings(layers: Mapping[int, tuple[int, tuple[float, ...]]]) -> tuple[CylindricalLayer, ...]:
-    return tuple(CylindricalLayer(index=i, n_alpha=n, r_edges=edges) for i, (n, edges) in layers.items())
-
-
-def _challenge(name: str, description: str, layers: tuple[CylindricalLayer, ...], **laws: Any) -> Family:
-    return Family(name=name, description=f"CaloChallenge data set {name}: {description}", layers=layers, **laws)
+def _challenge(
+    name: str,
+    about: str,
+    rings: Mapping[int, tuple[int, tuple[float, ...]]],
+    energies: tuple[float, float],
+    threshold: float,
+) -> Family:
+    """A data set of the CaloChallenge: layers (sectors, edges of rings in mm) by number, energies in MeV."""
+    return Family(
+        name=name,
+        description=f"CaloChallenge data set {name}: {about}",
+        conditions=(incident_energy(*energies),),
+        layers=tuple(CylindricalLayer(index=i, n_alpha=n, r_edges=edges) for i, (n, edges) in rings.items()),
+        threshold=threshold,
+    )
 
 
 # Edges in mm, from the binning files of the CaloChallenge (arXiv:2410.21611).
@@ -42,11 +48,13 @@ _PIONS = {
     13: (10, (0, 10, 20, 30, 50, 80, 100, 130, 160, 200, 250, 300, 350, 400, 600, 1000, 2000)),
     14: (1, (0, 50, 100, 150, 200, 250, 300, 400, 600, 1000, 2000)),
 }  # fmt: skip
+_ATLAS = (256, 4_194_304)
 _REGULAR_2 = {i: (16, tuple(round(4.65 * k, 3) for k in range(10))) for i in range(45)}
 _REGULAR_3 = {i: (50, tuple(round(2.325 * k, 3) for k in range(19))) for i in range(45)}
+_SILICON = "electrons in a silicon-tungsten cylinder"
+_COSMOLOGY = (Condition(name="Omega_m", low=0.1, high=0.5), Condition(name="sigma_8", low=0.6, high=1.0))
 _CAMELS = (  # in the order of the columns of CAMELS' own params_*.txt
-    Condition(name="Omega_m", low=0.1, high=0.5),
-    Condition(name="sigma_8", low=0.6, high=1.0),
+    *_COSMOLOGY,
     *(Condition(name=name, low=0.25, high=4.0, scale="log") for name in ("A_SN1", "A_AGN1")),
     *(Condition(name=name, low=0.5, high=2.0, scale="log") for name in ("A_SN2", "A_AGN2")),
 )
@@ -57,7 +65,7 @@ FAMILIES: dict[str, Family] = {
             name="calogan",
             description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
             "deposits of absorber and active material summed",
-            conditions=(_energy(1e3, 100e3),),
+            conditions=(incident_energy(1e3, 100e3),),
             layers=(
                 CartesianLayer(shape=(3, 96), size=(480, 480)),
                 CartesianLayer(shape=(12, 12), size=(480, 480)),
@@ -68,43 +76,16 @@ FAMILIES: dict[str, Family] = {
             conserves_energy=True,
             max_response=1.01,
         ),
-        _challenge(
-            "1-photons",
-            "photons in the ATLAS calorimeter, 368 voxels",
-            _rings(_PHOTONS),
-            conditions=(_energy(256, 4_194_304),),
-            threshold=1.0,
-        ),
-        _challenge(
-            "1-pions",
-            "charged pions in the ATLAS calorimeter, 533 voxels",
-            _rings(_PIONS),
-            conditions=(_energy(256, 4_194_304),),
-            threshold=1.0,
-        ),
-        _challenge(
-            "2",
-            "electrons in a silicon-tungsten cylinder, 45 x 16 x 9 voxels",
-            _rings(_REGULAR_2),
-            conditions=(_energy(1e3, 1e6),),
-            threshold=0.01515,
-        ),
-        _challenge(
-            "3",
-            "electrons in a silicon-tungsten cylinder, 45 x 50 x 18 voxels",
-            _rings(_REGULAR_3),
-            conditions=(_energy(1e3, 1e6),),
-            threshold=0.01515,
-        ),
+        _challenge("1-photons", "photons in the ATLAS calorimeter, 368 voxels", _PHOTONS, _ATLAS, threshold=1.0),
+        _challenge("1-pions", "charged pions in the ATLAS calorimeter, 533 voxels", _PIONS, _ATLAS, threshold=1.0),
+        _challenge("2", f"{_SILICON}, 45 x 16 x 9 voxels", _REGULAR_2, (1e3, 1e6), threshold=0.01515),
+        _challenge("3", f"{_SILICON}, 45 x 50 x 18 voxels", _REGULAR_3, (1e3, 1e6), threshold=0.01515),
         Family(
             name="nbody-64",
             kind="map",
             description="Projected N-body density, 64 x 64 pixels of 1 Mpc/h, 8 Mpc/h deep, z = 0, periodic",
             unit="1+delta",
-            conditions=(
-                Condition(name="Omega_m", low=0.1, high=0.5),
-                Condition(name="sigma_8", low=0.6, high=1.0),
-            ),
+            conditions=_COSMOLOGY,
             pixels=(64, 64),
             box_size=64.0,
             depth=8.0,
@@ -123,29 +104,3 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-
-
-def resolve_family(source: str | Mapping[str, Any] | Family) -> Family:
-    """The family a name or a ``[family]`` table stands for.
-
-    Args:
-        source: Name of a built-in family, a mapping with the fields of :class:`Family`, or a family.
-
-    Raises:
-        ConfigError: If the name is unknown or the table does not describe a family.
-    """
-    if isinstance(source, Family):
-        return source
-    if isinstance(source, str):
-        if source in FAMILIES:
-            return FAMILIES[source]
-        raise ConfigError(f"unknown family '{source}'", found=source, hint=did_you_mean(source, FAMILIES))
-    try:
-        return Family.model_validate(source)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["family", *(str(part) for part in first["loc"])])
-        hint = did_you_mean(str(first["loc"][-1]), Family.model_fields) if first["type"] == "extra_forbidden" else None
-        raise ConfigError(
-            f"the family table is not valid: {first['msg']}", where=where, found=first.get("input"), hint=hint
-        ) from None

@@ -97,14 +97,14 @@ class Condition(Frozen):
         return self
 
     def possible(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which values (N,), in ``unit`` or numbers of labels, there can be at all, whatever a surrogate knows."""
+        """Which values (N,), in ``unit`` or numbers of labels, are possible, trained with or not."""
         if self.labels:
             return np.isin(values, np.arange(len(self.labels)))
         return np.asarray((np.abs(values) <= self._largest) & ((values > 0) | (not self._positive)))
 
     @property
     def domain(self) -> str:
-        """The values there can be, for messages."""
+        """The possible values, for messages."""
         if self.labels:
             return ", ".join(f"{number} ({label})" for number, label in enumerate(self.labels))
         most = f"{self._largest:g} {self.unit}".rstrip()

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from ..errors import ConfigError, did_you_mean
 from .conditions import Condition, Frozen
 from .layers import Layer
-from .units import in_mev
+from .units import DENSITY, in_mev
 
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
@@ -60,7 +60,7 @@ class Family(Frozen):
             if not self.layers or self.pixels is not None:
                 raise ValueError("a calorimeter family has layers and no pixels")
             if not self.conditions or self.conditions[0].role != "energy":
-                raise ValueError("the first condition of a calorimeter family is the incident energy (role = 'energy')")
+                raise ValueError("the first condition of a calorimeter family is the incident energy, a number")
             if {"roll", "turn"} & set(self.symmetries):
                 raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
             odd = [i for i, layer in enumerate(self.layers) if not layer.can_mirror_x]
@@ -143,12 +143,37 @@ class Family(Frozen):
 
     @property
     def energy(self) -> Condition | None:
-        """The incident energy, of families that have one."""
-        return next((c for c in self.conditions if c.role == "energy"), None)
+        """The incident energy of showers; None of maps."""
+        return next((c for c in self.conditions if c.role == "energy"), None) if self.kind == "calorimeter" else None
+
+    def require_energy(self) -> Condition:
+        """The incident energy.
+
+        Raises:
+            ConfigError: If samples have none.
+        """
+        return self.energy or self.condition("incident_energy")
+
+    @property
+    def has_realisations(self) -> bool:
+        """Whether several samples may be cut from one simulated box, and show the same structures."""
+        return self.kind == "map"
+
+    @property
+    def is_density(self) -> bool:
+        """Whether samples are densities over the mean density of their box."""
+        return self.kind == "map" and self.unit == DENSITY
+
+    @property
+    def summary(self) -> str:
+        """Name and size: families of one name may differ in their layers, or in the box of their maps."""
+        if self.kind == "map":
+            return f"{self.name}, {self.pixels} pixels, box {self.box_size:g} Mpc/h, {self.depth:g} Mpc/h deep"
+        return f"{self.name}, {self.voxels} voxels in {len(self.layers)} layers"
 
     @property
     def unit_in_mev(self) -> float:
-        """The unit of voxels in MeV; 1 for a unit of one's own."""
+        """The unit of voxels in MeV; 1 for any other unit."""
         return in_mev(self.unit)
 
     @cached_property

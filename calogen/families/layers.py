@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,36 @@ class Outline(NamedTuple):
     repeat: int = 1
 
 
-class CartesianLayer(Frozen):
+class _Layer(Frozen):
+    """What layers have in common; each says its ``shape`` and its cells' ``centres``."""
+
+    rectangular: ClassVar[bool] = False
+    """Whether all cells are rectangles of one size."""
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """Cell centres (x, y) in mm, shape (V_layer, 2)."""
+        raise NotImplementedError
+
+    @property
+    def radius(self) -> NDArray[np.float64]:
+        """Distance of the cells' centres from the axis in mm, (V_layer,)."""
+        x, y = self.centres.T
+        return np.asarray(np.hypot(x, y))
+
+    @property
+    def axes(self) -> dict[str, NDArray[np.float64]]:
+        """Coordinates of the cells along the axes that the layer resolves, in mm, (V_layer,) each."""
+        x, y = self.centres.T
+        return {"x": x, "y": y, "r": self.radius}
+
+    @property
+    def can_mirror_x(self) -> bool:
+        """Whether x -> -x maps cells onto cells."""
+        return True
+
+
+class CartesianLayer(_Layer):
     """A layer read out in n_x by n_y rectangular cells; the second index (y) runs fastest.
 
     Attributes:
@@ -39,6 +68,7 @@ class CartesianLayer(Frozen):
         index: The detector's own number of the layer (its position in the family when absent).
     """
 
+    rectangular = True
     geometry: Literal["cartesian"] = "cartesian"
     shape: tuple[int, int]
     size: tuple[float, float]
@@ -49,27 +79,6 @@ class CartesianLayer(Frozen):
         if min(self.shape) < 1 or min(self.size) <= 0:
             raise ValueError(f"a layer needs at least one cell and a positive size, got {self.shape}, {self.size}")
         return self
-
-    @property
-    def rectangular(self) -> bool:
-        """Whether all cells are rectangles of one size."""
-        return True
-
-    @property
-    def can_mirror_x(self) -> bool:
-        """Whether x -> -x maps cells onto cells."""
-        return True
-
-    @property
-    def axes(self) -> dict[str, NDArray[np.float64]]:
-        """Coordinates of the cells along the axes that the layer resolves, in mm, (V_layer,) each."""
-        x, y = self.centres.T
-        return {"x": x, "y": y, "r": self.radius}
-
-    @property
-    def radius(self) -> NDArray[np.float64]:
-        """Distance of the cells' centres from the axis in mm, (V_layer,)."""
-        return np.hypot(*self.centres.T)
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -101,7 +110,7 @@ class CartesianLayer(Frozen):
         return np.flip(np.arange(math.prod(self.shape)).reshape(self.shape), axis).ravel()
 
 
-class CylindricalLayer(Frozen):
+class CylindricalLayer(_Layer):
     """A layer read out in rings and sectors around the particle's axis; the radius runs fastest.
 
     Attributes:
@@ -127,11 +136,6 @@ class CylindricalLayer(Frozen):
         return self.n_alpha, len(self.r_edges) - 1
 
     @property
-    def rectangular(self) -> bool:
-        """Whether all cells are rectangles of one size."""
-        return False
-
-    @property
     def can_mirror_x(self) -> bool:
         """Whether x -> -x maps cells onto cells."""
         return self.n_alpha % 2 == 0
@@ -141,8 +145,7 @@ class CylindricalLayer(Frozen):
         """Coordinates of the cells along the axes that the layer resolves, in mm, (V_layer,) each."""
         if self.n_alpha == 1:  # one sector has no direction: its cell centres are not where the energy is
             return {"r": self.radius}
-        x, y = self.centres.T
-        return {"x": x, "y": y, "r": self.radius}
+        return super().axes
 
     @property
     def radius(self) -> NDArray[np.float64]:

@@ -6,6 +6,8 @@ from ..errors import ConditionError, did_you_mean
 
 ENERGY_UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
 """Units of energy that files and requests may use, in MeV."""
+DENSITY = "1+delta"
+"""Of maps: the density over the mean density of their box."""
 
 
 def is_energy(unit: str) -> bool:
@@ -34,7 +36,7 @@ def conversion(unit: str, wanted: str) -> float:
 
 
 def in_mev(unit: str) -> float:
-    """One of a unit of energy in MeV; 1 for a unit of one's own, which nothing is known about."""
+    """One of a unit of energy in MeV; 1 for any other unit."""
     return ENERGY_UNITS.get(unit, 1.0)
 
 

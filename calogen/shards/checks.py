@@ -65,8 +65,16 @@ def bad_error(
         where=f"{piece.path}, dataset {dataset}, row {start + row}",
         expected=expected,
         found=wrong,
-        hint="repair the file, or leave such rows out with --drop-bad (drop_bad=True)",
+        hint="repair the file, or leave such rows out with `drop_bad=True`",
     )
+
+
+def responses(samples: Samples) -> NDArray[np.float64] | None:
+    """Deposited over incident energy of showers, (N,); None of maps and where the incident energy is not known."""
+    energy = samples.family.energy
+    if energy is None or energy.name not in samples.conditions:
+        return None
+    return np.asarray(samples.values.sum(axis=1, dtype=np.float64) / samples.conditions[energy.name])
 
 
 def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) -> None:
@@ -78,17 +86,17 @@ def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) 
         head: The first of them, where they have been read already.
     """
     family, layout = piece.layout.family, piece.layout
-    if family.kind != "calorimeter" or family.conditions[0].name not in [c.name for c in layout.conditions]:
+    if family.energy is None or family.energy.name not in [column.name for column in layout.conditions]:
         return
     # The median of a few showers is noise, so the first rows decide whichever are asked for.
     rows = min(len(piece), _RESPONSE_ROWS, max(32, SLAB_BYTES // (4 * family.voxels)))
     enough = head is not None and len(head) >= rows
     samples = head.read(0, rows) if head and enough else read_rows(file, piece, piece.start, piece.start + rows)
     samples = samples.select(~bad_rows(samples))
-    if not len(samples):
+    found = responses(samples)
+    if found is None or not len(found):
         return
-    responses = samples.values.sum(axis=1, dtype=np.float64) / samples.conditions[family.conditions[0].name]
-    filled = responses[responses > 0]  # an empty shower is empty in any unit
+    filled = found[found > 0]  # an empty shower is empty in any unit
     if not len(filled):
         if layout.kind == "generated":
             return
@@ -97,7 +105,7 @@ def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) 
             where=piece.path,
             expected="showers that deposit energy",
             found="voxels that are all 0",
-            hint="check how the file was written; showers may be empty, but a simulation of nothing else is of no use",
+            hint="check how the file was written; some showers may be empty, but not all",
         )
     response = float(np.median(filled))
     strict = layout.kind == "reference" and len(filled) >= 32
@@ -121,7 +129,7 @@ def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) 
 def check_density(piece: Piece, samples: Samples) -> None:
     """Refuses reference maps that are no densities over their mean, as they should be, or the same everywhere."""
     layout = piece.layout
-    if layout.family.kind != "map" or layout.family.unit != "1+delta" or layout.kind != "reference":
+    if not layout.family.is_density or layout.kind != "reference":
         return
     good = samples.values[~bad_rows(samples)]
     typical = float(np.median(good.mean(axis=(1, 2), dtype=np.float64))) if len(good) else 1.0

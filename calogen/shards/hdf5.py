@@ -1,7 +1,8 @@
 """HDF5 files, safely: opening files of unknown origin, and writing files that are never half there.
 
 A file from elsewhere may be truncated, point outside itself, or claim more data than memory holds; all of that is
-found before a sample is read. A file of ours is built in memory and appears under its final name only when complete.
+found before a sample is read. A file that calogen writes is built in memory, and appears under its final name only when
+complete.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except IsADirectoryError:
         raise ShardError("this is a folder, not a file", where=path) from None
     except PermissionError:
-        raise ShardError("the file may not be read", where=path, hint="check its permissions") from None
+        raise ShardError("no permission to read the file", where=path, hint="check its permissions") from None
     except (OSError, RuntimeError) as error:
         raise _unopenable(path, error) from None
     with file:
@@ -267,10 +268,3 @@ def compressed(chunk: NDArray[np.generic]) -> bytes:
     # A short window is faster and loses nothing: what repeats in samples are zeros.
     data: bytes = igzip_lib.compress(chunk, 1, igzip_lib.COMP_ZLIB, igzip_lib.MEM_LEVEL_EXTRA_LARGE, _WINDOW_BITS)
     return data
-
-
-def write_rows(file: h5py.File, name: str, rows: NDArray[np.generic]) -> None:
-    """Writes an array (N, ...), N > 0, as a dataset; see :class:`RowWriter`."""
-    writer = RowWriter(file, name, len(rows), rows)
-    writer.append(rows)
-    writer.close()

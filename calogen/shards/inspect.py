@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain, combinations, pairwise
+from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +16,31 @@ import numpy as np
 from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
-from .labels import given, named_with, with_labels
-from .layouts.find import read_layout
-from .manifest import ShardRecord, read_manifest, read_part
+from .checks import responses
+from .files import SPLITS, DataFile, Source, files_in, files_of, folders_of, items_of, without_parameters
+from .labels import named_with, with_labels
+from .manifest import read_manifest, read_part
 from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
 from .samples import Samples
-from .sources import (
-    _SPLITS,
-    Source,
-    _at_home,
-    _bytes,
-    _data_files,
-    _File,
-    _folder_files,
-    _items,
-    _named_parameters,
-    _open_piece,
-    _resolve,
-)
+
+_PROBLEMS_SHOWN = 20
 
 
-@dataclass
 class Ranges:
-    """Ranges of the good rows seen so far."""
+    """Ranges of the good rows seen so far.
 
-    rows: int = 0
-    bad_rows: int = 0
-    zeros: int = 0
-    numbers: int = 0
-    total: float = 0.0
-    response: float = 0.0
-    low: float = np.inf
-    high: float = -np.inf
-    smallest: float = np.inf
-    conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    Attributes:
+        bad_rows: How many there were besides.
+    """
+
+    def __init__(self) -> None:
+        self.bad_rows = 0
+        self._sums = np.zeros(5)  # rows, numbers, zeros, values, responses
+        self._ends: dict[str, tuple[float, float]] = {}  # of each condition by name, and of the values
+        self._smallest = np.inf
+        self._labels: dict[str, Counter[str]] = {}
 
     def add(self, piece: Piece) -> None:
         """Reads a piece to its end.
@@ -65,59 +53,50 @@ class Ranges:
             self._add(samples)
             for name, label in piece.facts.items():
                 if name not in samples.conditions:  # one label of all samples is no condition
-                    self.labels.setdefault(name, Counter())[label] += len(samples)
+                    self._labels.setdefault(name, Counter())[label] += len(samples)
         if shards.dropped:
             self.bad_rows += shards.dropped
             for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
                 pass
 
     def _add(self, samples: Samples) -> None:
-        values = samples.values
+        values, found = samples.values, responses(samples)
         positive = values[values > 0]
-        self.rows += len(samples)
-        self.numbers += values.size
-        self.zeros += values.size - positive.size
-        self.total += float(positive.sum(dtype=np.float64))
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        self.smallest = min(self.smallest, float(positive.min(initial=np.inf)))
-        for name, array in samples.conditions.items():
-            low, high = self.conditions.get(name, (np.inf, -np.inf))
-            self.conditions[name] = min(low, float(array.min())), max(high, float(array.max()))
+        total, response = positive.sum(dtype=np.float64), 0.0 if found is None else found.sum()
+        self._sums += len(values), values.size, values.size - positive.size, total, response
+        self._smallest = min(self._smallest, float(positive.min(initial=np.inf)))
+        for name, array in (("", values), *samples.conditions.items()):
+            low, high = self._ends.get(name, (np.inf, -np.inf))
+            self._ends[name] = min(low, float(array.min())), max(high, float(array.max()))
             for code, label in enumerate(samples.family.labels(name)):
-                self.labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
-        if "incident_energy" in samples.conditions and samples.family.kind == "calorimeter":
-            deposited = values.sum(axis=1, dtype=np.float64)
-            self.response += float((deposited / samples.conditions["incident_energy"]).sum())
+                self._labels.setdefault(name, Counter())[label] += int(np.count_nonzero(array == code))
 
     def table(self, family: Family, names: Sequence[str]) -> dict[str, Any]:
         """The ranges as JSON-able values; empty ones are None."""
         conditions: dict[str, dict[str, Any]] = {}
-        for name in dict.fromkeys([*names, *self.labels]):
-            if name in self.labels or family.labels(name):
-                conditions[name] = {"samples": dict(self.labels.get(name, {}))}
-                continue
-            low, high = self.conditions.get(name, (None, None))
-            conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
-        rows, numbers = self.rows or 1, self.numbers or 1
+        for name in dict.fromkeys([*names, *self._labels]):
+            if name in self._labels or family.labels(name):
+                conditions[name] = {"samples": dict(self._labels.get(name, {}))}
+            else:
+                low, high = self._ends.get(name, (None, None))
+                conditions[name] = {"unit": family.condition(name).unit, "low": low, "high": high}
+        rows, numbers, zeros, total, response = self._sums.tolist()
+        low, high = self._ends.get("", (None, None))
         return {
             "conditions": conditions,
             "values": {
                 "unit": family.unit,
-                "low": self.low if self.rows else None,
-                "high": self.high if self.rows else None,
-                "mean": self.total / numbers if self.rows else None,
-                "smallest_positive": self.smallest if np.isfinite(self.smallest) else None,
-                "zero_fraction": self.zeros / numbers if self.rows else None,
+                "low": low,
+                "high": high,
+                "mean": total / numbers if rows else None,
+                "smallest_positive": self._smallest if np.isfinite(self._smallest) else None,
+                "zero_fraction": zeros / numbers if rows else None,
             },
-            "response": self.response / rows if self.response else None,
+            "response": response / rows if response else None,
             "bad_rows": self.bad_rows,
         }
 
 
-_PROBLEMS_SHOWN = 20
-
-
-# ---------------------------------------------------------------------------------------------------- inspecting
 def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str]:
     """Checks every byte: SHA-256 against the manifest, every chunk decompressed, every value.
 
@@ -131,29 +110,38 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
     Raises:
         ShardError: If there is no such file or folder.
     """
-    path = _at_home(folder_or_file)
-    if not path.is_dir():
-        _resolve(path, None)
+    if folders := folders_of(folder_or_file):
+        return [problem for folder in folders for problem in _verify_folder(folder, family)]
+    problems = list[str]()
+    for file in files_of(folder_or_file):
         try:
-            return _verify_file(path, _record_of(path), family)
-        except ShardError as error:  # the manifest
-            return [_line(error), *_verify_file(path, None, family)]
-    splits = [path / name for name in _SPLITS if (path / name).is_dir()]
-    if splits and not _data_files(path):
-        return list(chain.from_iterable(verify(folder, family) for folder in splits))
-    problems, files = _located(path)
-    problems += [f"{part}: the file was never finished" for part in sorted(path.glob("*.part"))]
-    for file, record in files:
-        problems += _verify_file(file, record, family)
-    problems += _unfinished(path)
-    records = [record for _, record in files if record is not None]
+            manifest = read_manifest(file.path.parent)
+        except ShardError as error:
+            problems.append(_line(error))
+            manifest = None
+        record = next((r for r in manifest.records if r.name == file.path.name), None) if manifest else None
+        problems += _verify_file(replace(file, record=record), family)
+    return problems
+
+
+def _verify_folder(folder: Path, family: Family | None) -> list[str]:
+    errors = list[ShardError]()
+    files = files_in(folder, errors)
+    problems = [
+        *map(_line, errors),
+        *(f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))),
+    ]
+    for file in files:
+        problems += _verify_file(file, family)
+    problems += _unfinished(folder)
+    records = [file.record for file in files if file.record is not None]
     for one, two in pairwise(records):
         gap = two.index_start - one.index_start - one.samples
         if gap:
             what = f"{gap} samples are missing" if gap > 0 else f"{-gap} samples are there twice"
-            problems.append(f"{path}: {what} between {one.name} and {two.name}")
-    if not records and any(_is_native(file) for file, _ in files):
-        problems.append(f"{path}: there is no manifest, so the bytes cannot be compared with what was written")
+            problems.append(f"{folder}: {what} between {one.name} and {two.name}")
+    if not records and any(_is_native(file) for file in files):
+        problems.append(f"{folder}: there is no manifest, so the bytes cannot be compared with what was written")
     return problems
 
 
@@ -173,38 +161,20 @@ def _unfinished(folder: Path) -> list[str]:
     return problems
 
 
-def _located(folder: Path) -> tuple[list[str], list[_File]]:
-    """The files of a folder that are there, and what is wrong with the folder itself."""
+def _is_native(file: DataFile) -> bool:
     try:
-        return [], _folder_files(folder)
-    except ShardError as error:
-        problem = _line(error)
-    try:
-        manifest = read_manifest(folder)
-    except ShardError:
-        manifest = None
-    records = {record.name: record for record in manifest.records} if manifest else {}
-    return [problem], [(path, records.get(path.name)) for path in _data_files(folder)]
-
-
-def _record_of(path: Path) -> ShardRecord | None:
-    manifest = read_manifest(path.parent)
-    return next((r for r in manifest.records if r.name == path.name), None) if manifest else None
-
-
-def _is_native(path: Path) -> bool:
-    try:
-        return read_layout(path).name == "calogen"
+        return file.open().layout.name == "calogen"
     except ShardError:
         return False
 
 
-def _verify_file(path: Path, record: ShardRecord | None, family: Family | None) -> list[str]:
+def _verify_file(file: DataFile, family: Family | None) -> list[str]:
+    path, record = file.path, file.record
     try:
-        if record is not None and _bytes(path) == record.bytes and (found := sha256_of(path)) != record.sha256:
+        if record is not None and file.bytes == record.bytes and (found := sha256_of(path)) != record.sha256:
             # Other bytes than were written are not worth parsing: HDF5 can hang on damaged text attributes.
             return [f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})"]
-        for _ in Shards([_open_piece(path, record, family)]).chunks():
+        for _ in Shards([file.open(family)]).chunks():
             pass
     except ShardError as error:
         return [_line(error)]
@@ -234,19 +204,19 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     Raises:
         ShardError: If there is no such file or folder.
     """
-    items, parameters = _named_parameters(_items(source))
+    items, parameters = without_parameters(items_of(source))
     problems, files = _everything(items)
     ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), Counter[str]()
-    for (path, record), facts in files:
+    for file in files:
         try:
-            opened.append(given(_open_piece(path, record, family, parameters), facts))
+            opened.append(file.open(family, parameters=parameters))
         except ShardError as error:
             problems.append(_line(error))
     for piece in _agreeing(opened, problems):
         try:
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
-            if piece.path.parent.name in _SPLITS:
+            if piece.path.parent.name in SPLITS:
                 splits[piece.path.parent.name] += len(piece)
             ranges.add(piece)
         except ShardError as error:
@@ -256,9 +226,9 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     table: dict[str, Any] = {
-        "source": [str(item) for item in _items(source)],
+        "source": [str(item) for item in items_of(source)],
         "files": len(files),
-        "bytes": sum(_bytes(path) for (path, _), _ in files),
+        "bytes": sum(file.bytes for file in files),
         "samples": sum(len(piece) for piece in pieces),
         "splits": dict(splits),
         "problems": shown,
@@ -266,7 +236,7 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     if not pieces:
         return table
     shards = Shards(pieces)
-    boxes = shards.origins().boxes if shards.family.kind == "map" else None
+    boxes = shards.origins().boxes if shards.family.has_realisations else None
     return table | {
         "realisations": None if boxes is None else int(boxes.max()) + 1,
         "format": ", ".join(sorted({piece.layout.name for piece in pieces})),
@@ -284,7 +254,7 @@ def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
     """Realisations that are in two splits."""
     problems, sides = list[str](), dict[str, list[Piece]]()
     for piece in pieces:
-        if piece.layout.family.kind == "map" and piece.path.parent.name in _SPLITS:
+        if piece.layout.family.has_realisations and piece.path.parent.name in SPLITS:
             sides.setdefault(piece.path.parent.name, []).append(piece)
     for one, other in combinations(sides.values(), 2):
         try:
@@ -303,18 +273,13 @@ def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:
         return [with_labels([piece], {})[0] for piece in pieces]
 
 
-def _everything(items: list[str | Path]) -> tuple[list[str], list[tuple[_File, Mapping[str, str]]]]:
-    """What is wrong with the items' folders, and all their files, of all splits, with the labels named with them."""
-    problems, files = list[str](), list[tuple[_File, Mapping[str, str]]]()
+def _everything(items: list[str | Path]) -> tuple[list[str], list[DataFile]]:
+    """What is wrong with the items' folders, and all their files, of all splits."""
+    problems, files = list[str](), list[DataFile]()
     for item in items:
-        place, facts = named_with(item)
-        path = _at_home(place)
-        if not path.is_dir():
-            files += [(file, facts) for file in _resolve(path, None)]
-            continue
-        splits = [path / name for name in _SPLITS if (path / name).is_dir()]
-        for folder in splits if splits and not _data_files(path) else [path]:
-            found, located = _located(folder)
-            problems += found
-            files += [(file, facts) for file in located]
+        folders, errors = folders_of(item), list[ShardError]()
+        files += [] if folders else files_of(item)
+        for folder in folders:
+            files += [replace(file, facts=named_with(item)[1]) for file in files_in(folder, errors)]
+        problems += map(_line, errors)
     return problems, files

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, Strict, TypeAdapter, ValidationError
 
 from ..errors import ShardError
 from ..storage import write_atomic
-from .layouts.layout import SCHEMA
+from .layouts.header import SCHEMA
 
 MANIFEST = "manifest.json"
 """Name of the manifest of a folder made in one part."""
+
+
+def _is_name(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError("it is not the name of a file in the folder")
+    return name
+
+
+_Count = Annotated[int, Strict(), Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,13 @@ class ShardRecord:
         clipped: Values in it that are the largest its maker can make; None: it has no such limit, or nothing says.
     """
 
-    name: str
-    samples: int
-    index_start: int
+    name: Annotated[str, AfterValidator(_is_name)]
+    samples: _Count
+    index_start: _Count
     sha256: str
-    bytes: int
-    seconds: float | None = field(default=None, compare=False)
-    clipped: int | None = field(default=None, compare=False)
+    bytes: _Count
+    seconds: NonNegativeFloat | None = field(default=None, compare=False)
+    clipped: _Count | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,18 @@ class Manifest:
         return sum(record.samples for record in self.records)
 
 
-# ---------------------------------------------------------------------------------------------------- manifests
+@dataclass(frozen=True)
+class _Stored:
+    """A manifest file; keys that later versions add are left out."""
+
+    shards: tuple[ShardRecord, ...]
+    provenance: dict[str, Any]
+    planned: _Count | None = None
+
+
+_STORED = TypeAdapter(_Stored)
+
+
 def write_manifest(
     folder: Path,
     records: Sequence[ShardRecord],
@@ -133,36 +155,12 @@ def read_part(path: Path) -> Manifest:
                 found=table["calogen_schema"],
                 hint="update calogen",
             )
-        planned = table.get("planned")
-        records = tuple(map(_record, table["shards"]))
-        if planned is not None and not _is_count(planned):
-            raise ValueError(f"planned must be a number, got {planned!r}")
-        if not isinstance(table["provenance"], dict):
-            raise ValueError("provenance must be a table")
-        return Manifest(records, (dict(table["provenance"]),), planned)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ShardError(
-            "the manifest is damaged",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            hint="delete it if the shards beside it are whole",
-        ) from None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _record(entry: Mapping[str, Any]) -> ShardRecord:
-    known = {one.name for one in fields(ShardRecord)}
-    record = ShardRecord(**{key: value for key, value in entry.items() if key in known})  # later versions may add some
-    numbers = (record.samples, record.index_start, record.bytes)
-    if not all(map(_is_count, numbers)):
-        raise ValueError(f"numbers must be whole and not negative, got {numbers}")
-    if record.seconds is not None and not (isinstance(record.seconds, int | float) and record.seconds >= 0):
-        raise ValueError(f"seconds must be a number, got {record.seconds!r}")
-    if record.clipped is not None and not _is_count(record.clipped):
-        raise ValueError(f"clipped must be a number, got {record.clipped!r}")
-    if not isinstance(record.name, str) or Path(record.name).name != record.name or not isinstance(record.sha256, str):
-        raise ValueError(f"'{record.name}' is not the name of a file in the folder")
-    return record
+        stored = _STORED.validate_python(table)
+        return Manifest(stored.shards, (stored.provenance,), stored.planned)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.100}"
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+    hint = "delete it if the shards beside it are whole"
+    raise ShardError("the manifest is damaged", where=path, found=found, hint=hint)

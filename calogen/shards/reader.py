@@ -85,7 +85,8 @@ class Shards:
             filled += len(chunk)
             parts.append(replace(chunk, values=values[filled - len(chunk) : filled]))
         if not parts:
-            return self._empty()
+            with open_rows((piece := self.pieces[0]).path, piece.layout) as file:
+                return replace(read_rows(file, piece, piece.start, piece.start), provenance=self.provenance)
         names = [name for name in parts[0].extras if all(name in part.extras for part in parts)]
         return Samples(
             family=self.family,
@@ -140,7 +141,7 @@ class Shards:
         Raises:
             ShardError: If there is only one sample, or only one realisation.
         """
-        boxes = self.origins().boxes if self.family.kind == "map" else None
+        boxes = self.origins().boxes if self.family.has_realisations else None
         if boxes is not None:
             count = int(boxes.max()) + 1
             if count < 2:
@@ -207,15 +208,6 @@ class Shards:
         piece = self.pieces[number]
         return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
 
-    def _empty(self) -> Samples:
-        return Samples(
-            family=self.family,
-            values=np.empty((0, *self.family.sample_shape), np.float32),
-            conditions={name: np.empty(0, np.float32) for name in self.condition_names},
-            kind=self.kind,
-            provenance=self.provenance,
-        )
-
     def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
         number = max(0, bisect_right(self._bounds, start) - 1)
         while start < stop and number < len(self.pieces):
@@ -258,7 +250,7 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
         return
     names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
     for what, mine, theirs, same in (
-        ("family", _sized(first.family), _sized(other.family), first.family.same_samples(other.family)),
+        ("family", first.family.summary, other.family.summary, first.family.same_samples(other.family)),
         ("kind", first.kind, other.kind, first.kind == other.kind),
         ("conditions", names, other_names, set(names) == set(other_names)),
         *(
@@ -273,10 +265,3 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
                 expected=f"{mine} (as in {path})",
                 found=theirs,
             )
-
-
-def _sized(family: Family) -> str:
-    """Name and size of a family: files of one name may hold maps of several boxes."""
-    if family.kind == "map":
-        return f"{family.name}, {family.pixels} pixels, box {family.box_size:g} Mpc/h, {family.depth:g} Mpc/h deep"
-    return f"{family.name}, {family.voxels} voxels in {len(family.layers)} layers"

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError, did_you_mean
 from ..families import FAMILIES, Family, resolve_family
-from .engine import read_toml
+from ..storage import read_toml
 
 Signal = Literal["all", "active"]
 _MOST_PLATES = 2000

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -111,21 +109,6 @@ def checked_block(start: int, stop: int, block: int) -> range:
             found=(start, stop),
         )
     return range(start // block, stop // block)
-
-
-def read_toml(source: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        ConfigError: If it cannot be read, or is not TOML.
-    """
-    path = Path(source)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the file: {error.strerror or error}", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not TOML: {error}", where=path) from None
 
 
 def _span(low: float, high: float, unit: str) -> str:

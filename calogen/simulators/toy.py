@@ -17,10 +17,9 @@ from scipy.special import betainc
 from scipy.stats import gamma
 
 from ..errors import ConfigError
-from ..families import ENERGY_UNITS, Condition, Family
-from ..families.binning import resolve_family_source
+from ..families import ENERGY_UNITS, Condition, Family, resolve_family
 from ..shards.samples import Samples
-from .engine import Drawn, Engine, checked_block, read_toml, stream
+from .engine import Drawn, Engine, checked_block, stream
 
 Array = NDArray[np.float64]
 _LEAST_ENERGY = 1e-3  # MeV
@@ -57,10 +56,7 @@ class Toy(Engine):
     @model_validator(mode="before")
     @classmethod
     def _load(cls, given: dict[str, Any]) -> dict[str, Any]:
-        source = given.get("family", "calogan")
-        if isinstance(source, str) and source.endswith(".toml"):
-            source = read_toml(source).get("family", {})
-        return {**given, "model": resolve_family_source(source)}
+        return {**given, "model": resolve_family(given.get("family", "calogan"))}
 
     @model_validator(mode="after")
     def _possible(self) -> Toy:

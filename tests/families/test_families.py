@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,26 @@ def test_a_table_in_toml_makes_a_family() -> None:
     assert (family.threshold, family.conserves_energy) == (0.5, True)
 
 
+def test_a_table_without_roles_gets_them_from_names_and_labels() -> None:
+    more = """
+[[conditions]]
+name = "impact_x"
+low = -5.0
+high = 5.0
+[[conditions]]
+name = "particle"
+labels = ["gamma", "e+"]
+[[conditions]]
+name = "temperature"
+low = 80.0
+high = 90.0
+"""
+    family = resolve_family(tomllib.loads(TABLE + more))
+    assert [condition.role for condition in family.conditions] == ["energy", "impact", "label", "other"]
+    assert family.energy == family.conditions[0]
+    assert resolve_family(family.model_dump()) == family
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -183,6 +204,16 @@ def test_a_wrong_table_says_what_is_wrong_with_it(old: str, new: str, message: s
         resolve_family(tomllib.loads(TABLE.replace(old, new)))
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+def test_a_family_may_stand_in_a_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"[family]{TABLE.replace('[[', '[[family.')}")
+    (tmp_path / "named.toml").write_text('family = "calogan"')
+    assert resolve_family(tmp_path / "mine.toml") == resolve_family(tomllib.loads(TABLE))
+    assert resolve_family(str(tmp_path / "named.toml")) is FAMILIES["calogan"]
+    (tmp_path / "none.toml").write_text("x = 1")
+    with pytest.raises(ConfigError, match="family table is not valid"):
+        resolve_family(tmp_path / "none.toml")
 
 
 def test_an_odd_number_of_sectors_has_no_mirror_in_x() -> None:

@@ -260,7 +260,7 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     out = produce(Plan(Counted(), 1000, 1000), tmp_path / "out")
     out.chmod(0o500)
     try:
-        with pytest.raises(StorageError, match="may not be written"):
+        with pytest.raises(StorageError, match="no permission to write"):
             produce(Plan(Counted(), 1000, 1000), out)
     finally:
         out.chmod(0o700)

@@ -8,13 +8,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support import BINNING, ORACLES
+from support import BINNING, ORACLES, ROOT, toy
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families import FAMILIES, CartesianLayer, Family
-from calogen.families.binning import family_from_binning, resolve_family_source
+from calogen.families import FAMILIES, CartesianLayer, Family, resolve_family
+from calogen.families.binning import family_from_binning
+from calogen.shards.layouts import find
 from calogen.shards.layouts.find import read_layout
+from calogen.shards.layouts.native import Showers
 from calogen.shards.sources import open_shards
+from calogen.shards.writer import write_shard
 
 XML = {
     "1-photons": "binning_dataset_1_photons.xml",
@@ -410,12 +413,38 @@ def test_spoilt_binning_files(tmp_path: Path, text: str | None, message: str) ->
 
 
 def test_family_sources() -> None:
-    assert resolve_family_source("calogan") is FAMILIES["calogan"]
-    assert resolve_family_source(str(BINNING / XML["2"])).voxels == 6480
-    assert resolve_family_source(BINNING / XML["1-pions"]).voxels == 533
-    assert resolve_family_source(FAMILIES["2"].model_dump()) == FAMILIES["2"]
+    assert resolve_family("calogan") is FAMILIES["calogan"]
+    assert resolve_family(str(BINNING / XML["2"])).voxels == 6480
+    assert resolve_family(BINNING / XML["1-pions"]).voxels == 533
+    assert resolve_family(FAMILIES["2"].model_dump()) == FAMILIES["2"]
     with pytest.raises(ConfigError, match="did you mean 'calogan'"):
-        resolve_family_source("calogn")
+        resolve_family("calogn")
+
+
+@pytest.mark.parametrize(("data", "roles"), [("calogan-gamma", ["energy"]), ("nbody-64", ["cosmology"] * 2)])
+def test_files_written_before_there_were_roles_open_with_them(data: str, roles: list[str]) -> None:
+    shards = open_shards(ROOT / "data" / data, split="test")
+    with h5py.File(shards.files[0]) as file:
+        assert '"role"' not in file.attrs["family"]
+    assert [condition.role for condition in shards.family.conditions] == roles
+    assert shards.family == FAMILIES[shards.family.name]
+
+
+def test_a_file_format_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cubes(Showers):
+        written = "cubes"
+        marker = "cubes"
+        energies = "e_gev"
+        energy_unit = "GeV"
+
+    monkeypatch.setattr(find, "FORMATS", (*find.FORMATS, Cubes()))
+    samples = toy(FAMILIES["calogan"], 5)
+    write_shard(tmp_path / "a.h5", samples, provenance={}, layout="cubes")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert {"cubes", "e_gev"} <= set(file)
+    read = open_shards(tmp_path / "a.h5").read()
+    np.testing.assert_array_equal(read.values, samples.values)
+    np.testing.assert_allclose(read.conditions["incident_energy"], samples.conditions["incident_energy"], rtol=2e-7)
 
 
 def test_headers_alone_tell_the_layout(calogan: Path) -> None:

@@ -142,9 +142,9 @@ ROWS = "\n".join("0.3 0.8" for _ in range(15))
 SPOILT: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "rows that do not divide": (_text("0.3 0.8\n" * 7), "do not belong together", "7 rows"),
     "no rows": (_text("# Omega_m sigma_8\n"), "do not belong together", "0 rows"),
-    "a word": (_text(f"{ROWS}\n0.3 high\n"), "row of the parameter file", "line 16"),
-    "a short row": (_text(f"0.3 0.8\n0.3\n{ROWS}"), "row of the parameter file", "line 2"),
-    "a NaN": (_text(f"{ROWS}\nnan 0.8"), "row of the parameter file", "finite numbers"),
+    "a word": (_text(f"{ROWS}\n0.3 high\n"), "invalid row of the parameter file", "line 16"),
+    "a short row": (_text(f"0.3 0.8\n0.3\n{ROWS}"), "invalid row of the parameter file", "line 2"),
+    "a NaN": (_text(f"{ROWS}\nnan 0.8"), "invalid row of the parameter file", "finite numbers"),
     "names of something else": (_text(f"# mass age\n{ROWS}"), "no column of the parameter file", "mass, age"),
     "bytes": (lambda s: (s.parent / "params_LH_IllustrisTNG.txt").write_bytes(b"\xff\xfe") and None, "not text", ""),
     "no parameters": (lambda s: (s.parent / "params_LH_IllustrisTNG.txt").unlink(), "no file has", "params_LH_Illu"),
@@ -152,11 +152,11 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "text": (lambda s: s.write_text("0.1 0.2\n"), "not a NumPy array", "8 bytes of text"),
     "zeros": (_array(lambda: np.zeros((30, 16, 16))), "30 bad rows of 30: maps without any matter", "all 0"),
     "absurd": (_text("1e29 0.8\n" * 15), "90 bad rows of 90", "Omega_m: finite values above 0, at most 500"),
-    "two dimensions": (_array(lambda: np.ones((15, 16))), "no stack of maps", "(15, 16)"),
-    "whole numbers": (_array(lambda: np.ones((15, 16, 16), int)), "no stack of maps", "int64"),
+    "two dimensions": (_array(lambda: np.ones((15, 16))), "not a stack of maps", "(15, 16)"),
+    "whole numbers": (_array(lambda: np.ones((15, 16, 16), int)), "not a stack of maps", "int64"),
     "nothing": (lambda s: s.write_bytes(b""), "not a NumPy array", "an empty file"),
     "half": (lambda s: s.write_bytes(s.read_bytes()[:3000]), "truncated", "3000 bytes of an array that is not whole"),
-    "an archive": (_archive, "no stack of maps", "archive"),
+    "an archive": (_archive, "not a stack of maps", "archive"),
     "another size": (_array(lambda: np.ones((15, 16, 8), np.float32)), "another size than the family's", "(16, 8)"),
     "negative": (_array(lambda: np.full((15, 16, 16), -1.0)), "bad rows", ""),
 }
@@ -185,7 +185,7 @@ def test_a_simulation_of_zeros_can_be_left_out(stack: Path) -> None:
 def test_the_folder_of_a_stack_is_no_data_but_says_what_is(stack: Path) -> None:
     with pytest.raises(ShardError, match="holds no data files") as refused:
         open_shards(stack.parent, family=MAPS)
-    assert refused.value.hint == f"a stack of maps is named itself: {stack}"
+    assert refused.value.hint == f"give the stack of maps itself: {stack}"
 
 
 def test_labels_are_named_after_the_parameter_file_or_without_it(stack: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from support import ROOT
 
-from calogen.errors import ShardError, StorageError
+from calogen.errors import ConfigError, ShardError, StorageError
 from calogen.families import FAMILIES, CartesianLayer, Condition, Family
 from calogen.shards.inspect import describe, verify
 from calogen.shards.manifest import read_manifest, write_manifest
@@ -168,17 +168,25 @@ def test_calogan_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.conditions["incident_energy"], samples.conditions["incident_energy"], rtol=2e-7)
 
 
+NO_LAYER_0 = Family(
+    name="mine",
+    layers=(CartesianLayer(shape=(2, 3), size=(10, 10), index=5),),
+    conditions=FAMILIES["calogan"].conditions,
+)
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
         (toy(FAMILIES["1-photons"], 2), "rectangular cells"),
         (toy(FAMILIES["nbody-64"], 2), "rectangular cells"),
-        (toy(FAMILIES["calogan"], 2, unconditional=True), "needs the incident energies"),
+        (toy(NO_LAYER_0, 2), "layers 0, 1, ..."),
+        (toy(FAMILIES["calogan"], 2, unconditional=True), "needs incident energies"),
         (toy(FAMILIES["calogan"], 2).read(0, 0), "at least one sample"),
     ],
 )
 def test_what_calogan_layout_cannot_hold(tmp_path: Path, samples: Samples, message: str) -> None:
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises((ConfigError, ShardError), match=message):
         write_shard(tmp_path / "a.h5", samples, provenance={}, layout="calogan")
     assert not list(tmp_path.iterdir())
 

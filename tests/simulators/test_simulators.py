@@ -218,7 +218,7 @@ def test_a_detector_of_ones_own(own_detector):
         ("repeat = 5", "repeat = 5000", "less than or equal"),
         ("repeat = 5", "repeats = 5", "Extra inputs"),
         ("[detector]", "[detektor]", "[detector]"),
-        ("width = 300.0", "width = ", "not TOML"),
+        ("width = 300.0", "width = ", "not valid TOML"),
         ("r_edges = [0.0, 10.0, 30.0]", "r_edges = [0.0, 30.0, 10.0]", "r_edges must increase"),
     ],
 )

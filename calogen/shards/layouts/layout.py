@@ -1,23 +1,17 @@
-"""What a layout of a data file says: which datasets hold voxels and conditions, in which units."""
+"""What a file format is: where a file has its samples, and how samples are written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import h5py
-import numpy as np
+from numpy.typing import NDArray
 
-from ...errors import ShardError, did_you_mean
 from ...families import Family
-from ..hdf5 import checked_dataset, outside
-
-SCHEMA = 1
-INDEX_EXTRAS = ("realisation_id", "weights")
-"""Optional per-sample datasets that are carried along and never modelled."""
-_UNIT_IN_MEV = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
+from ..samples import Samples
+from .header import Header
 
 
 @dataclass(frozen=True)
@@ -46,25 +40,25 @@ class Layout:
     Attributes:
         name: ``calogen``, ``calogan``, ``calochallenge``, ``maps`` or ``stack``.
         family: The family of the samples.
-        kind: ``reference`` or ``generated``.
         length: Samples in the file (N).
         values: Datasets of the voxels in the family's order; several when each layer has its own.
         factor: What stored voxels are multiplied by to be in the family's unit.
         conditions: Where each physics parameter is.
+        kind: ``reference`` or ``generated``.
         extras: Optional per-sample datasets present.
         index_start: Global index of the first sample.
         provenance: Where the samples come from, as far as the file says.
-        notes: Conversions that reading does, in words.
+        notes: Conversions that reading does, for people.
         parameters: The file beside a stack that holds its parameters.
     """
 
     name: str
     family: Family
-    kind: str
     length: int
     values: tuple[str, ...]
     factor: float = 1.0
     conditions: tuple[Column, ...] = ()
+    kind: str = "reference"
     extras: tuple[str, ...] = ()
     index_start: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -72,77 +66,40 @@ class Layout:
     parameters: Path | None = None
 
 
-def _further_conditions(file: h5py.File, path: Path, family: Family, length: int | None) -> list[Column]:
-    link = file.get("conditions", getlink=True)
-    if link is None:
-        return []
-    if not isinstance(link, h5py.HardLink):
-        raise outside(path, "conditions", "a link")
-    names = sorted(file["conditions"])
-    _check_known(path, family, names)
-    for name in names:
-        checked_dataset(file, path, f"conditions/{name}", (length,), column=True)
-    return [Column(name, f"conditions/{name}") for name in names]
+class Format:
+    """A way to hold samples in HDF5 files: how they are read and written. A new one is a subclass in ``find.FORMATS``.
 
+    Attributes:
+        written: What it is called where samples are written; empty if calogen only reads it.
+        kind: Of the families whose samples it holds.
+        marker: The dataset by which a file of this format is known.
+        datasets: What a file of it holds, for messages.
+    """
 
-def _check_known(path: Path, family: Family, names: list[str]) -> None:
-    known = [condition.name for condition in family.conditions]
-    for name in names:
-        if name not in known:
-            raise ShardError(
-                f"family '{family.name}' has no condition '{name}'",
-                where=path,
-                expected=", ".join(known),
-                found=name,
-                hint=did_you_mean(name, known),
-            )
+    written: ClassVar[str] = ""
+    kind: ClassVar[Literal["calorimeter", "map"]]
+    marker: ClassVar[str]
+    datasets: ClassVar[str]
 
+    def read(self, header: Header) -> Layout:
+        """Where a file of this format has its samples and conditions, from its header alone.
 
-def _check_names(file: h5py.File, path: Path, found: list[str]) -> None:
-    names = _names(file, "condition_names")
-    if names is not None and set(names) != set(found):
-        raise ShardError(
-            "the conditions the file names are not the ones it holds",
-            where=f"{path}, attribute condition_names",
-            expected=names,
-            found=found,
-        )
+        Raises:
+            ShardError: If datasets are missing, or do not fit the family or each other.
+        """
+        raise NotImplementedError
 
+    def require(self, family: Family, conditions: Sequence[str]) -> None:
+        """Refuse to write samples that the format cannot hold.
 
-def _check_units(file: h5py.File, path: Path, layout: Layout) -> None:
-    names, units = _names(file, "condition_names"), _names(file, "condition_units")
-    for name, unit in zip(names or (), units or (), strict=False):
-        expected = layout.family.condition(name).unit
-        if unit != expected:
-            raise ShardError(
-                f"'{name}' is stored in another unit than the family's",
-                where=f"{path}, attribute condition_units",
-                expected=expected or "no unit",
-                found=unit or "no unit",
-            )
+        Raises:
+            ConfigError: If it cannot.
+        """
 
+    def columns(self, samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The datasets to write: names and rows, (N, ...) each."""
+        raise NotImplementedError
 
-def _names(file: h5py.File, attribute: str) -> list[str] | None:
-    if attribute not in file.attrs:
-        return None
-    values = np.atleast_1d(np.asarray(file.attrs[attribute], dtype=object)).ravel()
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _factor(file: h5py.File, path: Path, attribute: str, default: str, wanted: str, notes: list[str]) -> float:
-    """What stored energies are multiplied by to be in the unit wanted; a conversion is noted."""
-    if wanted not in _UNIT_IN_MEV:  # a family of the user's own, in a unit of its own
-        return 1.0
-    unit = file.attrs.get(attribute, default)
-    unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
-    if unit not in _UNIT_IN_MEV:
-        raise ShardError(
-            "unknown energy unit",
-            where=f"{path}, attribute {attribute}",
-            expected=", ".join(_UNIT_IN_MEV),
-            found=unit,
-        )
-    if unit != wanted:
-        what = "incident energies" if attribute == "energy_unit" else "voxels"
-        notes.append(f"{what} converted from {unit} to {wanted}")
-    return _UNIT_IN_MEV[unit] / _UNIT_IN_MEV[wanted]
+    def attributes(self, family: Family) -> dict[str, str]:  # noqa: ARG002
+        """Root attributes to write, beside those of :func:`.header.write_attributes`."""
+        return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +13,24 @@ from numpy.typing import NDArray
 from ...errors import ShardError
 from ...families import Family
 from .layout import Column, Layout
-from .maps import _family_of_maps
+from .maps import family_of_maps
 
 
-def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
-    """A NumPy stack of maps with a parameter file; without names its columns are the family's, in order."""
+def read_stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
+    """The layout of a NumPy stack of maps with a parameter file; unnamed, its columns are the family's, in order.
+
+    Args:
+        path: The ``.npy`` file.
+        family: What the maps are; None: the only built-in family with such maps.
+        parameters: The text file.
+        assumed: Whether nobody asked for the family.
+
+    Raises:
+        ShardError: If a file is damaged, or they do not fit each other or the family.
+    """
     stack = Stack.open(path, parameters)
     length, *pixels = stack.maps.shape
-    family = _family_of_maps(path, tuple(pixels), None, family)
+    family = family_of_maps(path, tuple(pixels), None, family)
     known = [condition.name for condition in family.conditions]
     columns = list(stack.header or known)[: stack.parameters.shape[1]]
     if not set(columns) & set(known):
@@ -42,7 +51,6 @@ def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool
     return Layout(
         name="stack",
         family=family,
-        kind="reference",
         length=length,
         values=("maps",),
         conditions=tuple(Column(name, "params", index) for index, name in enumerate(columns) if name in known),
@@ -56,26 +64,6 @@ def _stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool
 SUFFIX = ".npy"
 PARAMETERS = ".txt"
 _MOST_TEXT = 1 << 28  # bytes of a parameter file
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One number or array a map, computed when rows are asked for.
-
-    Attributes:
-        length: Of the column.
-        take: From first and last row to the rows.
-    """
-
-    length: int
-    take: Callable[[int, int], NDArray[Any]]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        start, stop, _ = rows.indices(self.length)
-        return self.take(start, stop)
 
 
 @dataclass(frozen=True)
@@ -129,37 +117,49 @@ class Stack:
         changes = np.any(self.parameters[1:] != self.parameters[:-1], axis=1)
         return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
 
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The number of each map's simulation, (N,)."""
+        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+
     def is_zero(self, row: int) -> bool:
         """Whether all maps of a row's simulation are 0 where they are finite: they have no density to be divided by."""
-        first, last = self.bounds[(place := self._ids(row, row + 1)[0]) : place + 2]
+        first, last = self.bounds[self.ids[row] : self.ids[row] + 2]
         return bool((np.nan_to_num(self.maps[first:last]) == 0).all())
 
-    def __getitem__(self, name: str) -> Rows:
-        takes: dict[str, Callable[[int, int], NDArray[Any]]] = {
-            "maps": self._densities,
-            "params": self._params,
-            "realisation_id": self._ids,
-        }
-        return Rows(len(self.maps), takes[name])
+    @cached_property
+    def datasets(self) -> dict[str, Densities | NDArray[Any]]:
+        """What an HDF5 file of the same maps would hold."""
+        params = np.repeat(self.parameters, self.each, axis=0)
+        return {"maps": Densities(self), "params": params, "realisation_id": self.ids}
 
-    def _params(self, start: int, stop: int) -> NDArray[np.float64]:
-        return self.parameters[np.arange(start, stop) // self.each]
+    def __getitem__(self, name: str) -> Densities | NDArray[Any]:
+        return self.datasets[name]
 
-    def _ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        return np.asarray(np.searchsorted(self.bounds, np.arange(start, stop), side="right") - 1)
 
-    def _densities(self, start: int, stop: int) -> NDArray[np.float32]:
-        """1 + delta of some maps; maps with values that are not finite are left out of the mean."""
+@dataclass(frozen=True)
+class Densities:
+    """1 + delta of a stack's maps, computed when rows are asked for."""
+
+    stack: Stack
+
+    def __len__(self) -> int:
+        return len(self.stack.maps)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """Some maps, (n, H, W); maps with values that are not finite are left out of the mean."""
+        maps, bounds = self.stack.maps, self.stack.bounds
+        start, stop, _ = rows.indices(len(self))
         if stop <= start:
-            return np.zeros((0, *self.maps.shape[1:]), np.float32)
-        ids = self._ids(start, stop)
-        first, last = self.bounds[ids[0]], self.bounds[ids[-1] + 1]
-        whole = self.maps[first:last]
+            return np.zeros((0, *maps.shape[1:]), np.float32)
+        ids = self.stack.ids[start:stop]
+        first, last = bounds[ids[0]], bounds[ids[-1] + 1]
+        whole = maps[first:last]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # bad rows are found by who reads them
             means = whole.mean(axis=(1, 2), dtype=np.float64)
             weight = np.isfinite(means)
             sums, counts = (
-                np.bincount(self._ids(first, last) - ids[0], values)
+                np.bincount(self.stack.ids[first:last] - ids[0], values)
                 for values in (np.where(weight, means, 0.0), weight.astype(np.float64))
             )
             scale = np.abs(sums / counts)[ids - ids[0]]  # negative maps stay negative, and are refused as such
@@ -187,7 +187,7 @@ def _mapped(path: Path) -> NDArray[Any]:
         wrong = f"{maps.shape} {maps.dtype}"
     if wrong:
         expected = "an array (N, H, W) of float32 or float64"
-        raise ShardError("this is no stack of maps", where=path, expected=expected, found=wrong)
+        raise ShardError("this is not a stack of maps", where=path, expected=expected, found=wrong)
     return np.asanyarray(maps)
 
 
@@ -209,7 +209,7 @@ def beside_of(path: Path) -> Path:
     """The parameter file that goes with a stack, by CAMELS' names or because there is no other.
 
     Raises:
-        ShardError: If there is none, or more than one might be meant.
+        ShardError: If there is none, or it is not clear which.
     """
     words = path.stem.split("_")  # Maps, field, suite (one or two words), set, z
     suite, group = "_".join(words[2:-2]), words[-2] if len(words) > 3 else ""
@@ -232,7 +232,7 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
     """Numbers (R, C) and the names of the columns, of a text file with or without a header."""
     try:
         if path.stat().st_size > _MOST_TEXT:
-            raise ShardError("the parameter file is too large to be one", where=path, found=path.stat().st_size)
+            raise ShardError("the file is too large for a parameter file", where=path, found=path.stat().st_size)
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ShardError("the parameter file is not text", where=path) from None
@@ -262,7 +262,7 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
 
 def _bad_line(path: Path, number: int, expected: str, line: str) -> ShardError:
     return ShardError(
-        "a row of the parameter file is not as it should be",
+        "invalid row of the parameter file",
         where=f"{path}, line {number}",
         expected=expected,
         found=line[:100],
