@@ -14,17 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Condition, Family
+from calogen.families import Condition, Family, in_mev
 
 from ..survey.selections import ALL, Selection, condition_edges, interval
 from ..survey.survey import Survey
-from .distances import Metric
+from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], tuple[float, float]]
 _CURVE_BINS = 10
 _FEWEST_IN_BIN = 10
-TERMS = ("stochastic", "noise", "constant")
+_TERMS = (
+    "Terms of the fitted resolution a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E \N{CIRCLED PLUS} c (E in GeV), generated "
+    "minus reference."
+)
+TERMS = (
+    Quantity("stochastic", "stochastic term of the resolution", _TERMS, unit="sqrt(GeV)"),
+    Quantity("noise", "noise term of the resolution", _TERMS, unit="GeV"),
+    Quantity("constant", "constant term of the resolution", _TERMS),
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class ResolutionFit:
 
     def to_json(self) -> dict[str, Any]:
         """Terms with their errors by name."""
-        named = {t: {"value": v, "error": e} for t, v, e in zip(TERMS, self.terms, self.errors, strict=True)}
+        named = {t.name: {"value": v, "error": e} for t, v, e in zip(TERMS, self.terms, self.errors, strict=True)}
         return {**named, "chi2": self.chi2, "ndf": self.ndf}
 
 
@@ -196,7 +204,7 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
 
 def in_gev(condition: Condition) -> float:
     """What an energy in the condition's unit is multiplied by to be in GeV."""
-    return 1e-3 if condition.unit == "MeV" else 1.0
+    return in_mev(condition.unit) / in_mev("GeV")
 
 
 Fits = dict[str, ResolutionFit | None]
@@ -207,7 +215,7 @@ def resolution_fits(side: Survey, condition: Condition, edges: Array) -> Fits:
     return {kind: resolution_of(side, condition, edges, kind)[1] for kind in RESOLUTIONS}
 
 
-def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[str, Metric]:
+def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[Key, Metric]:
     """Differences of the fitted terms, generated minus reference, as ``TERM/KIND``; their floor is 0.
 
     Args:
@@ -220,9 +228,9 @@ def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[str, Metric]:
         base = reference[kind]
         if fit is None or base is None:
             continue
-        for k, (term, unit) in enumerate(zip(TERMS, ("sqrt(GeV)", "GeV", ""), strict=True)):
+        for k, term in enumerate(TERMS):
             error = math.hypot(fit.errors[k], base.errors[k])
-            found[f"{term}/{kind}"] = Metric.of(fit.terms[k] - base.terms[k], error, 0.0, 0.0, n, unit)
+            found[Key(term, kind)] = Metric.of(fit.terms[k] - base.terms[k], error, 0.0, 0.0, n, term.unit)
     return found
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..survey.selections import ALL, Selection
 from .conditioning import Curve
-from .distances import Metric
+from .registry import Metric
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
