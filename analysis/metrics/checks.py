@@ -13,7 +13,7 @@ from calogen.shards.samples import Samples
 
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey, vectors
-from .distances import Columns, Draws, halves, squared_distances
+from .distances import Columns, Draws, halves, quantile, squared_distances
 from .kinds import kind_of
 from .multivariate import thinned
 from .registry import Key, Metric, Quantity
@@ -217,14 +217,14 @@ def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, M
     for name in kind_of(plan.family).main(reference, plan) if count >= _FEWEST_IN_TAILS else ():
         r, g = (side.table[side.names.index(name)].astype(np.float64) for side in (reference, generated))
         spread = float(r.std()) or 1.0
-        for end, level, tail, quantile in _ENDS:
+        for end, level, tail, moved in _ENDS:
             limit = np.quantile(r, level)
             beyond = [side < limit if end == "low" else side > limit for side in (g, r)]
             found[Key(tail, name)] = _share(*beyond)
-            (value, error), (floor, floor_error) = _quantile(g, level), _quantile(r, level)
+            (value, error), (floor, floor_error) = quantile(g, level), quantile(r, level)
             difference, total = (value - floor) / spread, math.hypot(error, floor_error) / spread
-            size, unit = min(len(r), len(g)), quantile.unit
-            found[Key(quantile, name)] = Metric.of(difference, total, 0.0, 0.0, size, unit)
+            size, unit = min(len(r), len(g)), moved.unit
+            found[Key(moved, name)] = Metric.of(difference, total, 0.0, 0.0, size, unit)
     if "shower_depth" in reference.names and count >= _FEWEST_IN_TREND:
         found |= _conversions(reference, generated, plan)
     return found
@@ -264,13 +264,6 @@ def _binomial_error(members: NDArray[np.bool_]) -> float:
     count, total = float(members.sum()) + 2, len(members) + 4
     share = count / total
     return math.sqrt(share * (1 - share) / total)
-
-
-def _quantile(values: Array, level: float) -> tuple[float, float]:
-    """A quantile and its error: its rank scatters binomially."""
-    step = math.sqrt(level * (1 - level) / len(values))
-    low, at, high = np.quantile(values, np.clip([level - step, level, level + step], 0, 1))
-    return float(at), float(high - low) / 2
 
 
 def statements(found: Mapping[Key, Metric]) -> list[str]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from calogen.errors import ConfigError, ShardError
 
+from ..inputs import require_same
 from ..survey.survey import Progress
 from .classifier_inputs import FOLDS, Views, groups_of, halves, parts
 from .kinds import Change, kind_of
@@ -160,7 +161,7 @@ def classify(
         controls |= found
     metrics = _metrics(against, among, n, jsd=not chosen.cross_fit)
     notes = _notes(recipe, n, len(first), (bad, worse), unseen, views)
-    folds_of = {view: tuple(float(a) for a in got.areas) for view, got in against.items()}
+    folds_of = {view: tuple(float(area) for area in got.folds[:, 0, 0]) for view, got in against.items()}
     return Classification(metrics, folds_of, against["observables"].tell_tales, controls, notes)
 
 
@@ -202,15 +203,10 @@ def auc(reference: NDArray[np.floating[Any]], generated: NDArray[np.floating[Any
 def _check(reference: Samples, generated: Samples, recipe: str) -> None:
     if recipe not in _RECIPES:
         raise ConfigError("unknown recipe of classifiers", expected=" or ".join(_RECIPES), found=recipe)
-    family = reference.family
-    if not family.same_samples(generated.family):
-        raise ShardError(
-            "samples of different families cannot be classified", expected=family.name, found=generated.family.name
-        )
-    if recipe not in kind_of(family).recipes:
-        raise ConfigError(
-            "the CaloChallenge's classifiers are for showers", found=f"maps of family '{family.name}'", hint="use light"
-        )
+    require_same(reference.family, generated.family, "generated")
+    if recipe not in kind_of(reference.family).recipes:
+        found = f"maps of family '{reference.family.name}'"
+        raise ConfigError("the CaloChallenge's classifiers are for showers", found=found, hint="use light")
 
 
 def _usable(samples: Samples) -> tuple[Samples, int]:
@@ -221,23 +217,24 @@ def _usable(samples: Samples) -> tuple[Samples, int]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a classifier reached in one view: per fold, AUC and Jensen-Shannon divergence with errors."""
+    """What a classifier reached in one view: of each fold AUC and Jensen-Shannon divergence with errors, (F, 2, 2)."""
 
-    areas: Array
-    area_errors: Array
-    jsds: Array
-    jsd_errors: Array
+    folds: Array
     tell_tales: tuple[tuple[str, float], ...] = ()
 
     @property
     def area(self) -> tuple[float, float]:
         """Mean AUC over folds and its error."""
-        return float(self.areas.mean()), float(np.sqrt(np.sum(self.area_errors**2))) / len(self.areas)
+        return self._mean(0)
 
     @property
     def jsd(self) -> tuple[float, float]:
         """Mean divergence in bits and its error."""
-        return float(self.jsds.mean()), float(np.sqrt(np.sum(self.jsd_errors**2))) / len(self.jsds)
+        return self._mean(1)
+
+    def _mean(self, which: int) -> tuple[float, float]:
+        values, errors = self.folds[:, which].T
+        return float(values.mean()), float(np.sqrt(np.sum(errors**2))) / len(values)
 
 
 def _trial(
@@ -267,14 +264,13 @@ def _trial(
         run = int(np.random.default_rng([seed, 5, number]).integers(2**31))
         classifier = _fit(views, view, table, label, train, choose, run)
         logits = classifier(table[test])
-        found.append((*auc(logits[label[test] == 0], logits[label[test] == 1]), *_jsd(logits, label[test])))
+        found.append((_area(logits, label[test]), _jsd(logits, label[test])))
         if explain:
             looked_at = test[np.random.default_rng(run).permutation(len(test))[:_MOST_LOOKED_AT]]
             lost += _losses(classifier, table[looked_at], label[looked_at], run, rounds=1 if cross_fit else FOLDS)
         tick()
     tell_tales = _significant(names, np.asarray(lost), given=len(views.conditions)) if lost else ()
-    areas, area_errors, jsds, jsd_errors = np.array(found).T
-    return _Found(areas, area_errors, jsds, jsd_errors, tell_tales)
+    return _Found(np.array(found), tell_tales)
 
 
 def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
@@ -288,6 +284,10 @@ def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
             yield np.flatnonzero(part > 1), np.flatnonzero(part == 1), test
 
 
+def _area(logits: Array, label: Columns) -> tuple[float, float]:
+    return auc(logits[label == 0], logits[label == 1])
+
+
 def _jsd(logits: Array, label: Columns) -> tuple[float, float]:
     """Jensen-Shannon divergence in bits, a lower bound of the true one, from the cross entropy of logits (N,)."""
     entropy = np.logaddexp(0, np.where(label == 1, -logits, logits)) / math.log(2)
@@ -297,21 +297,14 @@ def _jsd(logits: Array, label: Columns) -> tuple[float, float]:
 def _losses(classifier: Classifier, table: Columns, label: Columns, seed: int, rounds: int) -> list[list[float]]:
     """AUC lost when a column is shuffled, a row per round."""
     rng = np.random.default_rng([seed, 6])
-
-    def area() -> float:
-        logits = classifier(table)
-        return auc(logits[label == 0], logits[label == 1])[0]
-
-    whole, found = area(), []
-    for _ in range(rounds):
-        row = []
-        for column in range(table.shape[1]):
-            before = table[:, column].copy()
-            table[:, column] = rng.permutation(before)
-            row.append(whole - area())
-            table[:, column] = before
-        found.append(row)
-    return found
+    whole, _ = _area(classifier(table), label)
+    found = np.empty((rounds, table.shape[1]))
+    for turn, column in np.ndindex(found.shape):
+        before = table[:, column].copy()
+        table[:, column] = rng.permutation(before)
+        found[turn, column] = whole - _area(classifier(table), label)[0]
+        table[:, column] = before
+    return found.tolist()
 
 
 def _significant(names: list[str], lost: Array, given: int) -> tuple[tuple[str, float], ...]:

@@ -18,6 +18,7 @@ from calogen.families import Condition, Family, in_mev
 
 from ..survey.selections import ALL, Selection, condition_edges, interval
 from ..survey.survey import Survey
+from .distances import quantile
 from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
@@ -65,15 +66,9 @@ def mean_of(values: Array) -> tuple[float, float]:
 
 def relative_core(values: Array) -> tuple[float, float]:
     """Half width of the central 68 % over the median, and its error: the resolution, blind to tails."""
-    middle, size = float(np.median(values)), len(values)
-    quantiles, errors = [], []
-    for p in (0.16, 0.84):
-        step = np.sqrt(p * (1 - p) / size)  # a quantile's rank scatters by this much
-        low, at, high = np.quantile(values, np.clip([p - step, p, p + step], 0, 1))
-        quantiles.append(float(at))
-        errors.append(float(high - low) / 2)
-    scale = 2 * middle if middle else np.nan
-    return (quantiles[1] - quantiles[0]) / scale, math.hypot(*errors) / abs(scale)
+    (low, low_error), (high, high_error) = (quantile(values, p) for p in (0.16, 0.84))
+    scale = 2 * float(np.median(values)) or math.nan
+    return (high - low) / scale, math.hypot(low_error, high_error) / abs(scale)
 
 
 def relative_spread(values: Array) -> tuple[float, float]:

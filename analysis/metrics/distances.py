@@ -340,6 +340,13 @@ def spread_difference(reference: Columns, generated: Columns) -> tuple[float, fl
     return ratio - 1, ratio * math.sqrt(relative)
 
 
+def quantile(values: Array, level: float) -> tuple[float, float]:
+    """A quantile and its error: its rank scatters binomially."""
+    step = math.sqrt(level * (1 - level) / len(values))
+    low, at, high = np.quantile(values, np.clip([level - step, level, level + step], 0, 1))
+    return float(at), float(high - low) / 2
+
+
 def scale_of(reference: Columns) -> float:
     """The reference's standard deviation, or its size where it is constant: the yardstick of ``w1_sd``."""
     column = np.asarray(reference, dtype=np.float64)

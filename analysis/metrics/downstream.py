@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 
+from ..inputs import require_same
 from ..survey.selections import Selection, selections
 from .distances import SPLITS
 from .registry import Key, Metric, Quantity
@@ -56,12 +57,7 @@ def calibration(
     Raises:
         ShardError: If the families differ or there are too few showers.
     """
-    if not reference.family.same_samples(generated.family):
-        raise ShardError(
-            "samples of different families cannot be compared",
-            expected=reference.family.name,
-            found=generated.family.name,
-        )
+    require_same(reference.family, generated.family, "generated")
     energy = reference.family.energy
     if energy is None or any(energy.name not in side.conditions for side in (reference, generated)):
         return {}
