@@ -7,7 +7,7 @@ quarters of the plane of the first two. Errors and floors are by realisation (se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowsk
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
 from ..survey.survey import Survey
-from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
+from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared
 from .inferred import PowerModel, Regressor, response
 from .multivariate import thinned
 from .registry import Key, Metric, Quantity
@@ -140,7 +140,7 @@ class MapStatistics:
     yardstick: Yardstick
     power: Ensemble
     shapes: Ensemble
-    pairs: Ensemble | None = field(default=None)
+    pairs: Ensemble | None = None
 
 
 def map_statistics(side: Survey, plan: SurveyPlan, reference: MapStatistics | None = None) -> MapStatistics:
@@ -413,22 +413,14 @@ def _selection_metrics(
         units = [side.units(r) for side, r in zip(sides, rows, strict=True)]
         scale = np.maximum(sides[0].columns["power"].mean(axis=0, dtype=np.float64), np.finfo(np.float64).tiny)
         for statistic in (s for s in STATISTICS if s.all_power == all_power):
-            spreads = []
-            for k, side in enumerate(sides):
-                columns = statistic.columns(side, rows[k], scale)
-                sums = unit_sums(np.concatenate([columns, np.ones((len(columns), 1))], axis=1), units[k])
-                spreads.append(Spread.of(sums, partial(_of_means, statistic.function), seed + k))
+            columns = [statistic.columns(side, r, scale) for side, r in zip(sides, rows, strict=True)]
+            spreads = [Spread.of_means(columns[k], units[k], statistic.function, seed + k) for k in (0, 1)]
             if spreads[0].value.any():
                 norm, quantity = statistic.norm(spreads[0].value), statistic.quantity
                 metric = distance(spreads[0], spreads[1], norm, n, quantity.unit)
                 yield Key(quantity, selection=selection), metric
         if not all_power and "inferred" in sides[1].columns and (selection is ALL or isinstance(selection, Quarter)):
             yield from _inferred_metrics(sides, rows, units, selection, seed)
-
-
-def _of_means(function: Callable[[Array], Array], sums: Array) -> Array:
-    """A function of mean columns from weighted sums, whose last column is the number of samples."""
-    return function(sums[:, :-1] / sums[:, -1:])
 
 
 def _inferred_metrics(
@@ -443,8 +435,7 @@ def _inferred_metrics(
             truth = side.conditions[name][chosen].astype(np.float64)
             guess = side.columns["inferred"][chosen, c]
             error = guess - truth
-            ones = np.ones_like(error)
-            moments.append(np.stack([error, error**2, guess, truth, truth**2, guess * truth, ones], axis=1))
+            moments.append(np.stack([error, error**2, guess, truth, truth**2, guess * truth], axis=1))
         functions: dict[Quantity, Callable[[Array], Array]] = {
             INFERRED_BIAS: lambda m: m[:, :1],
             INFERRED_SCATTER: lambda m: _scatter(m[:, :2]),
@@ -453,9 +444,7 @@ def _inferred_metrics(
         for quantity, function in functions.items():
             if quantity is INFERRED_SLOPE and selection is not ALL:
                 continue
-            made = partial(_of_means, function)
-            each = enumerate(zip(moments, units, strict=True))
-            spreads = [Spread.of(unit_sums(m, u), made, seed + k) for k, (m, u) in each]
+            spreads = [Spread.of_means(moments[k], units[k], function, seed + k) for k in (0, 1)]
             ratio = quantity is not INFERRED_BIAS
             yield Key(quantity, name, selection), difference(spreads[0], spreads[1], n, ratio=ratio)
 
@@ -479,10 +468,9 @@ def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:
 
 
 def _pair_metrics(reference: MapStatistics, generated: MapStatistics) -> Iterator[tuple[Key, Metric]]:
-    sides = [s.pairs for s in (reference, generated)]
-    if sides[0] is None or sides[1] is None or min(map(len, (sides[0], sides[1]))) < FEWEST // 2:
+    pairs = [s.pairs for s in (reference, generated) if s.pairs is not None and len(s.pairs) >= FEWEST // 2]
+    if len(pairs) < 2:
         return
-    pairs: list[Ensemble] = [sides[0], sides[1]]
     n = min(map(len, pairs))
     floor, value = (p.curve(np.zeros(1), p.columns["alike"], p.members()) for p in pairs)
     numbers = (float(x[0]) for x in (value.y, value.error, floor.y, floor.error))

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..figures import values as views
-from ..metrics.conditioning import RESOLUTIONS
 from ..metrics.registry import Key, Metrics
 from ..numbers import number, with_error
 from ..report import Report
@@ -35,7 +34,7 @@ class Table:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: Sequence[Sequence[str]]
     caption: str
 
 
@@ -54,7 +53,7 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
     return _template().render(
         report=report,
         verdicts=[verdict(report, name) for name in report.metrics],
-        tables=list(_tables(report)),
+        tables=[table for table in _tables(report) if table.rows],
         figures=[
             {"name": n, "title": t, "caption": c, "image": base64.b64encode(png).decode(), "width": _shown_width(png)}
             for n, t, c, png in figures
@@ -77,23 +76,36 @@ def _shown_width(png: bytes) -> int:
 
 # ------------------------------------------------------------------------------------------------ tables
 def _tables(report: Report) -> Iterator[Table]:
+    """All tables; those without rows are not shown."""
     if len(report.metrics) > 1:
         yield _side_by_side(SideBySide.of(report))
-    yield from _classifiers(report)
-    header, rows = cost_table(report)
-    if rows:
-        caption = (
-            "As measured by whatever machine did it: training with fitting and validations; samples that one process "
-            "made and wrote in a second."
-        )
-        yield Table("Cost", header, tuple(rows), caption)
+    caption = "Two-sample classifiers on held-out samples; the worst view counts."
+    yield _metrics(report, ("auc", "auc/worst", "jsd"), "Classifiers", caption)
+    controls = [
+        (name, key, value_text(metric), pull_text(metric), "seen" if (metric.pull or 0) >= NEAR_FLOOR else "not seen")
+        for name, found in report.classifications.items()
+        for key, metric in found.controls.items()
+    ]
+    caption = "Reference changed on purpose against other reference samples: what these classifiers can see."
+    yield Table("Positive controls", ("beside", "change/view", "AUC", "pull", ""), controls, caption)
+    telling = [
+        (name, observable, number(loss, 3))
+        for name, found in report.classifications.items()
+        for observable, loss in found.tell_tales
+    ]
+    caption = "AUC that the classifier on observables loses when one of them is shuffled."
+    yield Table("What gives the surrogate away", ("generated", "observable", "loss"), telling, caption)
+    caption = (
+        "As measured by whatever machine did it: training with fitting and validations; samples that one process made "
+        "and wrote in a second."
+    )
+    yield Table("Cost", *cost_table(report), caption)
     caption = (
         "An energy calibration made with generated showers and applied to the reference, or back: bias and resolution "
         "beside those of a calibration made with the side that it is applied to."
     )
-    yield from _metrics(report, ("calibration", "calibration_back"), "Downstream: calibration of the energy", caption)
-    if report.fits:
-        yield _resolution(report)
+    yield _metrics(report, ("calibration", "calibration_back"), "Downstream: calibration of the energy", caption)
+    yield _resolution(report)
 
 
 def _side_by_side(table: SideBySide) -> Table:
@@ -102,53 +114,33 @@ def _side_by_side(table: SideBySide) -> Table:
         cells = ["-" if m is None else f"{value_text(m)} ({pull_text(m)})" for m in metrics]
         rows.append((key, table.unit(metrics), table.floor(metrics), *cells))
     caption = "All samples: values with errors, pulls in brackets. The same table is in table.csv and table.tex."
-    return Table("Side by side", ("metric", "unit", "floor", *table.names), tuple(rows), caption)
+    return Table("Side by side", ("metric", "unit", "floor", *table.names), rows, caption)
 
 
-def _classifiers(report: Report) -> Iterator[Table]:
-    caption = "Two-sample classifiers on held-out samples; the worst view counts."
-    yield from _metrics(report, ("auc", "auc/worst", "jsd"), "Classifiers", caption)
-    controls: list[tuple[str, ...]] = []
-    telling: list[tuple[str, ...]] = []
-    for name, found_by in report.classifications.items():
-        telling += [(name, observable, number(value, 3)) for observable, value in found_by.tell_tales]
-        for key, metric in found_by.controls.items():
-            cells = (key, with_error(metric.value, metric.error), pull_text(metric))
-            controls.append((name, *cells, "seen" if (metric.pull or 0) >= NEAR_FLOOR else "not seen"))
-    if controls:
-        caption = "Reference changed on purpose against other reference samples: what these classifiers can see."
-        yield Table("Positive controls", ("beside", "change/view", "AUC", "pull", ""), tuple(controls), caption)
-    if telling:
-        caption = "AUC that the classifier on observables loses when one of them is shuffled."
-        yield Table("What gives the surrogate away", ("generated", "observable", "loss"), tuple(telling), caption)
-
-
-def _metrics(report: Report, quantities: Sequence[str], title: str, caption: str) -> Iterator[Table]:
+def _metrics(report: Report, quantities: Sequence[str], title: str, caption: str) -> Table:
     """All metrics of some quantities."""
     rows = [
-        (name, key, with_error(m.value, m.error), with_error(m.floor, m.floor_error), pull_text(m), f"{m.n:,}", m.unit)
+        (name, key, value_text(m), with_error(m.floor, m.floor_error), pull_text(m), f"{m.n:,}", m.unit)
         for name, found in report.metrics.items()
         for key, m in found.select(*quantities).items()
     ]
-    if rows:
-        yield Table(title, ("generated", "metric", "value", "floor", "pull", "n", "unit"), tuple(rows), caption)
+    return Table(title, ("generated", "metric", "value", "floor", "pull", "n", "unit"), rows, caption)
 
 
 def _resolution(report: Report) -> Table:
     words = {"core_resolution": "central 68 % / 2 median", "rms_resolution": "standard deviation / mean"}
     rows = []
-    for kind in RESOLUTIONS:
+    for kind, word in words.items():
         for title, fits in views.fits_of(report, kind).items():
             if fits:
                 terms = [with_error(100 * value, 100 * error) for value, error in views.fit_terms(fits)]
-                quality = ", ".join(f"{fit.chi2:.1f}/{fit.ndf}" for fit in fits)
-                rows.append((words[kind], title, *terms, quality))
+                rows.append((word, title, *terms, ", ".join(f"{fit.chi2:.1f}/{fit.ndf}" for fit in fits)))
     header = ("resolution", "side", "a [% \N{SQUARE ROOT}GeV]", "b [% GeV]", "c [%]", "chi2/ndf")
     caption = (
         "Fits of a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E \N{CIRCLED PLUS} c to the resolution in bins of the incident "
         "energy. The error of a term at 0 is what one standard deviation allows."
     )
-    return Table("Resolution", header, tuple(rows), caption)
+    return Table("Resolution", header, rows, caption)
 
 
 def _glossary(report: Report) -> dict[str, dict[str, None]]:
