@@ -182,7 +182,7 @@ def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[K
     for s, (first, *compared) in enumerate(draws.parts(others, mine)):
         limit = np.quantile(_nearest_other(first), CLOSEST)
         shares[:, s] = [np.mean(_nearest_other(side) <= limit) for side in compared]
-    found[Key(NEAR_DUPLICATES)] = Metric.from_subsamples(*shares, draws.n, min(len(others), len(mine)))
+    found[Key(NEAR_DUPLICATES)] = Metric.from_subsamples(shares[0], shares[1], draws.n, min(len(others), len(mine)))
     return found
 
 

@@ -151,7 +151,8 @@ def classify(
     mine, other = _sample(reference, n, rng), _sample(generated, n, rng)
     against = {view: trial(view, mine, other, explain=view == "observables") for view in few}
     among = {view: trial(view, first, second) for view in few}
-    controls, unseen = {}, []
+    controls: dict[str, Metric] = {}
+    unseen: list[Change] = []
     for name, change in changes.items():
         altered = replace(first, values=change.make(first.values, rng))
         areas = {view: trial(view, second, altered, folds=folds).area for view, folds in few.items()}

@@ -472,9 +472,9 @@ def _pair_metrics(reference: MapStatistics, generated: MapStatistics) -> Iterato
     if len(pairs) < 2:
         return
     n = min(map(len, pairs))
-    floor, value = (p.curve(np.zeros(1), p.columns["alike"], p.members()) for p in pairs)
-    numbers = (float(x[0]) for x in (value.y, value.error, floor.y, floor.error))
-    yield Key(CROSS_POWER), Metric.of(*numbers, n)
+    curves = (p.curve(np.zeros(1), p.columns["alike"], p.members()) for p in pairs)
+    floor, value = ((float(curve.y[0]), float(curve.error[0])) for curve in curves)
+    yield Key(CROSS_POWER), Metric.of(*value, *floor, n)
     alike = [p.columns["alike"][:, 0] for p in pairs]
     limit = np.quantile(alike[0], 1 - COPIES)
     shares = [float(np.mean(a > limit)) for a in alike]

@@ -150,8 +150,9 @@ def earth_mover_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) 
         return {}
     draws = Draws.make(len(r), len(g), plan.seed, groups=groups, cap=size)
     found = [[earth_mover(first, z) for z in others] for first, *others in draws.parts(r, g)]
-    size_of_both = draws.n, min(len(r), len(g))
-    return {Key(EMD, size=size): Metric.from_subsamples(*np.transpose(found), *size_of_both, _vector_unit(plan))}
+    values, floors = np.transpose(found)
+    metric = Metric.from_subsamples(values, floors, draws.n, min(len(r), len(g)), _vector_unit(plan))
+    return {Key(EMD, size=size): metric}
 
 
 def spectrum_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:

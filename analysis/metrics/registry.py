@@ -77,7 +77,7 @@ class Key(str):
         key.quantity, key.observable, key.selection, key.size = quantity, observable, selection, size
         return key
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # a copy is made of the parts
+    def __getnewargs__(self) -> tuple[Any, ...]:  # a copy is made of the parts
         return self.quantity, self.observable, self.selection, self.size
 
 
