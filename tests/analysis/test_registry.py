@@ -7,6 +7,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from calogen.analysis.comparison import compare
 from calogen.analysis.metrics import measure as measuring
@@ -20,6 +21,8 @@ from calogen.analysis.page.html import render
 from calogen.analysis.page.tables import SideBySide, summary
 from calogen.analysis.survey.selections import ALL, Selection
 from support import MAPS, SMALL, toy
+
+from calogen.errors import ConfigError
 
 BIN = Selection("10:20GeV", "10 to 20 GeV", "incident_energy", 1e4, 2e4)
 SHOWERS = """
@@ -136,3 +139,15 @@ def _shown_everywhere(report, name):
     assert f"<code>{name}</code>" in page
     assert content["quantities"][name]["meaning"] in page
     assert f"<span>{content['quantities'][name]['title']}; floor" in page
+
+
+def test_a_report_gives_histograms_of_hist(of_showers):
+    first = next(s for s in of_showers.plan.selections if s.condition)
+    for name in ("response", "voxel"):
+        found = of_showers.histogram(name, first.name)
+        assert list(found.axes.name) == ["side", name]
+        assert list(found.axes["side"]) == ["reference", "generated"]
+        members = np.count_nonzero(of_showers.reference.members(first))
+        assert found["reference", :].sum(flow=True) == members * (1 if name == "response" else SMALL.voxels)
+    with pytest.raises(ConfigError):
+        of_showers.histogram("respnose")
