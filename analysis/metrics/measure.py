@@ -61,6 +61,9 @@ PROBLEMS = {
     )
 }
 """What is unphysical; tables show those that there are."""
+PARTS = (physics_distances, manifold_metrics, duplicates, tails, overall)
+"""What is measured where there are enough samples. To add a metric, add a function of reference, generated samples and
+plan that gives it by its key; its :class:`Quantity` says where it is shown."""
 
 
 def measure(
@@ -77,7 +80,7 @@ def measure(
     sides = reference, generated, plan
     found = observable_metrics(*sides) | earth_mover_metrics(*sides) | spectrum_metrics(*sides)
     if min(reference.table.shape[1], generated.table.shape[1]) >= FEWEST:
-        for part in (physics_distances, manifold_metrics, duplicates, tails, overall):
+        for part in PARTS:
             found |= part(*sides)
         if training is not None:
             found |= memorisation(reference, generated, training, plan)

@@ -113,7 +113,8 @@ def test_the_statistic_with_the_largest_pull_is_a_field(of_showers):
 def test_one_entry_is_a_new_metric_everywhere(monkeypatch):
     """A quantity of its own and the function that measures it: tables, glossary and file follow."""
     new = Quantity("novelty", "a novelty", "What nobody has measured before.", headline=True, large=True)
-    monkeypatch.setattr(measuring, "duplicates", lambda *sides: {Key(new): Metric.of(0.25, 0.01, 0.2, 0.01, 9)})
+    entry = lambda *sides: {Key(new): Metric.of(0.25, 0.01, 0.2, 0.01, 9)}  # noqa: E731
+    monkeypatch.setattr(measuring, "PARTS", (*measuring.PARTS, entry))
     _shown_everywhere(report_of(SMALL, 60), "novelty")
 
 
