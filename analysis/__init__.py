@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison import compare as compare
-    from .metrics.distances import Metric as Metric
+    from .metrics.registry import Metric as Metric
     from .metrics.validation import score as score
     from .metrics.validation import score_floor as score_floor
     from .observables.catalogue import catalogue as catalogue
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .report import Report as Report
 
 _HOMES = {
-    "Metric": "metrics.distances",
+    "Metric": "metrics.registry",
     "Report": "report",
     "catalogue": "observables.catalogue",
     "compare": "comparison",

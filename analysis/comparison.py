@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -18,10 +19,11 @@ from calogen.shards.samples import Samples, Source
 
 from .inputs import open_side, require_same, require_settings, require_usable
 from .metrics.conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
-from .metrics.distances import Metric
 from .metrics.downstream import calibration
-from .metrics.maps import map_metrics, map_statistics
+from .metrics.kinds import kind_of
+from .metrics.maps import MapStatistics, map_metrics, map_statistics
 from .metrics.measure import measure
+from .metrics.registry import Key, Metric, Metrics
 from .origins import Costs
 from .page.notes import condition_notes, energy_notes, known_conditions, source_notes
 from .report import Report
@@ -74,106 +76,42 @@ def compare(
     """
     require_settings(bins, seed)
     groups = _named(generated)
-    given = {name: source for members in groups.values() for name, source in members.items()}
-    sources = _opened(given, reference, training)
-    first, opened = sources["reference"], {name: sources[name] for name in given}
-    for name, source in opened.items():
-        require_same(first.family, source.family, name)
-    plan = _plan(first, opened, bins, seed, classifier)
-    base = survey(first, plan, title="reference", progress=progress)
-    notes = energy_notes(plan, {"reference": first, **opened}) + source_notes("reference", first, base)
-    learnt = None
-    if training is not None:
-        source = sources["training"]
-        require_same(first.family, source.family, "training")
-        if first.family.kind == "map":
-            require_apart(source.origins(), first.origins())
-        learnt = survey(source, plan, title="training", progress=progress)
-        notes += source_notes("training", source, learnt)
-    sides, found, classified = {}, {}, {}
-    fits = _fits("reference", base, base, plan)
-    maps = {"reference": map_statistics(base, plan)} if first.family.kind == "map" else {}
-    for name, source in opened.items():
-        side = sides[name] = survey(source, plan, title=name, progress=progress)
-        fits |= _fits(name, side, base, plan)
+    members = [member for seeds in groups.values() for member in seeds]
+    sources = _opened({k: v for seeds in groups.values() for k, v in seeds.items()}, reference, training)
+    plan = _plan(sources, members, bins, seed, classifier)
+    surveys = {title: survey(source, plan, title=title, progress=progress) for title, source in sources.items()}
+    base, learnt = surveys["reference"], surveys.get("training")
+    measured = {title: side for title, side in surveys.items() if title != "training"}
+    fits, maps = _fits(measured, plan), _maps(measured, plan)
+    classified = _classified(base, {name: surveys[name] for name in members}, classifier, seed, progress)
+    found: dict[str, dict[Key, Metric]] = {}
+    for name in members:
+        side = surveys[name]
         found[name] = measure(base, side, plan, training=learnt)
         if fits:
             found[name] |= fit_metrics(fits["reference"], fits[name], min(base.count, side.count))
             with suppress(ShardError):  # too few showers to calibrate with have nothing to say
                 found[name] |= calibration(base.kept, side.kept, seed=seed, bins=bins)
         if maps:
-            maps[name] = map_statistics(side, plan, maps["reference"])
             found[name] |= map_metrics(maps["reference"], maps[name], plan)
-        if classifier != "none":
-            classified[name] = _classified(base, side, classifier, seed, progress)
+        if name in classified:
             found[name] |= classified[name].metrics
-            notes += [f"{name}: {note}" for note in classified[name].notes]
-        notes += source_notes(name, source, side) + condition_notes(name, base, side, plan)
+    costs = {name: Costs.mean([Costs.of(sources[member]) for member in seeds]) for name, seeds in groups.items()}
     return Report(
         plan=plan,
         reference=base,
-        generated=sides,
-        metrics={name: over_seeds([found[member] for member in members]) for name, members in groups.items()},
-        notes=tuple(notes),
+        generated={name: surveys[name] for name in members},
+        metrics={name: over_seeds([found[member] for member in seeds]) for name, seeds in groups.items()},
+        notes=tuple(_notes(plan, sources, surveys, classified)),
         training=learnt,
         settings={"bins": bins, "seed": seed, "classifier": classifier, "training": learnt is not None},
-        seeds={name: tuple(members) for name, members in groups.items() if len(members) > 1},
-        seed_metrics={m: found[m] for members in groups.values() if len(members) > 1 for m in members},
+        seeds={name: tuple(seeds) for name, seeds in groups.items() if len(seeds) > 1},
+        seed_metrics={m: Metrics(found[m]) for seeds in groups.values() if len(seeds) > 1 for m in seeds},
         fits=fits,
         classifications=classified,
         maps=maps,
-        costs={"reference": Costs.of(first)}
-        | {name: Costs.mean([Costs.of(opened[member]) for member in members]) for name, members in groups.items()},
+        costs={"reference": Costs.of(sources["reference"]), **costs},
     )
-
-
-def _plan(first: Source, opened: Mapping[str, Source], bins: int, seed: int, classifier: Recipe) -> SurveyPlan:
-    """What all sides share, with the ranges that some surrogate was trained without as selections of their own."""
-    known = {name: known_conditions(source) for name, source in opened.items()}
-    everywhere = set(known_conditions(first)).intersection(*known.values())
-    provenances = [entry for source in opened.values() for entry in source.provenance]
-    gaps = held_out_selections(first.family, provenances, everywhere)
-    kept = 100_000 if classifier == "calochallenge" else KEPT
-    return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
-
-
-def _fits(name: str, side: Survey, base: Survey, plan: SurveyPlan) -> dict[str, Fits]:
-    if plan.family.kind == "map" or not plan.has_energy:
-        return {}
-    condition = plan.family.conditions[0]
-    return {name: resolution_fits(side, condition, curve_edges(base, condition))}
-
-
-def _classified(base: Survey, side: Survey, classifier: Recipe, seed: int, progress: Progress | None) -> Classification:
-    from .metrics.classifiers import classify
-
-    recipe: Literal["light", "calochallenge"] = "light" if classifier == "light" else "calochallenge"
-    return classify(base.kept, side.kept, recipe=recipe, seed=seed, progress=progress)
-
-
-def over_seeds(found: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
-    """Metrics of several seeds of one surrogate as one: means, the spread between seeds part of the error.
-
-    The error is the root mean square of the seeds' own errors and their standard deviation in quadrature: what one
-    further training may give. Metrics that are undefined for a seed are left out.
-    """
-    if len(found) == 1:
-        return dict(found[0])
-    combined = {}
-    for key, first in found[0].items():
-        metrics = [seed[key] for seed in found if key in seed and seed[key].value is not None]
-        if len(metrics) < len(found):
-            continue
-        values, errors, floors, floor_errors = (
-            np.array([math.nan if (x := getattr(m, part)) is None else x for m in metrics])
-            for part in ("value", "error", "floor", "floor_error")
-        )
-        error = math.hypot(float(values.std(ddof=1)), math.sqrt(float(np.mean(np.nan_to_num(errors) ** 2))))
-        size = min(m.n for m in metrics)
-        combined[key] = Metric.of(
-            float(values.mean()), error, float(floors.mean()), float(floor_errors.mean()), size, first.unit
-        )
-    return combined
 
 
 def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str, dict[str, Given]]:
@@ -193,8 +131,20 @@ def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str
     return groups
 
 
+def _name_of(source: Given) -> str:
+    name = "generated"
+    if isinstance(source, str | Path):
+        path = Path(source)
+        name = (path.name if path.is_dir() else path.stem).replace("*", "")
+    return "generated" if name in ("", "reference", "training") else name
+
+
 def _opened(generated: Mapping[str, Given], reference: Given, training: Given | None) -> dict[str, Source]:
-    """All sides by name, their labels numbered alike."""
+    """All sides by name, the reference first, of one family and their labels numbered alike.
+
+    Raises:
+        ShardError: If they are not of one family, not usable, or share realisations that they must not.
+    """
     given = {name: _open(source) for name, source in generated.items()}
     like = next((source.family for source in given.values()), None)  # of files that do not say what they hold
     sources = {"reference": _open(reference, "test", like)}
@@ -203,9 +153,13 @@ def _opened(generated: Mapping[str, Given], reference: Given, training: Given | 
     sources |= given
     labels = shared_labels(list(sources.values()))
     sources = {name: relabelled(source, labels) for name, source in sources.items()}
+    first = sources["reference"]
     for name, source in sources.items():
         if isinstance(source, Samples):  # files were checked when they were opened
             require_usable(source, name)
+        require_same(first.family, source.family, name)
+    if training is not None and kind_of(first.family).ensembles:
+        require_apart(sources["training"].origins(), first.origins())
     return sources
 
 
@@ -213,9 +167,82 @@ def _open(source: Given, split: str | None = None, like: Family | None = None) -
     return open_side(source, split, like) if isinstance(source, str | Path) else source
 
 
-def _name_of(source: Given) -> str:
-    if isinstance(source, str | Path):
-        path = Path(source)
-        name = (path.name if path.is_dir() else path.stem).replace("*", "") or "generated"
-        return "generated" if name in ("reference", "training") else name
-    return "generated"
+def _plan(
+    sources: Mapping[str, Source], members: Sequence[str], bins: int, seed: int, classifier: Recipe
+) -> SurveyPlan:
+    """What all sides share, with the ranges that some surrogate was trained without as selections of their own."""
+    first, known = sources["reference"], {name: known_conditions(sources[name]) for name in members}
+    everywhere = set(known_conditions(first)).intersection(*known.values())
+    provenances = [entry for name in members for entry in sources[name].provenance]
+    gaps = held_out_selections(first.family, provenances, everywhere)
+    kept = 100_000 if classifier == "calochallenge" else KEPT
+    return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
+
+
+def _fits(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, Fits]:
+    """Fits of the resolution of every side; none without incident energies."""
+    energy = plan.family.energy
+    if energy is None or not plan.has_energy:
+        return {}
+    edges = curve_edges(sides["reference"], energy)
+    return {title: resolution_fits(side, energy, edges) for title, side in sides.items()}
+
+
+def _maps(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, MapStatistics]:
+    """What is measured on the maps of every side, with the reference's yardstick; nothing of showers."""
+    found: dict[str, MapStatistics] = {}
+    for title, side in sides.items() if kind_of(plan.family).ensembles else ():
+        found[title] = map_statistics(side, plan, found.get("reference"))
+    return found
+
+
+def _classified(
+    base: Survey, sides: Mapping[str, Survey], recipe: Recipe, seed: int, progress: Progress | None
+) -> dict[str, Classification]:
+    if recipe == "none":
+        return {}
+    from .metrics.classifiers import classify
+
+    return {
+        name: classify(base.kept, side.kept, recipe=recipe, seed=seed, progress=progress)
+        for name, side in sides.items()
+    }
+
+
+def _notes(
+    plan: SurveyPlan,
+    sources: Mapping[str, Source],
+    surveys: Mapping[str, Survey],
+    classified: Mapping[str, Classification],
+) -> Iterable[str]:
+    """What a reader must know, side by side."""
+    yield from energy_notes(plan, {name: source for name, source in sources.items() if name != "training"})
+    for name, side in surveys.items():
+        yield from (f"{name}: {note}" for note in (classified[name].notes if name in classified else ()))
+        yield from source_notes(name, sources[name], side)
+        if name not in ("reference", "training"):
+            yield from condition_notes(name, surveys["reference"], side, plan)
+
+
+def over_seeds(found: Sequence[Mapping[Key, Metric]]) -> Metrics:
+    """Metrics of several seeds of one surrogate as one: means, the spread between seeds part of the error.
+
+    The error is the root mean square of the seeds' own errors and their standard deviation in quadrature: what one
+    further training may give. Metrics that are undefined for a seed are left out.
+    """
+    if len(found) == 1:
+        return Metrics(found[0])
+    combined = {}
+    for key, first in found[0].items():
+        metrics = [seed[key] for seed in found if key in seed and seed[key].value is not None]
+        if len(metrics) < len(found):
+            continue
+        values, errors, floors, floor_errors = (
+            np.array([getattr(m, part) for m in metrics], dtype=np.float64)  # None becomes NaN
+            for part in ("value", "error", "floor", "floor_error")
+        )
+        error = math.hypot(float(values.std(ddof=1)), math.sqrt(float(np.mean(np.nan_to_num(errors) ** 2))))
+        floor, size = (float(floors.mean()), float(floor_errors.mean())), min(m.n for m in metrics)
+        metric = Metric.of(float(values.mean()), error, *floor, size, first.unit)
+        combined[key] = replace(metric, statistic=first.statistic)
+    return Metrics(combined)

@@ -33,3 +33,11 @@ def with_error(value: float | None, error: float | None, plus_minus: str = " ± 
 
 
 PLUS_MINUS = r" \pm "
+
+
+def percent(value: float | None, error: float | None) -> str:
+    """A signed fraction in per cent with its error."""
+    if value is None:
+        return "-"
+    digits = 2 if abs(value) < 0.01 and (error or 0) < 0.001 else 1
+    return f"{100 * value:+.{digits}f}" + ("" if error is None else f" ± {100 * error:.{digits}f}") + " %"

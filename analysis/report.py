@@ -14,15 +14,17 @@ from calogen.errors import ConfigError, GateError, did_you_mean
 from calogen.families import Family
 
 from .metrics.conditioning import Fits
-from .metrics.distances import Metric
 from .metrics.maps import MapStatistics
+from .metrics.registry import Metric, Metrics, Quantity
 from .numbers import number
 from .observables.observable import Observable
 from .origins import Costs
 from .survey.plan import SurveyPlan
-from .survey.survey import Survey
+from .survey.survey import Survey, histogram
 
 if TYPE_CHECKING:
+    import hist
+
     from .metrics.classifiers import Classification
 
 SCHEMA = 1
@@ -42,10 +44,11 @@ SCHEMA_DOCS = {
     "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs, "
     "and for several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their "
     "errors contain the spread between seeds.",
+    "quantities": "Title and meaning of every quantity that metrics have.",
     "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
     "deviation), floor (the same for reference against reference), floor_error, pull = (value - floor) / "
-    "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference). null: "
-    "undefined.",
+    "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference), and of "
+    "the largest pull 'statistic', the key it is the pull of. null: undefined.",
     "costs": "Of training and generation, as far as the files say, on the machines that did it: network, objective, "
     "parameters, training_steps, training_seconds, training_device; samples_per_second is of one process.",
     "classifier": "tell_tales: observables that give the generated samples away, most telling first; controls: what "
@@ -61,8 +64,8 @@ class Report:
         plan: Family, selections and axes that all sides share.
         reference: The reference's survey.
         generated: The survey of each set of generated samples, by name; seeds of one surrogate are ``NAME #1``, ...
-        metrics: By name of the surrogate and key; ``metrics/measure.py`` explains the keys. For
-            several seeds their mean; the error is that of one seed and the spread between seeds, in quadrature.
+        metrics: By name of the surrogate; its metrics are found by key or text (:class:`Metrics`). For several seeds
+            their mean; the error is that of one seed and the spread between seeds, in quadrature.
         notes: Sentences a reader must know before believing any number.
         training: The survey of the training samples, if they were given.
         settings: What was asked for.
@@ -77,12 +80,12 @@ class Report:
     plan: SurveyPlan
     reference: Survey
     generated: Mapping[str, Survey]
-    metrics: Mapping[str, Mapping[str, Metric]]
+    metrics: Mapping[str, Metrics]
     notes: tuple[str, ...] = ()
     training: Survey | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    seed_metrics: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    seed_metrics: Mapping[str, Metrics] = field(default_factory=dict)
     fits: Mapping[str, Fits] = field(default_factory=dict)
     classifications: Mapping[str, Classification] = field(default_factory=dict)
     maps: Mapping[str, MapStatistics] = field(default_factory=dict)
@@ -98,9 +101,32 @@ class Report:
         """The observables compared, by name."""
         return self.plan.observables
 
+    @property
+    def quantities(self) -> list[Quantity]:
+        """What was measured, in order."""
+        return list(dict.fromkeys(key.quantity for found in self.metrics.values() for key in found))
+
     def members(self, name: str) -> tuple[str, ...]:
         """Names in ``generated`` of one surrogate: its own, or those of its seeds."""
         return self.seeds.get(name, (name,))
+
+    @property
+    def sides(self) -> dict[str, tuple[Survey, ...]]:
+        """The reference first, then the surrogates with all their seeds, by the name a legend prints."""
+        surrogates = {name: tuple(self.generated[m] for m in self.members(name)) for name in self.metrics}
+        return {"reference": (self.reference,), **surrogates}
+
+    def histogram(self, name: str, selection: str = "") -> hist.Hist[Any]:
+        """The histogram of an observable, or of single voxels (``voxel``, ``pixel``), on every side.
+
+        Args:
+            name: The observable; its name is that of the second axis, the first is ``side``.
+            selection: Name of a bin, as keys print it in brackets; empty for all samples.
+
+        Raises:
+            ConfigError: If there is no such observable or bin.
+        """
+        return histogram(self.plan, self.sides, name, selection)
 
     def count(self, name: str) -> int:
         """Samples of one surrogate, all its seeds together."""
@@ -116,20 +142,20 @@ class Report:
 
         No number in it is NaN or infinite, None stands for those.
         """
-        training = None if self.training is None else _source_json(self.training)
         content = {
             "schema": SCHEMA,
             "docs": SCHEMA_DOCS,
             "family": self.family.name,
-            "settings": dict(self.settings),
+            "settings": self.settings,
             "bins": [asdict(s) for s in self.plan.selections[1:]],
-            "notes": list(self.notes),
+            "notes": self.notes,
             "reference": {
                 **_source_json(self.reference),
                 "resolution": self._fits_json("reference"),
                 "costs": self._costs_json("reference"),
             },
-            "training": training,
+            "training": None if self.training is None else _source_json(self.training),
+            "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in self.quantities},
             "generated": {name: self._generated_json(name) for name in self.metrics},
         }
         cleaned: dict[str, Any] = _finite(content)
@@ -140,25 +166,26 @@ class Report:
         if name not in self.seeds:
             return self._member_json(name, self.metrics[name]) | costs
         members = self.members(name)
-        provenance = [entry for member in members for entry in self.generated[member].provenance]
-        metrics = {key: asdict(metric) for key, metric in self.metrics[name].items()}
-        seeds = {member: self._member_json(member, self.seed_metrics[member]) for member in members}
-        return {"provenance": provenance, "samples": self.count(name), "metrics": metrics, "seeds": seeds, **costs}
+        return {
+            "provenance": [entry for member in members for entry in self.generated[member].provenance],
+            "samples": self.count(name),
+            "metrics": _metrics_json(self.metrics[name]),
+            "seeds": {member: self._member_json(member, self.seed_metrics[member]) for member in members},
+            **costs,
+        }
 
-    def _member_json(self, name: str, found: Mapping[str, Metric]) -> dict[str, Any]:
+    def _member_json(self, name: str, found: Metrics) -> dict[str, Any]:
         classification = self.classifications.get(name)
-        classifier = None
-        if classification is not None:
-            classifier = {
-                "tell_tales": classification.tell_tales,
-                "controls": {key: _as_json(control) for key, control in classification.controls.items()},
-                "notes": classification.notes,
-            }
+        classifier = classification and {
+            "tell_tales": classification.tell_tales,
+            "controls": _metrics_json(classification.controls),
+            "notes": classification.notes,
+        }
         return {
             **_source_json(self.generated[name]),
             "resolution": self._fits_json(name),
             "classifier": classifier,
-            "metrics": {key: asdict(metric) for key, metric in found.items()},
+            "metrics": _metrics_json(found),
         }
 
     def _costs_json(self, name: str) -> dict[str, Any]:
@@ -195,10 +222,9 @@ class Report:
             )
 
 
-def _near(key: str, known: Mapping[str, Metric]) -> str:
+def _near(key: str, known: Metrics) -> str:
     """The metric meant, or the nearest few of the thousands that there are."""
-    near = difflib.get_close_matches(key, known, n=_NEAR)
-    if near:
+    if near := difflib.get_close_matches(key, known, n=_NEAR):
         return did_you_mean(key, near) or ""
     some = difflib.get_close_matches(key, known, n=_NEAR, cutoff=0.0)
     return f"among {len(known)} metrics the nearest are {', '.join(some)}; metrics.json has all"
@@ -208,8 +234,8 @@ def _source_json(side: Survey) -> dict[str, Any]:
     return {"provenance": list(side.provenance), "samples": side.count}
 
 
-def _as_json(value: Any) -> Any:
-    return asdict(value) if isinstance(value, Metric) else value
+def _metrics_json(found: Mapping[Any, Metric]) -> dict[str, Any]:
+    return {str(key): metric.to_json() for key, metric in found.items()}
 
 
 def _finite(value: Any) -> Any:

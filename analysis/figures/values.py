@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from calogen.families import Condition, Family
 
 from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
+from ..metrics.distances import W1_SD
 from ..metrics.ensembles import shared
 from ..metrics.inferred import response
+from ..metrics.kinds import kind_of
 from ..metrics.maps import FEWEST, MapStatistics, coarse
-from ..metrics.multivariate import correlated, correlation_matrix
+from ..metrics.multivariate import correlation_matrix
+from ..metrics.registry import Key
 from ..numbers import with_error
 from ..observables.maps import wave_numbers
 from ..survey.histograms import is_logarithmic
@@ -292,7 +295,7 @@ def _radius_edges(radius: Array) -> Array:
 
 def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
     """Names of the correlated observables and their correlation matrix for each side."""
-    names = correlated(report.plan)
+    names = kind_of(report.family).correlated(report.plan)
     rows = [report.reference.names.index(n) for n in names]
     return names, _each(report, lambda side: correlation_matrix(side.table[rows]), mean_array)
 
@@ -322,7 +325,7 @@ def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array,
     grids = np.full((2, len(names), len(chosen)), np.nan)
     for i, observable in enumerate(names):
         for j, selection in enumerate(chosen):
-            metric = found.get(f"w1_sd/{observable}{selection.suffix}")
+            metric = found.get(Key(W1_SD, observable, selection))
             if metric is not None and metric.value is not None:
                 grids[:, i, j] = metric.value, np.nan if metric.pull is None else metric.pull
     return names, chosen, grids[0], grids[1]

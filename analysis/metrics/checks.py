@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from calogen.shards.samples import Samples
 
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey, vectors
-from .distances import Columns, Draws, Metric, halves, squared_distances
-from .multivariate import main_observables, thinned
+from .distances import Columns, Draws, halves, quantile, squared_distances
+from .kinds import kind_of
+from .multivariate import thinned
+from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 TAIL = 0.001  # share of the reference beyond each of its outer quantiles
@@ -30,8 +32,35 @@ _WORK = 1e11  # multiplications and additions of one check's distances: some sec
 _SPLITS = 10
 _POOL_BLOCK = 2048
 
+_REPEATS = "Share of generated samples that repeat another one, exactly or nearly."
+DUPLICATES = Quantity("duplicates", "exact repeats", _REPEATS, headline=True)
+NEAR_DUPLICATES = Quantity("near_duplicates", "near repeats", _REPEATS, headline=True)
+_LEARNT = (
+    "Share of generated samples that are training samples, and that are nearer to training samples than 99 % of "
+    "held-out ones; memorisation_p is the p-value of being no nearer."
+)
+TRAINING_COPIES = Quantity("training_copies", "copies of training samples", _LEARNT, headline=True)
+MEMORISATION = Quantity("memorisation", "samples near to training samples", _LEARNT, headline=True)
+MEMORISATION_P = Quantity("memorisation_p", "p-value of being no nearer to training samples", _LEARNT, headline=True)
+_TAILS = (
+    "Share beyond the reference's 0.1 % and 99.9 % quantiles, and how far those quantiles differ, in standard "
+    "deviations."
+)
+_ENDS = [
+    (
+        end,
+        level,
+        Quantity(f"tail_{end}", f"share in the {end} tail", _TAILS),
+        Quantity(f"quantile_{end}", f"{end} quantile", _TAILS, "sd"),
+    )
+    for end, level in (("low", TAIL), ("high", 1 - TAIL))
+]
+_CONVERSIONS = "Share of showers shallower or deeper than 95 % of the reference's."
+EARLY = Quantity("early_conversion", "share of early showers", _CONVERSIONS, headline=True)
+LATE = Quantity("late_conversion", "share of late showers", _CONVERSIONS, headline=True)
 
-def memorisation(reference: Survey, generated: Survey, training: Survey, plan: SurveyPlan) -> dict[str, Metric]:
+
+def memorisation(reference: Survey, generated: Survey, training: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """Whether generated samples are training samples.
 
     Each sample's distance to the nearest training sample is divided by its distance to the nearest of some held-out
@@ -57,7 +86,7 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
     """
     known = sample_codes(training, plan)
     shares = [np.isin(sample_codes(side, plan), known) for side in (generated, reference)]
-    found = {"training_copies": _share(shares[0], shares[1])}
+    found = {Key(TRAINING_COPIES): _share(shares[0], shares[1])}
     family, seed = plan.family, plan.seed
     pool = _shapes(training.kept, plan)
     others, groups = _some_shapes(reference, plan)
@@ -74,8 +103,8 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
         nearest(side, pool, family) / np.maximum(nearest(side, yardstick, family), 1e-30) for side in (mine, held_out)
     ]
     limit = float(np.quantile(ratios[1], CLOSEST))
-    found["memorisation"] = _share(ratios[0] <= limit, ratios[1] <= limit)
-    found["memorisation_p"] = Metric(_nearer(*ratios), None, None, None, None, queries)
+    found[Key(MEMORISATION)] = _share(ratios[0] <= limit, ratios[1] <= limit)
+    found[Key(MEMORISATION_P)] = Metric(_nearer(*ratios), None, None, None, None, queries)
     return found
 
 
@@ -93,7 +122,7 @@ def _nearer(mine: Array, others: Array) -> float:
 def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
     """Distance of each query (N, V) to the nearest of a pool (M, V) or of its mirror images, (N,)."""
     best: Array = np.full(len(queries), np.inf)
-    for order in family.mirrors if family.kind == "calorimeter" else (slice(None),):
+    for order in family.mirrors:
         mirrored = queries[:, order]  # every element of the group is its own inverse
         for start in range(0, len(pool), _POOL_BLOCK):
             square = squared_distances(mirrored, pool[start : start + _POOL_BLOCK])
@@ -110,8 +139,7 @@ def _some_shapes(side: Survey, plan: SurveyPlan) -> tuple[Columns, NDArray[np.in
 
 def _shapes(samples: Samples, plan: SurveyPlan) -> Columns:
     """Samples in the space of nearest neighbours, (n, V)."""
-    found = vectors(samples, plan.fixed_scale)
-    return found if plan.family.kind == "map" else np.sqrt(np.maximum(found, 0))
+    return kind_of(plan.family).nearness(vectors(samples, plan.fixed_scale))
 
 
 def sample_codes(side: Survey, plan: SurveyPlan) -> NDArray[np.uint64]:
@@ -129,7 +157,7 @@ def sample_codes(side: Survey, plan: SurveyPlan) -> NDArray[np.uint64]:
     return codes[np.any(side.table != 0, axis=0)]
 
 
-def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
+def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """Repeats among the generated samples.
 
     Args:
@@ -143,7 +171,7 @@ def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[s
         samples are to each other (distances as in :func:`memorisation`), if there are enough whole samples.
     """
     repeats = [_repeated(sample_codes(side, plan)) for side in (generated, reference)]
-    found = {"duplicates": _share(*repeats)}
+    found = {Key(DUPLICATES): _share(*repeats)}
     (others, groups), (mine, _) = (_some_shapes(side, plan) for side in (reference, generated))
     most = math.isqrt(int(_WORK / (6 * _SPLITS * plan.family.voxels)))
     n = min(most, _MOST_QUERIES, len(others) // 2, len(mine) // 2)
@@ -151,11 +179,10 @@ def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[s
         return found
     draws = Draws.make(len(others), len(mine), plan.seed, groups=groups, splits=_SPLITS, cap=n)
     shares = np.empty((2, _SPLITS))
-    for s in range(_SPLITS):
-        limit = np.quantile(_nearest_other(others[draws.first[s]]), CLOSEST)
-        for k, side in enumerate((mine[draws.generated[s]], others[draws.second[s]])):
-            shares[k, s] = np.mean(_nearest_other(side) <= limit)
-    found["near_duplicates"] = Metric.from_subsamples(shares[0], shares[1], draws.n, min(len(others), len(mine)))
+    for s, (first, *compared) in enumerate(draws.parts(others, mine)):
+        limit = np.quantile(_nearest_other(first), CLOSEST)
+        shares[:, s] = [np.mean(_nearest_other(side) <= limit) for side in compared]
+    found[Key(NEAR_DUPLICATES)] = Metric.from_subsamples(shares[0], shares[1], draws.n, min(len(others), len(mine)))
     return found
 
 
@@ -172,7 +199,7 @@ def _nearest_other(samples: Columns) -> Columns:
     return np.asarray(square.min(axis=1))
 
 
-def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
+def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """Rare samples: outer quantiles and the share of samples beyond them, early and late showers.
 
     Args:
@@ -187,29 +214,30 @@ def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, M
         reference's 5 % and 95 % quantiles for their energy. Errors are binomial.
     """
     count, found = min(reference.table.shape[1], generated.table.shape[1]), {}
-    for name in main_observables(reference, plan) if count >= _FEWEST_IN_TAILS else ():
+    for name in kind_of(plan.family).main(reference, plan) if count >= _FEWEST_IN_TAILS else ():
         r, g = (side.table[side.names.index(name)].astype(np.float64) for side in (reference, generated))
         spread = float(r.std()) or 1.0
-        for end, level in (("low", TAIL), ("high", 1 - TAIL)):
+        for end, level, tail, moved in _ENDS:
             limit = np.quantile(r, level)
             beyond = [side < limit if end == "low" else side > limit for side in (g, r)]
-            found[f"tail_{end}/{name}"] = _share(*beyond)
-            (value, error), (floor, floor_error) = _quantile(g, level), _quantile(r, level)
+            found[Key(tail, name)] = _share(*beyond)
+            (value, error), (floor, floor_error) = quantile(g, level), quantile(r, level)
             difference, total = (value - floor) / spread, math.hypot(error, floor_error) / spread
-            found[f"quantile_{end}/{name}"] = Metric.of(difference, total, 0.0, 0.0, min(len(r), len(g)), "sd")
-    if plan.family.kind == "calorimeter" and count >= _FEWEST_IN_TREND:
-        found.update(_conversions(reference, generated, plan))
+            size, unit = min(len(r), len(g)), moved.unit
+            found[Key(moved, name)] = Metric.of(difference, total, 0.0, 0.0, size, unit)
+    if "shower_depth" in reference.names and count >= _FEWEST_IN_TREND:
+        found |= _conversions(reference, generated, plan)
     return found
 
 
-def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
+def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """Early and late showers, told by their depth less its trend with the incident energy, over its spread's trend."""
     row = reference.names.index("shower_depth")
     depths = [side.table[row].astype(np.float64) for side in (reference, generated)]
     bases: list[Array] = [np.ones((len(d), 1)) for d in depths]
-    first = plan.family.conditions[0].name
-    if all(first in side.conditions for side in (reference, generated)):
-        x = [np.log(np.maximum(side.conditions[first], 1e-30).astype(np.float64)) for side in (reference, generated)]
+    energy, sides = plan.family.energy, (reference, generated)
+    if energy is not None and all(energy.name in side.conditions for side in sides):
+        x = [np.log(np.maximum(side.conditions[energy.name], 1e-30).astype(np.float64)) for side in sides]
         middle, width = float(x[0].mean()), float(x[0].std()) or 1.0
         bases = [np.asarray(np.vander((column - middle) / width, _TREND + 1), dtype=np.float64) for column in x]
     trend = np.linalg.lstsq(bases[0], depths[0], rcond=None)[0]
@@ -218,8 +246,8 @@ def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict
     depths = [d / np.maximum(basis @ spread, 1e-9) for d, basis in zip(depths, bases, strict=True)]
     low, high = np.quantile(depths[0], (CONVERSION, 1 - CONVERSION))
     return {
-        "early_conversion": _share(depths[1] < low, depths[0] < low),
-        "late_conversion": _share(depths[1] > high, depths[0] > high),
+        Key(EARLY): _share(depths[1] < low, depths[0] < low),
+        Key(LATE): _share(depths[1] > high, depths[0] > high),
     }
 
 
@@ -238,29 +266,22 @@ def _binomial_error(members: NDArray[np.bool_]) -> float:
     return math.sqrt(share * (1 - share) / total)
 
 
-def _quantile(values: Array, level: float) -> tuple[float, float]:
-    """A quantile and its error: its rank scatters binomially."""
-    step = math.sqrt(level * (1 - level) / len(values))
-    low, at, high = np.quantile(values, np.clip([level - step, level, level + step], 0, 1))
-    return float(at), float(high - low) / 2
-
-
-def statements(found: dict[str, Metric]) -> Sequence[str]:
+def statements(found: Mapping[Key, Metric]) -> list[str]:
     """What these checks say in words where they say something bad."""
     said = []
-    p = found.get("memorisation_p")
+    p = found.get(Key(MEMORISATION_P))
     if p is not None and p.value is not None and p.value < 0.001:
         said.append(
             f"generated samples lie nearer to training samples than held-out ones do (p = {p.value:.1g}): "
             "the surrogate repeats what it was trained on"
         )
-    words = {
-        "training_copies": "of the samples are copies of training samples",
-        "duplicates": "of the samples repeat another one exactly",
-        "near_duplicates": "of the samples nearly repeat another one",
-    }
-    for key, text in words.items():
-        metric = found.get(key)
+    for quantity, text in (
+        (TRAINING_COPIES, "are copies of training samples"),
+        (DUPLICATES, "repeat another one exactly"),
+        (NEAR_DUPLICATES, "nearly repeat another one"),
+    ):
+        metric = found.get(Key(quantity))
         if metric is not None and metric.pull is not None and metric.value is not None and metric.pull > 5:
-            said.append(f"{100 * metric.value:.3g} % {text} (reference: {100 * (metric.floor or 0):.2g} %)")
+            share = f"{100 * metric.value:.3g} % of the samples {text}"
+            said.append(f"{share} (reference: {100 * (metric.floor or 0):.2g} %)")
     return said

@@ -1,8 +1,7 @@
-"""What classifiers are shown: columns of samples, the folds they are held out in, and altered reference samples."""
+"""What classifiers are shown: columns of samples, and the folds they are held out in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 
 from calogen.families import Family
 
-from ..observables.catalogue import observe
+from ..observables.catalogue import catalogue, observe
 from ..survey.plan import common_conditions
 from ..survey.survey import vectors
+from .kinds import LENGTHS, kind_of
 
 if TYPE_CHECKING:
     from calogen.shards.samples import Samples
@@ -79,20 +79,16 @@ class Views:
     """
 
     def __init__(self, reference: Samples, generated: Samples, recipe: str) -> None:
-        family = reference.family
-        self.family, self.recipe = family, recipe
+        self.family, self.recipe = reference.family, recipe
         sides = [reference.conditions, generated.conditions]
-        known = common_conditions(family, sides)
-        self.conditions = [c for c in family.conditions if c.name in known and all(c.name in s for s in sides)]
-        self.fixed_scale: float | None = None
-        if family.kind == "map":
-            self.names: tuple[str, ...] = ("log_pixels", "observables")
-            return
-        self.names = ("voxels", "log_voxels", "observables")
+        known = common_conditions(self.family, sides)
+        self.conditions = [c for c in self.family.conditions if c.name in known and all(c.name in s for s in sides)]
+        self.names = kind_of(self.family).views
         some = reference.values[:: max(1, len(reference) // 1000)]
         hits = some[some > 0]
         self._faintest = float(np.quantile(hits, 0.001)) if len(hits) else 1.0
-        if "incident_energy" not in known:
+        self.fixed_scale: float | None = None
+        if self.family.energy is not None and self.family.energy.name not in known:
             self.fixed_scale = float(reference.values.sum(axis=1, dtype=np.float64).mean()) or 1.0
 
     def table(self, view: str, samples: Samples) -> tuple[list[str], Columns]:
@@ -104,7 +100,7 @@ class Views:
         if view == "observables":
             measured = observe(samples)
             if self.recipe == "calochallenge":
-                measured = _published(measured)
+                measured = _published(self.family, measured)
             names = [*kept, *measured]
             columns = [*given, *measured.values()]
             return names, np.stack(columns, axis=1).astype(np.float32)
@@ -116,51 +112,13 @@ class Views:
         return names, np.column_stack([*given, values]).astype(np.float32, copy=False)
 
 
-def _published(measured: dict[str, Array]) -> dict[str, Array]:
+def _published(family: Family, measured: dict[str, Array]) -> dict[str, Array]:
     """The CaloChallenge's high-level features in its units: layer energies, centres and widths."""
-    found = {}
+    found, known = {}, catalogue(family)
     for name, column in measured.items():
-        kind = name.rsplit("_", 1)[0]
-        if kind == "energy":
+        quantity = known[name].quantity
+        if quantity == "energy":
             found[name] = np.log10(np.maximum(column, 0) + 1e-8)
-        elif kind in ("centre_x", "centre_y", "width_x", "width_y"):
+        elif quantity in LENGTHS:
             found[name] = column / 100
     return found
-
-
-def changes_of(family: Family) -> dict[str, Callable[[Samples, np.random.Generator], Samples]]:
-    """Small changes that a classifier worth its name must see."""
-    if family.kind == "map":
-        return {"contrast_5%": _contrast}
-    return {"energies_0.1%": _scaled, "occupancy_10%": _thinned}
-
-
-def _scaled(samples: Samples, rng: np.random.Generator) -> Samples:  # noqa: ARG001
-    """All voxels 0.1 % higher."""
-    return replace(samples, values=samples.values * np.float32(1.001))
-
-
-def _thinned(samples: Samples, rng: np.random.Generator) -> Samples:
-    """A tenth of the hits lost, at random among the fainter half of each shower; its energy stays."""
-    values = samples.values.copy()
-    hits = np.where(values > 0, values, np.nan)
-    alive = (values > 0).any(axis=1)
-    middle = np.full((len(values), 1), np.inf, dtype=np.float32)
-    middle[alive] = np.nanmedian(hits[alive], axis=1, keepdims=True)
-    before = values.sum(axis=1, dtype=np.float64, keepdims=True)
-    values[(values < middle) & (rng.random(values.shape, dtype=np.float32) < 0.2)] = 0
-    after = values.sum(axis=1, dtype=np.float64, keepdims=True)
-    values *= np.divide(before, after, out=np.ones_like(before), where=after > 0)
-    return replace(samples, values=values)
-
-
-def _contrast(samples: Samples, rng: np.random.Generator) -> Samples:  # noqa: ARG001
-    """Density contrast 5 % higher."""
-    return replace(samples, values=np.maximum(1 + np.float32(1.05) * (samples.values - 1), 0))
-
-
-CHANGES = {
-    "energies_0.1%": "all energies raised by 0.1 %",
-    "occupancy_10%": "10 % fewer occupied voxels",
-    "contrast_5%": "5 % more contrast",
-}

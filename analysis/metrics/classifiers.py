@@ -8,8 +8,8 @@ therefore also run on altered reference samples, and on two halves of the refere
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +22,12 @@ from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
 from calogen.errors import ConfigError, ShardError
-from calogen.families import Family
 
+from ..inputs import require_same
 from ..survey.survey import Progress
-from .classifier_inputs import CHANGES, FOLDS, Views, changes_of, groups_of, halves, parts
-from .distances import Metric
+from .classifier_inputs import FOLDS, Views, groups_of, halves, parts
+from .kinds import Change, kind_of
+from .registry import Key, Metric, Quantity
 
 if TYPE_CHECKING:
     from calogen.shards.samples import Samples
@@ -34,12 +35,25 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
 Rows = NDArray[np.int64]
-Scorer = Callable[[Columns], Array]
+Classifier = Callable[[Columns], Array]  # logits of being generated, (N,), of columns (N, F)
 FEWEST_A_SIDE = 100  # fewer held-out samples say nothing
 _MOST_LOOKED_AT = 2000  # held-out samples from which the tell-tale observables are worked out
 _TREES = 100
 _NODES, _EPOCHS = 2048, 50  # of the CaloChallenge's network
 _SIGNIFICANT = 3.0  # errors above 0.5 at which a difference counts as seen
+
+_AREA = (
+    "Area under the ROC curve of classifiers trained to tell generated from reference samples: 0.5 they cannot, 1 they "
+    "always can."
+)
+AUC = Quantity("auc", "AUC of a classifier", _AREA, headline=True)
+AUC_WORST = Quantity("auc/worst", "AUC of the best classifier", _AREA, headline=True, large=True)
+JSD = Quantity(
+    "jsd",
+    "Jensen-Shannon divergence",
+    "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint.",
+    unit="bit",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Classification:
         notes: Sentences that belong beside the numbers: sizes, what the errors mean, changes that were not seen.
     """
 
-    metrics: dict[str, Metric]
+    metrics: dict[Key, Metric]
     folds: dict[str, tuple[float, ...]]
     tell_tales: tuple[tuple[str, float], ...]
     controls: dict[str, Metric]
@@ -66,7 +80,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How classifiers are trained and tested; ``cross_fit``: every sample is held out once."""
+    """How classifiers are trained and tested: samples a side at most, and whether every sample is held out once."""
 
     most: int
     cross_fit: bool
@@ -120,7 +134,7 @@ def classify(
     rng = np.random.default_rng([seed, 3])
     n, first, second = _sizes(reference, generated, chosen.most, rng)
     views = Views(reference, generated, recipe)
-    changes = changes_of(reference.family)
+    changes = kind_of(reference.family).changes
     # Networks see the changes in the first fold or not at all; trees are quick enough for all folds.
     few = {view: FOLDS if view == "observables" else 1 for view in views.names}
     each = FOLDS if chosen.cross_fit else 1
@@ -137,15 +151,18 @@ def classify(
     mine, other = _sample(reference, n, rng), _sample(generated, n, rng)
     against = {view: trial(view, mine, other, explain=view == "observables") for view in few}
     among = {view: trial(view, first, second) for view in few}
-    controls = {}
+    controls: dict[str, Metric] = {}
+    unseen: list[Change] = []
     for name, change in changes.items():
-        altered = change(first, rng)
-        for view, folds in few.items():
-            found = trial(view, second, altered, folds=folds)
-            controls[f"{name}/{view}"] = Metric.of(*found.area, 0.5, 0.0, len(first))
+        altered = replace(first, values=change.make(first.values, rng))
+        areas = {view: trial(view, second, altered, folds=folds).area for view, folds in few.items()}
+        found = {f"{name}/{view}": Metric.of(*area, 0.5, 0.0, len(first)) for view, area in areas.items()}
+        if not any(metric.pull is not None and metric.pull > _SIGNIFICANT for metric in found.values()):
+            unseen.append(change)
+        controls |= found
     metrics = _metrics(against, among, n, jsd=not chosen.cross_fit)
-    notes = _notes(recipe, n, len(first), bad, worse, controls, views)
-    folds_of = {view: tuple(float(a) for a in found.areas) for view, found in against.items()}
+    notes = _notes(recipe, n, len(first), (bad, worse), unseen, views)
+    folds_of = {view: tuple(float(area) for area in got.folds[:, 0, 0]) for view, got in against.items()}
     return Classification(metrics, folds_of, against["observables"].tell_tales, controls, notes)
 
 
@@ -168,11 +185,11 @@ def _sample(samples: Samples, count: int, rng: np.random.Generator) -> Samples:
 
 
 def auc(reference: NDArray[np.floating[Any]], generated: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Area under the ROC curve and its error: how often a generated sample scores higher than a reference one.
+    """Area under the ROC curve and its error: how often a generated sample has a larger logit than a reference one.
 
     Args:
-        reference: Scores, (N,).
-        generated: Scores, (M,); equal scores count one half.
+        reference: Logits, (N,).
+        generated: Logits, (M,); equal ones count one half.
 
     Source: DeLong et al. 1988; ranks as in Sun and Xu 2014.
     """
@@ -187,15 +204,10 @@ def auc(reference: NDArray[np.floating[Any]], generated: NDArray[np.floating[Any
 def _check(reference: Samples, generated: Samples, recipe: str) -> None:
     if recipe not in _RECIPES:
         raise ConfigError("unknown recipe of classifiers", expected=" or ".join(_RECIPES), found=recipe)
-    family = reference.family
-    if not family.same_samples(generated.family):
-        raise ShardError(
-            "samples of different families cannot be classified", expected=family.name, found=generated.family.name
-        )
-    if recipe == "calochallenge" and family.kind == "map":
-        raise ConfigError(
-            "the CaloChallenge's classifiers are for showers", found=f"maps of family '{family.name}'", hint="use light"
-        )
+    require_same(reference.family, generated.family, "generated")
+    if recipe not in kind_of(reference.family).recipes:
+        found = f"maps of family '{reference.family.name}'"
+        raise ConfigError("the CaloChallenge's classifiers are for showers", found=found, hint="use light")
 
 
 def _usable(samples: Samples) -> tuple[Samples, int]:
@@ -206,23 +218,24 @@ def _usable(samples: Samples) -> tuple[Samples, int]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a classifier reached in one view: per fold, AUC and Jensen-Shannon divergence with errors."""
+    """What a classifier reached in one view: of each fold AUC and Jensen-Shannon divergence with errors, (F, 2, 2)."""
 
-    areas: Array
-    area_errors: Array
-    jsds: Array
-    jsd_errors: Array
+    folds: Array
     tell_tales: tuple[tuple[str, float], ...] = ()
 
     @property
     def area(self) -> tuple[float, float]:
         """Mean AUC over folds and its error."""
-        return float(self.areas.mean()), float(np.sqrt(np.sum(self.area_errors**2))) / len(self.areas)
+        return self._mean(0)
 
     @property
     def jsd(self) -> tuple[float, float]:
         """Mean divergence in bits and its error."""
-        return float(self.jsds.mean()), float(np.sqrt(np.sum(self.jsd_errors**2))) / len(self.jsds)
+        return self._mean(1)
+
+    def _mean(self, which: int) -> tuple[float, float]:
+        values, errors = self.folds[:, which].T
+        return float(values.mean()), float(np.sqrt(np.sum(errors**2))) / len(values)
 
 
 def _trial(
@@ -250,16 +263,15 @@ def _trial(
         if number == folds:
             break
         run = int(np.random.default_rng([seed, 5, number]).integers(2**31))
-        scorer = _fit(views, view, table, label, train, choose, run)
-        scores = scorer(table[test])
-        found.append((*auc(scores[label[test] == 0], scores[label[test] == 1]), *_jsd(scores, label[test])))
+        classifier = _fit(views, view, table, label, train, choose, run)
+        logits = classifier(table[test])
+        found.append((_area(logits, label[test]), _jsd(logits, label[test])))
         if explain:
             looked_at = test[np.random.default_rng(run).permutation(len(test))[:_MOST_LOOKED_AT]]
-            lost += _losses(scorer, table[looked_at], label[looked_at], run, rounds=1 if cross_fit else FOLDS)
+            lost += _losses(classifier, table[looked_at], label[looked_at], run, rounds=1 if cross_fit else FOLDS)
         tick()
     tell_tales = _significant(names, np.asarray(lost), given=len(views.conditions)) if lost else ()
-    areas, area_errors, jsds, jsd_errors = np.array(found).T
-    return _Found(areas, area_errors, jsds, jsd_errors, tell_tales)
+    return _Found(np.array(found), tell_tales)
 
 
 def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
@@ -273,30 +285,27 @@ def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
             yield np.flatnonzero(part > 1), np.flatnonzero(part == 1), test
 
 
-def _jsd(scores: Array, label: Columns) -> tuple[float, float]:
-    """Jensen-Shannon divergence in bits, a lower bound of the true one, from the cross entropy of log odds (N,)."""
-    entropy = np.logaddexp(0, np.where(label == 1, -scores, scores)) / math.log(2)
+def _area(logits: Array, label: Columns) -> tuple[float, float]:
+    return auc(logits[label == 0], logits[label == 1])
+
+
+def _jsd(logits: Array, label: Columns) -> tuple[float, float]:
+    """Jensen-Shannon divergence in bits, a lower bound of the true one, from the cross entropy of logits (N,)."""
+    entropy = np.logaddexp(0, np.where(label == 1, -logits, logits)) / math.log(2)
     return 1 - float(entropy.mean()), float(entropy.std(ddof=1)) / math.sqrt(len(entropy))
 
 
-def _losses(scorer: Scorer, table: Columns, label: Columns, seed: int, rounds: int) -> list[list[float]]:
+def _losses(classifier: Classifier, table: Columns, label: Columns, seed: int, rounds: int) -> list[list[float]]:
     """AUC lost when a column is shuffled, a row per round."""
     rng = np.random.default_rng([seed, 6])
-
-    def area() -> float:
-        scores = scorer(table)
-        return auc(scores[label == 0], scores[label == 1])[0]
-
-    whole, found = area(), []
-    for _ in range(rounds):
-        row = []
-        for column in range(table.shape[1]):
-            before = table[:, column].copy()
-            table[:, column] = rng.permutation(before)
-            row.append(whole - area())
-            table[:, column] = before
-        found.append(row)
-    return found
+    whole, _ = _area(classifier(table), label)
+    found = np.empty((rounds, table.shape[1]))
+    for turn, column in np.ndindex(found.shape):
+        before = table[:, column].copy()
+        table[:, column] = rng.permutation(before)
+        found[turn, column] = whole - _area(classifier(table), label)[0]
+        table[:, column] = before
+    return found.tolist()
 
 
 def _significant(names: list[str], lost: Array, given: int) -> tuple[tuple[str, float], ...]:
@@ -306,8 +315,8 @@ def _significant(names: list[str], lost: Array, given: int) -> tuple[tuple[str, 
     return tuple((names[i], float(mean[i])) for i in order)
 
 
-def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, choose: Rows, seed: int) -> Scorer:
-    """The log odds of being generated, as a function of columns (N, F), learnt from the rows ``train``."""
+def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, choose: Rows, seed: int) -> Classifier:
+    """A classifier that has learnt from the rows ``train``."""
     if views.recipe == "calochallenge":
         return _fit_published(table, label, train, choose, seed, scaled=view == "log_voxels")
     if view == "observables":
@@ -339,9 +348,9 @@ class _Standard(nn.Module):
 class _Picture(nn.Module):
     """Columns of conditions and pixels as planes: (B, C + H W) to (B, 1 + C, H, W)."""
 
-    def __init__(self, family: Family, given: int) -> None:
+    def __init__(self, shape: tuple[int, ...], given: int) -> None:
         super().__init__()
-        self._given, self._shape = given, family.sample_shape
+        self._given, self._shape = given, shape
 
     def forward(self, columns: torch.Tensor) -> torch.Tensor:
         """Each condition becomes a constant plane."""
@@ -351,18 +360,18 @@ class _Picture(nn.Module):
 
 
 def _layers(views: Views, inputs: int) -> list[nn.Module]:
-    """A small classifier: dense for showers; convolutions, periodic as the simulation boxes are, for maps."""
-    if views.family.kind == "calorimeter":
+    """A small classifier: dense for vectors; convolutions, periodic as the simulation boxes are, for pictures."""
+    if len(views.family.sample_shape) == 1:
         hidden = [nn.Linear(inputs, 128), nn.LeakyReLU(), nn.Dropout(0.2), nn.Linear(128, 64), nn.LeakyReLU()]
         return [*hidden, nn.Dropout(0.2), nn.Linear(64, 1)]
     given = len(views.conditions)
-    layers: list[nn.Module] = [_Picture(views.family, given)]
+    layers: list[nn.Module] = [_Picture(views.family.sample_shape, given)]
     for before, after in ((1 + given, 8), (8, 16), (16, 32)):
         layers += [nn.Conv2d(before, after, 5, stride=2, padding=2, padding_mode="circular"), nn.LeakyReLU()]
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 1)]
 
 
-def _fit_light(views: Views, table: Columns, label: Columns, train: Rows, seed: int) -> Scorer:
+def _fit_light(views: Views, table: Columns, label: Columns, train: Rows, seed: int) -> Classifier:
     """20 epochs, at most 400 steps, of AdamW; the learning rate ends at zero, so there is no epoch to choose."""
     batch = min(256, len(train))
     steps = int(np.clip(20 * len(train) // batch, 40, 400))
@@ -379,10 +388,10 @@ def _fit_light(views: Views, table: Columns, label: Columns, train: Rows, seed: 
                 _descend(network, optimiser, table, label, rows)
                 schedule.step()
                 step += 1
-    return _scorer(network)
+    return _classifier(network)
 
 
-def _fit_published(table: Columns, label: Columns, train: Rows, choose: Rows, seed: int, *, scaled: bool) -> Scorer:
+def _fit_published(table: Columns, label: Columns, train: Rows, choose: Rows, seed: int, *, scaled: bool) -> Classifier:
     """The CaloChallenge's network: 2,048 LeakyReLU nodes and two more such layers, best of 50 epochs, calibrated.
 
     In single precision; the published code computes in double.
@@ -395,21 +404,21 @@ def _fit_published(table: Columns, label: Columns, train: Rows, choose: Rows, se
             layers += [nn.Linear(inputs, _NODES), nn.LeakyReLU()]
         network = nn.Sequential(*layers, nn.Linear(_NODES, 1)).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-4)
-        scorer, best, weights = _scorer(network), -1.0, network.state_dict()
+        logits, best, weights = _classifier(network), -1.0, network.state_dict()
         for _ in range(_EPOCHS):
             network.train()
             for rows in torch.from_numpy(train)[torch.randperm(len(train))].split(1000):
                 _descend(network, optimiser, table, label, rows)
-            accuracy = float(np.mean((scorer(table[choose]) > 0) == (label[choose] == 1)))
+            accuracy = float(np.mean((logits(table[choose]) > 0) == (label[choose] == 1)))
             if accuracy > best:
                 best, weights = accuracy, {k: v.clone() for k, v in network.state_dict().items()}
     network.load_state_dict(weights)
     calibration = IsotonicRegression(out_of_bounds="clip", y_min=1e-6, y_max=1 - 1e-6)
-    calibration.fit(scorer(table[choose]), label[choose])
+    calibration.fit(logits(table[choose]), label[choose])
 
     def calibrated(columns: Columns) -> Array:
-        odds = np.asarray(calibration.predict(scorer(columns)), dtype=np.float64)
-        return np.log(odds) - np.log1p(-odds)
+        probability = np.asarray(calibration.predict(logits(columns)), dtype=np.float64)
+        return np.log(probability) - np.log1p(-probability)
 
     return calibrated
 
@@ -420,56 +429,48 @@ def _descend(
     """One step on some rows."""
     device = next(network.parameters()).device
     picked = rows.numpy()
-    odds = network(torch.from_numpy(table[picked]).to(device))[:, 0]
-    loss = nn.functional.binary_cross_entropy_with_logits(odds, torch.from_numpy(label[picked]).to(device))
+    logits = network(torch.from_numpy(table[picked]).to(device))[:, 0]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(label[picked]).to(device))
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
 
 
-def _scorer(network: nn.Module) -> Scorer:
-    def score(columns: Columns) -> Array:
+def _classifier(network: nn.Module) -> Classifier:
+    def logits(columns: Columns) -> Array:
         device = next(network.parameters()).device
         network.eval()
         with torch.no_grad():
-            odds = [network(torch.from_numpy(part).to(device))[:, 0].cpu() for part in _blocks(columns)]
-        return np.asarray(torch.cat(odds).numpy(), dtype=np.float64)
+            found = [network(part.to(device))[:, 0].cpu() for part in torch.from_numpy(columns).split(4096)]
+        return np.asarray(torch.cat(found).numpy(), dtype=np.float64)
 
-    return score
-
-
-def _blocks(columns: Columns) -> Iterator[Columns]:
-    for start in range(0, len(columns), 4096):
-        yield columns[start : start + 4096]
+    return logits
 
 
-def _metrics(against: dict[str, _Found], among: dict[str, _Found], n: int, *, jsd: bool) -> dict[str, Metric]:
-    found = {f"auc/{view}": Metric.of(*got.area, *among[view].area, n) for view, got in against.items()}
-    worst = max(against.values(), key=lambda got: got.area[0])
-    floor = max(among.values(), key=lambda got: got.area[0])
-    found["auc/worst"] = Metric.of(*worst.area, *floor.area, n)
+def _metrics(against: dict[str, _Found], among: dict[str, _Found], n: int, *, jsd: bool) -> dict[Key, Metric]:
+    found = {Key(AUC, view): Metric.of(*got.area, *among[view].area, n) for view, got in against.items()}
+    best, floor = (max(views.values(), key=lambda got: got.area[0]) for views in (against, among))
+    found[Key(AUC_WORST)] = Metric.of(*best.area, *floor.area, n)
     if jsd:
         for view, got in against.items():
-            found[f"jsd/{view}"] = Metric.of(*got.jsd, *among[view].jsd, n, "bit")
+            found[Key(JSD, view)] = Metric.of(*got.jsd, *among[view].jsd, n, JSD.unit)
     return found
 
 
 def _notes(
-    recipe: str, n: int, half: int, bad: int, worse: int, controls: dict[str, Metric], views: Views
+    recipe: str, n: int, half: int, bad: tuple[int, int], unseen: Sequence[Change], views: Views
 ) -> tuple[str, ...]:
     size = f"{n} samples a side" + (f", floors and controls {half}" if half != n else "")
     way = "5-fold cross-fitted" if recipe == "light" else "one split 60/20/20"
     notes = [f"Classifiers ({recipe}, {way}): {size}; errors are DeLong's for the held-out samples."]
-    for side, count in (("reference", bad), ("generated", worse)):
+    for side, count in zip(("reference", "generated"), bad, strict=True):
         if count:
             notes.append(f"Classifiers: {count} {side} samples are not finite and were left out.")
     if views.fixed_scale is not None:
         notes.append("Classifiers: one side has no incident energies, so none is used.")
-    seen = {name for name, metric in controls.items() if metric.pull is not None and metric.pull > _SIGNIFICANT}
-    for change in dict.fromkeys(name.split("/")[0] for name in controls):
-        if not any(f"{change}/{view}" in seen for view in views.names):
-            notes.append(
-                f"Classifiers: reference samples with {CHANGES[change]} were not told from others by any "
-                "classifier, so the sample is too small to tell: an AUC near 0.5 proves little."
-            )
+    notes += [
+        f"Classifiers: reference samples with {change.title} were not told from others by any classifier, so the "
+        "sample is too small to tell: an AUC near 0.5 proves little."
+        for change in unseen
+    ]
     return tuple(notes)

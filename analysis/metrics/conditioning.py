@@ -14,17 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Condition, Family
+from calogen.families import Condition, Family, in_mev
 
 from ..survey.selections import ALL, Selection, condition_edges, interval
 from ..survey.survey import Survey
-from .distances import Metric
+from .distances import quantile
+from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], tuple[float, float]]
 _CURVE_BINS = 10
 _FEWEST_IN_BIN = 10
-TERMS = ("stochastic", "noise", "constant")
+_TERMS = (
+    "Terms of the fitted resolution a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E \N{CIRCLED PLUS} c (E in GeV), generated "
+    "minus reference."
+)
+TERMS = (
+    Quantity("stochastic", "stochastic term of the resolution", _TERMS, unit="sqrt(GeV)"),
+    Quantity("noise", "noise term of the resolution", _TERMS, unit="GeV"),
+    Quantity("constant", "constant term of the resolution", _TERMS),
+)
 
 
 @dataclass(frozen=True)
@@ -57,15 +66,9 @@ def mean_of(values: Array) -> tuple[float, float]:
 
 def relative_core(values: Array) -> tuple[float, float]:
     """Half width of the central 68 % over the median, and its error: the resolution, blind to tails."""
-    middle, size = float(np.median(values)), len(values)
-    quantiles, errors = [], []
-    for p in (0.16, 0.84):
-        step = np.sqrt(p * (1 - p) / size)  # a quantile's rank scatters by this much
-        low, at, high = np.quantile(values, np.clip([p - step, p, p + step], 0, 1))
-        quantiles.append(float(at))
-        errors.append(float(high - low) / 2)
-    scale = 2 * middle if middle else np.nan
-    return (quantiles[1] - quantiles[0]) / scale, math.hypot(*errors) / abs(scale)
+    (low, low_error), (high, high_error) = (quantile(values, p) for p in (0.16, 0.84))
+    scale = 2 * float(np.median(values)) or math.nan
+    return (high - low) / scale, math.hypot(low_error, high_error) / abs(scale)
 
 
 def relative_spread(values: Array) -> tuple[float, float]:
@@ -140,7 +143,7 @@ class ResolutionFit:
 
     def to_json(self) -> dict[str, Any]:
         """Terms with their errors by name."""
-        named = {t: {"value": v, "error": e} for t, v, e in zip(TERMS, self.terms, self.errors, strict=True)}
+        named = {t.name: {"value": v, "error": e} for t, v, e in zip(TERMS, self.terms, self.errors, strict=True)}
         return {**named, "chi2": self.chi2, "ndf": self.ndf}
 
 
@@ -196,7 +199,7 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
 
 def in_gev(condition: Condition) -> float:
     """What an energy in the condition's unit is multiplied by to be in GeV."""
-    return 1e-3 if condition.unit == "MeV" else 1.0
+    return in_mev(condition.unit) / in_mev("GeV")
 
 
 Fits = dict[str, ResolutionFit | None]
@@ -207,7 +210,7 @@ def resolution_fits(side: Survey, condition: Condition, edges: Array) -> Fits:
     return {kind: resolution_of(side, condition, edges, kind)[1] for kind in RESOLUTIONS}
 
 
-def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[str, Metric]:
+def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[Key, Metric]:
     """Differences of the fitted terms, generated minus reference, as ``TERM/KIND``; their floor is 0.
 
     Args:
@@ -220,9 +223,9 @@ def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[str, Metric]:
         base = reference[kind]
         if fit is None or base is None:
             continue
-        for k, (term, unit) in enumerate(zip(TERMS, ("sqrt(GeV)", "GeV", ""), strict=True)):
+        for k, term in enumerate(TERMS):
             error = math.hypot(fit.errors[k], base.errors[k])
-            found[f"{term}/{kind}"] = Metric.of(fit.terms[k] - base.terms[k], error, 0.0, 0.0, n, unit)
+            found[Key(term, kind)] = Metric.of(fit.terms[k] - base.terms[k], error, 0.0, 0.0, n, term.unit)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Distances between samples, and what makes a number a measurement: its error, its floor and its pull.
+"""Distances between samples, and the splits of samples that give a distance its error and its floor.
 
 The floor of a distance is what two independent sets of reference samples of the same size give. The reference is split
 into random halves R1 and R2 many times; with n samples on each side, the value is the mean of D(R1, G), the floor
@@ -9,7 +9,7 @@ samples, which adds to the noise of a distance near its floor, so errors err on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calogen.errors import ShardError
 
-from ..survey.plan import directions
+from .registry import Quantity
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
@@ -25,68 +25,41 @@ SPLITS = 20
 MAX_COMPARED = 50_000  # samples a side of one split; more would cost time and show nothing new
 MIN_COMPARED = 2
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A measured comparison.
-
-    Attributes:
-        value: The distance or difference.
-        error: Its statistical uncertainty (one standard deviation).
-        floor: The same number for reference against reference.
-        floor_error: Uncertainty of the floor.
-        pull: (value - floor) / sqrt(error^2 + floor_error^2); None when that is undefined.
-        n: Samples on each side.
-        unit: Unit of the value; ``sd`` is the reference's standard deviation, empty is dimensionless.
-    """
-
-    value: float | None
-    error: float | None
-    floor: float | None
-    floor_error: float | None
-    pull: float | None
-    n: int
-    unit: str = ""
-
-    @classmethod
-    def of(cls, value: float, error: float, floor: float, floor_error: float, n: int, unit: str = "") -> Metric:
-        """A metric with its pull worked out, and None for whatever is not finite."""
-        scale = math.hypot(error, floor_error)
-        pull = (value - floor) / scale if scale > 0 else (0.0 if value == floor else math.nan)
-        finite = [float(x) if math.isfinite(x) else None for x in (value, error, floor, floor_error, pull)]
-        return cls(finite[0], finite[1], finite[2], finite[3], finite[4], int(n), unit)
-
-    @classmethod
-    def from_splits(cls, draws: Draws3, n: int, unit: str = "", scale: float = 1.0) -> Metric:
-        """A metric from D(R1, G), D(R1, R2) and D(R1*, G*) of every split."""
-        value, floor, resampled = (np.asarray(x, dtype=np.float64) * scale for x in draws)
-        floor_error = float(floor.std(ddof=1)) / math.sqrt(len(floor))
-        return cls.of(float(value.mean()), float(resampled.std(ddof=1)), float(floor.mean()), floor_error, n, unit)
-
-    @classmethod
-    def from_subsamples(cls, values: ArrayLike, floors: ArrayLike, n: int, available: int, unit: str = "") -> Metric:
-        """A metric from D(R1, G) and D(R1, R2) of S splits into sub-samples of n, for distances no resample can bear.
-
-        Repeated samples are each other's nearest neighbours, so a bootstrap says nothing about such distances. The
-        spread of sub-samples does: the delete-d jackknife gives the variance of the whole sample's value, n / (N - n)
-        times that of the sub-samples', and 1 / S is what a finite number of them adds.
-
-        Args:
-            values: D(R1, G), (S,).
-            floors: D(R1, R2), (S,).
-            n: Samples on each side of each split.
-            available: Samples on the smaller side, N.
-            unit: Unit of the value.
-
-        Source: Shao and Wu 1989, Annals of Statistics 17, 1176.
-        """
-        value, floor = np.asarray(values, dtype=np.float64), np.asarray(floors, dtype=np.float64)
-        shrink = math.sqrt(min(1.0, 1 / len(value) + n / max(available - n, 1)))
-        errors = float(value.std(ddof=1)) * shrink, float(floor.std(ddof=1)) / math.sqrt(len(floor))
-        return cls.of(float(value.mean()), errors[0], float(floor.mean()), errors[1], n, unit)
-
-
-Draws3 = tuple[ArrayLike, ArrayLike, ArrayLike]  # D(R1, G), D(R1, R2), D(R1*, G*), one of each per split
+W1 = Quantity(
+    "w1",
+    "Wasserstein distance",
+    "Wasserstein-1 distance of one observable, in its unit and in standard deviations of the reference.",
+)
+W1_SD = Quantity("w1_sd", "Wasserstein distance in standard deviations", W1.meaning, unit="sd", counted=True)
+SEPARATION = Quantity(
+    "separation",
+    "separation power",
+    "Separation power of two histograms as in the CaloChallenge: 0 equal, 1 disjoint; blind beyond the axis, or with "
+    "under- and overflow as two more bins.",
+)
+SEPARATION_FLOW = Quantity("separation_flow", "separation power with under- and overflow", SEPARATION.meaning)
+CHI2 = Quantity(
+    "chi2",
+    "chi-square per degree of freedom",
+    "Chi-square per degree of freedom of the same histograms, with under- and overflow.",
+    unit="per ndf",
+)
+MEAN = Quantity(
+    "mean",
+    "mean",
+    "Generated over reference mean, standard deviation and half width of the central 68 %, minus 1; for signed "
+    "observables the difference of means in standard deviations.",
+)
+SPREAD = Quantity("spread", "standard deviation", MEAN.meaning)
+CORE = Quantity("core", "half width of the central 68 %", MEAN.meaning)
+SLICED_W1 = Quantity(
+    "sliced_w1",
+    "sliced Wasserstein distance of whole samples",
+    "Distances of whole samples: over random directions, and exact between sub-samples of N.",
+    headline=True,
+    telling=True,
+)
+EMD = Quantity("emd", "earth mover's distance", SLICED_W1.meaning, headline=True, large=True)
 
 
 def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
@@ -110,22 +83,6 @@ def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
     below_x = np.searchsorted(x, merged[:-1], side="right") / len(x)
     below_y = np.searchsorted(y, merged[:-1], side="right") / len(y)
     return float(np.sum(np.abs(below_x - below_y) * np.diff(merged)))
-
-
-def sliced_wasserstein(a: ArrayLike, b: ArrayLike, *, projections: int = 64, seed: int = 0) -> float:
-    """Mean Wasserstein-1 distance of two samples over random directions.
-
-    Args:
-        a: (N, V) samples.
-        b: (M, V) samples in the same unit.
-        projections: Number of directions.
-        seed: Decides the directions.
-
-    Source: Bonneel et al. 2015; ``ot.sliced_wasserstein_distance`` with p = 1.
-    """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    basis = directions(x.shape[1], projections, seed)
-    return float(np.mean([wasserstein_1d(p, q) for p, q in zip((x @ basis).T, (y @ basis).T, strict=True)]))
 
 
 def earth_mover(a: ArrayLike, b: ArrayLike) -> float:
@@ -262,17 +219,19 @@ class Draws:
             generated_again[s] = np.bincount(rng.integers(generated, size=n), minlength=generated)
         return cls(n, first, second, chosen, again, generated_again)
 
-    def each(self, distance: Callable[[Columns, Columns], float], reference: Columns, generated: Columns) -> Draws3:
-        """Any distance of whole samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*)."""
-        found: list[tuple[float, float, float]] = []
-        for s in range(len(self.first)):
-            half = reference[self.first[s]]
-            value = distance(half, generated[self.generated[s]])
-            floor = distance(half, reference[self.second[s]])
+    def parts(self, reference: Columns, generated: Columns) -> Iterator[tuple[Columns, Columns, Columns]]:
+        """Of samples (N, ...) and (M, ...), those of every split: R1, the generated ones, and R2."""
+        for first, mine, second in zip(self.first, self.generated, self.second, strict=True):
+            yield reference[first], generated[mine], reference[second]
+
+    def each(self, distance: Callable[[Columns, Columns], float], reference: Columns, generated: Columns) -> Array:
+        """Any distance of samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*); (3, S)."""
+        found = []
+        for s, (first, mine, second) in enumerate(self.parts(reference, generated)):
             again = np.repeat(reference, self.first_again[s], axis=0)
-            found.append((value, floor, distance(again, np.repeat(generated, self.generated_again[s], axis=0))))
-        value_, floor_, again_ = np.array(found).T
-        return value_, floor_, again_
+            mine_again = np.repeat(generated, self.generated_again[s], axis=0)
+            found.append([distance(first, mine), distance(first, second), distance(again, mine_again)])
+        return np.array(found).T
 
 
 def halves(
@@ -297,21 +256,7 @@ def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.i
     return np.asarray(rng.choice(rows, size=n, replace=n > len(rows)), dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Comparison1D:
-    """One observable compared on every split of a :class:`Draws`; each field is a :data:`Draws3`.
-
-    ``separation`` is within the range of the bins, ``separation_flow`` counts what lies outside as two more bins.
-    """
-
-    w1: Draws3
-    separation: Draws3
-    separation_flow: Draws3
-    chi2: Draws3
-    core: Draws3
-
-
-def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draws) -> Comparison1D:
+def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draws) -> dict[Quantity, Array]:
     """All one-dimensional distances of one observable, from one sort of each side.
 
     A subset of a sorted sample is sorted, so each split costs no more than a selection.
@@ -321,6 +266,9 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
         generated: (M,) finite values in the same unit.
         edges: Histogram edges, (B + 1,), for separation power and chi-square.
         draws: The samples of every split.
+
+    Returns:
+        D(R1, G), D(R1, R2) and D(R1*, G*) of every split, (3, S), by quantity.
     """
     order, order_g = np.argsort(reference, kind="stable"), np.argsort(generated, kind="stable")
     values, values_g = reference[order], generated[order_g]
@@ -329,15 +277,16 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
     half, other, again = (_picked(values, p) for p in picks)
     mine, mine_again = (_picked(values_g, p) for p in picks_g)
     sides = [(half, mine), (half, other), (again, mine_again)]
-    w1 = [np.abs(a - b).mean(axis=1, dtype=np.float64) for a, b in sides]
-    core = [_width_ratio(a, b) for a, b in sides]
     inside = [_counts(values, p, edges) for p in picks]
     inside_g = [_counts(values_g, p, edges) for p in picks_g]
     pairs = [(inside[0], inside_g[0]), (inside[0], inside[1]), (inside[2], inside_g[1])]
-    separation = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
-    flow = [separation_power(a, b) for a, b in pairs]
-    chi2 = [chi2_per_ndf(a, b) for a, b in pairs]
-    return Comparison1D(_three(w1), _three(separation), _three(flow), _three(chi2), _three(core))
+    return {
+        W1: np.asarray([np.abs(a - b).mean(axis=1, dtype=np.float64) for a, b in sides]),
+        SEPARATION: np.asarray([separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]),
+        SEPARATION_FLOW: np.asarray([separation_power(a, b) for a, b in pairs]),
+        CHI2: np.asarray([chi2_per_ndf(a, b) for a, b in pairs]),
+        CORE: np.asarray([_width_ratio(a, b) for a, b in sides]),
+    }
 
 
 def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
@@ -345,11 +294,6 @@ def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
     everywhere = np.broadcast_to(values, picks.shape)
     chosen = everywhere[picks] if picks.dtype == bool else np.repeat(everywhere.ravel(), picks.ravel().astype(np.intp))
     return np.asarray(chosen).reshape(len(picks), -1)
-
-
-def _three(rows: ArrayLike) -> Draws3:
-    first, second, third = np.asarray(rows)
-    return first, second, third
 
 
 def _width_ratio(reference: Columns, generated: Columns) -> Array:
@@ -394,6 +338,13 @@ def spread_difference(reference: Columns, generated: Columns) -> tuple[float, fl
         return (0.0, 0.0) if spreads[1] == 0 else (math.nan, math.nan)
     ratio = spreads[1] / spreads[0]
     return ratio - 1, ratio * math.sqrt(relative)
+
+
+def quantile(values: Array, level: float) -> tuple[float, float]:
+    """A quantile and its error: its rank scatters binomially."""
+    step = math.sqrt(level * (1 - level) / len(values))
+    low, at, high = np.quantile(values, np.clip([level - step, level, level + step], 0, 1))
+    return float(at), float(high - low) / 2
 
 
 def scale_of(reference: Columns) -> float:

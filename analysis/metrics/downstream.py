@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 
-from ..survey.selections import ALL, Selection, selections
-from .distances import SPLITS, Metric
+from ..inputs import require_same
+from ..survey.selections import Selection, selections
+from .distances import SPLITS
+from .registry import Key, Metric, Quantity
 
 if TYPE_CHECKING:
     from calogen.shards.samples import Samples
@@ -21,10 +23,17 @@ FEWEST = 20  # showers of a bin on which a calibration is tried, below which the
 _MOST = 50_000  # showers a calibration is fitted to at most
 _RIDGE = 1e-9  # of the mean square of a column: only keeps columns that say the same apart
 
+_CALIBRATION = (
+    "What a user suffers who calibrates the energy with generated showers and applies that to the reference, and the "
+    "other way round: shift of the median, and relative loss of resolution."
+)
+CALIBRATION = Quantity("calibration", "calibration with generated showers", _CALIBRATION)
+CALIBRATION_BACK = Quantity("calibration_back", "calibration of generated showers", _CALIBRATION)
+
 
 def calibration(
     reference: Samples, generated: Samples, *, seed: int = 0, bins: int = 4, splits: int = SPLITS
-) -> dict[str, Metric]:
+) -> dict[Key, Metric]:
     """Bias and resolution of an energy calibration made with generated showers, minus those of the reference's own.
 
     The incident energy is regressed on the layers' energies (:func:`fit`) three times: on generated showers, and on
@@ -48,16 +57,11 @@ def calibration(
     Raises:
         ShardError: If the families differ or there are too few showers.
     """
-    if not reference.family.same_samples(generated.family):
-        raise ShardError(
-            "samples of different families cannot be compared",
-            expected=reference.family.name,
-            found=generated.family.name,
-        )
-    known = [s for s in (reference, generated) if "incident_energy" in s.conditions]
-    if reference.family.kind == "map" or len(known) < 2:
+    require_same(reference.family, generated.family, "generated")
+    energy = reference.family.energy
+    if energy is None or any(energy.name not in side.conditions for side in (reference, generated)):
         return {}
-    mine, other = _columns(reference), _columns(generated)
+    mine, other = (_columns(side, energy.name) for side in (reference, generated))
     n = min(len(mine) // 3, len(other) // 2, _MOST)
     if n < FEWEST:
         raise ShardError(
@@ -65,9 +69,8 @@ def calibration(
             expected=f"at least {3 * FEWEST} reference and {2 * FEWEST} generated showers",
             found=f"{len(mine)} and {len(other)}",
         )
-    condition = reference.family.condition("incident_energy")
-    one = reference.family.model_copy(update={"conditions": (condition,)})
-    chosen = selections(one, {condition.name: mine[:, 0].astype(np.float32)}, bins)
+    alone = reference.family.model_copy(update={"conditions": (energy,)})
+    chosen = selections(alone, {energy.name: mine[:, 0].astype(np.float32)}, bins)
     rng = np.random.default_rng([seed, 7])
     draws = [list(_divided(mine, other, n, rng, chosen)) for _ in range(splits)]
     return _metrics(np.asarray(draws), chosen, n)
@@ -106,11 +109,11 @@ def features(showers: Array) -> Array:
     return np.concatenate([energies, shared, np.ones_like(total)], axis=1)
 
 
-def _columns(samples: Samples) -> Array:
+def _columns(samples: Samples, energy: str) -> Array:
     """Incident energy and layer energies of the showers that are finite and have an energy, (N, 1 + L)."""
     starts = np.asarray(samples.family.layer_bounds[:-1])
     energies = np.add.reduceat(samples.values, starts, axis=1, dtype=np.float64)
-    incident = samples.conditions["incident_energy"].astype(np.float64)[:, None]
+    incident = samples.conditions[energy].astype(np.float64)[:, None]
     columns = np.concatenate([incident, energies], axis=1)
     good = np.isfinite(columns).all(axis=1) & (incident[:, 0] > 0)
     return np.asarray(columns[good])
@@ -139,7 +142,8 @@ def _differences(own: Array, foreign: Array, tested: Array, chosen: tuple[Select
     ours, theirs = (x @ fit(showers) / incident - 1 for showers in (own, foreign))
     found = np.full((2, len(chosen)), np.nan)
     for place, selection in enumerate(chosen):
-        members = selection.of({"incident_energy": incident.astype(np.float32)}, len(incident))
+        # All of them are bins of the incident energy, or all showers.
+        members = selection.of({selection.condition: incident.astype(np.float32)}, len(incident))
         if np.count_nonzero(members) < FEWEST:
             continue
         low, middle, high = np.quantile(ours[members], (0.16, 0.5, 0.84))
@@ -148,14 +152,13 @@ def _differences(own: Array, foreign: Array, tested: Array, chosen: tuple[Select
     return found
 
 
-def _metrics(draws: Array, chosen: tuple[Selection, ...], n: int) -> dict[str, Metric]:
+def _metrics(draws: Array, chosen: tuple[Selection, ...], n: int) -> dict[Key, Metric]:
     """From (splits, value / floor / resample, ways, quantities, bins)."""
     found = {}
-    for way, name in enumerate(("calibration", "calibration_back")):
-        for quantity, word in enumerate(("bias", "resolution")):
+    for way, quantity in enumerate((CALIBRATION, CALIBRATION_BACK)):
+        for row, word in enumerate(("bias", "resolution")):
             for place, selection in enumerate(chosen):
-                value, floor, again = draws[:, :, way, quantity, place].T
-                if np.isfinite([value, floor, again]).all():
-                    suffix = "" if selection is ALL else selection.suffix
-                    found[f"{name}/{word}{suffix}"] = Metric.from_splits((value, floor, again), n)
+                differences = draws[:, :, way, row, place].T
+                if np.isfinite(differences).all():
+                    found[Key(quantity, word, selection)] = Metric.from_splits(differences, n)
     return found

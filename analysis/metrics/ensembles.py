@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..survey.selections import ALL, Selection
 from .conditioning import Curve
-from .distances import Metric
+from .registry import Metric
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
@@ -95,7 +95,7 @@ class Spread:
 
     @classmethod
     def of(cls, sums: Array, function: Callable[[Array], Array], seed: int) -> Spread:
-        """The spread of a function of mean columns.
+        """The spread of a function of sums.
 
         Args:
             sums: Sums over the samples of each unit, (U, F).
@@ -111,6 +111,21 @@ class Spread:
         with np.errstate(divide="ignore", invalid="ignore"):
             halves = [function(weights @ sums) for weights in (first, 1 - first)]
             return cls(function(sums.sum(axis=0)[None])[0], (halves[0] - halves[1]) / 2, function(again @ sums))
+
+    @classmethod
+    def of_means(
+        cls, columns: Columns, unit: NDArray[np.int64], function: Callable[[Array], Array], seed: int
+    ) -> Spread:
+        """The spread of a function of mean columns, from (S, F) to (S, K).
+
+        Args:
+            columns: Of some samples, (m, F).
+            unit: The unit of each sample, numbered from 0, (m,).
+            function: From mean columns to the statistic.
+            seed: Decides halves and resamples.
+        """
+        sums = unit_sums(np.column_stack([columns, np.ones(len(columns))]), unit)
+        return cls.of(sums, lambda weighted: function(weighted[:, :-1] / weighted[:, -1:]), seed)
 
 
 Norm = Callable[[Array], Array]

@@ -7,7 +7,7 @@ quarters of the plane of the first two. Errors and floors are by realisation (se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,10 @@ from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowsk
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
 from ..survey.survey import Survey
-from .distances import Metric
-from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
+from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared
 from .inferred import PowerModel, Regressor, response
 from .multivariate import thinned
+from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 FEWEST = 20  # maps of either side below which a selection is left out
@@ -36,6 +36,26 @@ _MATRIX = 32  # shells of the correlation matrix, at most
 _COARSE = 8  # fine bins of the logarithm in one that figures show
 _RARE = 0.01  # share of all peaks below which a bin of heights is not compared
 COPIES = 0.01  # share of reference pairs that are most alike
+
+_SLOPES = (
+    "How ln P(k) depends on a condition: difference of the slope, ratio minus 1, and root mean square over shells."
+)
+SLOPE = Quantity("slope", "slope of ln P(k)", _SLOPES, headline=True)
+SLOPE_RATIO = Quantity("slope_ratio", "slope of ln P(k), generated / reference - 1", _SLOPES, headline=True)
+SLOPE_RMS = Quantity("slope_rms", "slope of ln P(k) over shells", _SLOPES)
+_INFERRED = (
+    "A condition inferred from single generated maps by a regression trained with reference maps: shift, relative "
+    "scatter, and relative response to the true value, against the reference's own."
+)
+INFERRED_BIAS = Quantity("inferred_bias", "shift of inferred conditions", _INFERRED)
+INFERRED_SCATTER = Quantity("inferred_scatter", "scatter of inferred conditions", _INFERRED)
+INFERRED_SLOPE = Quantity("inferred_slope", "response of inferred conditions", _INFERRED)
+_CROSS = (
+    "How alike two generated maps are once shifted to fit, beside two reference maps; share of pairs more alike than "
+    "99 % of the reference's."
+)
+CROSS_POWER = Quantity("cross_power", "likeness of different maps", _CROSS, headline=True)
+CROSS_COPIES = Quantity("cross_copies", "share of pairs of maps that are alike", _CROSS, headline=True)
 
 
 # ------------------------------------------------------------------------------------------------ quarters
@@ -120,7 +140,7 @@ class MapStatistics:
     yardstick: Yardstick
     power: Ensemble
     shapes: Ensemble
-    pairs: Ensemble | None = field(default=None)
+    pairs: Ensemble | None = None
 
 
 def map_statistics(side: Survey, plan: SurveyPlan, reference: MapStatistics | None = None) -> MapStatistics:
@@ -199,19 +219,17 @@ class Statistic:
     """A number that says how far apart two ensembles are.
 
     Attributes:
-        key: Of the metric, without its selection.
-        columns: What it is made of.
+        quantity: What reports call it.
+        columns: What it is made of: columns of some maps (m, F); of power spectra over ``scale``, so of order 1.
         function: From mean columns (S, F) to the vector compared, (S, K).
         norm: From that vector for the reference, (K,), to the norm of differences.
-        unit: Of the result.
         all_power: Whether it takes the power spectra of all maps listed, not only of those kept whole.
     """
 
-    key: str
-    columns: str
+    quantity: Quantity
+    columns: Callable[[Ensemble, Rows, Array], Array]
     function: Callable[[Array], Array]
     norm: Callable[[Array], Norm]
-    unit: str = ""
     all_power: bool = False
 
 
@@ -256,12 +274,18 @@ def _distribution(mean: Array) -> Array:
 
 
 def _rms(reference: Array, shells: int | None = None) -> Norm:
-    """Root mean square relative deviation over the first shells."""
+    """Root mean square relative deviation."""
     return lambda d: np.asarray(np.sqrt(np.mean((d / reference)[:, :shells] ** 2, axis=1)))
 
 
-def _worst(reference: Array, shells: int | None = None) -> Norm:
-    return lambda d: np.asarray(np.max(np.abs(d / reference)[:, :shells], axis=1))
+def _rms_first(reference: Array) -> Norm:
+    """The same over the first shells."""
+    return _rms(reference, SHELLS)
+
+
+def _worst(reference: Array) -> Norm:
+    """Largest relative deviation in the first shells."""
+    return lambda d: np.asarray(np.max(np.abs(d / reference)[:, :SHELLS], axis=1))
 
 
 def _frobenius(reference: Array) -> Norm:
@@ -297,58 +321,77 @@ def coarse(counts: NDArray[np.floating]) -> Array:
     return np.asarray(counts.reshape(len(counts), -1, _COARSE).sum(axis=2, dtype=np.float64))
 
 
-STATISTICS = (
-    Statistic("power_rms", "power_expected", _quotient, partial(_rms, shells=SHELLS), all_power=True),
-    Statistic("power_worst", "power_expected", _quotient, partial(_worst, shells=SHELLS), all_power=True),
-    Statistic("power_scatter", "power_squares", _scatter, partial(_rms, shells=SHELLS), all_power=True),
-    Statistic("power_correlation", "power_products", _correlation, _frobenius),
-    Statistic("power_covariance", "power_products", _covariance, _frobenius_covariance),
-    Statistic("w1_sd/pixel", "pixel", _distribution, _wasserstein, "sd"),
-    Statistic("w1_sd/peak_height", "peaks", _distribution, _wasserstein, "sd"),
-    Statistic("peak_counts", "coarse_peaks", _itself, _rms_of_filled),
-    Statistic("bispectrum_rms", "bispectrum", _itself, _rms),
-    *(Statistic(f"minkowski_{v}", f"minkowski_{v}", _itself, _rms_of_largest) for v in range(3)),
-)
+def _of(name: str) -> Callable[[Ensemble, Rows, Array], Array]:
+    """Columns as they were measured."""
+    return lambda ensemble, rows, _: np.asarray(ensemble.columns[name][rows], dtype=np.float64)
 
 
-def _columns(ensemble: Ensemble, name: str, rows: Rows, scale: Array) -> Array:
-    """Columns of some maps, (m, F), or what is made of them; power spectra over ``scale``, so of order 1."""
-    if name == "coarse_peaks":
-        return coarse(ensemble.columns["peaks"][rows])
-    if not name.startswith("power_"):
-        return np.asarray(ensemble.columns[name][rows], dtype=np.float64)
+def _coarse_peaks(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:  # noqa: ARG001
+    return coarse(ensemble.columns["peaks"][rows])
+
+
+def _expected(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
+    return np.concatenate([ensemble.columns[name][rows] / scale for name in ("power", "expected")], axis=1)
+
+
+def _squares(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
     power = ensemble.columns["power"][rows] / scale
-    if name == "power_expected":
-        return np.concatenate([power, ensemble.columns["expected"][rows] / scale], axis=1)
-    if name == "power_squares":
-        return np.concatenate([power, power**2], axis=1)
+    return np.concatenate([power, power**2], axis=1)
+
+
+def _products(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
+    power = ensemble.columns["power"][rows] / scale
     power = power[:, :: -(-power.shape[1] // _MATRIX)]
     products = power[:, :, None] * power[:, None, :]
     return np.concatenate([power, products.reshape(len(power), -1)], axis=1)
 
 
+_headline = partial(Quantity, headline=True)
+_in_quarters = partial(Quantity, headline=True, in_quarters=True)
+_heights = partial(Quantity, unit="sd", headline=True, in_quarters=True, counted=True)
+_POWER = (
+    "Generated over reference mean P(k) minus 1, root mean square over the first 16 shells and the largest of them, "
+    "and the same of the scatter of P(k) between maps, each over what its own conditions make one expect; [q1] to [q4] "
+    "are the quarters of the conditions' plane."
+)
+_MATRICES = "Difference of P(k)'s correlation and covariance matrices over the norm of the reference's."
+_HEIGHTS = "Wasserstein-1 distance of ln(1 + delta) of all pixels, and of those that are peaks, in standard deviations."
+_COUNTS = (
+    "Relative deviation of the number of peaks in bins of height, and of the equilateral bispectrum, root mean square."
+)
+_MINKOWSKI = (
+    "Area (0), boundary (1) and Euler number (2) of the regions above thresholds: deviation over the largest value."
+)
+STATISTICS = (
+    Statistic(
+        _in_quarters("power_rms", "P(k), rms deviation", _POWER), _expected, _quotient, _rms_first, all_power=True
+    ),
+    Statistic(
+        _in_quarters("power_worst", "P(k), largest deviation", _POWER), _expected, _quotient, _worst, all_power=True
+    ),
+    Statistic(_headline("power_scatter", "scatter of P(k)", _POWER), _squares, _scatter, _rms_first, all_power=True),
+    Statistic(_headline("power_correlation", "correlations of P(k)", _MATRICES), _products, _correlation, _frobenius),
+    Statistic(
+        _headline("power_covariance", "covariances of P(k)", _MATRICES), _products, _covariance, _frobenius_covariance
+    ),
+    Statistic(_heights("w1_sd/pixel", "heights of pixels", _HEIGHTS), _of("pixel"), _distribution, _wasserstein),
+    Statistic(_heights("w1_sd/peak_height", "heights of peaks", _HEIGHTS), _of("peaks"), _distribution, _wasserstein),
+    Statistic(_headline("peak_counts", "numbers of peaks", _COUNTS), _coarse_peaks, _itself, _rms_of_filled),
+    Statistic(_headline("bispectrum_rms", "bispectrum", _COUNTS), _of("bispectrum"), _itself, _rms),
+    Statistic(_headline("minkowski_0", "area above", _MINKOWSKI), _of("minkowski_0"), _itself, _rms_of_largest),
+    Statistic(_headline("minkowski_1", "boundary above", _MINKOWSKI), _of("minkowski_1"), _itself, _rms_of_largest),
+    Statistic(_headline("minkowski_2", "Euler number above", _MINKOWSKI), _of("minkowski_2"), _itself, _rms_of_largest),
+)
+"""To add one, add an entry: its quantity, the columns it is made of, what is compared, and the norm of differences."""
+
+
 # ------------------------------------------------------------------------------------------------ metrics
-def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: SurveyPlan) -> dict[str, Metric]:
+def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: SurveyPlan) -> dict[Key, Metric]:
     """The metrics of maps by key, in all maps, in the bins of the conditions, and in the quarters ``[q1]`` to ``[q4]``.
 
-    Keys:
-        ``power_rms[B]``: root mean square of generated over reference mean P(k), minus 1, over the first 16 shells,
-        each over what its own conditions make one expect (the same for equal conditions on both sides);
-        ``power_worst[B]``: the largest of those deviations; ``power_scatter[B]``: the same as ``power_rms`` of the
-        standard deviation between maps. ``power_correlation[B]``, ``power_covariance[B]``: Frobenius norm of the
-        difference of P(k)'s correlation and covariance matrix over the norm of the reference's.
-        ``w1_sd/pixel[B]``, ``w1_sd/peak_height[B]``: W1 of the logarithm of 1 + delta over its standard deviation.
-        ``peak_counts[B]``, ``bispectrum_rms[B]``: relative deviations of the number of peaks in bins of height, and
-        of the equilateral bispectrum, root mean square. ``minkowski_0[B]`` ...: deviation in units of the largest
-        value over all thresholds. ``slope/C``, ``slope_ratio/C``, ``slope_rms/C``: d ln P(k) / d C with a condition
-        C, mean over the first 16 shells: difference, ratio minus 1, and root mean square of the differences in each.
-        ``inferred_bias/C[B]``, ``inferred_scatter/C[B]``, ``inferred_slope/C``: C as a regression trained with
-        reference maps infers it from single maps: mean deviation and its scatter, compared with other reference maps,
-        and how strongly it follows the true value, each against the reference's. ``cross_power``: how alike two
-        different maps are once shifted to fit, beside reference maps; ``cross_copies``: share of pairs more alike than
-        99 % of the reference's.
+    What each is says its :class:`Quantity`; errors and floors: ``ensembles.py``.
     """
-    found: dict[str, Metric] = {}
+    found: dict[Key, Metric] = {}
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty bin's deviation is undefined, and left out as such
         for selection in (*plan.selections, *reference.yardstick.quarters):
             found.update(_selection_metrics(reference, generated, selection, plan.seed))
@@ -360,8 +403,7 @@ def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Survey
 
 def _selection_metrics(
     reference: MapStatistics, generated: MapStatistics, selection: Selection, seed: int
-) -> Iterator[tuple[str, Metric]]:
-    suffix = selection.suffix
+) -> Iterator[tuple[Key, Metric]]:
     for all_power in (True, False):
         sides = [s.power if all_power else s.shapes for s in (reference, generated)]
         rows = [side.members(selection) for side in sides]
@@ -371,26 +413,19 @@ def _selection_metrics(
         units = [side.units(r) for side, r in zip(sides, rows, strict=True)]
         scale = np.maximum(sides[0].columns["power"].mean(axis=0, dtype=np.float64), np.finfo(np.float64).tiny)
         for statistic in (s for s in STATISTICS if s.all_power == all_power):
-            spreads = []
-            for k, side in enumerate(sides):
-                columns = _columns(side, statistic.columns, rows[k], scale)
-                sums = unit_sums(np.concatenate([columns, np.ones((len(columns), 1))], axis=1), units[k])
-                spreads.append(Spread.of(sums, partial(_of_means, statistic.function), seed + k))
+            columns = [statistic.columns(side, r, scale) for side, r in zip(sides, rows, strict=True)]
+            spreads = [Spread.of_means(columns[k], units[k], statistic.function, seed + k) for k in (0, 1)]
             if spreads[0].value.any():
-                norm = statistic.norm(spreads[0].value)
-                yield f"{statistic.key}{suffix}", distance(spreads[0], spreads[1], norm, n, statistic.unit)
+                norm, quantity = statistic.norm(spreads[0].value), statistic.quantity
+                metric = distance(spreads[0], spreads[1], norm, n, quantity.unit)
+                yield Key(quantity, selection=selection), metric
         if not all_power and "inferred" in sides[1].columns and (selection is ALL or isinstance(selection, Quarter)):
             yield from _inferred_metrics(sides, rows, units, selection, seed)
 
 
-def _of_means(function: Callable[[Array], Array], sums: Array) -> Array:
-    """A function of mean columns from weighted sums, whose last column is the number of samples."""
-    return function(sums[:, :-1] / sums[:, -1:])
-
-
 def _inferred_metrics(
     sides: list[Ensemble], rows: list[Rows], units: list[NDArray[np.int64]], selection: Selection, seed: int
-) -> Iterator[tuple[str, Metric]]:
+) -> Iterator[tuple[Key, Metric]]:
     n = min(int(np.count_nonzero(r)) for r in rows)
     for c, name in enumerate(sides[0].conditions):
         if name not in shared(*sides):
@@ -400,25 +435,21 @@ def _inferred_metrics(
             truth = side.conditions[name][chosen].astype(np.float64)
             guess = side.columns["inferred"][chosen, c]
             error = guess - truth
-            ones = np.ones_like(error)
-            moments.append(np.stack([error, error**2, guess, truth, truth**2, guess * truth, ones], axis=1))
-        functions: dict[str, Callable[[Array], Array]] = {
-            "bias": lambda m: m[:, :1],
-            "scatter": lambda m: _scatter(m[:, :2]),
-            "slope": lambda m: (m[:, 5:6] - m[:, 2:3] * m[:, 3:4]) / (m[:, 4:5] - m[:, 3:4] ** 2),
+            moments.append(np.stack([error, error**2, guess, truth, truth**2, guess * truth], axis=1))
+        functions: dict[Quantity, Callable[[Array], Array]] = {
+            INFERRED_BIAS: lambda m: m[:, :1],
+            INFERRED_SCATTER: lambda m: _scatter(m[:, :2]),
+            INFERRED_SLOPE: lambda m: (m[:, 5:6] - m[:, 2:3] * m[:, 3:4]) / (m[:, 4:5] - m[:, 3:4] ** 2),
         }
         for quantity, function in functions.items():
-            if quantity == "slope" and selection is not ALL:
+            if quantity is INFERRED_SLOPE and selection is not ALL:
                 continue
-            made = partial(_of_means, function)
-            each = enumerate(zip(moments, units, strict=True))
-            spreads = [Spread.of(unit_sums(m, u), made, seed + k) for k, (m, u) in each]
-            ratio = quantity != "bias"
-            key = f"inferred_{quantity}/{name}{selection.suffix}"
-            yield key, difference(spreads[0], spreads[1], n, ratio=ratio)
+            spreads = [Spread.of_means(moments[k], units[k], function, seed + k) for k in (0, 1)]
+            ratio = quantity is not INFERRED_BIAS
+            yield Key(quantity, name, selection), difference(spreads[0], spreads[1], n, ratio=ratio)
 
 
-def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: int) -> Iterator[tuple[str, Metric]]:
+def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: int) -> Iterator[tuple[Key, Metric]]:
     names = shared(reference, generated)
     number, n = names.index(name), min(len(reference), len(generated))
     if n < FEWEST:
@@ -426,9 +457,9 @@ def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: in
     spreads = [response(side, names, seed + k) for k, side in enumerate((reference, generated))]
     mine = [_part(s, lambda v: v.reshape(len(v), len(names), -1)[:, number, :SHELLS]) for s in spreads]
     means = [_part(s, lambda v: v.mean(axis=1, keepdims=True)) for s in mine]
-    yield f"slope/{name}", difference(means[0], means[1], n)
-    yield f"slope_ratio/{name}", difference(means[0], means[1], n, ratio=True)
-    yield f"slope_rms/{name}", distance(mine[0], mine[1], _rms(np.ones(1)), n)
+    yield Key(SLOPE, name), difference(means[0], means[1], n)
+    yield Key(SLOPE_RATIO, name), difference(means[0], means[1], n, ratio=True)
+    yield Key(SLOPE_RMS, name), distance(mine[0], mine[1], _rms(np.ones(1)), n)
 
 
 def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:
@@ -436,22 +467,18 @@ def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:
     return Spread(function(spread.value[None])[0], function(spread.noise), function(spread.again))
 
 
-def _pair_metrics(reference: MapStatistics, generated: MapStatistics) -> Iterator[tuple[str, Metric]]:
-    sides = [s.pairs for s in (reference, generated)]
-    if sides[0] is None or sides[1] is None or min(map(len, (sides[0], sides[1]))) < FEWEST // 2:
+def _pair_metrics(reference: MapStatistics, generated: MapStatistics) -> Iterator[tuple[Key, Metric]]:
+    pairs = [s.pairs for s in (reference, generated) if s.pairs is not None and len(s.pairs) >= FEWEST // 2]
+    if len(pairs) < 2:
         return
-    pairs: list[Ensemble] = [sides[0], sides[1]]
     n = min(map(len, pairs))
-    curves = [p.curve(np.zeros(1), p.columns["alike"], p.members()) for p in pairs]
-    value, floor = curves[1], curves[0]
-    yield (
-        "cross_power",
-        Metric.of(float(value.y[0]), float(value.error[0]), float(floor.y[0]), float(floor.error[0]), n),
-    )
+    curves = (p.curve(np.zeros(1), p.columns["alike"], p.members()) for p in pairs)
+    floor, value = ((float(curve.y[0]), float(curve.error[0])) for curve in curves)
+    yield Key(CROSS_POWER), Metric.of(*value, *floor, n)
     alike = [p.columns["alike"][:, 0] for p in pairs]
     limit = np.quantile(alike[0], 1 - COPIES)
     shares = [float(np.mean(a > limit)) for a in alike]
     # Two of each are added, so that none has an error as well (Agresti and Coull 1998).
     padded = [(len(a) * s + 2) / (len(a) + 4) for a, s in zip(alike, shares, strict=True)]
     errors = [float(np.sqrt(p * (1 - p) / len(a))) for a, p in zip(alike, padded, strict=True)]
-    yield "cross_copies", Metric.of(shares[1], errors[1], shares[0], errors[0], n)
+    yield Key(CROSS_COPIES), Metric.of(shares[1], errors[1], shares[0], errors[0], n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
 from ..survey.survey import Survey
-from .distances import Columns, Metric, halves
-from .multivariate import correlated, features, fourth_power_kernel, scaled_by_largest, thinned
+from .distances import CHI2, SLICED_W1, W1, Columns, halves
+from .kinds import kind_of
+from .multivariate import CORRELATION, KPD, correlation_distance, fourth_power_kernel, scaled_by_largest, thinned
+from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int8]  # (n, P): 1 for one side, -1 for the other, 0 for neither
@@ -27,8 +30,12 @@ _MOST = 10_000  # samples of each side
 _MOST_KERNEL = 2000
 _FEWEST = 20
 
+_OVERALL = "The largest of all pulls; overall_p how often chance gives a larger one."
+OVERALL = Quantity("overall", "the largest of all pulls", _OVERALL, unit="sd", headline=True)
+OVERALL_P = Quantity("overall_p", "p-value of the largest pull", _OVERALL, headline=True)
 
-def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str, Metric]:
+
+def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """The largest of all pulls that labellings can be exchanged for, and its p-value.
 
     These are W1 and chi-square of every observable in every selection, W1 of every condition and random direction,
@@ -37,9 +44,9 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str,
     then made of halves of the reference alone: generated samples have no realisations to exchange.
 
     Returns:
-        ``overall``: the largest pull, and beside it as floor what labellings by chance give; the unit says which
-        metric it is. ``overall_p``: the share of labellings, the true one included, with a pull at least as large.
-        Empty for fewer than 20 samples a side.
+        ``overall``: the largest pull, and beside it as floor what labellings by chance give; ``statistic`` says
+        which metric it is. ``overall_p``: the share of labellings, the true one included, with a pull at least as
+        large. Empty for fewer than 20 samples a side.
     """
     sides = (reference, generated)
     rows = [thinned(side.table.shape[1], _MOST, plan.seed) for side in sides]
@@ -54,10 +61,8 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[str,
     n = min(len(r) for r in rows)
     p = float(np.mean(largest >= largest[0]))
     floor, spread = float(others.mean()), float(others.std(ddof=1))
-    return {
-        "overall": Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, f"sd, of {key}"),
-        "overall_p": Metric(p, None, None, None, None, n),
-    }
+    metric = Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, OVERALL.unit)
+    return {Key(OVERALL): replace(metric, statistic=key), Key(OVERALL_P): Metric(p, None, None, None, None, n)}
 
 
 def _groups(side: Survey, rows: NDArray[np.int64]) -> NDArray[np.integer] | None:
@@ -92,7 +97,7 @@ def _pulls(values: Array) -> Array:
 
 def _statistics(
     reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: SurveyPlan
-) -> Iterator[tuple[str, Array]]:
+) -> Iterator[tuple[Key, Array]]:
     """Every statistic for every labelling: key and (P,)."""
 
     def joined(*sides: Columns) -> Columns:
@@ -109,16 +114,18 @@ def _statistics(
             values = column[mine]
             edges = observable_edges(observable, values)
             w1, chi2 = label_distances(values, labels[mine], edges)
-            yield f"w1/{observable.name}{selection.suffix}", w1
-            yield f"chi2/{observable.name}{selection.suffix}", chi2
+            yield Key(W1, observable.name, selection), w1
+            yield Key(CHI2, observable.name, selection), chi2
         if selection is ALL:
             for name, column in conditions.items():
-                yield f"w1/{name}", label_distances(column, labels)[0]
+                yield Key(W1, name), label_distances(column, labels)[0]
             projections = joined(reference.projections, generated.projections)
-            yield "sliced_w1", np.mean([label_distances(p, labels)[0] for p in projections], axis=0)
-            chosen = [reference.names.index(name) for name in correlated(plan)]
-            yield "correlation", _correlation_distances(table[chosen], labels)
-    yield "kpd", _kernel_distances(reference, generated, rows, labels, plan)
+            yield Key(SLICED_W1), np.mean([label_distances(p, labels)[0] for p in projections], axis=0)
+            chosen = [reference.names.index(name) for name in kind_of(plan.family).correlated(plan)]
+            yield Key(CORRELATION), _correlation_distances(table[chosen], labels)
+    features = kind_of(plan.family).features
+    x = np.concatenate([features(side, plan, r) for side, r in zip((reference, generated), rows, strict=True)])
+    yield Key(KPD), _kernel_distances(x, labels, plan.seed)
 
 
 def label_distances(values: Columns, labels: Labels, edges: Array | None = None) -> tuple[Array, Array]:
@@ -154,27 +161,13 @@ def _correlation_distances(columns: Columns, labels: Labels) -> Array:
     """Root mean square difference of correlation matrices, (P,)."""
     x = columns.astype(np.float64)
     x -= x.mean(axis=1, keepdims=True)
-    spread = x.std(axis=1, keepdims=True)
-    x /= np.where(spread > 0, spread, 1.0)
-    found = np.empty(labels.shape[1])
-    for p in range(labels.shape[1]):
-        matrices = []
-        for side in (1, -1):
-            chosen = x[:, labels[:, p] == side]
-            covariance = np.cov(chosen)
-            size = np.sqrt(np.diag(covariance))
-            scale = np.outer(size, size)
-            matrices.append(np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0))
-        found[p] = math.sqrt(float(np.mean((matrices[0] - matrices[1]) ** 2)))
-    return found
+    sides = ([x[:, side == k].T for k in (1, -1)] for side in labels.T)
+    return np.array([correlation_distance(*pair) for pair in sides])
 
 
-def _kernel_distances(
-    reference: Survey, generated: Survey, rows: list[NDArray[np.int64]], labels: Labels, plan: SurveyPlan
-) -> Array:
-    """Unbiased MMD with the kernel of KPD, (P,), from one kernel matrix of a sub-sample."""
-    x = np.concatenate([features(side, plan, r) for side, r in zip((reference, generated), rows, strict=True)])
-    chosen = np.random.default_rng([plan.seed, 7]).permutation(len(x))[: 2 * _MOST_KERNEL]
+def _kernel_distances(x: Array, labels: Labels, seed: int) -> Array:
+    """Unbiased MMD with the kernel of KPD for features (n, F), (P,), from one kernel matrix of a sub-sample."""
+    chosen = np.random.default_rng([seed, 7]).permutation(len(x))[: 2 * _MOST_KERNEL]
     (x,) = scaled_by_largest(x)
     x, placed = x[chosen].astype(np.float32), labels[chosen]
     kernel = fourth_power_kernel(x, x)

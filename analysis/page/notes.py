@@ -9,20 +9,15 @@ import numpy as np
 from calogen.families import Condition
 from calogen.shards.samples import Source
 
-from ..metrics.distances import Draws, Metric, compare_1d
+from ..metrics.distances import W1, Draws, compare_1d
+from ..metrics.measure import PROBLEMS
+from ..metrics.registry import Metric
 from ..numbers import number, with_error
 from ..observables.observable import Observable
 from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey
 
-PROBLEMS = {
-    "dropped_samples": "bad samples were dropped while reading and are in no number",
-    "nonfinite_samples": "samples have voxels that are not finite; they are left out of every other number",
-    "negative_voxels": "voxels are negative",
-    "response_too_high": "showers deposit more energy than the family allows",
-}
-"""What a number of unphysical samples or voxels of a kind means."""
 _NO_CHANCE = 5.0  # standard errors
 
 
@@ -35,9 +30,10 @@ def known_conditions(source: Source) -> list[str]:
 
 def energy_notes(plan: SurveyPlan, sources: Mapping[str, Source]) -> list[str]:
     """Say so where incident energies are missing and what that leaves out."""
-    if plan.has_energy:
+    energy = plan.family.energy
+    if plan.has_energy or energy is None:
         return []
-    lacking = [name for name, source in sources.items() if "incident_energy" not in known_conditions(source)]
+    lacking = [name for name, source in sources.items() if energy.name not in known_conditions(source)]
     return [
         f"{' and '.join(lacking)}: the showers come without incident energies, so nothing here uses them: no response, "
         "no bins of energy, and whole showers are divided by the reference's mean deposited energy. If the two sides "
@@ -50,7 +46,8 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
     notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]
     if name in ("reference", "training") and getattr(source, "kind", "reference") != "reference":
         notes.append(f"{name}: these samples are themselves generated, not simulated.")
-    notes += [f"{name}: {side.problems[key]} {text}." for key, text in PROBLEMS.items() if side.problems.get(key)]
+    found = {kind: count for kind, count in side.problems.items() if count and kind != "nonfinite_voxels"}
+    notes += [f"{name}: {count} {PROBLEMS[kind].title}." for kind, count in found.items()]
     if (listed := side.table.shape[1]) < side.used:
         of_all = f"a random {listed:,} of its {side.used:,} samples"
         notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
@@ -79,7 +76,7 @@ def _other_range(condition: Condition, base: Survey, side: Survey, plan: SurveyP
     """How far a condition's distribution is from the reference's, if that is no chance; else nothing."""
     r, g = base.conditions[condition.name], side.conditions[condition.name]
     draws = Draws.make(len(r), len(g), plan.seed, groups=base.groups, cap=10_000)
-    metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws).w1, draws.n)
+    metric = Metric.from_splits(compare_1d(r, g, observable_edges(Observable("", ""), r), draws)[W1], draws.n)
     if metric.pull is None or metric.pull <= _NO_CHANCE:
         return ""
     distance = f"{number(metric.value)} {condition.unit}".rstrip()

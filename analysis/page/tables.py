@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..metrics.distances import Metric
+from ..metrics.distances import MEAN, SPREAD, W1_SD
+from ..metrics.kinds import kind_of
+from ..metrics.maps import Quarter
+from ..metrics.measure import PROBLEMS
+from ..metrics.registry import Key, Metric, Metrics
 from ..numbers import PLUS_MINUS, amount, number, with_error
 from ..report import Report
+from ..survey.selections import ALL
 
-_IN_QUARTERS = ("power_rms[q", "power_worst[q", "w1_sd/pixel[q", "w1_sd/peak_height[q")
 SUMMARY_HEADER = ("generated", "metric", "value", "floor", "pull", "unit")
 COSTS = {"parameters": "", "training_steps": "", "training_seconds": "s", "samples_per_second": "1/s"}
-COUNTS = ("voxels", "samples")  # units of metrics that count what is unphysical
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,19 @@ class Row:
     """One line of the summary: which generated samples, which metric, and its key."""
 
     generated: str
-    key: str
+    key: Key
     metric: Metric
 
     @property
     def cells(self) -> tuple[str, ...]:
         """Name, key, value with error, floor, pull and unit as text for a table."""
         m = self.metric
-        value = number(m.value) + (f" ± {number(m.error, 2)}" if m.error is not None else "")
-        return self.generated, self.key, value, number(m.floor), pull_text(m), m.unit
+        return self.generated, self.key, value_text(m), number(m.floor), pull_text(m), unit_text(m)
+
+
+def value_text(metric: Metric, plus_minus: str = " ± ") -> str:
+    """The value with its error; a count, a share or a cost, which have none, alone."""
+    return amount(metric.value) if metric.error is None else with_error(metric.value, metric.error, plus_minus)
 
 
 def pull_text(metric: Metric) -> str:
@@ -39,40 +45,44 @@ def pull_text(metric: Metric) -> str:
     return "-" if metric.pull is None else f"{metric.pull:+.1f}"
 
 
-def headline(report: Report, found: Mapping[str, Metric], *, binned: bool = True) -> list[str]:
-    """Keys of the metrics that matter first: of whole samples, then response and layer fractions.
+def unit_text(metric: Metric) -> str:
+    """The unit, and of the largest pull which metric it is the pull of."""
+    return metric.unit if metric.statistic is None else f"{metric.unit}, of {metric.statistic}"
+
+
+def headline(report: Report, found: Metrics, *, binned: bool = True) -> list[Key]:
+    """Keys of the metrics that matter first: headlines, then mean and spread of a few observables.
 
     Args:
         report: The report.
         found: Metrics of one of its surrogates.
-        binned: Whether response and fractions are wanted in every bin; else of all samples.
+        binned: Whether mean and spread are wanted in every bin; else of all samples.
     """
-    keys = [k for k in found if _first(k)]
-    few = [f"fraction_{n}" for n in report.family.layer_numbers] if len(report.family.layers) <= 4 else []
-    size = "response" if report.plan.has_energy else "total_energy"
-    shown = [size, *few] if report.family.kind == "calorimeter" else ["mean", "std", "peaks"]
-    for kind in ("mean", "spread"):
-        for name in shown:
-            chosen = report.plan.selections[1:] if binned else ()
-            inside = [f"{kind}/{name}{s.suffix}" for s in chosen or report.plan.selections[:1]]
-            keys += [key for key in inside if key in found]
-    return keys
+    shown, few = kind_of(report.family).shown, len(report.family.layers) <= 4
+    if not report.plan.has_energy:
+        shown = ("total_energy", *shown)
+    known = report.observables.values()
+    names = [o.name for o in known if o.quantity in shown and (few or o.layer is None)]
+    chosen = (report.plan.selections[1:] if binned else ()) or report.plan.selections[:1]
+    moments = [Key(q, name, selection) for q in (MEAN, SPREAD) for name in names for selection in chosen]
+    return [*(key for key in found if _first(key)), *(key for key in moments if key in found)]
 
 
-def _first(key: str) -> bool:
-    """Whether a metric is of whole samples or of their voxels; in bins only P(k), pixels and peaks of quarters."""
-    if key.startswith(_IN_QUARTERS):
-        return True
-    kind, _, where = key.partition("/")
-    if where:
-        return kind in ("auc", "slope", "slope_ratio") or where in ("voxel", "pixel", "peak_height")
-    return "[" not in key
+def _first(key: Key) -> bool:
+    if isinstance(key.selection, Quarter):
+        return key.quantity.in_quarters
+    return key.quantity.headline and key.selection is ALL
 
 
-def worst(found: Mapping[str, Metric], count: int = 5) -> list[str]:
+def absent(metrics: Iterable[tuple[Key, Metric]]) -> bool:
+    """Whether these are counts of something unphysical that there is none of."""
+    return all(key.quantity.name in PROBLEMS and not metric.value for key, metric in metrics)
+
+
+def worst(found: Metrics, count: int = 5) -> list[Key]:
     """The observables farthest from the reference: keys of ``w1_sd`` over all samples with the largest pulls."""
-    keys = [k for k in found if k.startswith("w1_sd/") and "[" not in k and not _first(k)]
-    return sorted(keys, key=lambda k: -(math.inf if (pull := found[k].pull) is None else pull))[:count]
+    distances = found.select(W1_SD, selection=ALL)
+    return sorted(distances, key=lambda key: -distances[key].far)[:count]
 
 
 def summary(report: Report) -> list[Row]:
@@ -87,37 +97,49 @@ def summary(report: Report) -> list[Row]:
     ]
 
 
+def cost_table(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of what training and generating cost, of everything whose files say."""
+    titles = [f"{key} [{unit}]" if unit else key for key, unit in COSTS.items()]
+    rows = [
+        (
+            name,
+            c.network or "-",
+            c.objective or "-",
+            *(amount(getattr(c, key)) for key in COSTS),
+            c.training_device or "-",
+        )
+        for name, c in report.costs.items()
+        if c.known()
+    ]
+    return ("generated", "network", "objective", *(t.replace("_", " ") for t in titles), "trained on"), rows
+
+
 @dataclass(frozen=True)
 class SideBySide:
     """Surrogates as columns.
 
     Attributes:
         names: The surrogates.
-        rows: Key and, by surrogate, the metric; None where it has none.
-        costs: Name, unit and, by surrogate, a number; None where nothing says. Of the machines that did the work.
+        rows: Key and, by surrogate, the metric; None where it has none. Costs, on the machines that did the work, come
+            last, as values without error and floor.
     """
 
     names: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]
-    costs: tuple[tuple[str, str, tuple[float | None, ...]], ...] = ()
 
     @classmethod
     def of(cls, report: Report) -> SideBySide:
         """The headline metrics of a report over all samples, and the five worst observables of each surrogate."""
         keys = {key: None for found in report.metrics.values() for key in headline(report, found, binned=False)}
         keys |= {key: None for found in report.metrics.values() for key in worst(found)}
-        rows = []
-        for key in keys:
-            metrics = tuple(found.get(key) for found in report.metrics.values())
-            known = [m for m in metrics if m is not None]
-            if known[0].unit not in COUNTS or any(m.value for m in known):
-                rows.append((key, metrics))
-        known_costs = [
-            (key, unit, tuple(getattr(report.costs.get(name), key, None) for name in report.metrics))
-            for key, unit in COSTS.items()
-        ]
-        costs = tuple(row for row in known_costs if any(value is not None for value in row[2]))
-        return cls(tuple(report.metrics), tuple(rows), costs)
+        metrics = [(key, tuple(found.get(key) for found in report.metrics.values())) for key in keys]
+        rows = [(str(key), row) for key, row in metrics if not absent((key, m) for m in row if m is not None)]
+        for key, unit in COSTS.items():
+            costs = [getattr(report.costs.get(name), key, None) for name in report.metrics]
+            row = tuple(None if x is None else Metric(x, None, None, None, None, 1, unit) for x in costs)
+            if any(row):
+                rows.append((key, row))
+        return cls(tuple(report.metrics), tuple(rows))
 
     @staticmethod
     def floor(metrics: Sequence[Metric | None]) -> str:
@@ -127,8 +149,8 @@ class SideBySide:
 
     @staticmethod
     def unit(metrics: Sequence[Metric | None]) -> str:
-        """The unit of a row, without what surrogates need not share."""
-        return next(m.unit for m in metrics if m is not None).partition(",")[0]
+        """The unit of a row."""
+        return next(m.unit for m in metrics if m is not None)
 
     def to_csv(self) -> str:
         """Full precision: metric, unit, then value, error, floor and pull of every surrogate."""
@@ -139,8 +161,6 @@ class SideBySide:
         for key, metrics in self.rows:
             cells = [None if m is None else getattr(m, part) for m in metrics for part in parts]
             writer.writerow([key, self.unit(metrics), *cells])
-        for key, unit, numbers in self.costs:
-            writer.writerow([key, unit, *(cell for value in numbers for cell in (value, None, None, None))])
         return stream.getvalue()
 
     def to_latex(self) -> str:
@@ -149,13 +169,10 @@ class SideBySide:
         lines.append(" & ".join(["metric", "unit", "floor", *map(_escaped, self.names)]) + r" \\")
         lines.append(r"\hline")
         for key, metrics in self.rows:
-            cells = ["--" if m is None else f"${with_error(m.value, m.error, PLUS_MINUS)}$" for m in metrics]
+            cells = ["--" if m is None else f"${value_text(m, PLUS_MINUS)}$" for m in metrics]
             floor = self.floor(metrics)
             start = [_escaped(key), _escaped(self.unit(metrics)), "--" if floor == "-" else floor]
             lines.append(" & ".join([*start, *cells]) + r" \\")
-        for key, unit, numbers in self.costs:
-            start = [_escaped(key), _escaped(unit), "--"]
-            lines.append(" & ".join([*start, *("--" if x is None else amount(x) for x in numbers)]) + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

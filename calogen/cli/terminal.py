@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..analysis.metrics.distances import Metric
     from ..analysis.report import Report
 
-_WORDS = ("generated", "network", "objective")  # titles of columns with words
+_WORDS = ("generated", "metric", "unit", "network", "objective", "trained on", "")  # titles of columns with words
 _PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
@@ -207,67 +206,41 @@ def _per_second(rate: float) -> str:
 
 
 def print_report(report: Report) -> None:
-    """Two small tables: distances over all samples, and mean and spread of the main observables in bins."""
-    from rich.table import Table
-    from rich.text import Text
+    """Three small tables: overall numbers, mean and spread of the main observables in bins, and costs."""
+    from ..analysis.numbers import percent
+    from ..analysis.page.tables import SUMMARY_HEADER, absent, cost_table, summary
 
-    from ..analysis.page.tables import SUMMARY_HEADER, summary
-
-    console, several = make_console(), len(report.metrics) > 1
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in SUMMARY_HEADER[0 if several else 1 :]:
-        table.add_column(title, justify="left" if title in ("generated", "metric", "unit") else "right", no_wrap=True)
-    binned: dict[tuple[str, str], dict[str, str]] = {}
+    console, first = make_console(), 0 if len(report.metrics) > 1 else 1  # the name of a single surrogate is left out
+    rows, binned = [], dict[tuple[str, str], dict[str, str]]()
     for row in summary(report):
-        name, _, where = row.key.partition("[")
-        kind, _, observable = name.partition("/")
-        if kind in ("mean", "spread") and where:
-            cell = _percent(row.metric)
-            binned.setdefault((row.generated, f"{observable}: {kind}"), {})[where.rstrip("]")] = cell
-        elif row.metric.value or row.metric.unit not in ("voxels", "samples"):  # counts of bad voxels only if any
-            table.add_row(*map(Text, row.cells[0 if several else 1 :]))  # as Text: keys hold square brackets
-    console.print(table)
+        key = row.key
+        if key.observable and key.selection.name:
+            label = row.generated, f"{key.observable}: {key.quantity.name}"
+            binned.setdefault(label, {})[key.selection.name] = percent(row.metric.value, row.metric.error)
+        elif not absent([(key, row.metric)]):
+            rows.append(row.cells[first:])
+    _print_rows(console, SUMMARY_HEADER[first:], rows)
     if report.maps and (quarters := report.maps["reference"].yardstick.quarters):
         console.print("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters), markup=False)
-    selections = list(dict.fromkeys(where for cells in binned.values() for where in cells))
-    if selections:
-        table = Table(box=None, padding=(0, 2, 0, 0), title="generated / reference - 1", title_justify="left")
-        for title in (["generated"] if several else []) + ["", *selections]:
-            table.add_column(title, justify="right" if title in selections else "left", no_wrap=True)
-        for (generated, label), cells in binned.items():
-            values = [cells.get(where, "") for where in selections]
-            table.add_row(*map(Text, ([generated] if several else []) + [label, *values]))
-        console.print()
-        console.print(table)
-    _print_costs(report, console)
+    bins = list(dict.fromkeys(where for cells in binned.values() for where in cells))
+    moments = [[*label, *(cells.get(where, "") for where in bins)][first:] for label, cells in binned.items()]
+    _print_rows(console, ["generated", "", *bins][first:], moments, "generated / reference - 1")
+    _print_rows(console, *cost_table(report), "cost, on the machines that did it")
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
 
 
-def _print_costs(report: Report, console: Console) -> None:
-    """What training and generating cost, where the files say."""
+def _print_rows(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..analysis.numbers import amount
-    from ..analysis.page.tables import COSTS
-
-    rows = {name: report.costs[name] for name in report.metrics if name in report.costs and report.costs[name].network}
     if not rows:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), title="cost, on the machines that did it", title_justify="left")
-    for title in ("generated", "network", "objective", *(f"{k} [{unit}]" if unit else k for k, unit in COSTS.items())):
-        table.add_column(title.replace("_", " "), justify="left" if title in _WORDS else "right", no_wrap=True)
-    for name, costs in rows.items():
-        numbers = [amount(getattr(costs, key)) for key in COSTS]
-        table.add_row(*(Text(text or "-") for text in (name, costs.network, costs.objective, *numbers)))
-    console.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text: keys hold square brackets
+    if title:
+        console.print()
     console.print(table)
-
-
-def _percent(metric: Metric) -> str:
-    if metric.value is None:
-        return "-"
-    digits = 2 if abs(metric.value) < 0.01 and (metric.error or 0) < 0.001 else 1
-    error = f" ± {100 * metric.error:.{digits}f}" if metric.error is not None else ""
-    return f"{100 * metric.value:+.{digits}f}{error} %"

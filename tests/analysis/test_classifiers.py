@@ -7,8 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 from calogen.analysis.metrics import classifiers
-from calogen.analysis.metrics.classifier_inputs import FOLDS, Views, changes_of, groups_of, halves, parts
+from calogen.analysis.metrics.classifier_inputs import FOLDS, Views, groups_of, halves, parts
 from calogen.analysis.metrics.classifiers import auc, classify
+from calogen.analysis.metrics.kinds import MAPS as KIND_OF_MAPS
+from calogen.analysis.metrics.kinds import SHOWERS
 from calogen.analysis.observables.catalogue import observe
 from scipy.stats import norm
 from support import MAPS, ROOT, SINGLE, SMALL, toy
@@ -104,10 +106,14 @@ def test_a_light_comparison_of_equal_toys_finds_nothing_and_repeats():
     assert classify(reference, generated, seed=4) == found
 
 
+def changed(change, samples, rng):
+    return replace(samples, values=change.make(samples.values, rng))
+
+
 def test_controls_on_real_photons_are_seen():
     first, second = halves(photons(), 450, np.random.default_rng(0))
-    for change in changes_of(first.family).values():
-        value, error = trees(second, change(first, np.random.default_rng(1))).area
+    for change in SHOWERS.changes.values():
+        value, error = trees(second, changed(change, first, np.random.default_rng(1))).area
         assert value > 0.5 + 10 * error
     value, error = trees(second, first).area
     assert abs(value - 0.5) < 3 * error
@@ -115,7 +121,7 @@ def test_controls_on_real_photons_are_seen():
 
 def test_the_tell_tale_is_the_observable_that_was_changed():
     first, second = halves(photons(), 450, np.random.default_rng(0))
-    scaled = changes_of(first.family)["energies_0.1%"](first, np.random.default_rng(1))
+    scaled = changed(SHOWERS.changes["energies_0.1%"], first, np.random.default_rng(1))
     found = trees(second, scaled, explain=True).tell_tales
     assert found[0][0] == "response"
     assert found[0][1] > 0.1
@@ -125,15 +131,16 @@ def test_the_tell_tale_is_the_observable_that_was_changed():
 def test_changes_are_what_their_names_say():
     samples = photons().select(slice(0, 200))
     rng = np.random.default_rng(0)
-    changes = changes_of(samples.family)
     before = observe(samples)
-    scaled, thinned = (observe(changes[name](samples, rng)) for name in ("energies_0.1%", "occupancy_10%"))
+    scaled, thinned = (
+        observe(changed(SHOWERS.changes[name], samples, rng)) for name in ("energies_0.1%", "occupancy_10%")
+    )
     assert scaled["response"] == pytest.approx(1.001 * before["response"], rel=1e-6)
     assert scaled["occupancy"] == pytest.approx(before["occupancy"])
     assert thinned["occupancy"].mean() == pytest.approx(0.9 * before["occupancy"].mean(), rel=0.01)
     assert thinned["response"] == pytest.approx(before["response"], rel=1e-6)
     maps = toy(MAPS, 5)
-    contrast = changes_of(MAPS)["contrast_5%"](maps, rng)
+    contrast = changed(KIND_OF_MAPS.changes["contrast_5%"], maps, rng)
     inside = contrast.values > 0
     assert (contrast.values - 1)[inside] == pytest.approx(1.05 * (maps.values - 1)[inside], rel=1e-4, abs=1e-5)
 

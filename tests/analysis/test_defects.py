@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 from calogen.analysis.metrics.checks import duplicates, memorisation, tails
-from calogen.analysis.metrics.distances import Metric
 from calogen.analysis.metrics.measure import measure, observable_metrics, spectrum_metrics
 from calogen.analysis.metrics.multivariate import manifold_metrics
+from calogen.analysis.metrics.registry import Key, Metric
 from calogen.analysis.survey.plan import SurveyPlan, plan_comparison
 from calogen.analysis.survey.survey import Survey, survey
 from support import ROOT
@@ -20,7 +20,7 @@ from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 
 DATA = ROOT / "data" / "calogan-gamma"
-Part = Callable[[Survey, Survey, SurveyPlan], dict[str, Metric]]
+Part = Callable[[Survey, Survey, SurveyPlan], dict[Key, Metric]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Showers:
     training: Samples
 
     @cache  # noqa: B019  (lives as long as the tests of this file)
-    def found_by(self, part: Part, plant: Callable[[Samples], Samples]) -> dict[str, Metric]:
+    def found_by(self, part: Part, plant: Callable[[Samples], Samples]) -> dict[Key, Metric]:
         return part(self.reference, survey(plant(self.clean), self.plan), self.plan)
 
-    def memorised(self, generated: Samples) -> dict[str, Metric]:
+    def memorised(self, generated: Samples) -> dict[Key, Metric]:
         known = survey(self.training, self.plan)
         return memorisation(self.reference, survey(generated, self.plan), known, self.plan)
 

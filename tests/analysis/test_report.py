@@ -19,13 +19,14 @@ from calogen.analysis.figures import values as views
 from calogen.analysis.figures.draw import draw
 from calogen.analysis.figures.panels import encode
 from calogen.analysis.figures.showers import by_energy
-from calogen.analysis.metrics.classifiers import Classification
+from calogen.analysis.metrics.classifiers import AUC, AUC_WORST, Classification
 from calogen.analysis.metrics.conditioning import mean_of
-from calogen.analysis.metrics.distances import Metric, scale_of, wasserstein_1d
+from calogen.analysis.metrics.distances import scale_of, wasserstein_1d
+from calogen.analysis.metrics.registry import Key, Metric
 from calogen.analysis.metrics.validation import score
 from calogen.analysis.numbers import with_error
 from calogen.analysis.observables.catalogue import observe
-from calogen.analysis.page.html import GLOSSARY, render
+from calogen.analysis.page.html import render
 from calogen.analysis.page.save import save
 from calogen.analysis.page.tables import SUMMARY_HEADER, SideBySide, summary
 from calogen.analysis.page.verdict import verdict
@@ -279,7 +280,7 @@ def test_classifiers_are_in_the_report(showers, monkeypatch):
 
     def classify(reference, generated, *, recipe, seed, progress):
         told.append((len(reference), len(generated), recipe, seed))
-        metrics = {"auc/voxels": auc, "auc/worst": auc}
+        metrics = {Key(AUC, "voxels"): auc, Key(AUC_WORST): auc}
         return Classification(metrics, {}, (("width_x_1", 0.04),), {"energies/voxels": control}, ("small sample.",))
 
     monkeypatch.setattr("calogen.analysis.metrics.classifiers.classify", classify)
@@ -303,11 +304,14 @@ def test_the_file_describes_itself(report):
     assert set(content) <= set(SCHEMA_DOCS)
     for side in content["generated"].values():
         assert set(side) <= {*SCHEMA_DOCS, "provenance", "samples", "resolution"}
-    known = {key.partition("/")[0] for found in report.metrics.values() for key in found}
-    unphysical = set(report.problems("same"))
-    described = {re.sub(r"_N$", "", word) for names in GLOSSARY for word in names.split(", ")}
-    missing = {re.sub(r"_(\d+|p)$", "", kind) for kind in known - unphysical} - described
-    assert missing <= {"empty_voxels"}, "metrics that the page does not explain"
+    known = {re.match(r"[a-z0-9_]+", key)[0] for found in report.metrics.values() for key in found}
+    missing = {re.sub(r"(emd|fpd|kpd)_\d+$", r"\1", name) for name in known} - set(content["quantities"])
+    assert missing == {"separation"} - set(content["quantities"])
+    page = render(report, [])
+    for name, quantity in content["quantities"].items():
+        assert f"<code>{name}</code>" in page or f"<code>{name}_N</code>" in page
+        assert quantity["title"]
+        assert quantity["meaning"].endswith(".")
 
 
 def test_calibration_and_resolution_are_metrics(report):
