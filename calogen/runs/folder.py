@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DamagedError, StorageError
 from ..storage import require_writable, write_atomic
@@ -230,7 +230,7 @@ def _remove(folder: Path) -> None:
 def environment() -> Record:
     """Versions and commit: what is needed to repeat a run, besides configuration and data."""
     return {
-        "calogen": version("calogen"),
+        "calogen": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
