@@ -47,10 +47,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing all figures takes seconds; that they can be drawn is tested with them."""
-    from calogen.analysis.figures import draw as plots
+    from calogen.analysis.figures.draw import draw
 
-    draw = plots.draw
-    monkeypatch.setattr(plots, "draw", lambda report: islice(draw(report), 1))
+    monkeypatch.setattr("calogen.analysis.page.save.draw", lambda report: islice(draw(report), 1))
 
 
 @pytest.fixture
