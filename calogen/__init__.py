@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ __version__ = "0.1.0"
 _HERE = Path(__file__).resolve().parent
 
 
-class _SourceTree(MetaPathFinder):
+class _SourceTree:
     """Finds ``calogen.analysis`` and ``calogen.data`` beside this folder, where they lie in a source tree."""
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:

@@ -96,10 +96,14 @@ def test_the_clone_works_with_a_wheel_installed(installed: Path, dependencies: P
     assert line.split() == [str(ROOT / "calogen" / "__init__.py"), "calogan"]
 
 
-def test_the_clone_works_with_nothing_installed(dependencies: Path, tmp_path: Path) -> None:
-    here = {"path": (dependencies,), "folder": ROOT}
-    (line,) = python("-c", LOAD, **here)
+def test_the_clone_works_with_nothing_installed(dependencies: Path) -> None:
+    (line,) = python("-c", LOAD, path=(dependencies,), folder=ROOT)
     assert line.split() == [str(ROOT / "calogen" / "__init__.py"), "calogan"]
+
+
+@pytest.mark.slow
+def test_the_clone_generates_with_nothing_installed(dependencies: Path, tmp_path: Path) -> None:
+    here = {"path": (dependencies,), "folder": ROOT}
     options = ["-n", "100", "--energy", "fixed:50GeV", "--out", str(tmp_path / "x"), "--workers", "1"]
     python("-m", "calogen", "generate", "calogan-gamma", *options, **here)
     assert (tmp_path / "x" / "manifest.json").is_file()
