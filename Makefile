@@ -51,8 +51,9 @@ $(CLASSICS)/%/generated: $(CLASSICS)/%/trained
 
 .PRECIOUS: $(CLASSICS)/%/trained
 
+# Two processes, each with whole files of tests, so that what tests of a file share is made once.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow"

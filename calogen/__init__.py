@@ -6,6 +6,8 @@ Importing this package is cheap; each name brings in what it needs when first us
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,20 @@ if TYPE_CHECKING:
     from .training.loop import Run as Run
     from .training.loop import train as train
 
-_TREE = Path(__file__).resolve().parents[1]
-if (_TREE / "pyproject.toml").is_file() and (_TREE / "analysis" / "__init__.py").is_file():
-    # Not installed but imported from its source tree, where analysis/ and data/ lie beside this folder.
-    __path__.append(str(_TREE))
+__version__ = "0.1.0"
+
+_HERE = Path(__file__).resolve().parent
+
+
+class _SourceTree:
+    """Finds ``calogen.analysis`` and ``calogen.data`` beside this folder, where they lie in a source tree."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(_HERE.parent)]) if name in ("calogen.analysis", "calogen.data") else None
+
+
+if not (_HERE / "analysis").is_dir():  # not the installed package
+    sys.meta_path.insert(0, _SourceTree())
 
 _HOMES = {
     "CalogenError": "errors",
@@ -45,10 +57,6 @@ __all__ = [*_HOMES, "__version__", "analysis"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("calogen")
     if name == "analysis":
         return importlib.import_module(".analysis", __name__)
     if name not in _HOMES:

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from .. import __version__
 from ..errors import CalogenError, StorageError
 from .bench import bench
 from .compare import compare
@@ -18,7 +19,7 @@ from .train import train
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="calogen")
+@click.version_option(__version__)
 def cli() -> None:
     """Fast, faithful stand-ins for slow simulations: conditional WGAN-GPs for calorimeter showers and N-body maps.
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from .. import __version__
+
 
 def environment() -> dict[str, Any]:
     """Versions of everything that decides numbers, and the commit of this program."""
     return {
-        "calogen": version("calogen"),
+        "calogen": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -66,7 +66,7 @@ def imports(name: str) -> Iterator[str]:
             package = ["calogen", *name.split(".")][: None if path.name == "__init__.py" else -1]
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
-            names = [(module, alias.name) for alias in node.names]
+            names = [(module, alias.name) for alias in node.names if alias.name != "__version__"]
         else:
             continue
         for module, member in names:

@@ -15,7 +15,7 @@ from support import ANGLE, ENERGY, ROOT, SMALL, tiny, toy, write_folder
 from torch import Tensor, nn
 
 from calogen.config import Config
-from calogen.errors import ConfigError
+from calogen.errors import ConfigError, Interrupted
 from calogen.families import FAMILIES, CartesianLayer, Family
 from calogen.models.classics.calogan import CaloganCritic, CaloganGenerator, LocallyConnected
 from calogen.models.classics.flow import FlowGenerator
@@ -78,7 +78,7 @@ def test_a_resumed_run_is_the_one_never_stopped_and_sample_i_is_sample_i(
     config = config_of(network, validate_every=100)
     train(config, data, tmp_path / "whole")
     asked = iter([0, 15])
-    with pytest.raises(Exception, match="after step 2"):
+    with pytest.raises(Interrupted, match="after step 2"):
         train(config, data, tmp_path / "run", should_stop=lambda: next(asked))
     train(config, data, tmp_path / "run", resume=True)
     one, two = (load_checkpoint(tmp_path / name / "checkpoints" / "step-4") for name in ("whole", "run"))

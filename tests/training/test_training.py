@@ -490,8 +490,9 @@ def test_every_family_goes_from_shard_to_report(family: Family, tmp_path: Path) 
     surrogate.generate(tmp_path / "made", Request.like(open_shards(folder), surrogate.conditions), extrapolate=True)
     report = compare(folder, tmp_path / "made", bins=2)
     found = next(iter(report.metrics.values()))
-    assert found
-    assert all(np.isfinite(m.value) for m in found.values() if m.value is not None)
+    assert found["score"].value is not None
+    # The central 68 % of a toy's showers may all have the same width or depth; nothing else is undefined.
+    assert {key.split("/")[0] for key, metric in found.items() if metric.value is None} <= {"core"}
 
 
 @pytest.mark.parametrize("conditions", [(), ("angle",)], ids=["unconditional", "not on the energy"])
