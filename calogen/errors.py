@@ -1,6 +1,7 @@
 """Errors: what went wrong, where, what was expected and found, and what to do.
 
-Every error a user can cause is one of these; its ``exit_code`` is the exit status of the command line.
+Every error a user can cause is one of these; its ``exit_code`` is the exit status of the command line. Messages name
+arguments of the Python call in backticks, `seed` or `part=3/100`; the command line writes them as its own options.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ class CalogenError(Exception):
 
     Args:
         what: One sentence that says what is wrong.
-        where: File, dataset and row, or the option or key concerned.
+        where: File, dataset and row, or the argument or key concerned.
         expected: What would have been right.
         found: What was there instead.
         hint: What to do about it.

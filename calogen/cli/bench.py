@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from .options import PLACE, show
+from .options import PLACE, Commands, show
 
 
-@click.group()
+@click.group(cls=Commands)
 def bench() -> None:
     """Measure calogen beside the bare minimum."""
 

@@ -12,11 +12,12 @@ from .bench import bench
 from .compare import compare
 from .gallery import gallery
 from .look import info, verify
+from .options import Commands
 from .produce import generate, simulate
 from .train import train
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="calogen")
 def cli() -> None:
     """Fast, faithful stand-ins for slow simulations: conditional WGAN-GPs for calorimeter showers and N-body maps.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import CalogenError, ConfigError
 from .terminal import readable, table
 
 
@@ -43,6 +44,34 @@ def _kind(convert: Callable[[str], Any]) -> click.ParamType[Any]:
 
 PLACE, FOLDER = _kind(at_home), _kind(_folder)
 """What is read: a path, glob or name, as text; and what is written. Shells leave the ``~`` in ``--out=~/run``."""
+
+
+class Commands(click.Group):
+    """Commands whose errors name options: the library's are about its own arguments, `seed` or `part=3/100`."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(context)
+        except CalogenError as error:
+            command = self.commands.get(context.invoked_subcommand or "", self)
+            options = {option.name: max(option.opts, key=len) for option in command.params}
+            for part in ("what", "where", "expected", "hint"):
+                if isinstance(text := getattr(error, part), str):
+                    setattr(error, part, as_options(text, options))
+            raise
+
+
+def as_options(text: str, options: Mapping[str | None, str]) -> str:
+    """A text with the arguments in it that are options written as such: `shard_size=5` as ``--shard-size 5``."""
+
+    def written(match: re.Match[str]) -> str:
+        argument, name, value = match[1], match[2], match[3]
+        if name not in options:
+            return argument
+        return f"{options[name]} {value}" if value not in (None, "True") else options[name]
+
+    return re.sub(r"`((\w+)(?:=([^`]*))?)`", written, text)
 
 
 def pairs(values: Sequence[str], option: str) -> dict[str, str]:
