@@ -15,9 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ShardError
 from ..families import Family
-from ..shards.samples import Samples
 
 
 def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
@@ -78,20 +76,3 @@ def _scaling_tensors(
     offset, slope, logarithmic = (torch.from_numpy(a).to(device) for a in scaling(family, names))
     tables = [(place, torch.from_numpy(table).to(device, dtype)) for place, table in codings(family, names)]
     return offset.to(dtype), slope.to(dtype), logarithmic if logarithmic.any() else None, tables
-
-
-def condition_array(samples: Samples, names: Sequence[str]) -> NDArray[np.float32]:
-    """The named conditions of some samples as columns, (N, C), in their units.
-
-    Raises:
-        ShardError: If the samples lack one of them.
-    """
-    missing = [name for name in names if name not in samples.conditions]
-    if missing:
-        raise ShardError(
-            f"the data lack the condition '{missing[0]}'",
-            expected=", ".join(names),
-            found=", ".join(samples.conditions) or "no conditions",
-        )
-    columns = [np.asarray(samples.conditions[name], np.float32) for name in names]
-    return np.stack(columns, 1) if columns else np.zeros((len(samples), 0), np.float32)

@@ -12,12 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
-import numpy as np
-
 from ..errors import ShardError, did_you_mean
 from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
-from .pieces import Piece, decoded
+from .pieces import Piece
 from .reader import Shards
 from .samples import Samples
 
@@ -117,12 +115,10 @@ def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySid
     if isinstance(side, Shards):
         return cast(_AnySide, Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad))
     if isinstance(side, Samples):
-        family, conditions = side.family, dict(side.conditions)
-        for name in labels.keys() & family.labelled.keys():
-            if name in conditions:
-                conditions[name] = decoded(conditions[name], family.labels(name), labels[name]).astype(np.float32)
-            family = family.with_condition(Condition.labelled(name, labels[name]))
-        return replace(side, family=family, conditions=conditions)
+        family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
+        for name, known in wanted.items():
+            family = family.with_condition(Condition.labelled(name, known))
+        return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
     return side
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ShardError
 from ..families import Family
-from ..models.conditions import condition_array
+from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.samples import Samples
 
@@ -117,7 +117,7 @@ class Batches:
                 samples = self._shards.read(start, stop)
                 keep = ~held_out(samples, self._holdout)
                 values.append(torch.from_numpy(samples.values[keep]))
-                conditions.append(torch.from_numpy(condition_array(samples, self._names)[keep]))
+                conditions.append(torch.from_numpy(samples.conditions.array(self._names)[keep]))
                 looked_at += stop - start
             if any(map(len, values)):
                 break
@@ -127,9 +127,8 @@ class Batches:
 
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """The first ``count`` rows of the current window (all when absent), physical units."""
-        columns = self._conditions[:count].cpu().numpy()
-        named = {name: columns[:, i] for i, name in enumerate(self._names)}
-        return Samples(family, self._values[:count].cpu().numpy(), named)
+        conditions = Conditions(self._names, self._conditions[:count].cpu().numpy())
+        return Samples(family, self._values[:count].cpu().numpy(), conditions)
 
     def condition_range(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest value of each condition in the current window, (C,) each."""
@@ -149,7 +148,7 @@ def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> ND
     """
     mask = np.zeros(len(samples), bool)
     for name, (low, high) in holdout.items():
-        column = condition_array(samples, [name])[:, 0]
+        column = samples.conditions.array([name])[:, 0]
         mask |= (column >= low) & (column <= high)
     return mask
 

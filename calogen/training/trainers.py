@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.metrics.validation import score as physics_score
-from ..models.conditions import condition_array, scale_conditions
+from ..models.conditions import scale_conditions
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
@@ -139,13 +139,13 @@ class Trainer(ABC):
             reference: Validation samples, physical units.
         """
         device = self.plan.device
-        columns = torch.from_numpy(condition_array(reference, self.plan.conditions)).to(device)
+        columns = torch.from_numpy(reference.conditions.array(self.plan.conditions)).to(device)
         stream = _stream(self.plan.config.seed, _VALIDATION, device)
         parts = []
         for some in columns.split(_CHUNK):
             latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
             parts.append(self.average(latent, some).cpu().numpy())
-        generated = Samples(self.plan.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
+        generated = Samples(self.plan.family, np.concatenate(parts), reference.conditions, kind="generated")
         trained = self.batches.samples(self.plan.family, len(reference))
         found = {"score": physics_score(reference, generated), "diversity": diversity(reference, generated)}
         return found | self._judge(trained, reference)
@@ -153,7 +153,7 @@ class Trainer(ABC):
     def _chunks(self, samples: Samples) -> Iterable[tuple[Tensor, Tensor]]:
         """Samples and their conditions (B, C) on the device, some at a time."""
         for chunk in samples.chunks(_CHUNK):
-            values, columns = chunk.values, condition_array(chunk, self.plan.conditions)
+            values, columns = chunk.values, chunk.conditions.array(self.plan.conditions)
             yield torch.from_numpy(values).to(self.plan.device), torch.from_numpy(columns).to(self.plan.device)
 
     def state(self) -> dict[str, Tensor]:

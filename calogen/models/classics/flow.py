@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array, scale_conditions, scaled_size
+from ..conditions import scale_conditions, scaled_size
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
 from ..showers.fitting import loadings_at, normal_tail, own_noise
@@ -113,7 +113,7 @@ class FlowGenerator(LikelihoodGenerator):
         start.fit(samples, seed)
         self.transform = start.transform
         # There they change with the energy; here they are those of the mean one, and couplings learn the change.
-        conditions = torch.from_numpy(condition_array(samples, self.conditions))
+        conditions = torch.from_numpy(samples.conditions.array(self.conditions))
         energy = self.transform.leading(scale_conditions(self.family, self.conditions, conditions)).mean()
         self.loadings.copy_(loadings_at(start.loadings, start.drift, energy))
         self.noise.copy_(own_noise(start.loadings, start.drift, energy))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array, scale_conditions
+from ..conditions import scale_conditions
 from ..layers import SLOPE
 from .distributions import Scores, features
 from .generator import MapGenerator
@@ -211,7 +211,7 @@ class ZeldovichGenerator(MapGenerator):
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit spectrum, point transforms and filter to training maps, 1 + delta."""
-        maps, columns = torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, self.conditions))
+        maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
         terms = features(scale_conditions(self.family, self.conditions, columns))
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)
