@@ -232,7 +232,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
 
 def _whole_range(surrogate: Surrogate, samples: int) -> Request:
     specs = {c.name: c.spec for c in surrogate.card.conditions}
-    return Request.from_specs(surrogate.family, specs, samples)
+    return Request.of(surrogate.family, specs, samples)
 
 
 def _forward_rate(surrogate: Surrogate, *, fold: bool, seconds: float = _FORWARD_SECONDS / 2) -> float:
@@ -277,8 +277,7 @@ def _forward_everywhere(model: str, processes: int) -> float:
 def _sample_ms(surrogate: Surrogate, batch: int) -> float:
     """Milliseconds a sample of :meth:`Surrogate.sample`, the median of several calls."""
     request = _whole_range(surrogate, batch)
-    columns = request.columns(surrogate.conditions, 0, 0, batch)
-    conditions = {name: columns[:, i] for i, name in enumerate(surrogate.conditions)}
+    conditions = request.conditions(surrogate.conditions, 0, 0, batch)
     surrogate.sample(conditions, batch)
     times = [_time(lambda: surrogate.sample(conditions, batch)) for _ in range(max(3, 200 // batch))]
     return round(1e3 * statistics.median(times) / batch, 5)
@@ -293,7 +292,7 @@ def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     fine = len(inputs[0][0]) - coarse
     packed = compressed(values)
     stages = {
-        "conditions": lambda: request.columns(surrogate.conditions, 0, 0, rows),
+        "conditions": lambda: request.conditions(surrogate.conditions, 0, 0, rows),
         "noise": lambda: normals(0, 0, rows, fine, coarse),
         "network and physical units": lambda: forward(*inputs),
         "compression": lambda: compressed(values),

@@ -91,18 +91,9 @@ def pairs(values: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def condition_pairs(conditions: Sequence[str], energy: str | None, command: str) -> dict[str, str]:
-    """Specifications by condition name; ``--energy SPEC`` is ``--condition incident_energy=SPEC``.
-
-    Raises:
-        ConfigError: If the energy is named twice.
-    """
-    specs = pairs(conditions, "--condition")
-    if energy is not None:
-        if "incident_energy" in specs:
-            raise ConfigError("--energy and --condition both name 'incident_energy'", where=command)
-        specs["incident_energy"] = energy
-    return specs
+def condition_pairs(conditions: Sequence[str], energy: str | None) -> dict[str, str]:
+    """Specifications by condition name; ``energy`` is that of the incident energy, whatever its name."""
+    return pairs(conditions, "--condition") | ({"energy": energy} if energy is not None else {})
 
 
 def show(title: str, facts: Mapping[str, Any], *, as_json: bool) -> None:

@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,23 +15,23 @@ from typing import Any
 from ..errors import ConfigError, Interrupted, ShardError, StorageError
 from ..shards.manifest import MANIFEST, ShardRecord, read_part, write_manifest
 from ..storage import require_writable
-from .maker import Task
+from .maker import ShardTask
 from .parts import Part
-from .plan import MANIFEST_SHARDS, Plan, Progress
+from .plan import MANIFEST_SHARDS, Production, Progress
 
 _LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
 
 
-def check_folder(plan: Plan, out: Path) -> None:
-    """Refuse a folder that the plan may not write into.
+def check_folder(production: Production, out: Path) -> None:
+    """Refuse a folder that a production may not write into.
 
     Raises:
-        ConfigError: If it holds something else than this production.
+        ConfigError: If it holds something else.
         StorageError: If it could not be written.
     """
     if out.exists() and not out.is_dir():
-        raise ConfigError("the output folder is not empty", where=out, found="a file", hint="choose another --out")
-    mine = plan.provenance()
+        raise ConfigError("the output folder is not empty", where=out, found="a file", hint="choose another `out`")
+    mine = production.provenance()
     manifests = sorted(out.glob("manifest*.json"))
     strangers = [p.name for p in out.iterdir() if not _FILES.fullmatch(p.name)] if out.is_dir() else []
     if not manifests and out.is_dir():
@@ -42,7 +41,7 @@ def check_folder(plan: Plan, out: Path) -> None:
             "the output folder is not empty",
             where=out,
             found=", ".join(sorted(strangers)[:4]),
-            hint="choose another --out, or that of an unfinished production of the same samples",
+            hint="choose another `out`, or that of an unfinished production of the same samples",
         )
     for path in manifests:
         _require_same(mine, read_part(path).provenance[0], path)  # a damaged one says nothing: it is refused
@@ -69,7 +68,7 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
             "the output folder was begun with other options",
             where=path,
             expected=", ".join(begun),
-            hint="repeat them to finish it, or choose another --out",
+            hint="repeat them to finish it, or choose another `out`",
         )
     if isinstance(ours, dict) and isinstance(other, dict):
         ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
@@ -78,15 +77,15 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
         where=path,
         expected=f"{str(other)[:200]} (what is there)",
         found=f"{str(ours)[:200]} (what is asked for)",
-        hint="choose another --out, or repeat the command that began this one",
+        hint="choose another `out`, or repeat the call that began this one",
     )
 
 
 _OPTIONS = {
-    "total": "{} samples (-n)",
-    "parts": "--part i/{}",
-    "shard_samples": "--shard-size {}",
-    "layout": "--format {}",
+    "total": "`n={}` samples",
+    "parts": "`part=i/{}`",
+    "shard_samples": "`shard_size={}`",
+    "layout": "`layout={}`",
 }
 
 
@@ -122,7 +121,7 @@ def locked(path: Path, out: Path) -> Iterator[int]:
             raise ConfigError(
                 "the output folder is being written by another process",
                 where=path,
-                hint="wait for it, or give each process its own --part",
+                hint="wait for it, or give each process its own `part`",
             ) from None
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(handle).st_ino:
@@ -138,14 +137,14 @@ def locked(path: Path, out: Path) -> Iterator[int]:
 class Ledger:
     """What is done and what is to do; keeps the manifest."""
 
-    def __init__(self, plan: Plan, out: Path, progress: Progress | None) -> None:
-        self._out, self._name, self._progress = out, _manifest_name(plan.part), progress
-        self.provenance = plan.provenance()
-        shards = plan.shards()
+    def __init__(self, production: Production, out: Path, progress: Progress | None) -> None:
+        self._out, self._name, self._progress = out, _manifest_name(production.part), progress
+        self.provenance = production.provenance()
+        shards = production.shards()
         self.total = sum(shard.samples for shard in shards)
         known = {record.name: record for record in self._known()}
         # A shard the manifest knows is checked before it is believed.
-        self.tasks = deque(Task(shard, known.get(shard.name)) for shard in shards)
+        self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in shards]
         self.records: dict[str, ShardRecord] = {t.shard.name: t.known for t in self.tasks if t.known}
         self._under_way: dict[str, int] = {}
         self._done = 0
@@ -159,13 +158,13 @@ class Ledger:
         except ShardError:
             return ()
 
-    def begun(self, name: str, samples: int) -> None:
+    def begun(self, task: ShardTask, samples: int) -> None:
         """So many samples of a shard are made."""
-        self._under_way[name] = samples
+        self._under_way[task.shard.name] = samples
         if self._progress:
             self._progress(self._done + sum(self._under_way.values()), self.total)
 
-    def finished(self, record: ShardRecord) -> None:
+    def finished(self, _: ShardTask, record: ShardRecord) -> None:
         """A shard is on the disk."""
         self._under_way.pop(record.name, None)
         self._done += record.samples
@@ -192,5 +191,5 @@ class Ledger:
         return Interrupted(
             f"stopped by signal {signal_number} after {done} of {self.total} samples",
             signal_number=signal_number,
-            hint="the finished shards are complete; the same command again makes the rest",
+            hint="the finished shards are complete; the same call again makes the rest",
         )

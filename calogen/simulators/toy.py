@@ -115,12 +115,11 @@ class Toy(Engine):
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop."""
         count = len(checked_block(start, stop, self.block))
-        conditions = self.drawn.columns(self.seed, start, count)
+        conditions = self.drawn.conditions(self.seed, start, count)
         values = np.zeros((count, *self.model.sample_shape), np.float32)
         draw = self._shower if self.model.kind == "calorimeter" else self._map
         for i in range(count):
-            own = {name: float(column[i]) for name, column in conditions.items()}
-            values[i] = draw(own, stream(self.seed, start + i))
+            values[i] = draw(conditions.row(i), stream(self.seed, start + i))
         return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
     def moments(self, conditions: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -127,7 +127,7 @@ class ConvMapGenerator(MapGenerator):
         """
         cell = self.family.sample_shape[0] // self.grid[1]
         if size % cell:
-            raise ConfigError("the map size does not fit", where="--size", expected=f"a multiple of {cell}", found=size)
+            raise ConfigError("the map size does not fit", where="`size`", expected=f"a multiple of {cell}", found=size)
         other = copy.copy(self)
         other.family = self._grown(size)
         other.grid = (self.grid[0], size // cell, size // cell)

@@ -201,7 +201,7 @@ class ZeldovichGenerator(MapGenerator):
             ConfigError: If the size is smaller than 4.
         """
         if size < 4:
-            raise ConfigError("the map size does not fit", where="--size", expected="at least 4", found=size)
+            raise ConfigError("the map size does not fit", where="`size`", expected="at least 4", found=size)
         other = copy.copy(self)
         other.family = self._grown(size)
         return other
