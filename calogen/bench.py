@@ -30,7 +30,6 @@ from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
 from .families import Family
 from .models.conditions import scale_conditions
-from .production.noise import normals
 from .production.requests import Request
 from .runs.folder import environment
 from .sampling import Surrogate
@@ -288,12 +287,10 @@ def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     rows = surrogate.block
     forward, inputs = surrogate.forward_pass(fold=True)
     values = forward(*inputs)
-    coarse = surrogate.coarse_latents
-    fine = len(inputs[0][0]) - coarse
     packed = compressed(values)
     stages = {
         "conditions": lambda: request.conditions(surrogate.conditions, 0, 0, rows),
-        "noise": lambda: normals(0, 0, rows, fine, coarse),
+        "noise": lambda: surrogate.latents(rows),
         "network and physical units": lambda: forward(*inputs),
         "compression": lambda: compressed(values),
         "checksum": lambda: hashlib.sha256(packed).digest(),

@@ -32,7 +32,7 @@ from .production.parts import ALIGNMENT, Part
 from .production.plan import MOST_SAMPLES, Estimate, Production, require_room, room
 from .production.requests import Request
 from .production.run import produce
-from .runs.checkpoint import Card, Checkpoint, load_checkpoint
+from .runs.checkpoint import Checkpoint, load_checkpoint
 from .runs.find import find_model
 from .runs.folder import environment
 from .shards.conditions import Conditions
@@ -102,24 +102,21 @@ class Generation:
     def pieces(self, start: int, stop: int) -> Iterator[Samples]:
         """Samples start to stop, in blocks aligned to the global index."""
         surrogate, rows = self.surrogate, self.surrogate.block
-        before: Callable[[], Samples] | None = None
+        ahead: list[Callable[[], Samples]] = []
         for low in range(start - start % rows, stop, rows):
             # Always a full block, so that a sample's bits do not depend on where a shard or part ends. One block ahead,
             # so that a GPU computes the next while this one is compressed.
             conditions = self.request.conditions(surrogate.conditions, self.seed, low, rows)
             keep = slice(max(start - low, 0), min(stop - low, rows))
             values = surrogate.launch(conditions, self.seed, low)
-            after = functools.partial(self._finish, values, conditions[keep], keep)
-            if before:
-                yield before()
-            before = after
-        if before:
-            yield before()
+            ahead.append(functools.partial(self._finish, values, conditions[keep], keep))
+            if len(ahead) > 1:
+                yield ahead.pop(0)()
+        for finish in ahead:
+            yield finish()
 
     def _finish(self, values: Callable[[], NDArray[np.float32]], conditions: Conditions, keep: slice) -> Samples:
-        kept = values()[keep]
-        if self.mantissa_bits is not None:
-            kept = rounded(kept, self.mantissa_bits)
+        kept = values()[keep] if self.mantissa_bits is None else rounded(values()[keep], self.mantissa_bits)
         return Samples(self.family, kept, conditions, kind="generated")
 
 
@@ -133,15 +130,19 @@ class Surrogate:
     Args:
         checkpoint: What was trained.
         device: Where to run.
+
+    Attributes:
+        card: Family, conditions with trained ranges, configuration, provenance.
+        block: Samples computed at a time by :meth:`generate`, aligned to the global index.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: Literal["auto", "cpu", "cuda"] = "cpu") -> None:
-        self._card = checkpoint.card
+        self.card = checkpoint.card
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = folded(self._generator) if self._device.type == "cpu" else None
         large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
-        self._rows = _FEW if large else BLOCK  # a whole block is computed even for one sample
+        self.block = _FEW if large else BLOCK  # a whole block is computed even for one sample
 
     @classmethod
     def load(cls, model: str | Path, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Surrogate:
@@ -172,38 +173,25 @@ class Surrogate:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if _BYTES_A_PIXEL * size**2 > memory:  # said at once: it would take minutes to find out
             expected = f"at most {math.isqrt(memory // _BYTES_A_PIXEL)} pixels a side"
-            raise ConfigError("a map of that size does not fit into memory", where="`size`", expected=expected, found=size)
+            raise ConfigError(
+                "a map of that size does not fit into memory", where="`size`", expected=expected, found=size
+            )
         other = copy.copy(self)
         other._generator = self._generator.resized(size)
-        other._card = self._card.model_copy(update={"family": other._generator.family})
+        other.card = self.card.model_copy(update={"family": other._generator.family})
         other._folded = folded(other._generator) if self._folded else None
-        other._rows = min(self._rows, max(1, _BLOCK_NUMBERS // other.family.voxels))
+        other.block = min(self.block, max(1, _BLOCK_NUMBERS // other.family.voxels))
         return other
-
-    @property
-    def card(self) -> Card:
-        """Family, conditions with trained ranges, configuration, provenance."""
-        return self._card
 
     @property
     def family(self) -> Family:
         """What the surrogate makes."""
-        return self._card.family
-
-    @property
-    def block(self) -> int:
-        """Samples computed at a time by :meth:`generate`, aligned to the global index."""
-        return self._rows
+        return self.card.family
 
     @property
     def parameters(self) -> int:
         """Numbers that were fitted or trained."""
         return sum(p.numel() for p in self._generator.parameters())
-
-    @property
-    def coarse_latents(self) -> int:
-        """How many latent numbers of a sample, at the end, may be of low resolution."""
-        return self._generator.coarse
 
     @property
     def ceiling(self) -> float | None:
@@ -213,7 +201,7 @@ class Surrogate:
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions it takes."""
-        return tuple(c.name for c in self._card.conditions)
+        return tuple(c.name for c in self.card.conditions)
 
     def sample(
         self,
@@ -243,13 +231,8 @@ class Surrogate:
         if request.samples < 0:
             raise ConditionError("the number of samples cannot be negative", where="`n`", found=n)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
-        parts = []
-        for start in range(0, request.samples, self._rows):
-            rows = min(self._rows, request.samples - start)
-            parts.append(self.launch(request.conditions(self.conditions, seed, start, rows), seed, start)())
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
+        conditions = request.conditions(self.conditions, seed, 0, request.samples)
+        return self.decode(self.latents(request.samples, seed=seed), conditions.array())
 
     def _check_names(self, names: Iterable[str]) -> None:
         names, known = set(names), self.conditions
@@ -271,7 +254,7 @@ class Surrogate:
         Raises:
             ConditionError: Names condition, row, value, range and remedy.
         """
-        for known in self._card.conditions:
+        for known in self.card.conditions:
             known.check(conditions[known.name], self.family.condition(known.name), extrapolate=extrapolate)
         columns = conditions.array(self.conditions)
         if extrapolate and columns.size:
@@ -286,7 +269,7 @@ class Surrogate:
         except (RuntimeError, IndexError):  # a place in a table that is no number
             usable = False
         if not usable:
-            trained = "; ".join(f"{c.name} {c}" for c in self._card.conditions)
+            trained = "; ".join(f"{c.name} {c}" for c in self.card.conditions)
             raise ConditionError("the surrogate makes nothing so far from what it was trained on", expected=trained)
 
     @torch.inference_mode()
@@ -310,8 +293,10 @@ class Surrogate:
 
         For walks between two latents, or one latent at several conditions; conditions are not checked.
         """
-        starts = range(0, len(columns), self._rows)
-        parts = [self._launched(latents[i : i + self._rows], columns[i : i + self._rows])() for i in starts]
+        starts = range(0, len(columns), self.block)
+        parts = [self._launched(latents[i : i + self.block], columns[i : i + self.block])() for i in starts]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
 
     def _launched(self, latent: NDArray[np.float32], columns: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
@@ -340,11 +325,11 @@ class Surrogate:
             fold: As it runs here; else as it was trained.
         """
         rng = np.random.default_rng(0)
-        latent = rng.standard_normal((self._rows, self._generator.latent_size), np.float32)
-        columns = np.zeros((self._rows, len(self._card.conditions)), np.float32)
-        for i, c in enumerate(self._card.conditions):
+        latent = rng.standard_normal((self.block, self._generator.latent_size), np.float32)
+        columns = np.zeros((self.block, len(self.card.conditions)), np.float32)
+        for i, c in enumerate(self.card.conditions):
             numbers = c.numbers(self.family.condition(c.name))
-            columns[:, i] = rng.choice(numbers, self._rows) if c.labels else rng.uniform(c.low, c.high, self._rows)
+            columns[:, i] = rng.choice(numbers, self.block) if c.labels else rng.uniform(c.low, c.high, self.block)
         if fold and self._folded:
             return self._folded, (latent, columns)
 
@@ -394,7 +379,7 @@ class Surrogate:
         check_folder(production, out)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
         # How much space it takes follows from how well some samples compress.
-        probe = min(_PROBE, self._rows, total)
+        probe = min(_PROBE, self.block, total)
         values = self.launch(request.conditions(self.conditions, maker.seed, 0, probe), 0, 0)()
         values = values if mantissa_bits is None else rounded(values, mantissa_bits)
         return production, room(production, out, len(compressed(values)) / probe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +19,31 @@ if TYPE_CHECKING:
     from ..production.requests import Request
     from ..sampling import Surrogate
 
-_BEST_RATIO = 8  # no samples of ours compress better
-ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
-PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
+_BEST_RATIO = 8  # no samples compress better
+_ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
+_SAME = "The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+, impact_x=fixed:2."
+_PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of all commands that make samples."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
+        click.option("--part", metavar="I/N", help=_PARTS),
+        click.option("--workers", type=click.IntRange(min=1), help="Processes (default: all available cores)."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."),
+        click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help=_SAME),
+        click.option("--energy", metavar="SPEC", help=_ENERGIES),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("model", type=PLACE)
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder; empty, absent, or of an unfinished call.")
 @click.option("-n", "n", type=int, help="Samples (default: as many as --like or --conditions have).")
-@click.option("--energy", metavar="SPEC", help=ENERGIES)
-@click.option(
-    "--condition",
-    "conditions",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+.",
-)
+@_shared
 @click.option(
     "--like",
     type=PLACE,
@@ -45,7 +54,6 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
 )
 @click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents and conditions.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -53,8 +61,6 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     show_default=True,
     help="auto takes a GPU where there is one.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help=PARTS)
 @click.option(
     "--format",
     "layout",
@@ -70,12 +76,11 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
 )
 @click.option(
-    "--extrapolate", is_flag=True, help="Allow conditions outside the trained range; which no comparison covers."
+    "--extrapolate", is_flag=True, help="Allow conditions outside the trained range, which no comparison covers."
 )
 @click.option(
     "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
@@ -181,14 +186,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 )
 @click.option("-n", "n", type=click.IntRange(min=1), help="Samples. Required but for --check.")
 @click.option("--particle", help="gamma, e- or e+, or several: gamma,e+ (geant4).")
-@click.option("--energy", metavar="SPEC", help=ENERGIES)
-@click.option(
-    "--condition",
-    "conditions",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, impact_x=fixed:2.",
-)
+@_shared
 @click.option(
     "--set",
     "settings",
@@ -196,12 +194,8 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     metavar="OPTION=VALUE",
     help="Any other option of the engine (may be repeated): steps=40.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of samples and conditions.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help=PARTS)
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
@@ -237,9 +231,7 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
     named = {"particle": options["particle"]} if options["particle"] is not None else {}
-    source = simulators.build(
-        engine, samples=n or 1, seed=options["seed"], conditions=conditions, **named, **settings
-    )
+    source = simulators.build(engine, samples=n or 1, seed=options["seed"], conditions=conditions, **named, **settings)
     if check:
         click.echo(source.check())
         return

@@ -60,7 +60,7 @@ class Family(Frozen):
             if not self.layers or self.pixels is not None:
                 raise ValueError("a calorimeter family has layers and no pixels")
             if not self.conditions or self.conditions[0].role != "energy":
-                raise ValueError("the first condition of a calorimeter family is the incident energy, a number (role 'energy')")
+                raise ValueError("the first condition of a calorimeter family is the incident energy, a number")
             if {"roll", "turn"} & set(self.symmetries):
                 raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
             odd = [i for i, layer in enumerate(self.layers) if not layer.can_mirror_x]

@@ -13,9 +13,7 @@ def is_energy(unit: str) -> bool:
     return unit in ENERGY_UNITS
 
 
-def conversion(
-    unit: str, wanted: str, *, name: str = "", where: object = None, example: str | None = None
-) -> float:
+def conversion(unit: str, wanted: str, *, name: str = "", where: object = None, example: str | None = None) -> float:
     """What a number in ``unit`` is multiplied by to be in ``wanted``.
 
     Args:

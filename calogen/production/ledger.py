@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..storage import require_writable
 from .maker import ShardTask
 from .parts import Part
 from .plan import MANIFEST_SHARDS, Production, Progress
+from .pool import Stopped
 
 _LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
 
@@ -51,10 +52,6 @@ def check_folder(production: Production, out: Path) -> None:
 _FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5(\.part)?")
 
 
-def _manifest_name(part: Part) -> str:
-    return f"manifest{part.suffix}.json" if part.count > 1 else MANIFEST
-
-
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
     loose = {"versions", "history", "network", "objective", "parameters"}  # the checkpoint's digest says it all
     keys = sorted((mine.keys() | theirs.keys()) - loose)
@@ -62,18 +59,14 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
     if different is None:
         return
     ours, other = mine.get(different), theirs.get(different)
-    if different == "production" and isinstance(ours, dict) and isinstance(other, dict):
-        begun = [str(_OPTIONS.get(key, key)).format(value) for key, value in other.items() if ours.get(key) != value]
-        raise ConfigError(
-            "the output folder was begun with other options",
-            where=path,
-            expected=", ".join(begun),
-            hint="repeat them to finish it, or choose another `out`",
-        )
+    what = f"the output folder holds another production: its {different.replace('_', ' ')} differs"
     if isinstance(ours, dict) and isinstance(other, dict):
         ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
+    if different == "production" and isinstance(other, dict):
+        what = "the output folder was begun with other options"
+        ours, other = (", ".join(_ARGUMENTS.get(k, k).format(v) for k, v in a.items()) for a in (ours or {}, other))
     raise ConfigError(
-        f"the output folder holds another production: its {different.replace('_', ' ')} differs",
+        what,
         where=path,
         expected=f"{str(other)[:200]} (what is there)",
         found=f"{str(ours)[:200]} (what is asked for)",
@@ -81,7 +74,7 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
     )
 
 
-_OPTIONS = {
+_ARGUMENTS = {
     "total": "`n={}` samples",
     "parts": "`part=i/{}`",
     "shard_samples": "`shard_size={}`",
@@ -137,19 +130,30 @@ def locked(path: Path, out: Path) -> Iterator[int]:
 class Ledger:
     """What is done and what is to do; keeps the manifest."""
 
-    def __init__(self, production: Production, out: Path, progress: Progress | None) -> None:
-        self._out, self._name, self._progress = out, _manifest_name(production.part), progress
+    def __init__(
+        self, production: Production, out: Path, progress: Progress | None, should_stop: Callable[[], int] | None
+    ) -> None:
+        self._out, self._part, self._progress, self._should_stop = out, production.part, progress, should_stop
         self.provenance = production.provenance()
-        shards = production.shards()
-        self.total = sum(shard.samples for shard in shards)
+        self.clear()
         known = {record.name: record for record in self._known()}
         # A shard the manifest knows is checked before it is believed.
-        self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in shards]
+        self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in production.shards()]
+        self.total = production.samples
         self.records: dict[str, ShardRecord] = {t.shard.name: t.known for t in self.tasks if t.known}
         self._under_way: dict[str, int] = {}
-        self._done = 0
+        self._done, self._signal = 0, 0
         self._written, self._cost = 0.0, 0.0
         self.write()
+
+    @property
+    def _name(self) -> str:
+        return f"manifest{self._part.suffix}.json" if self._part.count > 1 else MANIFEST
+
+    def clear(self) -> None:
+        """Remove what killed writers of this part left behind."""
+        for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5.part"):
+            leftover.unlink(missing_ok=True)
 
     def _known(self) -> Sequence[ShardRecord]:
         path = self._out / self._name
@@ -158,24 +162,32 @@ class Ledger:
         except ShardError:
             return ()
 
-    def begun(self, task: ShardTask, samples: int) -> None:
+    def begun(self, task: ShardTask, amount: int) -> None:
         """So many samples of a shard are made."""
-        self._under_way[task.shard.name] = samples
+        self._under_way[task.shard.name] = amount
+        self._tell()
+        if amount < task.shard.samples:
+            self.stop_if_asked()
+
+    def finished(self, task: ShardTask, result: ShardRecord) -> None:
+        """A shard is on the disk; one that was repaired keeps its record, with the time that it first took."""
+        self._under_way.pop(task.shard.name, None)
+        self._done += result.samples
+        if self.records.get(result.name) != result:
+            self.records[result.name] = result
+            if len(self.records) <= MANIFEST_SHARDS or time.monotonic() - self._written > 20 * self._cost:
+                self.write()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress:
             self._progress(self._done + sum(self._under_way.values()), self.total)
 
-    def finished(self, _: ShardTask, record: ShardRecord) -> None:
-        """A shard is on the disk."""
-        self._under_way.pop(record.name, None)
-        self._done += record.samples
-        changed = self.records.get(record.name) != record
-        if changed:  # a shard that was repaired keeps its record, with the time that it first took
-            self.records[record.name] = record
-        now = time.monotonic()
-        if changed and (len(self.records) <= MANIFEST_SHARDS or now - self._written > 20 * self._cost):
-            self.write()
-        if self._progress:
-            self._progress(self._done + sum(self._under_way.values()), self.total)
+    def stop_if_asked(self) -> None:
+        """Give up what is under way if a signal has come."""
+        self._signal = self._should_stop() if self._should_stop else 0
+        if self._signal:
+            raise Stopped
 
     def write(self) -> None:
         """Write the manifest."""
@@ -185,11 +197,11 @@ class Ledger:
         self._written = time.monotonic()
         self._cost = self._written - begun
 
-    def interrupted(self, signal_number: int) -> Interrupted:
+    def interrupted(self) -> Interrupted:
         """The error for a stop that was asked for."""
         done = sum(record.samples for record in self.records.values())
         return Interrupted(
-            f"stopped by signal {signal_number} after {done} of {self.total} samples",
-            signal_number=signal_number,
+            f"stopped by signal {self._signal} after {done} of {self.total} samples",
+            signal_number=self._signal,
             hint="the finished shards are complete; the same call again makes the rest",
         )

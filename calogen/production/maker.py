@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,21 +52,21 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Job:
-    """Makes the shards of a production; can be pickled if it has no threads.
+    """Makes the shards of a production.
 
     Attributes:
         maker: Makes the samples.
         out: The folder.
         provenance: Written into every shard.
         layout: Of the files.
-        threads: Compress while the next samples are made.
+        threads: So many compress while the next samples are made; none: in turn.
     """
 
     maker: Maker
     out: Path
     provenance: Mapping[str, Any]
     layout: WrittenLayout = "native"
-    threads: Executor | None = None
+    threads: int = 0
 
     def __call__(self, task: ShardTask, tell: Callable[[int], None]) -> ShardRecord:
         """Make one shard, or find it made already.
@@ -104,14 +104,15 @@ class Job:
                     "the maker made another number of samples", where=path, expected=shard.samples, found=done
                 )
 
-        made = write_shard(
-            path,
-            pieces(),
-            provenance=self.provenance,
-            index_start=shard.index_start,
-            layout=self.layout,
-            count=shard.samples,
-            pool=self.threads,
-        )
+        with ThreadPoolExecutor(self.threads) if self.threads else nullcontext() as pool:
+            made = write_shard(
+                path,
+                pieces(),
+                provenance=self.provenance,
+                index_start=shard.index_start,
+                layout=self.layout,
+                count=shard.samples,
+                pool=pool,
+            )
         seconds = round(time.monotonic() - begun, 3)
         return replace(made, seconds=seconds, clipped=clipped if ceiling is not None else None)

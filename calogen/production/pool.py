@@ -19,27 +19,20 @@ from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol
 
 from ..cores import SINGLE_THREAD, keep_memory, one_thread
 from ..errors import CalogenError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-Tell = Callable[[int], None]
-"""Tells how far a task is; may raise :class:`Stopped` to have it given up."""
+Work = Callable[[Any, Callable[[int], None]], Any]
+"""Does a task and returns its result; calls its second argument with how far it is, which may raise to end it."""
 
 _TELL_SECONDS = 0.1
 _STOP_SECONDS = 8.0  # that workers have to leave a task before they are killed
-_ATTEMPTS = 2
 
 
 class Stopped(Exception):
-    """Tasks were given up because the signal ``number`` asked for it."""
-
-    def __init__(self, number: int = 0) -> None:
-        super().__init__(number)
-        self.number = number
+    """Tasks were given up because all work stops."""
 
 
 class TaskError(Exception):
@@ -50,46 +43,59 @@ class TaskError(Exception):
         self.task, self.why, self.dead = task, why, dead
 
 
-class Pool(Generic[Task, Result]):
+class Watch(Protocol):
+    """Who follows the tasks; each of its methods may raise :class:`Stopped` or another error to end all work."""
+
+    def begun(self, task: Any, amount: int) -> None:
+        """So much of a task is done; 0 when its worker died."""
+
+    def finished(self, task: Any, result: Any) -> None:
+        """A task is done."""
+
+    def stop_if_asked(self) -> None:
+        """Asked several times a second."""
+
+
+def in_turn(work: Work, tasks: Iterable[Any], watch: Watch) -> None:
+    """Do all tasks in this process."""
+    keep_memory()
+    with one_thread():
+        for number, task in enumerate(tasks):
+            if number:
+                watch.stop_if_asked()
+            watch.finished(task, work(task, functools.partial(watch.begun, task)))
+
+
+class Pool:
     """Worker processes and who does what.
 
     Args:
-        work: Does a task; can be pickled, and is sent to every worker once.
-        told: Called with a task and how far it is, 0 when its worker died; may raise :class:`Stopped`.
-        done: Called with a task and its result.
-        should_stop: Asked all the time; a signal number stops the work.
+        work: Can be pickled; is sent to every worker once.
+        watch: Follows the tasks.
         held: Descriptors that workers hold open, too.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Task, Tell], Result],
-        told: Callable[[Task, int], None],
-        done: Callable[[Task, Result], None],
-        should_stop: Callable[[], int],
-        held: Sequence[int] = (),
-    ) -> None:
-        self._work, self._told, self._done, self._should_stop, self._held = work, told, done, should_stop, held
-        self._tasks: deque[tuple[Task, int]] = deque()
+    def __init__(self, work: Work, watch: Watch, held: Sequence[int] = ()) -> None:
+        self._work, self._watch, self._held = work, watch, held
+        self._tasks: deque[Any] = deque()
+        self._lost: list[Any] = []
         self._workers: list[_Worker] = []
 
-    def run(self, tasks: Iterable[Task], count: int) -> None:
+    def run(self, tasks: Iterable[Any], count: int) -> None:
         """Do all tasks with ``count`` workers.
 
         Raises:
-            Stopped: If ``should_stop`` asked for it; what was being finished is done.
             TaskError: If a task failed, or two workers died over it.
             CalogenError: If a task raised it.
         """
-        self._tasks.extend((task, 0) for task in tasks)
+        self._tasks.extend(tasks)
         try:
             for worker in [self._start() for _ in range(count)]:
                 self._next(worker)
             while any(worker.task for worker in self._workers):
                 self._listen()
-                number = self._should_stop()
-                if number and any(worker.task for worker in self._workers):
-                    raise Stopped(number)
+                if any(worker.task for worker in self._workers):
+                    self._watch.stop_if_asked()
         finally:
             self._end()
 
@@ -109,68 +115,46 @@ class Pool(Generic[Task, Result]):
             except (EOFError, OSError):
                 self._died(worker)
                 continue
-            task = worker.task[0] if worker.task else None
-            if kind == "told":
-                self._told(task, message)
-            elif kind == "done":
-                self._done(task, message)
+            if kind == "begun":
+                self._watch.begun(worker.task, message)
+            elif kind == "finished":
+                self._watch.finished(worker.task, message)
                 self._next(worker)
             else:
-                raise message if isinstance(message, CalogenError) else TaskError(task, message, dead=False)
+                raise message if isinstance(message, CalogenError) else TaskError(worker.task, message, dead=False)
 
     def _died(self, worker: _Worker) -> None:
         """Give the task of a dead worker to a new one, once."""
         self._workers.remove(worker)
         worker.connection.close()
         end = worker.death()
-        if worker.task:
-            task, attempts = worker.task
-            self._told(task, 0)
-            if attempts + 1 == _ATTEMPTS:
-                raise TaskError(task, end, dead=True)
-            self._tasks.appendleft((task, attempts + 1))
-            self._next(self._start())
+        self._watch.begun(worker.task, 0)
+        if worker.task in self._lost:
+            raise TaskError(worker.task, end, dead=True)
+        self._lost.append(worker.task)
+        self._tasks.appendleft(worker.task)
+        self._next(self._start())
 
     def _end(self) -> None:
         """Let workers leave their tasks, keep what they had just finished; kill those that take too long."""
-        workers, self._workers = self._workers, []
-        for worker in workers:
+        for worker in self._workers:
             worker.stop()
-        limit, finished = time.monotonic() + _STOP_SECONDS, []
-        for worker in workers:
+        limit, results = time.monotonic() + _STOP_SECONDS, []
+        for worker in self._workers:
             with suppress(EOFError, OSError):
                 while worker.connection.poll(max(0.0, limit - time.monotonic())):
                     kind, message = worker.connection.recv()
-                    if kind == "done" and worker.task:
-                        finished.append((worker.task[0], message))
+                    if kind == "finished":
+                        results.append((worker.task, message))
             worker.connection.close()
             try:
                 worker.process.wait(max(0.0, limit - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-        for task, message in finished:
-            self._done(task, message)
-
-
-def in_turn(
-    work: Callable[[Task, Tell], Result],
-    told: Callable[[Task, int], None],
-    done: Callable[[Task, Result], None],
-    should_stop: Callable[[], int],
-    tasks: Sequence[Task],
-) -> None:
-    """Do all tasks in this process; arguments as of :class:`Pool`.
-
-    Raises:
-        Stopped: If ``told`` raised it, or ``should_stop`` asked for it between two tasks.
-    """
-    keep_memory()
-    with one_thread():
-        for place, task in enumerate(tasks, start=1):
-            done(task, work(task, functools.partial(told, task)))
-            if place < len(tasks) and (number := should_stop()):
-                raise Stopped(number)
+        self._workers = []
+        for task, result in results:
+            self._watch.finished(task, result)
 
 
 _SERVE = """
@@ -183,25 +167,23 @@ calogen.production.pool.serve(int(sys.argv[1]))
 
 
 class _Worker:
-    """A worker process and the task it is at, with the workers that died over it."""
+    """A worker process and the task it is at."""
 
-    def __init__(self, work: Callable[..., Any], held: Sequence[int]) -> None:
+    def __init__(self, work: Work, held: Sequence[int]) -> None:
         self.connection, theirs = Pipe()
-        environment = {**os.environ, **SINGLE_THREAD}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            path or str(Path.cwd()) for path in sys.path
-        )  # what this one imports
+        # It imports what this process imports.
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno())],
             pass_fds=[theirs.fileno(), *held],
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, **SINGLE_THREAD, "PYTHONPATH": path},
         )
         theirs.close()
-        self.task: tuple[Any, int] | None = None
-        self._work: Callable[..., Any] | None = work
+        self.task: Any = None
+        self._work: Work | None = work
 
-    def give(self, task: tuple[Any, int] | None) -> None:
+    def give(self, task: Any) -> None:
         """Hand over a task, the first with the work; nothing ends the worker."""
         self.task = task
         with suppress(OSError):  # it died: noticed when its answer is waited for
@@ -225,7 +207,19 @@ class _Worker:
 
 def serve(descriptor: int) -> None:
     """What a worker process does: the tasks it is given, until there are none or its parent is gone."""
-    connection = Connection(descriptor)
+    connection, last = Connection(descriptor), 0.0
+
+    def tell(amount: int) -> None:
+        nonlocal last
+        if connection.poll():  # nothing is sent to a worker at work but that it shall stop
+            raise Stopped
+        if time.monotonic() - last > _TELL_SECONDS:
+            last = time.monotonic()
+            try:
+                connection.send(("begun", amount))
+            except OSError:
+                raise Stopped from None
+
     with suppress(EOFError, OSError, Stopped), ExitStack() as limits:  # the parent is gone, or wants no more
         sent, work = connection.recv_bytes(), None
         keep_memory()
@@ -234,7 +228,7 @@ def serve(descriptor: int) -> None:
                 if work is None:
                     work = pickle.loads(sent)
                     limits.enter_context(one_thread())  # of the libraries that the work has brought in
-                answer: tuple[str, object] = "done", work(task[0], _Teller(connection))
+                answer: tuple[str, object] = "finished", work(task, tell)
             except Stopped:
                 raise
             except CalogenError as error:
@@ -242,21 +236,3 @@ def serve(descriptor: int) -> None:
             except BaseException:
                 answer = "failed", traceback.format_exc()
             connection.send(answer)
-
-
-class _Teller:
-    """Tells the parent how far a task is; gives up when the parent says so or is gone."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._last = connection, 0.0
-
-    def __call__(self, amount: int) -> None:
-        if self._connection.poll():  # nothing is sent to a worker at work but that it shall stop
-            raise Stopped
-        now = time.monotonic()
-        if now - self._last > _TELL_SECONDS:
-            self._last = now
-            try:
-                self._connection.send(("told", amount))
-            except OSError:
-                raise Stopped from None

@@ -54,19 +54,14 @@ class Spec:
         kind, _, rest = text.partition(":")
         if condition.labels:
             return cls(kind, _codes(condition, text, kind, rest), text, labels=True)
-        match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
-        if kind not in _KINDS or match is None:
+        sign = "," if kind == "list" else ":"
+        match = re.fullmatch(rf"({_NUMBER}(?:{sign}{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
+        numbers, unit = (match[1].split(sign), match[2]) if match else ([], "")
+        if _KINDS.get(kind, 0) not in (None, len(numbers)) or not numbers:
             raise _bad_spec(condition, text)
-        try:
-            numbers = [float(part) for part in match[1].split("," if kind == "list" else ":")]
-        except ValueError:
-            raise _bad_spec(condition, text) from None
-        if len(numbers) != (_KINDS[kind] or len(numbers)):
-            raise _bad_spec(condition, text)
-        example = f"{text.removesuffix(match[2]).rstrip()}GeV"
-        values = np.asarray(numbers) * conversion(
-            match[2], condition.unit, name=f"'{condition.name}'", where=text, example=example
-        )
+        example = f"{text.removesuffix(unit).rstrip()}GeV"
+        factor = conversion(unit, condition.unit, name=f"'{condition.name}'", where=text, example=example)
+        values = np.array(numbers, np.float64) * factor
         if not np.all(np.abs(values) < np.finfo(np.float32).max):
             raise ConditionError(f"'{text}': a number is too large", where=condition.name)
         if _KINDS[kind] == 2 and not values[0] < values[1]:

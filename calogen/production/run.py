@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ProductionError, StorageError
@@ -44,48 +41,32 @@ def produce(
         ProductionError: If a worker died twice over a shard.
         Interrupted: If ``should_stop`` asked for it; finished shards stay.
     """
-    out, part, should_stop = Path(out), production.part, should_stop or (lambda: 0)
+    out = Path(out)
     check_folder(production, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
-    with locked(out / f".lock{part.suffix}", out) as lock, ExitStack() as at_the_end:
-        ledger = Ledger(production, out, progress)
-        job = Job(production.maker, out, ledger.provenance, production.layout)
-        clear = functools.partial(_clear, out, f"shard{part.suffix}-[0-9]*.h5.part")
-        clear()
-        at_the_end.callback(clear)  # a worker that was killed leaves a file behind
-
-        def told(task: ShardTask, samples: int) -> None:
-            ledger.begun(task, samples)
-            if samples < task.shard.samples and (number := should_stop()):
-                raise Stopped(number)
-
+    with locked(out / f".lock{production.part.suffix}", out) as lock:
+        ledger = Ledger(production, out, progress, should_stop)
+        job = Job(production.maker, out, ledger.provenance, production.layout, production.threads)
         count = min(workers, len(ledger.tasks))
         try:
             if count > 1 or (isolate and count):
                 # Workers hold the lock, too: nobody writes the folder before the last one of a killed parent has left.
-                Pool(job, told, ledger.finished, should_stop, held=[lock]).run(ledger.tasks, count)
+                Pool(job, ledger, held=[lock]).run(ledger.tasks, count)
             else:
-                if production.threads:
-                    job = replace(job, threads=at_the_end.enter_context(ThreadPoolExecutor(production.threads)))
-                in_turn(job, told, ledger.finished, should_stop, ledger.tasks)
+                in_turn(job, ledger.tasks, ledger)
         except BaseException as error:
             with suppress(StorageError):  # what is finished is known, if there is space for it
                 ledger.write()
             if isinstance(error, Stopped):
-                raise ledger.interrupted(error.number) from None
-            if isinstance(error, TaskError):
-                raise _explained(error, out) from None
-            raise
+                raise ledger.interrupted() from None
+            raise _explained(error, out) if isinstance(error, TaskError) else error from None
+        finally:
+            ledger.clear()
         ledger.write()
     return out
-
-
-def _clear(out: Path, leftovers: str) -> None:
-    for path in out.glob(leftovers):
-        path.unlink(missing_ok=True)
 
 
 def _explained(error: TaskError, out: Path) -> ProductionError:

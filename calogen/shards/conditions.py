@@ -79,13 +79,12 @@ class Conditions(Mapping[str, NDArray[np.float32]]):
     def __repr__(self) -> str:
         return f"Conditions({', '.join(self._names) or 'none'}; {self.rows} samples)"
 
-    def array(self, names: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """The named columns in that order (all when absent), (N, C), for the network.
+    def only(self, names: Sequence[str]) -> Conditions:
+        """The named ones, in that order.
 
         Raises:
             ShardError: If one of them is not here.
         """
-        names = self._names if names is None else names
         missing = next((name for name in names if name not in self._names), None)
         if missing is not None:
             raise ShardError(
@@ -93,7 +92,11 @@ class Conditions(Mapping[str, NDArray[np.float32]]):
                 expected=", ".join(names),
                 found=", ".join(self._names) or "no conditions",
             )
-        return np.ascontiguousarray(self._array[:, [self._names.index(name) for name in names]])
+        return Conditions(names, self._array[:, [self._names.index(name) for name in names]], self.labels)
+
+    def array(self, names: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """The named columns in that order (all when absent), (N, C), for the network; errors as :meth:`only`."""
+        return np.array((self if names is None else self.only(names))._array, order="C")
 
     def row(self, index: int) -> dict[str, float]:
         """The conditions of one sample."""

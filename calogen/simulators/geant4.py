@@ -203,8 +203,7 @@ class Geant4(Engine):
         for i in range(count):
             seed = int.from_bytes(stream(self.seed, start + i).bytes(16), "little")
             values[i] = self._shower(seed, gun.row(i))
-        conditions = {name: gun[name] for name in self.varying}
-        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
+        return Samples(self.family, values, gun.only(self.varying), kind="reference", provenance=(self.describe(),))
 
     def _shower(self, seed: int, gun: dict[str, float]) -> NDArray[np.float64]:
         """The voxels of one shower in MeV, (V,)."""

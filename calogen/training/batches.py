@@ -127,17 +127,12 @@ class Batches:
 
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """The first ``count`` rows of the current window (all when absent), physical units."""
-        conditions = Conditions(self._names, self._conditions[:count].cpu().numpy())
-        return Samples(family, self._values[:count].cpu().numpy(), conditions)
+        return Samples(family, self._values[:count].cpu().numpy(), self.conditions[:count])
 
-    def condition_range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of each condition in the current window, (C,) each."""
-        return self._conditions.amin(0).cpu(), self._conditions.amax(0).cpu()
-
-    def condition_values(self, column: int) -> list[float]:
-        """The different values of a condition in the current window, in order; for labels."""
-        found: list[float] = self._conditions[:, column].unique().tolist()
-        return found
+    @property
+    def conditions(self) -> Conditions:
+        """Those of all rows of the current window."""
+        return Conditions(self._names, self._conditions.cpu().numpy())
 
 
 def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:

@@ -91,6 +91,26 @@ def test_a_missing_unit_is_shown_where_it_belongs() -> None:
         Spec.parse(ANGLE, "fixed:1GeV")
 
 
+@pytest.mark.parametrize(
+    "energy", ["fixed:50GeV", "50 GeV", "50000 MeV", 5e4, np.float32(5e4), [5e4] * 3, ["50 GeV"] * 3, np.full(3, 5e4)]
+)
+def test_every_form_of_a_condition_means_the_same(energy: Any) -> None:
+    for name in ("incident_energy", "energy"):
+        request = Request.of(SMALL, {name: energy, "angle": "uniform:-1:1"}, 3)
+        found = request.conditions(NAMES, 2, 0, 3)
+        assert found["incident_energy"].tolist() == [5e4] * 3
+        assert np.ptp(found["angle"]) > 0
+
+
+def test_the_energy_has_one_meaning_only() -> None:
+    with pytest.raises(ConditionError, match="both name 'incident_energy'"):
+        Request.of(SMALL, {"energy": 5e4, "incident_energy": 5e4}, 3)
+    with pytest.raises(ConditionError, match="is not a number with its unit"):
+        Request.of(SMALL, {"energy": ["50GeV"]})
+    with pytest.raises(ConditionError, match="'energy'"):
+        Request.of(MAPS, {"energy": 5e4}, 3)
+
+
 def test_drawn_conditions_follow_their_distribution_and_any_row_can_be_asked_for_alone() -> None:
     request = Request.of(SMALL, {"angle": "uniform:-1:1", "incident_energy": "log-uniform:1:100GeV"}, 20_000)
     columns = request.conditions(NAMES, 5, 0, 20_000).array()
@@ -115,7 +135,9 @@ def test_limits_of_specifications_are_their_extremes() -> None:
     limits = request.limits(NAMES)
     assert limits["incident_energy"].tolist() == [1e3, 2e3, 90e3]
     assert (limits["angle"].min(), limits["angle"].max()) == (-1, 0.5)
-    mixed = Request(3, {"angle": Spec.parse(ANGLE, "list:0,1")}, {"incident_energy": np.array([5e3, 2e3, 9e3], np.float32)})
+    mixed = Request(
+        3, {"angle": Spec.parse(ANGLE, "list:0,1")}, {"incident_energy": np.array([5e3, 2e3, 9e3], np.float32)}
+    )
     assert mixed.limits(NAMES).array().tolist() == [[5e3, 0], [2e3, 1], [9e3, 0]]  # rows of a table in their order
     assert mixed.limits(()).array().shape == (1, 0)
 

@@ -579,7 +579,11 @@ def test_a_mixture_has_its_particles_as_labels() -> None:
     codes = mixed.drawn.conditions(5, 0, 1000)["particle"]
     assert np.bincount(codes.astype(int)).tolist() == pytest.approx([500, 500], abs=80)
     two_to_one = {**options, "conditions": {"particle": "list:e+,gamma,gamma"}}
-    assert build("geant4", particle="gamma,e+", **two_to_one).drawn.conditions(5, 0, 3)["particle"].tolist() == [1, 0, 0]
+    assert build("geant4", particle="gamma,e+", **two_to_one).drawn.conditions(5, 0, 3)["particle"].tolist() == [
+        1,
+        0,
+        0,
+    ]
 
 
 def test_toy_showers_of_a_labelled_family() -> None:
