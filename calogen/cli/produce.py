@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PLACE, condition_pairs, pairs
+from .options import FOLDER, PART, PLACE, condition_pairs, pairs
 from .terminal import gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
+    from ..production.parts import Part
     from ..production.plan import Estimate, Production
     from ..production.requests import Request
     from ..sampling import Surrogate
@@ -29,7 +30,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     """Options of all commands that make samples."""
     for option in (
         click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
-        click.option("--part", metavar="I/N", help=_PARTS),
+        click.option("--part", type=PART, metavar="I/N", help=_PARTS),
         click.option("--workers", type=click.IntRange(min=1), help="Processes (default: all available cores)."),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."),
         click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help=_SAME),
@@ -81,7 +82,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
 )
-def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
+def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
@@ -92,16 +93,14 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
     calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
-    from ..production.parts import Part
     from ..production.plan import shard_times
-    from ..sampling import Surrogate
+    from ..sampling import Options, Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
-    names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate")
-    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part is not None else None}
+    how = {name: options[name] for name in Options.__annotations__ if name in options} | {"part": part}
     if dry_run:
         production, estimate = surrogate.plan(out, request, **how)
         size = f"about {gigabytes(estimate.bytes)} ({gigabytes(estimate.raw_bytes)} before compression)"
@@ -112,7 +111,7 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     with signals() as should_stop, sample_progress("generating") as progress:
         workers = options["workers"]
         surrogate.generate(out, request, **how, workers=workers, progress=progress, should_stop=should_stop)
-    _tell("generated", f"part {part} of {request.samples}" if part else f"{request.samples}", out, before)
+    _tell("generated", part, request.samples, out, before)
     _tell_clipped(out, surrogate)
 
 
@@ -131,16 +130,16 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
 
 def _table(title: str, production: Production, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
     """What a dry run says."""
-    part = production.part
-    which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
+    which = {"part": str(production.part)} if production.part.count > 1 else {}
     facts = {"samples": estimate.samples, **which, "files": estimate.shards, "size": size}
     table(title, {**facts, "free": gigabytes(estimate.free_bytes), **more})
 
 
-def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
+def _tell(verb: str, part: Part | None, n: int, out: Path, before: dict[str, int]) -> None:
     """What was made, or that everything was there."""
     from ..production.plan import shard_times
 
+    what = f"part {part} of {n}" if part else f"{n}"
     if shard_times(out) == before:
         click.echo(f"nothing left to make, {what} samples are there: {out}")
     else:
@@ -161,11 +160,11 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
             expected="--energy/--condition, or --like, or --conditions",
             found=", ".join([f"--{name}" for name in given] + [f"--condition {name}" for name in specs]),
         )
+    if options["table"]:
+        return Request.from_file(options["table"], family, names, n)
     if options["like"]:
         shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled)
         return Request.like(shards, names, n, family=family)
-    if options["table"]:
-        return Request.from_file(options["table"], family, names, n)
     if n is None:
         raise ConfigError("say how many samples to make", where="-n", hint="or --like PATH, --conditions FILE")
     request = Request.of(family, specs, n)
@@ -219,7 +218,6 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     from .. import simulators
     from ..cores import sensible_number
     from ..production.ledger import check_folder
-    from ..production.parts import Part
     from ..production.plan import require_room, room, shard_times
     from ..production.run import produce
 
@@ -235,8 +233,7 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     if check:
         click.echo(source.check())
         return
-    part = Part.parse(options["part"]) if options["part"] is not None else None
-    plan = simulators.plan(source, n or 1, shard_size=options["shard_size"], part=part)
+    plan = simulators.plan(source, n or 1, shard_size=options["shard_size"], part=options["part"])
     folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
     estimate = room(plan, folder)
@@ -251,4 +248,4 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     before = shard_times(folder)
     with signals() as should_stop, sample_progress("simulating") as progress:
         produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
-    _tell("simulated", f"{f'part {part.index}/{part.count} of ' if part else ''}{n}", folder, before)
+    _tell("simulated", options["part"], n or 1, folder, before)

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,10 @@ def check_folder(production: Production, out: Path) -> None:
         ConfigError: If it holds something else.
         StorageError: If it could not be written.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError("the output folder is not empty", where=out, found="a file", hint="choose another `out`")
-    mine = production.provenance()
-    manifests = sorted(out.glob("manifest*.json"))
-    strangers = [p.name for p in out.iterdir() if not _FILES.fullmatch(p.name)] if out.is_dir() else []
-    if not manifests and out.is_dir():
-        strangers += [p.name for p in out.glob("*.h5")]
+    mine, manifests = production.provenance(), sorted(out.glob("manifest*.json"))
+    strangers = [path.name for path in out.glob("*") if not _FILES.fullmatch(path.name)]
+    strangers += [path.name for path in out.glob("*.h5")] if not manifests else []
+    strangers += ["a file"] if out.exists() and not out.is_dir() else []
     if strangers:
         raise ConfigError(
             "the output folder is not empty",
@@ -84,7 +81,7 @@ _ARGUMENTS = {
 
 def begun_with(out: Path, total: int, part: Part) -> int | None:
     """Samples in a shard of what is in a folder already, if it is of as many samples and parts."""
-    for path in sorted(out.glob("manifest*.json")) if out.is_dir() else []:
+    for path in sorted(out.glob("manifest*.json")):
         with suppress(ShardError):
             facts = read_part(path).provenance[0].get("production")
             if isinstance(facts, dict) and (facts.get("total"), facts.get("parts")) == (total, part.count):
@@ -136,7 +133,8 @@ class Ledger:
         self._out, self._part, self._progress, self._should_stop = out, production.part, progress, should_stop
         self.provenance = production.provenance()
         self.clear()
-        known = {record.name: record for record in self._known()}
+        manifest = out / self._name
+        known = {record.name: record for record in read_part(manifest).records} if manifest.exists() else {}
         # A shard the manifest knows is checked before it is believed.
         self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in production.shards()]
         self.total = production.samples
@@ -154,13 +152,6 @@ class Ledger:
         """Remove what killed writers of this part left behind."""
         for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5.part"):
             leftover.unlink(missing_ok=True)
-
-    def _known(self) -> Sequence[ShardRecord]:
-        path = self._out / self._name
-        try:
-            return read_part(path).records if path.exists() else ()
-        except ShardError:
-            return ()
 
     def begun(self, task: ShardTask, amount: int) -> None:
         """So many samples of a shard are made."""

@@ -30,7 +30,7 @@ class Part:
                 "there is no such part",
                 where="`part`",
                 expected="i/n with i from 1 to n",
-                found=f"{self.index}/{self.count}",
+                found=str(self),
             )
 
     @classmethod
@@ -53,6 +53,9 @@ class Part:
         ends = (blocks * i // self.count * ALIGNMENT for i in (self.index - 1, self.index))
         start, stop = (min(end, total) for end in ends)
         return start, stop
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
     @property
     def suffix(self) -> str:

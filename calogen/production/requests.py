@@ -213,7 +213,7 @@ class Request:
         # Bad rows may be left out, so there may be fewer than len(shards).
         table = Conditions.concatenate([chunk.conditions for chunk in shards.chunks()], names)
         request = cls(table.rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
-        request.samples = table.rows if n is None else n  # the table goes round
+        request.samples = table.rows if n is None else n  # the table repeats
         return request
 
     @classmethod
@@ -390,22 +390,19 @@ def _csv_columns(path: Path, family: Family) -> Iterator[_Column]:
 def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
     with open_file(path) as file:
         for condition in (condition for condition in family.conditions if condition.name in file):
-            place = f"dataset {condition.name}"
-            if condition.labels:
-                yield _Column(path, condition, place, "", _words(file, path, condition))
-                continue
-            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="fiu")
-            unit = dataset.attrs.get("unit", "")
-            unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
-            cells = np.asarray(dataset[:], np.float64).reshape(-1)
-            yield _Column(path, condition, f"{place}, attribute unit", unit, cells)
-
-
-def _words(file: h5py.File, path: Path, condition: Condition) -> list[str]:
-    """The labels in a dataset, as they are written."""
-    dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="OSiuf")
-    if h5py.check_string_dtype(dataset.dtype) is None:
-        where, expected = f"{path}, dataset {condition.name}", ", ".join(condition.labels)
-        raise ConditionError("labels are written as strings", where=where, expected=expected, found=dataset.dtype)
-    words: list[str] = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()  # what is no text is no label
-    return words
+            place, labels = f"dataset {condition.name}", condition.labels
+            kinds = "OSiuf" if labels else "fiu"
+            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds=kinds)
+            if not labels:
+                unit = dataset.attrs.get("unit", "")
+                unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
+                cells = np.asarray(dataset[:], np.float64).reshape(-1)
+                yield _Column(path, condition, f"{place}, attribute unit", unit, cells)
+            elif h5py.check_string_dtype(dataset.dtype) is None:
+                where, expected = f"{path}, {place}", ", ".join(labels)
+                raise ConditionError(
+                    "labels are written as strings", where=where, expected=expected, found=dataset.dtype
+                )
+            else:  # what is no text is no label either
+                words = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()
+                yield _Column(path, condition, place, "", words)

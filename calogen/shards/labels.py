@@ -69,12 +69,12 @@ def with_labels(
             if name in found:
                 raise ShardError(f"'{name}' is a number, not a label", where=pieces[0].path)
             continue
-        told = [_column_of(piece, name) for piece in pieces]
-        columns = [column for column in told if column is not None]
+        sources = [_column_of(piece, name) for piece in pieces]
+        columns = [column for column in sources if column is not None]
         if not columns:
             continue
-        if None in told:
-            raise _untold(pieces[told.index(None)].path, name, columns)
+        if None in sources:
+            raise _unlabelled(pieces[sources.index(None)].path, name, columns)
         labels = tuple(known.get(name) or dict.fromkeys(label for column in columns for label in column.labels))
         if len(labels) == 1 and name not in known:
             continue
@@ -146,7 +146,7 @@ def _column_of(piece: Piece, name: str) -> Column | None:
     return own or (Column(name, "", labels=(label,)) if isinstance(label, str) and label else None)
 
 
-def _untold(path: Path, name: str, others: Sequence[Column]) -> ShardError:
+def _unlabelled(path: Path, name: str, others: Sequence[Column]) -> ShardError:
     labels = list(dict.fromkeys(label for column in others for label in column.labels))
     return ShardError(
         f"nothing says which '{name}' these samples are of",

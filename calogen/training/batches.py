@@ -102,7 +102,7 @@ class Batches:
         """Rows of the current window in the order of its batches."""
         order = np.random.default_rng((self._seed, epoch, window)).permutation(len(self._values))
         wanted = self._per_window * self._batch_size
-        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a window that is short goes round
+        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a short window repeats
 
     def _read(self, epoch: int, window: int) -> int:
         """Read a window, or the next one that has rows outside the held-out ranges; returns the rows looked at."""
