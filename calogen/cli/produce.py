@@ -130,7 +130,8 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
 
 def _table(title: str, production: Production, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
     """What a dry run says."""
-    which = {"part": str(production.part)} if production.part.count > 1 else {}
+    part = production.part
+    which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
     facts = {"samples": estimate.samples, **which, "files": estimate.shards, "size": size}
     table(title, {**facts, "free": gigabytes(estimate.free_bytes), **more})
 

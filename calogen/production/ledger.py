@@ -67,7 +67,7 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
         where=path,
         expected=f"{str(other)[:200]} (what is there)",
         found=f"{str(ours)[:200]} (what is asked for)",
-        hint="choose another `out`, or repeat the call that began this one",
+        hint="choose another `out`, or repeat the command that began this one",
     )
 
 
@@ -194,5 +194,5 @@ class Ledger:
         return Interrupted(
             f"stopped by signal {self._signal} after {done} of {self.total} samples",
             signal_number=self._signal,
-            hint="the finished shards are complete; the same call again makes the rest",
+            hint="the finished shards are complete; the same command again makes the rest",
         )

@@ -78,5 +78,5 @@ def _explained(error: TaskError, out: Path) -> ProductionError:
         f"a worker {error.why}, twice over the same shard",
         where=where,
         found=f"samples {shard.index_start} to {shard.index_start + shard.samples - 1}",
-        hint="out of memory? fewer `workers` or a smaller `shard_size`; the same call again makes the rest",
+        hint="out of memory? fewer `workers` or a smaller `shard_size`; the same command again makes the rest",
     )
