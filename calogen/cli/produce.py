@@ -184,7 +184,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 @click.option(
     "--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished call. Required but for --check."
 )
-@click.option("-n", "n", type=click.IntRange(min=1), help="Samples. Required but for --check.")
+@click.option("-n", "samples", type=click.IntRange(min=1), help="Samples. Required but for --check.")
 @click.option("--particle", help="gamma, e- or e+, or several: gamma,e+ (geant4).")
 @_shared
 @click.option(
@@ -196,7 +196,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
-def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run: bool, **options: Any) -> None:
+def simulate(engine: str, out: Path | None, samples: int | None, check: bool, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
     ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
@@ -222,19 +222,20 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     from ..production.plan import require_room, room, shard_times
     from ..production.run import produce
 
-    settings = pairs(options["settings"], "--set")
+    particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
+    settings = pairs([*options["settings"], *particle], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"])
-    if not check and (out is None or n is None):
+    if not check and (out is None or samples is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
     taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
-    named = {"particle": options["particle"]} if options["particle"] is not None else {}
-    source = simulators.build(engine, samples=n or 1, seed=options["seed"], conditions=conditions, **named, **settings)
+    samples = samples or 1
+    source = simulators.build(engine, samples=samples, seed=options["seed"], conditions=conditions, **settings)
     if check:
         click.echo(source.check())
         return
-    plan = simulators.plan(source, n or 1, shard_size=options["shard_size"], part=options["part"])
+    plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
     folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
     estimate = room(plan, folder)
@@ -249,4 +250,4 @@ def simulate(engine: str, out: Path | None, n: int | None, check: bool, dry_run:
     before = shard_times(folder)
     with signals() as should_stop, sample_progress("simulating") as progress:
         produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
-    _tell("simulated", options["part"], n or 1, folder, before)
+    _tell("simulated", options["part"], samples, folder, before)
