@@ -10,17 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from ..errors import ShardError, did_you_mean
 from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
 from .pieces import Piece
 from .reader import Shards
-from .samples import Samples
+from .samples import Samples, Source
 
 _FACT = rf",[\w-]+={LABEL}"
-_AnySide = TypeVar("_AnySide", bound="_Side")
+_AnySide = TypeVar("_AnySide", bound=Source)
 
 
 def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
@@ -82,14 +82,7 @@ def with_labels(
     return pieces
 
 
-class _Side(Protocol):
-    """Shards, or samples in memory."""
-
-    @property
-    def family(self) -> Family: ...
-
-
-def shared_labels(sides: Sequence[_Side]) -> dict[str, tuple[str, ...]]:
+def shared_labels(sides: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     """Conditions that are labels on any side of a comparison, with the labels of all sides, those seen first first.
 
     Args:
@@ -122,11 +115,11 @@ def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySid
     return side
 
 
-def _facts_of(side: _Side) -> list[str]:
+def _facts_of(side: Source) -> list[str]:
     return [name for piece in side.pieces for name in piece.facts] if isinstance(side, Shards) else []
 
 
-def _labels_of(side: _Side, name: str) -> Sequence[str]:
+def _labels_of(side: Source, name: str) -> Sequence[str]:
     known = side.family.labels(name)
     if known or not isinstance(side, Shards):
         return known
