@@ -51,9 +51,7 @@ def open_shards(
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
     pieces = _open_pieces(_items(source), split, family, like)
-    pieces = _once(pieces)
-    pieces = with_labels(pieces, labels or {}, family)
-    return Shards(pieces, drop_bad=drop_bad)
+    return Shards(with_labels(_once(pieces), labels or {}, family), drop_bad=drop_bad)
 
 
 def open_splits(
