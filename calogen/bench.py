@@ -28,7 +28,6 @@ from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
 from .models.conditions import scale_conditions
-from .production.noise import normals
 from .production.requests import Request
 from .runs.environment import environment
 from .sampling import Surrogate
@@ -230,7 +229,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
 
 def _whole_range(surrogate: Surrogate, samples: int) -> Request:
     specs = {c.name: c.spec for c in surrogate.card.conditions}
-    return Request.from_specs(surrogate.family, specs, samples)
+    return Request.of(surrogate.family, specs, samples)
 
 
 def _forward_rate(surrogate: Surrogate, *, fold: bool, seconds: float = _FORWARD_SECONDS / 2) -> float:
@@ -275,8 +274,7 @@ def _forward_everywhere(model: str, processes: int) -> float:
 def _sample_ms(surrogate: Surrogate, batch: int) -> float:
     """Milliseconds a sample of :meth:`Surrogate.sample`, the median of several calls."""
     request = _whole_range(surrogate, batch)
-    columns = request.columns(surrogate.conditions, 0, 0, batch)
-    conditions = {name: columns[:, i] for i, name in enumerate(surrogate.conditions)}
+    conditions = request.conditions(surrogate.conditions, 0, 0, batch)
     surrogate.sample(conditions, batch)
     times = [_time(lambda: surrogate.sample(conditions, batch)) for _ in range(max(3, 200 // batch))]
     return round(1e3 * statistics.median(times) / batch, 5)
@@ -287,12 +285,10 @@ def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     rows = surrogate.block
     forward, inputs = surrogate.forward_pass(fold=True)
     values = forward(*inputs)
-    coarse = surrogate.coarse_latents
-    fine = len(inputs[0][0]) - coarse
     packed = compressed(values)
     stages = {
-        "conditions": lambda: request.columns(surrogate.conditions, 0, 0, rows),
-        "noise": lambda: normals(0, 0, rows, fine, coarse),
+        "conditions": lambda: request.conditions(surrogate.conditions, 0, 0, rows),
+        "noise": lambda: surrogate.latents(rows),
         "network and physical units": lambda: forward(*inputs),
         "compression": lambda: compressed(values),
         "checksum": lambda: hashlib.sha256(packed).digest(),

@@ -28,8 +28,8 @@ from calogen.config import Config
 from calogen.errors import CalogenError
 from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family
 from calogen.production.parts import Part
-from calogen.production.plan import Plan
-from calogen.production.produce import produce
+from calogen.production.plan import Production
+from calogen.production.run import produce
 from calogen.shards.manifest import write_manifest
 from calogen.shards.samples import Samples
 from calogen.shards.writer import write_shard
@@ -310,7 +310,7 @@ def main() -> None:
     facts = json.loads(sys.argv[1])
     sys.modules.setdefault("support", sys.modules["__main__"])
     Counted.__module__ = "support"  # what a worker can import
-    plan = Plan(Counted(**facts["maker"]), facts["total"], facts["shard"], Part.parse(facts["part"]))
+    plan = Production(Counted(**facts["maker"]), facts["total"], facts["shard"], Part.parse(facts["part"]))
     try:
         with signals() as should_stop:
             produce(plan, Path(facts["out"]), workers=facts["workers"], should_stop=should_stop)

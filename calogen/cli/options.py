@@ -7,12 +7,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import CalogenError, ConfigError
 from .terminal import readable, table
+
+if TYPE_CHECKING:
+    from ..production.parts import Part
 
 
 def at_home(text: str) -> str:
@@ -44,6 +47,16 @@ def _kind(convert: Callable[[str], Any]) -> click.ParamType[Any]:
 
 PLACE, FOLDER = _kind(at_home), _kind(_folder)
 """What is read: a path, glob or name, as text; and what is written. Shells leave the ``~`` in ``--out=~/run``."""
+
+
+def _part(text: str) -> Part:
+    from ..production.parts import Part
+
+    return Part.parse(text)
+
+
+PART = _kind(_part)
+"""One of the parts of a production."""
 
 
 class Commands(click.Group):
@@ -91,18 +104,9 @@ def pairs(values: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def condition_pairs(conditions: Sequence[str], energy: str | None, command: str) -> dict[str, str]:
-    """Specifications by condition name; ``--energy SPEC`` is ``--condition incident_energy=SPEC``.
-
-    Raises:
-        ConfigError: If the energy is named twice.
-    """
-    specs = pairs(conditions, "--condition")
-    if energy is not None:
-        if "incident_energy" in specs:
-            raise ConfigError("--energy and --condition both name 'incident_energy'", where=command)
-        specs["incident_energy"] = energy
-    return specs
+def condition_pairs(conditions: Sequence[str], energy: str | None) -> dict[str, str]:
+    """Specifications by condition name; ``energy`` is that of the incident energy, whatever its name."""
+    return pairs([*conditions, *([f"energy={energy}"] if energy is not None else [])], "--condition")
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

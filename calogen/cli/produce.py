@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,32 +11,40 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PLACE, condition_pairs, pairs
+from .options import FOLDER, PART, PLACE, condition_pairs, pairs
 from .terminal import gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
-    from ..production.plan import Estimate, Plan
+    from ..production.parts import Part
+    from ..production.plan import Estimate, Production
     from ..production.requests import Request
     from ..sampling import Surrogate
 
-_BEST_RATIO = 8  # no samples of ours compress better
-_BYTES_A_PIXEL = 100  # that making a large map takes
-ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
-PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
+_BEST_RATIO = 8  # no samples compress better
+_ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
+_SAME = "The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+, impact_x=fixed:2."
+_PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of all commands that make samples."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
+        click.option("--part", type=PART, metavar="I/N", help=_PARTS),
+        click.option("--workers", type=click.IntRange(min=1), help="Processes (default: all available cores)."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."),
+        click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help=_SAME),
+        click.option("--energy", metavar="SPEC", help=_ENERGIES),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("model", type=PLACE)
 @click.option("--out", "-o", required=True, type=FOLDER, help="Folder; empty, absent, or of an unfinished call.")
-@click.option("-n", "count", type=int, help="Samples (default: as many as --like or --conditions have).")
-@click.option("--energy", metavar="SPEC", help=ENERGIES)
-@click.option(
-    "--condition",
-    "conditions",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+.",
-)
+@click.option("-n", "n", type=int, help="Samples (default: as many as --like or --conditions have).")
+@_shared
 @click.option(
     "--like",
     type=PLACE,
@@ -48,7 +55,6 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
 )
 @click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of latents and conditions.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -56,8 +62,6 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     show_default=True,
     help="auto takes a GPU where there is one.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help=PARTS)
 @click.option(
     "--format",
     "layout",
@@ -73,13 +77,12 @@ PARTS = "Make part I of N only, in a folder that all parts share; auto: from tor
     "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
 )
 @click.option(
-    "--extrapolate", is_flag=True, help="Allow conditions outside the trained range; nothing vouches for them."
+    "--extrapolate", is_flag=True, help="Allow conditions outside the trained range, which no comparison covers."
 )
 @click.option(
     "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: Any) -> None:
+def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
@@ -90,39 +93,26 @@ def generate(model: str, out: Path, dry_run: bool, part: str | None, **options: 
     calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
     calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
-    from ..production.parts import Part
     from ..production.plan import shard_times
-    from ..sampling import Surrogate
+    from ..sampling import Options, Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
-        _require_memory(options["size"])
     request = _request(surrogate, options)
-    names = ("seed", "layout", "shard_size", "mantissa_bits", "extrapolate", "workers")
-    how = {name: options[name] for name in names} | {"part": Part.parse(part) if part is not None else None}
+    how = {name: options[name] for name in Options.__annotations__ if name in options} | {"part": part}
     if dry_run:
-        plan, estimate = surrogate.plan(request, out, **how)
+        production, estimate = surrogate.plan(out, request, **how)
         size = f"about {gigabytes(estimate.bytes)} ({gigabytes(estimate.raw_bytes)} before compression)"
-        _table("would generate", plan, estimate, size, {"conditions": json.dumps(request.describe()), "folder": out})
+        more = {"conditions": json.dumps(request.describe()), "folder": out}
+        _table("would generate", production, estimate, size, more)
         return
     before = shard_times(out)
     with signals() as should_stop, sample_progress("generating") as progress:
-        surrogate.generate(out, request, **how, progress=progress, should_stop=should_stop)
-    _tell("generated", f"part {part} of {request.samples}" if part else f"{request.samples}", out, before)
+        workers = options["workers"]
+        surrogate.generate(out, request, **how, workers=workers, progress=progress, should_stop=should_stop)
+    _tell("generated", part, request.samples, out, before)
     _tell_clipped(out, surrogate)
-
-
-def _require_memory(size: int) -> None:
-    """Refuse maps that are too large at once: it would take minutes to find out."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if _BYTES_A_PIXEL * size**2 > memory:
-        raise ConfigError(
-            "a map of that size does not fit into memory",
-            where="--size",
-            expected=f"at most {math.isqrt(memory // _BYTES_A_PIXEL)} pixels a side",
-            found=size,
-        )
 
 
 def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
@@ -138,17 +128,19 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
         click.echo(f"note: {words}", err=True)
 
 
-def _table(title: str, plan: Plan, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
+def _table(title: str, production: Production, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
     """What a dry run says."""
-    part = {"part": f"{plan.part.index} of {plan.part.count}"} if plan.part.count > 1 else {}
-    facts = {"samples": estimate.samples, **part, "files": estimate.shards, "size": size}
+    part = production.part
+    which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
+    facts = {"samples": estimate.samples, **which, "files": estimate.shards, "size": size}
     table(title, {**facts, "free": gigabytes(estimate.free_bytes), **more})
 
 
-def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
+def _tell(verb: str, part: Part | None, n: int, out: Path, before: dict[str, int]) -> None:
     """What was made, or that everything was there."""
     from ..production.plan import shard_times
 
+    what = f"part {part} of {n}" if part else f"{n}"
     if shard_times(out) == before:
         click.echo(f"nothing left to make, {what} samples are there: {out}")
     else:
@@ -156,10 +148,12 @@ def _tell(verb: str, what: str, out: Path, before: dict[str, int]) -> None:
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
+    """The conditions that the options ask for."""
     from ..production.requests import Request
     from ..shards.sources import open_shards
 
-    specs = condition_pairs(options["conditions"], options["energy"], "calogen generate")
+    n, names, family = options["n"], surrogate.conditions, surrogate.family
+    specs = condition_pairs(options["conditions"], options["energy"])
     given = [name for name, value in (("like", options["like"]), ("conditions", options["table"])) if value]
     if (specs and given) or len(given) > 1:
         raise ConfigError(
@@ -167,24 +161,22 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
             expected="--energy/--condition, or --like, or --conditions",
             found=", ".join([f"--{name}" for name in given] + [f"--condition {name}" for name in specs]),
         )
-    names = surrogate.conditions
-    if options["like"]:
-        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=surrogate.family.labelled)
-        return Request.like(shards, names, options["count"], family=surrogate.family)
     if options["table"]:
-        return Request.from_file(options["table"], surrogate.family, names, options["count"])
-    missing = [name for name in names if name not in specs]
-    if missing:
-        value = next(iter(surrogate.family.labels(missing[0])), "V")
-        example = (
-            "--energy uniform:1:100GeV"
-            if missing[0] == "incident_energy"
-            else f"--condition {missing[0]}=fixed:{value}"
-        )
-        raise ConditionError(
-            f"the condition '{missing[0]}' is missing", hint=f"{example}, --like PATH or --conditions FILE"
-        )
-    return Request.from_specs(surrogate.family, specs, options["count"])
+        return Request.from_file(options["table"], family, names, n)
+    if options["like"]:
+        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled)
+        return Request.like(shards, names, n, family=family)
+    if n is None:
+        raise ConfigError("say how many samples to make", where="-n", hint="or --like PATH, --conditions FILE")
+    request = Request.of(family, specs, n)
+    for name in names:
+        if name not in request.names:
+            condition = family.condition(name)
+            example = f"--condition {name}=fixed:{condition.labels[0] if condition.labels else 'V'}"
+            example = "--energy uniform:1:100GeV" if condition.role == "energy" else example
+            hint = f"{example}, --like PATH or --conditions FILE"
+            raise ConditionError(f"the condition '{name}' is missing", hint=hint)
+    return request
 
 
 @click.command()
@@ -192,16 +184,9 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 @click.option(
     "--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished call. Required but for --check."
 )
-@click.option("-n", "count", type=click.IntRange(min=1), help="Samples. Required but for --check.")
+@click.option("-n", "samples", type=click.IntRange(min=1), help="Samples. Required but for --check.")
 @click.option("--particle", help="gamma, e- or e+, or several: gamma,e+ (geant4).")
-@click.option("--energy", metavar="SPEC", help=ENERGIES)
-@click.option(
-    "--condition",
-    "conditions",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="The same of any condition (may be repeated): sigma_8=uniform:0.6:1, impact_x=fixed:2.",
-)
+@_shared
 @click.option(
     "--set",
     "settings",
@@ -209,13 +194,9 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     metavar="OPTION=VALUE",
     help="Any other option of the engine (may be repeated): steps=40.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of samples and conditions.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: the cores there are).")
-@click.option("--part", metavar="I/N", help=PARTS)
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_run: bool, **options: Any) -> None:
+def simulate(engine: str, out: Path | None, samples: int | None, check: bool, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
     ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
@@ -238,27 +219,24 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     from .. import simulators
     from ..cores import sensible_number
     from ..production.ledger import check_folder
-    from ..production.parts import Part
     from ..production.plan import require_room, room, shard_times
-    from ..production.produce import produce
+    from ..production.run import produce
 
-    settings = pairs(options["settings"], "--set")
-    conditions = condition_pairs(options["conditions"], options["energy"], "calogen simulate")
-    if not check and (out is None or count is None):
+    particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
+    settings = pairs([*options["settings"], *particle], "--set")
+    conditions = condition_pairs(options["conditions"], options["energy"])
+    if not check and (out is None or samples is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
     taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
-    named = {"particle": options["particle"]} if options["particle"] is not None else {}
-    source = simulators.build(
-        engine, samples=count or 1, seed=options["seed"], conditions=conditions, **named, **settings
-    )
+    samples = samples or 1
+    source = simulators.build(engine, samples=samples, seed=options["seed"], conditions=conditions, **settings)
     if check:
         click.echo(source.check())
         return
-    part = Part.parse(options["part"]) if options["part"] is not None else None
-    plan = simulators.plan(source, count or 1, shard_size=options["shard_size"], part=part)
-    folder, workers = out or Path(), sensible_number(options["workers"], "--workers")
+    plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
+    folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
     estimate = room(plan, folder)
     if dry_run:
@@ -272,4 +250,4 @@ def simulate(engine: str, out: Path | None, count: int | None, check: bool, dry_
     before = shard_times(folder)
     with signals() as should_stop, sample_progress("simulating") as progress:
         produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
-    _tell("simulated", f"{f'part {part.index}/{part.count} of ' if part else ''}{count}", folder, before)
+    _tell("simulated", options["part"], samples, folder, before)

@@ -125,7 +125,7 @@ def _holdout(texts: tuple[str, ...], family: Family) -> dict[str, tuple[float, f
         if condition.labels:
             raise ConfigError("ranges are held out, not labels", where=f"--holdout {name}", hint="leave out its files")
         try:
-            low, high = Spec(condition, f"uniform:{text}").values
+            low, high = Spec.parse(condition, f"uniform:{text}").values
         except ConditionError as error:
             example = f"{condition.low:g}:{condition.high:g}{condition.unit}"
             raise ConfigError(

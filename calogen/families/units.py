@@ -15,8 +15,15 @@ def is_energy(unit: str) -> bool:
     return unit in ENERGY_UNITS
 
 
-def conversion(unit: str, wanted: str) -> float:
+def conversion(unit: str, wanted: str, *, name: str = "", where: object = None, example: str | None = None) -> float:
     """What a number in ``unit`` is multiplied by to be in ``wanted``.
+
+    Args:
+        unit: A unit of energy, or what stands in its place.
+        wanted: The unit it shall be in; empty where numbers have none.
+        name: Whose unit it is, for the message.
+        where: Where it stands, for the message.
+        example: How it is written there.
 
     Raises:
         ConditionError: If ``wanted`` is a unit of energy and ``unit`` is not, or they are different other units.
@@ -24,14 +31,16 @@ def conversion(unit: str, wanted: str) -> float:
     if is_energy(wanted):
         if not is_energy(unit):
             raise ConditionError(
-                f"'{unit}' is not a unit of energy" if unit else "the unit of an energy is missing",
-                expected=f"one of {', '.join(ENERGY_UNITS)}",
+                f"'{unit}' is not a unit of energy" if unit else f"the unit of {name or 'an energy'} is missing",
+                where=where,
+                expected=f"one of {', '.join(ENERGY_UNITS)}" + (f", as in {example}" if example else ""),
                 found=unit or None,
                 hint=did_you_mean(unit, ENERGY_UNITS) if unit else None,
             )
         return ENERGY_UNITS[unit] / ENERGY_UNITS[wanted]
     if unit not in ("", wanted):
-        raise ConditionError(f"'{unit}' is not the unit wanted", expected=wanted or "no unit", found=unit)
+        what = f"'{unit}' is not the unit of {name or 'these numbers'}"
+        raise ConditionError(what, where=where, expected=wanted or "no unit", found=unit)
     return 1.0
 
 

@@ -15,9 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ShardError
 from ..families import Family
-from ..shards.samples import Samples
 
 
 def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
@@ -84,20 +82,3 @@ def energy_column(family: Family, names: Sequence[str]) -> int | None:
     """Which of the named conditions is the incident energy; none if none of them is."""
     energy = family.energy
     return list(names).index(energy.name) if energy is not None and energy.name in names else None
-
-
-def condition_array(samples: Samples, names: Sequence[str]) -> NDArray[np.float32]:
-    """The named conditions of some samples as columns, (N, C), in their units.
-
-    Raises:
-        ShardError: If the samples lack one of them.
-    """
-    missing = [name for name in names if name not in samples.conditions]
-    if missing:
-        raise ShardError(
-            f"the data lack the condition '{missing[0]}'",
-            expected=", ".join(names),
-            found=", ".join(samples.conditions) or "no conditions",
-        )
-    columns = [np.asarray(samples.conditions[name], np.float32) for name in names]
-    return np.stack(columns, 1) if columns else np.zeros((len(samples), 0), np.float32)

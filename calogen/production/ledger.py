@@ -7,8 +7,7 @@ import fcntl
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,31 @@ from typing import Any
 from ..errors import ConfigError, Interrupted, ShardError, StorageError
 from ..shards.manifest import MANIFEST, ShardRecord, read_part, write_manifest
 from ..storage import require_writable
-from .maker import Task
+from .maker import ShardTask
 from .parts import Part
-from .plan import MANIFEST_SHARDS, Plan, Progress
+from .plan import MANIFEST_SHARDS, Production, Progress
+from .pool import Stopped
 
 _LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
 
 
-def check_folder(plan: Plan, out: Path) -> None:
-    """Refuse a folder that the plan may not write into.
+def check_folder(production: Production, out: Path) -> None:
+    """Refuse a folder that a production may not write into.
 
     Raises:
-        ConfigError: If it holds something else than this production.
+        ConfigError: If it holds something else.
         StorageError: If it could not be written.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError("the output folder is not empty", where=out, found="a file", hint="choose another --out")
-    mine = plan.provenance()
-    manifests = sorted(out.glob("manifest*.json"))
-    strangers = [p.name for p in out.iterdir() if not _FILES.fullmatch(p.name)] if out.is_dir() else []
-    if not manifests and out.is_dir():
-        strangers += [p.name for p in out.glob("*.h5")]
+    mine, manifests = production.provenance(), sorted(out.glob("manifest*.json"))
+    strangers = [path.name for path in out.glob("*") if not _FILES.fullmatch(path.name)]
+    strangers += [path.name for path in out.glob("*.h5")] if not manifests else []
+    strangers += ["a file"] if out.exists() and not out.is_dir() else []
     if strangers:
         raise ConfigError(
             "the output folder is not empty",
             where=out,
             found=", ".join(sorted(strangers)[:4]),
-            hint="choose another --out, or that of an unfinished production of the same samples",
+            hint="choose another `out`, or that of an unfinished production of the same samples",
         )
     for path in manifests:
         _require_same(mine, read_part(path).provenance[0], path)  # a damaged one says nothing: it is refused
@@ -52,10 +49,6 @@ def check_folder(plan: Plan, out: Path) -> None:
 _FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5(\.part)?")
 
 
-def _manifest_name(part: Part) -> str:
-    return f"manifest{part.suffix}.json" if part.count > 1 else MANIFEST
-
-
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
     loose = {"versions", "history", "network", "objective", "parameters"}  # the checkpoint's digest says it all
     keys = sorted((mine.keys() | theirs.keys()) - loose)
@@ -63,36 +56,32 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
     if different is None:
         return
     ours, other = mine.get(different), theirs.get(different)
-    if different == "production" and isinstance(ours, dict) and isinstance(other, dict):
-        begun = [str(_OPTIONS.get(key, key)).format(value) for key, value in other.items() if ours.get(key) != value]
-        raise ConfigError(
-            "the output folder was begun with other options",
-            where=path,
-            expected=", ".join(begun),
-            hint="repeat them to finish it, or choose another --out",
-        )
+    what = f"the output folder holds another production: its {different.replace('_', ' ')} differs"
     if isinstance(ours, dict) and isinstance(other, dict):
         ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
+    if different == "production" and isinstance(other, dict):
+        what = "the output folder was begun with other options"
+        ours, other = (", ".join(_ARGUMENTS.get(k, k).format(v) for k, v in a.items()) for a in (ours or {}, other))
     raise ConfigError(
-        f"the output folder holds another production: its {different.replace('_', ' ')} differs",
+        what,
         where=path,
         expected=f"{str(other)[:200]} (what is there)",
         found=f"{str(ours)[:200]} (what is asked for)",
-        hint="choose another --out, or repeat the command that began this one",
+        hint="choose another `out`, or repeat the command that began this one",
     )
 
 
-_OPTIONS = {
-    "total": "{} samples (-n)",
-    "parts": "--part i/{}",
-    "shard_samples": "--shard-size {}",
-    "layout": "--format {}",
+_ARGUMENTS = {
+    "total": "`n={}` samples",
+    "parts": "`part=i/{}`",
+    "shard_samples": "`shard_size={}`",
+    "layout": "`layout={}`",
 }
 
 
 def begun_with(out: Path, total: int, part: Part) -> int | None:
     """Samples in a shard of what is in a folder already, if it is of as many samples and parts."""
-    for path in sorted(out.glob("manifest*.json")) if out.is_dir() else []:
+    for path in sorted(out.glob("manifest*.json")):
         with suppress(ShardError):
             facts = read_part(path).provenance[0].get("production")
             if isinstance(facts, dict) and (facts.get("total"), facts.get("parts")) == (total, part.count):
@@ -122,7 +111,7 @@ def locked(path: Path, out: Path) -> Iterator[int]:
             raise ConfigError(
                 "the output folder is being written by another process",
                 where=path,
-                hint="wait for it, or give each process its own --part",
+                hint="wait for it, or give each process its own `part`",
             ) from None
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(handle).st_ino:
@@ -138,45 +127,58 @@ def locked(path: Path, out: Path) -> Iterator[int]:
 class Ledger:
     """What is done and what is to do; keeps the manifest."""
 
-    def __init__(self, plan: Plan, out: Path, progress: Progress | None) -> None:
-        self._out, self._name, self._progress = out, _manifest_name(plan.part), progress
-        self.provenance = plan.provenance()
-        shards = plan.shards()
-        self.total = sum(shard.samples for shard in shards)
-        known = {record.name: record for record in self._known()}
+    def __init__(
+        self, production: Production, out: Path, progress: Progress | None, should_stop: Callable[[], int] | None
+    ) -> None:
+        self._out, self._part, self._progress, self._should_stop = out, production.part, progress, should_stop
+        self.provenance = production.provenance()
+        self.clear()
+        manifest = out / self._name
+        known = {record.name: record for record in read_part(manifest).records} if manifest.exists() else {}
         # A shard the manifest knows is checked before it is believed.
-        self.tasks = deque(Task(shard, known.get(shard.name)) for shard in shards)
+        self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in production.shards()]
+        self.total = production.samples
         self.records: dict[str, ShardRecord] = {t.shard.name: t.known for t in self.tasks if t.known}
         self._under_way: dict[str, int] = {}
-        self._done = 0
+        self._done, self._signal = 0, 0
         self._written, self._cost = 0.0, 0.0
         self.write()
 
-    def _known(self) -> Sequence[ShardRecord]:
-        path = self._out / self._name
-        try:
-            return read_part(path).records if path.exists() else ()
-        except ShardError:
-            return ()
+    @property
+    def _name(self) -> str:
+        return f"manifest{self._part.suffix}.json" if self._part.count > 1 else MANIFEST
 
-    def begun(self, name: str, samples: int) -> None:
+    def clear(self) -> None:
+        """Remove what killed writers of this part left behind."""
+        for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5.part"):
+            leftover.unlink(missing_ok=True)
+
+    def begun(self, task: ShardTask, amount: int) -> None:
         """So many samples of a shard are made."""
-        self._under_way[name] = samples
+        self._under_way[task.shard.name] = amount
+        self._tell()
+        if amount < task.shard.samples:
+            self.stop_if_asked()
+
+    def finished(self, task: ShardTask, result: ShardRecord) -> None:
+        """A shard is on the disk; one that was repaired keeps its record, with the time that it first took."""
+        self._under_way.pop(task.shard.name, None)
+        self._done += result.samples
+        if self.records.get(result.name) != result:
+            self.records[result.name] = result
+            if len(self.records) <= MANIFEST_SHARDS or time.monotonic() - self._written > 20 * self._cost:
+                self.write()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress:
             self._progress(self._done + sum(self._under_way.values()), self.total)
 
-    def finished(self, record: ShardRecord) -> None:
-        """A shard is on the disk."""
-        self._under_way.pop(record.name, None)
-        self._done += record.samples
-        changed = self.records.get(record.name) != record
-        if changed:  # a shard that was repaired keeps its record, with the time that it first took
-            self.records[record.name] = record
-        now = time.monotonic()
-        if changed and (len(self.records) <= MANIFEST_SHARDS or now - self._written > 20 * self._cost):
-            self.write()
-        if self._progress:
-            self._progress(self._done + sum(self._under_way.values()), self.total)
+    def stop_if_asked(self) -> None:
+        """Give up what is under way if a signal has come."""
+        self._signal = self._should_stop() if self._should_stop else 0
+        if self._signal:
+            raise Stopped
 
     def write(self) -> None:
         """Write the manifest."""
@@ -186,11 +188,11 @@ class Ledger:
         self._written = time.monotonic()
         self._cost = self._written - begun
 
-    def interrupted(self, signal_number: int) -> Interrupted:
+    def interrupted(self) -> Interrupted:
         """The error for a stop that was asked for."""
         done = sum(record.samples for record in self.records.values())
         return Interrupted(
-            f"stopped by signal {signal_number} after {done} of {self.total} samples",
-            signal_number=signal_number,
+            f"stopped by signal {self._signal} after {done} of {self.total} samples",
+            signal_number=self._signal,
             hint="the finished shards are complete; the same command again makes the rest",
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,8 @@ from ..errors import ProductionError
 from ..families import Family
 from ..shards.manifest import ShardRecord
 from ..shards.samples import Samples
-from ..shards.writer import WrittenLayout, write_shard
+from ..shards.writer import write_shard
 from ..storage import sha256_of
-
-PROGRESS_SECONDS = 0.1
 
 
 class Maker(Protocol):
@@ -40,86 +38,81 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True)
+class ShardTask:
+    """A shard to be made, or to be checked against what the manifest knows of it.
+
+    Attributes:
+        shard: Name, samples and first index.
+        known: What the manifest says.
+    """
+
+    shard: ShardRecord
+    known: ShardRecord | None = None
+
+
+@dataclass(frozen=True)
 class Job:
-    """What all shards of a production share.
+    """Makes the shards of a production.
 
     Attributes:
         maker: Makes the samples.
         out: The folder.
         provenance: Written into every shard.
         layout: Of the files.
+        threads: So many compress while the next samples are made; none: in turn.
     """
 
     maker: Maker
     out: Path
     provenance: Mapping[str, Any]
-    layout: WrittenLayout = "native"
+    layout: str = "native"
+    threads: int = 0
 
+    def __call__(self, task: ShardTask, tell: Callable[[int], None]) -> ShardRecord:
+        """Make one shard, or find it made already.
 
-@dataclass
-class Task:
-    """A shard to be made, or to be checked against what the manifest knows of it.
+        Args:
+            task: The shard.
+            tell: Called with the samples done; may raise to give the shard up.
 
-    Attributes:
-        shard: Name, samples and first index.
-        known: What the manifest says.
-        attempts: Workers that died over it.
-    """
+        Raises:
+            StorageError: If the file system refuses.
+            ProductionError: If the maker makes fewer or more samples than asked for.
+        """
+        shard, known, begun = task.shard, task.known, time.monotonic()
+        path = self.out / shard.name
+        if known is not None and known.samples == shard.samples and known.index_start == shard.index_start:
+            with suppress(OSError):
+                if path.stat().st_size == known.bytes and sha256_of(path) == known.sha256:
+                    return known
 
-    shard: ShardRecord
-    known: ShardRecord | None = None
-    attempts: int = 0
+        ceiling: float | None = getattr(self.maker, "ceiling", None)
+        clipped = 0
 
+        def pieces() -> Iterator[Samples]:
+            nonlocal clipped
+            done, first = 0, shard.index_start
+            for piece in self.maker.pieces(first, first + shard.samples):
+                done += len(piece)
+                clipped += int((piece.values >= ceiling).sum()) if ceiling is not None else 0
+                if done > shard.samples:
+                    break
+                yield piece
+                tell(done)
+            if done != shard.samples:
+                raise ProductionError(
+                    "the maker made another number of samples", where=path, expected=shard.samples, found=done
+                )
 
-class Stopped(Exception):
-    """A shard was given up because the production stops."""
-
-
-def make(job: Job, task: Task, tell: Callable[[int], None], pool: Executor | None = None) -> ShardRecord:
-    """Make one shard, or find it made already.
-
-    Args:
-        job: What all shards share.
-        task: The shard.
-        tell: Called with the samples done; may raise :class:`Stopped` to give the shard up.
-        pool: Compresses while the next samples are made.
-
-    Raises:
-        StorageError: If the file system refuses.
-        ProductionError: If the maker makes fewer or more samples than asked for.
-    """
-    path, known, begun = job.out / task.shard.name, task.known, time.monotonic()
-    if known is not None and known.samples == task.shard.samples and known.index_start == task.shard.index_start:
-        with suppress(OSError):
-            if path.stat().st_size == known.bytes and sha256_of(path) == known.sha256:
-                return known
-
-    ceiling: float | None = getattr(job.maker, "ceiling", None)
-    clipped = 0
-
-    def pieces() -> Iterator[Samples]:
-        nonlocal clipped
-        done, first = 0, task.shard.index_start
-        for piece in job.maker.pieces(first, first + task.shard.samples):
-            done += len(piece)
-            clipped += int((piece.values >= ceiling).sum()) if ceiling is not None else 0
-            if done > task.shard.samples:
-                break
-            yield piece
-            tell(done)
-        if done != task.shard.samples:
-            raise ProductionError(
-                "the maker made another number of samples", where=path, expected=task.shard.samples, found=done
+        with ThreadPoolExecutor(self.threads) if self.threads else nullcontext() as pool:
+            made = write_shard(
+                path,
+                pieces(),
+                provenance=self.provenance,
+                index_start=shard.index_start,
+                layout=self.layout,
+                count=shard.samples,
+                pool=pool,
             )
-
-    made = write_shard(
-        path,
-        pieces(),
-        provenance=job.provenance,
-        index_start=task.shard.index_start,
-        layout=job.layout,
-        count=task.shard.samples,
-        pool=pool,
-    )
-    seconds = round(time.monotonic() - begun, 3)
-    return replace(made, seconds=seconds, clipped=clipped if ceiling is not None else None)
+        seconds = round(time.monotonic() - begun, 3)
+        return replace(made, seconds=seconds, clipped=clipped if ceiling is not None else None)

@@ -17,7 +17,7 @@ def _words(seed: int, stream: int, start: int, count: int, words: int) -> NDArra
     counters = -(-words // _WORDS_PER_COUNTER)
     bits = np.random.Philox(key=[seed, stream], counter=[start * counters, 0, 0, 0])
     raw = bits.random_raw(count * counters * _WORDS_PER_COUNTER)
-    return raw.astype("<u8", copy=False).reshape(count, -1)
+    return raw.astype("<u8", copy=False).reshape(count, counters * _WORDS_PER_COUNTER)
 
 
 def uniforms(seed: int, stream: int, start: int, count: int, size: int) -> NDArray[np.float64]:

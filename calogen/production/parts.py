@@ -28,9 +28,9 @@ class Part:
         if not 1 <= self.index <= self.count:
             raise ConfigError(
                 "there is no such part",
-                where="--part",
+                where="`part`",
                 expected="i/n with i from 1 to n",
-                found=f"{self.index}/{self.count}",
+                found=str(self),
             )
 
     @classmethod
@@ -44,7 +44,7 @@ class Part:
             return _part_of(environment)
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if match is None:
-            raise ConfigError("--part takes i/n or auto", where="--part", found=text, hint="for example --part 3/100")
+            raise ConfigError("`part` is i/n or auto", where="`part`", found=text, hint="for example `part=3/100`")
         return cls(int(match[1]), int(match[2]))
 
     def bounds(self, total: int) -> tuple[int, int]:
@@ -53,6 +53,9 @@ class Part:
         ends = (blocks * i // self.count * ALIGNMENT for i in (self.index - 1, self.index))
         start, stop = (min(end, total) for end in ends)
         return start, stop
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
     @property
     def suffix(self) -> str:
@@ -68,10 +71,10 @@ def _part_of(environment: Mapping[str, str]) -> Part:
     array = _numbers(environment, *(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")))
     if not inner and not array:
         raise ConfigError(
-            "--part auto finds neither torchrun nor a Slurm array or srun",
-            where="--part",
+            "`part=auto` finds neither torchrun nor a Slurm array or srun",
+            where="`part`",
             expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and its kin",
-            hint="give --part i/n",
+            hint="give `part=i/n`",
         )
     rank, size = inner or [0, 1]
     number, count = 0, 1
@@ -81,15 +84,15 @@ def _part_of(environment: Mapping[str, str]) -> Part:
         number, off = divmod(task - first, max(step, 1))
         if step < 1 or off or not first <= task <= last or (last - first) // step + 1 != count:
             raise ConfigError(
-                "--part auto needs an unbroken Slurm array",
+                "`part=auto` needs an unbroken Slurm array",
                 where="SLURM_ARRAY_TASK_COUNT",
                 expected=f"every {step}. task from {first} to {last}",
                 found=f"task {task} of {count}",
-                hint="to repeat some tasks of an array, give --part $SLURM_ARRAY_TASK_ID/n",
+                hint="to repeat some tasks of an array, give `part=$SLURM_ARRAY_TASK_ID/n`",
             )
     if not 0 <= rank < size:
         raise ConfigError(
-            "the rank is not below the number of processes", where="--part auto", found=f"{rank} of {size}"
+            "the rank is not below the number of processes", where="`part=auto`", found=f"{rank} of {size}"
         )
     return Part(number * size + rank + 1, count * size)
 
@@ -102,6 +105,6 @@ def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
         if not re.fullmatch(r"[0-9]{1,9}", environment.get(name, "")):
             found = environment.get(name)
             raise ConfigError(
-                "--part auto needs a number", where=name, found="nothing" if found is None else found[:50]
+                "`part=auto` needs a number", where=name, found="nothing" if found is None else found[:50]
             )
     return [int(environment[name]) for name in names]

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import StorageError
 from ..shards.manifest import ShardRecord
-from ..shards.writer import WrittenLayout
 from .maker import Maker
 from .parts import Part
 
@@ -25,8 +24,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a production is to make.
+class Production:
+    """A folder of shards to be made.
 
     Attributes:
         maker: Makes the samples.
@@ -41,7 +40,7 @@ class Plan:
     total: int
     shard_samples: int
     part: Part = field(default_factory=Part)
-    layout: WrittenLayout = "native"
+    layout: str = "native"
     threads: int = 0
 
     def provenance(self) -> dict[str, Any]:
@@ -85,15 +84,16 @@ class Estimate:
     free_bytes: int
 
 
-def room(plan: Plan, out: Path, sample_bytes: float | None = None) -> Estimate:
+def room(production: Production, out: Path, sample_bytes: float | None = None) -> Estimate:
     """What a production needs of a disk, and what there is.
 
     Args:
-        plan: What is to be made.
+        production: What is to be made.
         out: The folder; may be absent.
         sample_bytes: About what a sample takes, compressed (default: as it is in memory).
     """
-    family, samples, shards = plan.maker.family, plan.samples, -(-plan.samples // plan.shard_samples)
+    family, samples = production.maker.family, production.samples
+    shards = -(-samples // production.shard_samples)
     raw = samples * 4 * (family.voxels + len(family.conditions))
     taken = raw if sample_bytes is None else int(samples * sample_bytes)
     where = out.absolute()

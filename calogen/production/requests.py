@@ -1,20 +1,23 @@
-"""Requests: the conditions of every sample to be generated, as drawn, listed, read from a file or copied from data."""
+"""Requests: the conditions of every sample to be made, as drawn, listed, read from a file or copied from data."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..errors import ConditionError, ConfigError, ShardError, did_you_mean
-from ..families import ENERGY_UNITS, LABEL, Condition, Family
+from ..families import LABEL, Condition, Family
+from ..families.units import conversion, is_energy
+from ..shards.conditions import Conditions
 from ..shards.hdf5 import checked_dataset, open_file
 from ..shards.reader import Shards
 from .noise import CONDITIONS, uniforms
@@ -23,48 +26,63 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _KINDS = {"fixed": 1, "uniform": 2, "log-uniform": 2, "list": None}
 
 
+@dataclass(frozen=True, eq=False)
 class Spec:
     """What one condition shall be: ``fixed:50GeV``, ``uniform:1:100GeV``, ``log-uniform:1:100GeV`` or ``list:1,5GeV``.
 
     Of labels: ``fixed:e+``, ``list:gamma,e+`` in turn, ``uniform`` or ``uniform:gamma,e+`` at random.
 
-    Args:
-        condition: What is specified.
-        text: The specification; the unit of an energy is required, other units are not written.
-
-    Raises:
-        ConditionError: If the text is not a specification, its unit is missing or wrong, or a label is unknown.
+    Attributes:
+        kind: How it is drawn.
+        values: Its numbers in the condition's unit, or those of its labels.
+        text: As it is written.
+        labels: Whether it is of labels.
     """
 
-    def __init__(self, condition: Condition, text: str) -> None:
-        self.text = text
+    kind: str
+    values: NDArray[np.float64]
+    text: str
+    labels: bool = False
+
+    @classmethod
+    def parse(cls, condition: Condition, text: str) -> Spec:
+        """From a text; the unit of an energy is required, other units need not be written.
+
+        Raises:
+            ConditionError: If the text is not a specification, its unit is missing or wrong, or a label is unknown.
+        """
         kind, _, rest = text.partition(":")
-        self.labels = bool(condition.labels)
-        if self.labels:
-            self.kind, self.values = kind, _codes(condition, text, kind, rest)
-            return
-        if kind not in _KINDS or not rest:
+        if condition.labels:
+            return cls(kind, _codes(condition, text, kind, rest), text, labels=True)
+        sign = "," if kind == "list" else ":"
+        match = re.fullmatch(rf"({_NUMBER}(?:{sign}{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
+        numbers, unit = (match[1].split(sign), match[2]) if match else ([], "")
+        if _KINDS.get(kind, 0) not in (None, len(numbers)) or not numbers:
             raise _bad_spec(condition, text)
-        match = re.fullmatch(rf"({_NUMBER}(?:[:,]{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
-        if match is None:
-            raise _bad_spec(condition, text)
-        separator = "," if kind == "list" else ":"
-        try:
-            numbers = [float(part) for part in match[1].split(separator)]
-        except ValueError:
-            raise _bad_spec(condition, text) from None
-        if len(numbers) != (_KINDS[kind] or len(numbers)):
-            raise _bad_spec(condition, text)
-        self.kind = kind
-        self.values = np.asarray(numbers) * _unit_factor(
-            condition, match[2], text, f"{text.removesuffix(match[2]).rstrip()}GeV"
-        )
-        if not np.all(np.abs(self.values) < np.finfo(np.float32).max):
+        example = f"{text.removesuffix(unit).rstrip()}GeV"
+        factor = conversion(unit, condition.unit, name=f"'{condition.name}'", where=text, example=example)
+        values = np.array(numbers, np.float64) * factor
+        if not np.all(np.abs(values) < np.finfo(np.float32).max):
             raise ConditionError(f"'{text}': a number is too large", where=condition.name)
-        if _KINDS[kind] == 2 and not self.values[0] < self.values[1]:
+        if _KINDS[kind] == 2 and not values[0] < values[1]:
             raise ConditionError(f"'{text}': the lower end must come first", where=condition.name)
-        if kind == "log-uniform" and self.values[0] <= 0:
+        if kind == "log-uniform" and values[0] <= 0:
             raise ConditionError(f"'{text}': a logarithm needs numbers above 0", where=condition.name)
+        return cls(kind, values, text)
+
+    @classmethod
+    def of(cls, condition: Condition, value: Any) -> Spec:
+        """From a specification, a number with its unit (``50 GeV``), a label, or a number in the condition's unit.
+
+        Raises:
+            ConditionError: As :meth:`parse`, or if the value is none of these.
+        """
+        if not isinstance(value, str):
+            number = float(_numbers(condition, value))
+            return cls("fixed", np.array([number]), f"fixed:{number!r}{condition.unit}")
+        if value in condition.labels or re.fullmatch(rf"{_NUMBER}\s+\S+", value, re.ASCII):
+            return cls.parse(condition, f"fixed:{value}")
+        return cls.parse(condition, value)
 
     def draw(self, uniform: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:
         """Values for samples ``index`` from one uniform number each."""
@@ -89,36 +107,20 @@ def _codes(condition: Condition, text: str, kind: str, rest: str) -> NDArray[np.
     return np.array([condition.code(label) for label in named])
 
 
-def _unit_factor(condition: Condition, unit: str, where: object, example: str) -> float:
-    if condition.unit in ENERGY_UNITS:
-        if unit not in ENERGY_UNITS:
-            raise ConditionError(
-                f"'{unit}' is not a unit of energy" if unit else f"the unit of '{condition.name}' is missing",
-                where=where,
-                expected=f"one of {', '.join(ENERGY_UNITS)}, as in {example}",
-                hint=did_you_mean(unit, ENERGY_UNITS) if unit else None,
-            )
-        return ENERGY_UNITS[unit] / ENERGY_UNITS[condition.unit]
-    if unit not in ("", condition.unit):
-        raise ConditionError(
-            f"'{unit}' is not the unit of '{condition.name}'", where=where, expected=condition.unit or "no unit"
-        )
-    return 1.0
-
-
 def _bad_spec(condition: Condition, text: str) -> ConditionError:
     low, high = f"{condition.low:g}", f"{condition.high:g}"
-    expected = f"fixed:{high}, uniform:{low}:{high} or list:{low},{high}"
-    if condition.unit in ENERGY_UNITS:
+    expected, hint = f"fixed:{high}, uniform:{low}:{high} or list:{low},{high}", None
+    if is_energy(condition.unit):
         expected = "fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV"
     if condition.labels:
         names = ",".join(condition.labels)
         expected = f"fixed:{condition.labels[0]}, list:{names}, uniform:{names} or uniform"
+        hint = did_you_mean(text, condition.labels)
+    elif match := re.fullmatch(rf"({_NUMBER})(\w*)", text):
+        hint = f"for this value alone: fixed:{text}"
+        hint += f" or '{match[1]} {match[2]}'; without the space it is not a number with its unit" if match[2] else ""
     return ConditionError(
-        f"'{text}' is not a specification of '{condition.name}'",
-        expected=expected,
-        found=text,
-        hint=f"for this value alone: fixed:{text}" if re.fullmatch(rf"{_NUMBER}\s*\w*", text) else None,
+        f"'{text}' is not a specification of '{condition.name}'", expected=expected, found=text, hint=hint
     )
 
 
@@ -143,10 +145,8 @@ class Request:
         source: str = "",
     ) -> None:
         self.samples = samples
-        self._specs = dict(specs or {})
-        self._table = dict(table or {})
-        self._source = source
-        for name, column in self._table.items():
+        self.specs = dict(specs or {})
+        for name, column in (table or {}).items():
             if len(column) != samples:
                 raise ConditionError(
                     f"the table has not one '{name}' per sample",
@@ -154,24 +154,40 @@ class Request:
                     expected=samples,
                     found=len(column),
                 )
+        self._table = Conditions.of(table or {}, samples if table else 0)
+        self._source = source
 
     @classmethod
-    def from_specs(cls, family: Family, specs: Mapping[str, Any], n: int | None) -> Request:
-        """From specifications by condition name.
+    def of(cls, family: Family, conditions: Mapping[str, Any], n: int | None = None) -> Request:
+        """From what every condition shall be, by name.
+
+        Args:
+            family: Knows units and labels.
+            conditions: Texts (``"uniform:1:100GeV"``, ``"50 GeV"``, ``"e+"``), numbers in the family's units, or
+                arrays of one number or text per sample. ``energy`` is the incident energy, whatever its name.
+            n: How many samples; needed where there are no arrays.
 
         Raises:
-            ConfigError: If ``n`` is missing.
-            ConditionError: If a name or a specification is wrong.
+            ConfigError: If nothing says how many samples.
+            ConditionError: If a name or a value is wrong, or lengths differ.
         """
-        if n is None:
-            raise ConfigError("say how many samples to generate", where="-n", hint="or --like PATH, --conditions FILE")
-        known = [c.name for c in family.conditions]
-        for name in specs:
-            if name not in known:
-                raise ConditionError(
-                    f"family '{family.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known)
-                )
-        return cls(n, {name: Spec(family.condition(name), str(text)) for name, text in specs.items()})
+        if n is None and all(isinstance(value, str) for value in conditions.values()):
+            raise ConfigError("say how many samples to make", where="`n`")
+        specs, table = dict[str, Spec](), dict[str, NDArray[np.float32]]()
+        for name, value in by_name(family, conditions).items():
+            condition = family.condition(name)
+            if isinstance(value, str) or not np.ndim(value):
+                specs[name] = Spec.of(condition, value)
+            else:
+                table[name] = _numbers(condition, value)
+        lengths = {len(column) for column in table.values()} | ({n} if n is not None else set())
+        if len(lengths) != 1 or any(column.ndim > 1 for column in table.values()):
+            raise ConditionError(
+                "conditions are numbers, or arrays of one length that agrees with n",
+                expected="n, or one array per condition",
+                found={name: column.shape for name, column in table.items()} | {"n": n},
+            )
+        return cls(lengths.pop(), specs, table)
 
     @classmethod
     def like(
@@ -188,21 +204,16 @@ class Request:
         Raises:
             ShardError: If the data lack a condition.
         """
-        columns: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-        for name in names:
-            if name not in shards.condition_names:
-                label = (family or shards.family).labels(name)
-                hint = f"where all of them have one label, name it: PATH,{name}={label[0]}" if label else None
-                found = ", ".join(shards.condition_names)
-                raise ShardError(f"the data lack the condition '{name}'", found=found, hint=hint)
-        rows = 0  # bad rows may be left out, so fewer than len(shards)
-        for chunk in shards.chunks():
-            rows += len(chunk)
-            for name in names:
-                columns[name].append(chunk.conditions[name])
-        table = {name: np.concatenate(parts) for name, parts in columns.items()}
-        request = cls(rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
-        request.samples = rows if n is None else n  # the table goes round
+        missing = next((name for name in names if name not in shards.condition_names), None)
+        if missing is not None:
+            label = (family or shards.family).labels(missing)
+            hint = f"where all of them have one label, name it: PATH,{missing}={label[0]}" if label else None
+            found = ", ".join(shards.condition_names)
+            raise ShardError(f"the data lack the condition '{missing}'", found=found, hint=hint)
+        # Bad rows may be left out, so there may be fewer than len(shards).
+        table = Conditions.concatenate([chunk.conditions for chunk in shards.chunks()], names)
+        request = cls(table.rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
+        request.samples = table.rows if n is None else n  # the table repeats
         return request
 
     @classmethod
@@ -217,8 +228,9 @@ class Request:
             ShardError: If an HDF5 file cannot be read, or a dataset is not a column of numbers.
         """
         path = Path(path)
+        read = _csv_columns if path.suffix.lower() == ".csv" else _hdf5_columns
         try:
-            table = _read_csv(path, family) if path.suffix.lower() == ".csv" else _read_hdf5(path, family)
+            table = {column.condition.name: column.numbers() for column in read(path, family)}
         except OSError as error:
             raise ConditionError(f"cannot read the conditions: {error.strerror or error}", where=path) from None
         for name in names:
@@ -238,93 +250,116 @@ class Request:
     @property
     def names(self) -> tuple[str, ...]:
         """Conditions the request speaks of."""
-        return (*self._specs, *self._table)
+        return (*self.specs, *self._table)
 
     def describe(self) -> dict[str, Any]:
         """For provenance: samples, specifications or source."""
-        specs = {name: spec.text for name, spec in self._specs.items()}
+        specs = {name: spec.text for name, spec in self.specs.items()}
         return {"samples": self.samples, **specs, **({"source": self._source} if self._source else {})}
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the conditions of every sample."""
-        found = hashlib.sha256(repr((self.samples, sorted((n, s.text) for n, s in self._specs.items()))).encode())
+        found = hashlib.sha256(repr((self.samples, sorted((n, s.text) for n, s in self.specs.items()))).encode())
         for name, column in sorted(self._table.items()):
             found.update(name.encode() + b"\0")
             found.update(np.ascontiguousarray(column, "<f4").data)
         return found.hexdigest()
 
-    def limits(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Every extreme or listed value that conditions can take, (rows, C); rows of tables in their order."""
+    def limits(self, names: Sequence[str]) -> Conditions:
+        """Every extreme or listed value that the named conditions can take; rows of tables in their order."""
         found = [
-            self._table[name][: self.samples] if name in self._table else self._specs[name].values for name in names
+            self._table[name][: self.samples] if name in self._table else self.specs[name].values for name in names
         ]
         rows = max(map(len, found), default=1)
-        columns = [np.resize(values, rows) for values in found]
-        return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((1, 0), np.float32)
+        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+            return Conditions.of({n: np.resize(values, rows) for n, values in zip(names, found, strict=True)}, rows)
 
-    def columns(self, names: Sequence[str], seed: int, start: int, count: int) -> NDArray[np.float32]:
-        """Conditions of samples start to start + count, (count, C); beyond the end the last row repeats."""
+    def conditions(self, names: Sequence[str], seed: int, start: int, count: int) -> Conditions:
+        """The named conditions of samples start to start + count; beyond the end the last row repeats."""
         index = np.minimum(np.arange(start, start + count), self.samples - 1)
-        found = np.zeros((count, len(names)), np.float32)
-        uniform = uniforms(seed, CONDITIONS, start, count, len(names)) if self._specs else None
+        found = np.zeros((count, len(names)), np.float32, order="F")
+        uniform = uniforms(seed, CONDITIONS, start, count, len(names)) if self.specs else None
         for i, name in enumerate(names):
             if name in self._table:
-                found[:, i] = self._table[name][index % len(self._table[name])]
+                found[:, i] = self._table[name][index % self._table.rows]
             elif uniform is not None:
-                found[:, i] = self._specs[name].draw(uniform[:, i], index)
-        return found
+                found[:, i] = self.specs[name].draw(uniform[:, i], index)
+        return Conditions(names, found)
 
 
-def explicit_columns(
-    conditions: Mapping[str, ArrayLike], wanted: Sequence[Condition], n: int | None
-) -> NDArray[np.float32]:
-    """Conditions given in memory as columns (n, C).
-
-    Args:
-        conditions: By name: a number or a label, or one per sample.
-        wanted: Those wanted, in the order of the columns.
-        n: How many samples; needed when every condition is a number.
+def by_name(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, by the names of the family's conditions; ``energy`` is the incident energy, whatever its name.
 
     Raises:
-        ConditionError: Something else than numbers, an unknown label, or lengths that differ.
+        ConditionError: If there is no such condition, or one is there twice.
     """
-    arrays = {condition.name: _numbers(condition, conditions[condition.name]) for condition in wanted}
-    lengths = {array.size for array in arrays.values() if array.ndim}
-    if n is not None:
-        lengths.add(n)
-    if len(lengths) != 1 or any(array.ndim > 1 for array in arrays.values()):
-        raise ConditionError(
-            "conditions are numbers, or arrays of one length that agrees with n",
-            expected="n, or one array per condition",
-            found={name: array.shape for name, array in arrays.items()} | {"n": n},
-        )
-    count = lengths.pop()
-    if count < 0:
-        raise ConditionError("the number of samples cannot be negative", found=count)
-    columns = [np.broadcast_to(array.reshape(-1) if array.ndim else array, (count,)) for array in arrays.values()]
-    return np.stack(columns, 1) if columns else np.zeros((count, 0), np.float32)
+    found, known = dict[str, Any](), [c.name for c in family.conditions]
+    for key, value in given.items():
+        name = family.energy.name if key == "energy" and family.energy else key
+        if name not in known:
+            raise ConditionError(
+                f"family '{family.name}' has no condition '{name}'", found=name, hint=did_you_mean(name, known)
+            )
+        if name in found:
+            raise ConditionError(f"'energy' and '{name}' both name '{name}'", found=", ".join(given))
+        found[name] = value
+    return found
 
 
-def _numbers(condition: Condition, values: ArrayLike) -> NDArray[np.float32]:
+def _numbers(condition: Condition, values: Any) -> NDArray[np.float32]:
+    """A number, or an array of numbers or texts, in the condition's unit, in an array of the same shape."""
     try:
-        if condition.labels and (words := np.asarray(values)).dtype.kind in "UO":
-            return _of_labels(condition, words.astype(str))
-        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
-            return np.asarray(values, np.float32)
+        words = np.asarray(values)
+        if words.dtype.kind == "U" or (condition.labels and words.dtype.kind == "O"):
+            known, place = np.unique(words.astype(str), return_inverse=True)
+            numbers = [Spec.of(condition, str(text)).values.item() for text in known]
+            return np.array(numbers, np.float32)[place].reshape(words.shape)
+        return _single(words)
     except (TypeError, ValueError):
         what = "label or an array of labels" if condition.labels else "number or an array of numbers"
         hint = ", ".join(condition.labels) or "in the family's unit"
         raise ConditionError(f"'{condition.name}' is not a {what}", found=repr(values)[:80], hint=hint) from None
 
 
-def _of_labels(condition: Condition, words: NDArray[np.str_]) -> NDArray[np.float32]:
-    """Numbers of labels, in an array of the same shape."""
-    known, place = np.unique(words, return_inverse=True)
-    codes = np.array([condition.code(str(label)) for label in known], np.float32)
-    return codes[place].reshape(words.shape)
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused with its row
+        return values.astype(np.float32)
 
 
-def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
+@dataclass(frozen=True)
+class _Column:
+    """A condition as it stands in a file: numbers in ``unit``, or texts; ``place`` is where, for messages."""
+
+    path: Path
+    condition: Condition
+    place: str
+    unit: str
+    cells: Sequence[str] | NDArray[np.float64]
+
+    def numbers(self) -> NDArray[np.float32]:
+        """In the condition's unit, (N,)."""
+        known, path = self.condition, self.path
+        csv_like = "GeV" if isinstance(self.cells, np.ndarray) else f"{known.name} [GeV]"
+        where = f"{path}, {self.place}"
+        factor = conversion(self.unit, known.unit, name=f"'{known.name}'", where=where, example=csv_like)
+        if isinstance(self.cells, np.ndarray):
+            return _single(self.cells * factor)
+        numbers = []
+        for row, cell in enumerate(self.cells, start=1):
+            try:
+                numbers.append(known.code(cell.strip()) if known.labels else float(cell) * factor)
+            except (ValueError, ConditionError):
+                raise ConditionError(
+                    f"not a {'label' if known.labels else 'number'}",
+                    where=f"{path}: data row {row}, {self.place}",
+                    expected=", ".join(known.labels) or None,
+                    found=cell,
+                    hint=did_you_mean(cell, known.labels),
+                ) from None
+        return _single(np.array(numbers))
+
+
+def _csv_columns(path: Path, family: Family) -> Iterator[_Column]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             header, *rows = [row for row in csv.reader(file) if row]
@@ -338,77 +373,36 @@ def _read_csv(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
                 expected=f"{len(header)} numbers with decimal points, separated by commas",
                 found=row,
             )
-    table: dict[str, NDArray[np.float32]] = {}
+    known, seen = [c.name for c in family.conditions], set[str]()
     for i, title in enumerate(header):
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[\s*(\S*)\s*\])?\s*", title)
-        known = [c.name for c in family.conditions]
-        if match is None or match[1] not in known:
-            hint = did_you_mean(match[1] if match else title, known)
+        name = match[1] if match else title
+        if name not in known:
+            hint = did_you_mean(name, known)
             raise ConditionError(f"'{title}' is not a condition of family '{family.name}'", where=path, hint=hint)
-        if match[1] in table:
-            raise ConditionError(f"the column '{match[1]}' is there twice", where=path)
-        place = f"{path}, column '{title}'"
-        condition = family.condition(match[1])
-        factor = _unit_factor(condition, match[2] or "", place, f"{match[1]} [GeV]")
-        if condition.labels:
-            table[match[1]] = _named_in(place, condition, [row[i].strip() for row in rows])
-            continue
-        try:
-            table[match[1]] = _single(np.array([float(row[i]) for row in rows]) * factor)
-        except ValueError:
-            bad = next(n for n, row in enumerate(rows) if not _is_number(row, i))
-            raise ConditionError(
-                "not a number", where=f"{path}: data row {bad + 1}, column '{title}'", found=rows[bad]
-            ) from None
-    return table
+        if name in seen:
+            raise ConditionError(f"the column '{name}' is there twice", where=path)
+        seen.add(name)
+        unit = (match[2] if match else None) or ""
+        yield _Column(path, family.condition(name), f"column '{title}'", unit, [row[i] for row in rows])
 
 
-def _words(file: h5py.File, path: Path, condition: Condition) -> tuple[str, Condition, list[str]]:
-    """Where labels are read from, what they are of, and the labels as they are written."""
-    place = f"{path}, dataset {condition.name}"
-    dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="OSiuf")
-    if h5py.check_string_dtype(dataset.dtype) is None:
-        expected = ", ".join(condition.labels)
-        raise ConditionError("labels are written as strings", where=place, expected=expected, found=dataset.dtype)
-    words = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()  # what is no text is no label either
-    return place, condition, words
-
-
-def _named_in(place: str, condition: Condition, words: Sequence[str]) -> NDArray[np.float32]:
-    """Numbers of labels read from a file."""
-    for row, word in enumerate(words, start=1):
-        if word not in condition.labels:
-            hint, expected = did_you_mean(word, condition.labels), ", ".join(condition.labels)
-            raise ConditionError("not a label", where=f"{place}, row {row}", expected=expected, found=word, hint=hint)
-    return _of_labels(condition, np.array(words, str))
-
-
-def _single(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused with its row
-        return values.astype(np.float32)
-
-
-def _is_number(row: Sequence[str], column: int) -> bool:
-    try:
-        float(row[column])
-    except ValueError:
-        return False
-    return True
-
-
-def _read_hdf5(path: Path, family: Family) -> dict[str, NDArray[np.float32]]:
-    table = {}
+def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
     with open_file(path) as file:
-        for condition in family.conditions:
-            if condition.name not in file:
-                continue
-            if condition.labels:
-                table[condition.name] = _named_in(*_words(file, path, condition))
-                continue
-            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds="fiu")
-            unit = dataset.attrs.get("unit", "")
-            unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
-            place = f"{path}, dataset {condition.name}, attribute unit"
-            factor = _unit_factor(condition, unit, place, "GeV")
-            table[condition.name] = _single(np.asarray(dataset[:], np.float64).reshape(-1) * factor)
-    return table
+        for condition in (condition for condition in family.conditions if condition.name in file):
+            place, labels = f"dataset {condition.name}", condition.labels
+            kinds = "OSiuf" if labels else "fiu"
+            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds=kinds)
+            if not labels:
+                unit = dataset.attrs.get("unit", "")
+                unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
+                cells = np.asarray(dataset[:], np.float64).reshape(-1)
+                yield _Column(path, condition, f"{place}, attribute unit", unit, cells)
+            elif h5py.check_string_dtype(dataset.dtype) is None:
+                where, expected = f"{path}, {place}", ", ".join(labels)
+                raise ConditionError(
+                    "labels are written as strings", where=where, expected=expected, found=dataset.dtype
+                )
+            else:  # what is no text is no label either
+                words = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()
+                yield _Column(path, condition, place, "", words)

@@ -68,50 +68,41 @@ class ConditionRange(BaseModel):
         """Numbers of the labels; of a range its ends."""
         return np.array([condition.code(label) for label in self.labels] or [self.low, self.high])
 
-    def check(self, values: NDArray[np.float32], condition: Condition, *, extrapolate: bool, first: int) -> None:
+    def check(self, values: NDArray[np.float32], condition: Condition, *, extrapolate: bool) -> None:
         """Refuse values (n,) that are impossible or outside the range.
 
         Args:
             values: In the condition's unit, or the numbers of its labels.
             condition: What the family says of it.
             extrapolate: Allow what lies outside, as long as it is possible at all; never other labels.
-            first: Index of the first row, for the message.
 
         Raises:
             ConditionError: Names condition, row, value, range and remedy.
         """
+        what, expected, hint = "not what the surrogate was trained on", str(self), None
         if condition.labels:
-            self._check_labels(values, condition, first)
-            return
-        margin = 1e-6 * max(abs(self.low), abs(self.high))
-        wrong = ~condition.possible(values)
-        what, expected, hint = "not possible", condition.domain, None
-        if not (wrong.any() or extrapolate):
+            wrong = ~np.isin(values, self.numbers(condition))
+        elif (wrong := ~condition.possible(values)).any():
+            what, expected = "not possible", condition.domain
+        elif not extrapolate:
+            margin = 1e-6 * max(abs(self.low), abs(self.high))
             wrong = (values < self.low - margin) | (values > self.high + margin)
-            what, expected = "not what the surrogate was trained on", str(self)
-            hint = "--extrapolate (extrapolate=True) allows it; nothing vouches for it"
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise ConditionError(
-                f"{int(wrong.sum())} value(s) of '{self.name}' are {what}",
-                where=f"sample {first + row}",
-                expected=expected,
-                found=f"{float(values[row]):g} {self.unit}".rstrip(),
-                hint=hint,
-            )
-
-    def _check_labels(self, values: NDArray[np.float32], condition: Condition, first: int) -> None:
-        wrong = ~np.isin(values, self.numbers(condition))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            number = float(values[row])
+            hint = "`extrapolate=True` allows it; such samples were never compared with any reference"
+        if not wrong.any():
+            return
+        row = int(np.flatnonzero(wrong)[0])
+        number = float(values[row])
+        found = f"{number:g} {self.unit}".rstrip()
+        if condition.labels:
             known = number in range(len(condition.labels))
-            raise ConditionError(
-                f"{int(wrong.sum())} value(s) of '{self.name}' are not what the surrogate was trained on",
-                where=f"sample {first + row}",
-                expected=str(self),
-                found=condition.labels[int(number)] if known else f"{number:g}, which is the number of no label",
-            )
+            found = condition.labels[int(number)] if known else f"{number:g}, which is the number of no label"
+        raise ConditionError(
+            f"{int(wrong.sum())} value(s) of '{self.name}' are {what}",
+            where=f"sample {row}",
+            expected=expected,
+            found=found,
+            hint=hint,
+        )
 
 
 class Card(BaseModel):

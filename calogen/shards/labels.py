@@ -10,19 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
-
-import numpy as np
+from typing import TypeVar, cast
 
 from ..errors import ShardError, did_you_mean
 from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
-from .pieces import Piece, decoded
+from .pieces import Piece
 from .reader import Shards
-from .samples import Samples
+from .samples import Samples, Source
 
 _FACT = rf",[\w-]+={LABEL}"
-_AnySide = TypeVar("_AnySide", bound="_Side")
+_AnySide = TypeVar("_AnySide", bound=Source)
 
 
 def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
@@ -71,12 +69,12 @@ def with_labels(
             if name in found:
                 raise ShardError(f"'{name}' is a number, not a label", where=pieces[0].path)
             continue
-        told = [_column_of(piece, name) for piece in pieces]
-        columns = [column for column in told if column is not None]
+        sources = [_column_of(piece, name) for piece in pieces]
+        columns = [column for column in sources if column is not None]
         if not columns:
             continue
-        if None in told:
-            raise _untold(pieces[told.index(None)].path, name, columns)
+        if None in sources:
+            raise _unlabelled(pieces[sources.index(None)].path, name, columns)
         labels = tuple(known.get(name) or dict.fromkeys(label for column in columns for label in column.labels))
         if len(labels) == 1 and name not in known:
             continue
@@ -84,14 +82,7 @@ def with_labels(
     return pieces
 
 
-class _Side(Protocol):
-    """Shards, or samples in memory."""
-
-    @property
-    def family(self) -> Family: ...
-
-
-def shared_labels(sides: Sequence[_Side]) -> dict[str, tuple[str, ...]]:
+def shared_labels(sides: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     """Conditions that are labels on any side of a comparison, with the labels of all sides, those seen first first.
 
     Args:
@@ -117,20 +108,18 @@ def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySid
     if isinstance(side, Shards):
         return cast(_AnySide, Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad))
     if isinstance(side, Samples):
-        family, conditions = side.family, dict(side.conditions)
-        for name in labels.keys() & family.labelled.keys():
-            if name in conditions:
-                conditions[name] = decoded(conditions[name], family.labels(name), labels[name]).astype(np.float32)
-            family = family.with_condition(Condition.labelled(name, labels[name]))
-        return replace(side, family=family, conditions=conditions)
+        family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
+        for name, known in wanted.items():
+            family = family.with_condition(Condition.labelled(name, known))
+        return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
     return side
 
 
-def _facts_of(side: _Side) -> list[str]:
+def _facts_of(side: Source) -> list[str]:
     return [name for piece in side.pieces for name in piece.facts] if isinstance(side, Shards) else []
 
 
-def _labels_of(side: _Side, name: str) -> Sequence[str]:
+def _labels_of(side: Source, name: str) -> Sequence[str]:
     known = side.family.labels(name)
     if known or not isinstance(side, Shards):
         return known
@@ -150,7 +139,7 @@ def _column_of(piece: Piece, name: str) -> Column | None:
     return own or (Column(name, "", labels=(label,)) if isinstance(label, str) and label else None)
 
 
-def _untold(path: Path, name: str, others: Sequence[Column]) -> ShardError:
+def _unlabelled(path: Path, name: str, others: Sequence[Column]) -> ShardError:
     labels = list(dict.fromkeys(label for column in others for label in column.labels))
     return ShardError(
         f"nothing says which '{name}' these samples are of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
+from .conditions import Conditions, decoded
 from .layouts.layout import Layout
 from .layouts.stacks import Stack
 from .samples import Samples
@@ -55,9 +56,9 @@ def rows_of(file: h5py.File | Stack, piece: Piece, name: str, start: int, stop: 
         ) from None
 
 
-def read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> dict[str, NDArray[np.float32]]:
-    """Conditions of rows start to stop by name, (stop - start,) each, in the units of the family."""
-    conditions = {}
+def read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> Conditions:
+    """Conditions of rows start to stop, in the units of the family."""
+    columns = {}
     with np.errstate(over="ignore"):  # too large for float32 becomes Inf, which is reported as such
         for column in piece.layout.conditions:
             if not column.dataset:
@@ -67,15 +68,8 @@ def read_conditions(file: h5py.File | Stack, piece: Piece, start: int, stop: int
                 stored = stored.reshape(stop - start) if column.column is None else stored[:, column.column]
             if column.labels:
                 stored = decoded(stored, column.labels, piece.layout.family.labels(column.name))
-            conditions[column.name] = _scaled(stored, column.factor)
-    return conditions
-
-
-def decoded(stored: NDArray[Any], labels: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float64]:
-    """Numbers of labels to those wanted; NaN where a number stands for no label."""
-    table = np.array([wanted.index(label) for label in labels], np.float64)
-    known = np.isin(stored, np.arange(len(table)))
-    return np.where(known, table[np.where(known, stored, 0).astype(np.intp)], np.nan)
+            columns[column.name] = _scaled(stored, column.factor)
+    return Conditions.of(columns, stop - start, piece.layout.family.labelled)
 
 
 def read_rows(file: h5py.File | Stack, piece: Piece, start: int, stop: int) -> Samples:

@@ -19,6 +19,7 @@ from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
 from .checks import bad_error, bad_rows, check_density, check_response
+from .conditions import Conditions
 from .layouts.find import open_rows
 from .layouts.layout import Layout
 from .layouts.stacks import Stack
@@ -91,7 +92,7 @@ class Shards:
         return Samples(
             family=self.family,
             values=values[:filled],
-            conditions={name: np.concatenate([p.conditions[name] for p in parts]) for name in self.condition_names},
+            conditions=Conditions.concatenate([part.conditions for part in parts], self.condition_names),
             extras={name: np.concatenate([p.extras[name] for p in parts]) for name in names},
             kind=self.kind,
             provenance=_distinct(entry for part in parts for entry in part.provenance),
@@ -191,17 +192,15 @@ class Shards:
 
     def origins(self) -> Origins:
         """Parameters and realisation of every map; no map is read."""
-        conditions: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.condition_names}
-        ids = list[NDArray[np.integer]]()
+        conditions, ids = list[Conditions](), list[NDArray[np.integer]]()
         for piece in self.pieces:
             with open_rows(piece.path, piece.layout) as file:
-                for name, values in read_conditions(file, piece, piece.start, piece.stop).items():
-                    conditions[name].append(values)
+                conditions.append(read_conditions(file, piece, piece.start, piece.stop))
                 if "realisation_id" in piece.layout.extras:
                     ids.append(rows_of(file, piece, "realisation_id", piece.start, piece.stop))
         known = len(ids) == len(self.pieces)
-        columns = {name: np.concatenate(parts) for name, parts in conditions.items()}
-        return Origins(columns, np.concatenate(ids) if known else None, self._place)
+        together = Conditions.concatenate(conditions, self.condition_names)
+        return Origins(together, np.concatenate(ids) if known else None, self._place)
 
     def _place(self, row: int) -> str:
         number = bisect_right(self._bounds, row) - 1

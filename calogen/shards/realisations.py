@@ -5,13 +5,14 @@ Maps of one box show the same structures. A surrogate or a classifier that was t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
+from .conditions import Conditions
 
 _FEWEST_POINTS = 10  # parameter points below which maps of equal parameters need not be of one box
 _NAMED = 3
@@ -22,17 +23,17 @@ class Origins:
     """Where the maps of one side come from.
 
     Attributes:
-        conditions: Parameters by name, (N,) each.
+        conditions: Parameters.
         ids: ``realisation_id``, (N,); None where the files do not have it.
         where: Names the place of a row, for messages.
     """
 
-    conditions: Mapping[str, NDArray[np.float32]]
+    conditions: Conditions
     ids: NDArray[np.integer] | None
     where: Callable[[int], str]
 
     def __len__(self) -> int:
-        return len(next(iter(self.conditions.values()), self.ids if self.ids is not None else ()))
+        return self.conditions.rows
 
     def keys(self, names: list[str], *, with_ids: bool) -> NDArray[np.int64]:
         """A row of whole numbers a map, equal for maps of one box, (N, K).
@@ -40,8 +41,8 @@ class Origins:
         An id says little across files, since many number their boxes from 0: parameters belong to it.
         """
         ids = self.ids.astype(np.int64) if with_ids and self.ids is not None else np.zeros(len(self), np.int64)
-        bits = [np.asarray(self.conditions[name], np.float32).view(np.int32).astype(np.int64) for name in names]
-        return np.stack([ids, *bits], axis=1)
+        bits = self.conditions.array(names).view(np.int32)
+        return np.column_stack([ids, bits.astype(np.int64)])
 
     @property
     def boxes(self) -> NDArray[np.int64] | None:
@@ -63,7 +64,7 @@ class Origins:
         """What a map's box is called."""
         if self.ids is not None:
             return f"realisation {int(self.ids[row])}"
-        return "the realisation with " + ", ".join(f"{n} {float(c[row]):.6g}" for n, c in self.conditions.items())
+        return "the realisation with " + ", ".join(f"{n} {c:.6g}" for n, c in self.conditions.row(row).items())
 
 
 def require_apart(one: Origins, other: Origins) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,17 +11,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ShardError
 from ..families import Family
+from .conditions import Conditions
 from .realisations import Origins
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Samples:
     """Samples in memory, in physical units.
 
     Attributes:
         family: What the samples are.
         values: Voxel energies or pixels in the family's unit, (N, *family.sample_shape).
-        conditions: Physics parameters by name in the condition's unit (MeV for energies), (N,) each.
+        conditions: Physics parameters in the family's units (MeV for energies); made of any mapping of columns (N,).
         extras: Optional arrays by name: ``realisation_id`` (N,), ``weights`` (N,).
         kind: ``reference`` or ``generated``.
         provenance: Where the samples come from.
@@ -32,26 +33,34 @@ class Samples:
 
     family: Family
     values: NDArray[np.float32]
-    conditions: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    kind: str = "reference"
-    provenance: tuple[dict[str, Any], ...] = ()
+    conditions: Conditions
+    extras: Mapping[str, NDArray[Any]]
+    kind: str
+    provenance: tuple[dict[str, Any], ...]
 
-    def __post_init__(self) -> None:
-        values = np.asarray(self.values, np.float32)
-        conditions = {name: np.asarray(c, np.float32).reshape(-1) for name, c in self.conditions.items()}
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "conditions", conditions)
-        if values.shape[1:] != self.family.sample_shape or values.ndim == 0:
-            expected = ("N", *self.family.sample_shape)
+    def __init__(
+        self,
+        family: Family,
+        values: ArrayLike,
+        conditions: Mapping[str, ArrayLike] | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None,
+        kind: str = "reference",
+        provenance: tuple[dict[str, Any], ...] = (),
+    ) -> None:
+        values, extras = np.asarray(values, np.float32), extras or {}
+        if values.shape[1:] != family.sample_shape or values.ndim == 0:
+            expected = ("N", *family.sample_shape)
             raise ShardError(
-                f"samples do not have the shape of family '{self.family.name}'", expected=expected, found=values.shape
+                f"samples do not have the shape of family '{family.name}'", expected=expected, found=values.shape
             )
-        for name, array in {**conditions, **self.extras}.items():
+        columns = Conditions.of(conditions or {}, len(values), family.labelled)
+        for name, array in extras.items():
             if len(array) != len(values):
                 raise ShardError(
                     f"'{name}' and the samples differ in length", expected=len(values), found=len(array), where=name
                 )
+        found = {"family": family, "values": values, "conditions": columns, "extras": extras}
+        vars(self).update(found, kind=kind, provenance=provenance)  # not by assignment: they are frozen
 
     def __len__(self) -> int:
         return len(self.values)
@@ -63,14 +72,8 @@ class Samples:
             index: Rows, a mask (N,), or a slice.
         """
         rows = index if isinstance(index, slice) else np.asarray(index)
-        return Samples(
-            family=self.family,
-            values=self.values[rows],
-            conditions={name: array[rows] for name, array in self.conditions.items()},
-            extras={name: array[rows] for name, array in self.extras.items()},
-            kind=self.kind,
-            provenance=self.provenance,
-        )
+        extras = {name: array[rows] for name, array in self.extras.items()}
+        return replace(self, values=self.values[rows], conditions=self.conditions[rows], extras=extras)
 
     @staticmethod
     def concatenate(parts: Sequence[Samples]) -> Samples:
@@ -95,12 +98,11 @@ class Samples:
         provenance: list[dict[str, Any]] = []
         for part in parts:
             provenance += [entry for entry in part.provenance if entry not in provenance]
-        return Samples(
-            family=first.family,
+        return replace(
+            first,
             values=np.concatenate([part.values for part in parts]),
-            conditions={name: np.concatenate([part.conditions[name] for part in parts]) for name in first.conditions},
+            conditions=Conditions.concatenate([part.conditions for part in parts]),
             extras={name: np.concatenate([part.extras[name] for part in parts]) for name in extras},
-            kind=first.kind,
             provenance=tuple(provenance),
         )
 

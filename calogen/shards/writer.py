@@ -23,7 +23,6 @@ from .samples import Samples
 
 SHARD_BYTES = 128 << 20
 """Raw bytes of samples in one shard, at most."""
-WrittenLayout = str
 """What a format of :data:`.layouts.find.FORMATS` is called where samples are written: ``native``, ``calogan``."""
 _BLOCK = 1024  # generation computes in blocks of this many samples; shards hold whole blocks
 
@@ -45,7 +44,7 @@ def write_shard(
     *,
     provenance: Mapping[str, Any],
     index_start: int = 0,
-    layout: WrittenLayout = "native",
+    layout: str = "native",
     count: int | None = None,
     pool: Executor | None = None,
 ) -> ShardRecord:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
 from ..production.parts import Part
-from ..production.plan import MOST_SAMPLES, Plan
+from ..production.plan import MOST_SAMPLES, Production
 from .engine import Engine
 
 __all__ = ["ENGINES", "Engine", "build", "plan"]
@@ -57,8 +57,8 @@ def build(
         raise _explained(name, engine, error) from None
 
 
-def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: Part | None = None) -> Plan:
-    """What :func:`calogen.production.produce.produce` needs to know.
+def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: Part | None = None) -> Production:
+    """What :func:`calogen.production.run.produce` needs to know.
 
     Args:
         engine: From :func:`build`.
@@ -80,7 +80,7 @@ def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: P
             found=f"{samples} samples in files of {size}",
             hint="a larger `shard_size`, or fewer `samples`",
         )
-    return Plan(engine, samples, size, part or Part())
+    return Production(engine, samples, size, part or Part())
 
 
 def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:

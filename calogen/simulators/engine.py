@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConditionError, ConfigError
 from ..families import Condition, Family
-from ..production.requests import Request, Spec
+from ..production.requests import Request, by_name
+from ..shards.conditions import Conditions
 from ..shards.samples import Samples
 
 _STREAM = 2  # of a seed; requests draw conditions from stream 1
@@ -26,7 +26,7 @@ class Engine(BaseModel, ABC):
 
     Attributes:
         seed: Seed of everything random, 0 to 2^63 - 1.
-        conditions: Specifications by condition name (``uniform:1:100GeV``), over the engine's defaults.
+        conditions: By name what they shall be (``uniform:1:100GeV``, or a number), over the engine's defaults.
         isolated: The engine may bring its process down, so that it needs one of its own.
         blocks_a_piece: Blocks made between two looks at the clock.
         blocks_a_shard: Blocks in a file, usually: minutes of work.
@@ -39,7 +39,7 @@ class Engine(BaseModel, ABC):
     blocks_a_shard: ClassVar[int] = 1024
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    conditions: dict[str, str] = {}
+    conditions: dict[str, str | float] = {}
 
     @property
     @abstractmethod
@@ -122,8 +122,8 @@ class Drawn:
 
     Args:
         known: All conditions the engine has, with the usual range of each.
-        texts: Specifications given by the user.
-        defaults: Specifications of those not given.
+        given: What the user wants of them, by name: see :meth:`calogen.production.requests.Request.of`.
+        defaults: The same of those not given.
         limits: The lowest and highest value the engine can do, by name.
 
     Raises:
@@ -133,14 +133,15 @@ class Drawn:
     def __init__(
         self,
         known: Sequence[Condition],
-        texts: Mapping[str, str],
+        given: Mapping[str, str | float],
         defaults: Mapping[str, str],
         limits: Mapping[str, tuple[float, float]],
     ) -> None:
         every = Family.model_construct(name="simulated", conditions=tuple(known))
-        self.texts = {c.name: texts.get(c.name) or defaults[c.name] for c in known}
-        self.request = Request.from_specs(every, {**self.texts, **texts}, _EVERY_INDEX)
-        self.specs = {c.name: Spec(c, self.texts[c.name]) for c in known}
+        wanted = {c.name: defaults[c.name] for c in known} | by_name(every, given)
+        self.request = Request.of(every, wanted, _EVERY_INDEX)
+        self.specs = self.request.specs
+        self.texts = {name: spec.text for name, spec in self.specs.items()}
         self._known = known
         for condition in known:
             low, high = limits.get(condition.name, (-np.inf, np.inf))
@@ -169,7 +170,6 @@ class Drawn:
             low, high = min(condition.low, low), max(condition.high, high)
         return condition.model_copy(update={"low": low, "high": high})
 
-    def columns(self, seed: int, start: int, count: int) -> dict[str, NDArray[np.float32]]:
-        """The conditions of samples start to start + count by name, (count,) each, in their units."""
-        names = list(self.texts)
-        return dict(zip(names, self.request.columns(names, seed, start, count).T, strict=True))
+    def conditions(self, seed: int, start: int, count: int) -> Conditions:
+        """The conditions of samples start to start + count."""
+        return self.request.conditions(list(self.specs), seed, start, count)

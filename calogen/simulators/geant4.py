@@ -193,13 +193,12 @@ class Geant4(Engine):
             ConfigError: If this process already simulated with other physics: Geant4 has one set a process.
         """
         count = len(checked_block(start, stop, self.block))
-        gun = self.drawn.columns(self.seed, start, count)
+        gun = self.drawn.conditions(self.seed, start, count)
         values = np.zeros((count, self.family.voxels), np.float32)
         for i in range(count):
             seed = int.from_bytes(stream(self.seed, start + i).bytes(16), "little")
-            values[i] = self._shower(seed, {name: float(column[i]) for name, column in gun.items()})
-        conditions = {name: gun[name] for name in self.varying}
-        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
+            values[i] = self._shower(seed, gun.row(i))
+        return Samples(self.family, values, gun.only(self.varying), kind="reference", provenance=(self.describe(),))
 
     def _shower(self, seed: int, gun: dict[str, float]) -> NDArray[np.float64]:
         """The voxels of one shower in MeV, (V,)."""
@@ -212,7 +211,7 @@ class Geant4(Engine):
 
     def check(self) -> str:
         """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
-        specs = {name: text for name, text in self.conditions.items() if name != "particle"}
+        specs = {name: text for name, text in self.drawn.texts.items() if name != "particle"}
         specs[self.drawn.request.names[0]] = "fixed:20GeV"
         given: dict[str, Any] = {"geometry": self.geometry, "signal": self.signal, "physics": self.physics}
         given |= {"cut": self.cut, "seed": self.seed, "conditions": specs}

@@ -104,11 +104,10 @@ class Toy(Engine):
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop."""
         count = len(checked_block(start, stop, self.block))
-        conditions = self.drawn.columns(self.seed, start, count)
+        conditions = self.drawn.conditions(self.seed, start, count)
         values = np.zeros((count, *self.model.sample_shape), np.float32)
         for i in range(count):
-            own = {name: float(column[i]) for name, column in conditions.items()}
-            values[i] = self.law.draw(own, stream(self.seed, start + i))
+            values[i] = self.law.draw(conditions.row(i), stream(self.seed, start + i))
         return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
     def check(self) -> str:

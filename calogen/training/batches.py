@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ShardError
 from ..families import Family
-from ..models.conditions import condition_array
+from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.samples import Samples
 
@@ -102,7 +102,7 @@ class Batches:
         """Rows of the current window in the order of its batches."""
         order = np.random.default_rng((self._seed, epoch, window)).permutation(len(self._values))
         wanted = self._per_window * self._batch_size
-        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a window that is short goes round
+        return torch.from_numpy(np.resize(order, wanted)).to(self._device)  # a short window repeats
 
     def _read(self, epoch: int, window: int) -> int:
         """Read a window, or the next one that has rows outside the held-out ranges; returns the rows looked at."""
@@ -117,7 +117,7 @@ class Batches:
                 samples = self._shards.read(start, stop)
                 keep = ~held_out(samples, self._holdout)
                 values.append(torch.from_numpy(samples.values[keep]))
-                conditions.append(torch.from_numpy(condition_array(samples, self._names)[keep]))
+                conditions.append(torch.from_numpy(samples.conditions.array(self._names)[keep]))
                 looked_at += stop - start
             if any(map(len, values)):
                 break
@@ -127,18 +127,12 @@ class Batches:
 
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """The first ``count`` rows of the current window (all when absent), physical units."""
-        columns = self._conditions[:count].cpu().numpy()
-        named = {name: columns[:, i] for i, name in enumerate(self._names)}
-        return Samples(family, self._values[:count].cpu().numpy(), named)
+        return Samples(family, self._values[:count].cpu().numpy(), self.conditions[:count])
 
-    def condition_range(self) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of each condition in the current window, (C,) each."""
-        return self._conditions.amin(0).cpu(), self._conditions.amax(0).cpu()
-
-    def condition_values(self, column: int) -> list[float]:
-        """The different values of a condition in the current window, in order; for labels."""
-        found: list[float] = self._conditions[:, column].unique().tolist()
-        return found
+    @property
+    def conditions(self) -> Conditions:
+        """Those of all rows of the current window."""
+        return Conditions(self._names, self._conditions.cpu().numpy())
 
 
 def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
@@ -149,7 +143,7 @@ def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> ND
     """
     mask = np.zeros(len(samples), bool)
     for name, (low, high) in holdout.items():
-        column = condition_array(samples, [name])[:, 0]
+        column = samples.conditions.array([name])[:, 0]
         mask |= (column >= low) & (column <= high)
     return mask
 

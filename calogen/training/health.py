@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from ..analysis.observables.catalogue import observe
-from ..models.conditions import condition_array, scale_conditions
+from ..models.conditions import scale_conditions
 from ..runs.folder import Record
 from ..shards.samples import Samples
 
@@ -51,10 +51,10 @@ def diversity(reference: Samples, generated: Samples) -> float:
 
 def _partners(samples: Samples) -> NDArray[np.int64]:
     """For each sample, another with conditions as near as possible, (N,)."""
-    count, names = len(samples), list(samples.conditions)
+    count, names = len(samples), tuple(samples.conditions)
     if not names or count < 2:
         return np.roll(np.arange(count), 1)
-    columns = torch.from_numpy(condition_array(samples, names))
+    columns = torch.from_numpy(samples.conditions.array())
     points = scale_conditions(samples.family, names, columns).double().numpy()
     near = np.asarray(
         KDTree(points).query(points, k=2)[1]

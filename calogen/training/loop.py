@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -267,12 +268,11 @@ def _floor(setup: Setup, validation: Samples) -> Record:
 
 
 def _card(setup: Setup, batches: Batches, facts: Record) -> Card:
-    low, high = batches.condition_range()
     ranges = []
-    for i, name in enumerate(setup.conditions):
+    for name, values in batches.conditions.items():
         usual = setup.family.condition(name)
-        covered = usual.covered(float(low[i]), float(high[i]))
-        labels = tuple(usual.labels[int(code)] for code in batches.condition_values(i)) if usual.labels else ()
+        covered = usual.covered(float(values.min()), float(values.max()))
+        labels = tuple(usual.labels[int(code)] for code in np.unique(values)) if usual.labels else ()
         ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1], labels=labels))
     return Card(
         family=setup.family,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.metrics.validation import score as physics_score
-from ..models.conditions import condition_array, scale_conditions
+from ..models.conditions import scale_conditions
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
@@ -142,7 +142,7 @@ class Trainer(ABC):
             reference: Validation samples, physical units.
         """
         device = self.setup.device
-        columns = torch.from_numpy(condition_array(reference, self.setup.conditions)).to(device)
+        columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
         stream = _stream(self.setup.config.seed, _VALIDATION, device)
         parts = []
         for some in columns.split(_CHUNK):
@@ -158,7 +158,7 @@ class Trainer(ABC):
         device, sums = self.setup.device, []
         stream = _stream(self.setup.config.seed, _VALIDATION, device)
         for chunk in samples.chunks(_CHUNK):
-            values, columns = chunk.values, condition_array(chunk, self.setup.conditions)
+            values, columns = chunk.values, chunk.conditions.array(self.setup.conditions)
             sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
         return float(torch.stack(sums).sum()) / len(samples)
 

@@ -27,6 +27,7 @@ from support import ROOT, SMALL, TINY, Outcome, Trained, command, everything_in,
 from calogen.bench import generation_rates
 from calogen.cli import cli
 from calogen.cli.compare import _apart
+from calogen.cli.options import as_options
 from calogen.sampling import Surrogate
 from calogen.shards.sources import open_shards
 
@@ -615,3 +616,14 @@ def test_looking_changes_nothing(home: Path) -> None:
     for line in (["info", home / "data"], ["verify", home / "data"], ["info", home / "run"]):
         assert command(*line).code == 0
     assert everything_in(home) == before
+
+
+def test_arguments_of_the_library_become_options_of_the_command_that_runs() -> None:
+    options = {"shard_size": "--shard-size", "extrapolate": "--extrapolate", "n": "-n"}
+    for text, expected in (
+        ("a smaller `shard_size`", "a smaller --shard-size"),
+        ("repeat `shard_size=5`", "repeat --shard-size 5"),
+        ("`extrapolate=True` allows it", "--extrapolate allows it"),
+        ("`n=3` samples of `model`", "-n 3 samples of model"),
+    ):
+        assert as_options(text, options) == expected

@@ -20,7 +20,7 @@ from calogen.families import FAMILIES, CartesianLayer, Family
 from calogen.models.classics.calogan import CaloganCritic, CaloganGenerator, LocallyConnected
 from calogen.models.classics.flow import FlowGenerator
 from calogen.models.classics.vae import VaeGenerator
-from calogen.models.conditions import condition_array, scale_conditions
+from calogen.models.conditions import scale_conditions
 from calogen.models.contract import Critic, Generator, LikelihoodGenerator
 from calogen.models.registry import build_critic, build_generator, settled
 from calogen.production.requests import Request
@@ -60,7 +60,7 @@ def built(network: str, family: Family = PLATES, count: int = 200) -> tuple[Any,
     generator = build_generator(family, names, config_of(network).generator)
     samples = toy(family, count)
     generator.fit(samples, 1)
-    return generator, torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, names))
+    return generator, torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(names))
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ def test_the_likelihood_rises_on_samples_never_seen(network: str, rate: float) -
     generator, _, _ = built(network, count=600)
     names = generator.conditions
     fresh = toy(PLATES, 200, seed=9)
-    fresh_values, fresh_conditions = torch.from_numpy(fresh.values), torch.from_numpy(condition_array(fresh, names))
+    fresh_values, fresh_conditions = torch.from_numpy(fresh.values), torch.from_numpy(fresh.conditions.array(names))
     samples = toy(PLATES, 600)
-    values, conditions = torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, names))
+    values, conditions = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(names))
     generator.transform.requires_grad_(False)
     optimiser = torch.optim.Adam([p for p in generator.parameters() if p.requires_grad], lr=rate)
 

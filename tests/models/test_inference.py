@@ -15,7 +15,6 @@ from support import MAPS, SINGLE, SMALL, Trained, toy
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES, Family
-from calogen.models.conditions import condition_array
 from calogen.models.registry import build_generator
 from calogen.models.showers.fast import FoldedShowers
 from calogen.models.showers.generator import ShowerGenerator
@@ -91,7 +90,7 @@ def test_the_folded_generator_is_the_module_to_rounding_but_for_gates(case: str,
     count = 1500 if generator.family.voxels < 100 else 300
     coarse = generator.coarse
     latent = normals(3, 0, count, generator.latent_size - coarse, coarse)
-    conditions = condition_array(toy(generator.family, count, 3), names)
+    conditions = toy(generator.family, count, 3).conditions.array(names)
     double, single, made = both(found, latent, conditions)
     assert made.dtype == np.float32
     assert made.shape == (count, generator.family.voxels)
@@ -220,7 +219,7 @@ def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[st
     generator = build_generator(MAPS, conditions, GeneratorConfig(network="dcgan", latent=4, channels=(6, 4)))
     generator.fit(toy(MAPS, 60), 1)
     latent = normals(2, 0, 40, generator.latent_size, 0)
-    scaled = condition_array(toy(MAPS, 40), conditions)
+    scaled = toy(MAPS, 40).conditions.array(conditions)
     with torch.inference_mode():
         before = generator(torch.from_numpy(latent), torch.from_numpy(scaled))
         for layer in (*generator.levels, generator.last):  # as trained: at first, conditions change nothing

@@ -13,7 +13,7 @@ from support import MAPS, toy
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import Family
-from calogen.models.conditions import condition_array, scale_conditions
+from calogen.models.conditions import scale_conditions
 from calogen.models.contract import OnArrays
 from calogen.models.maps.conv import MapTransform
 from calogen.models.maps.distributions import ConditionalDistribution, features
@@ -154,7 +154,7 @@ def test_scores_of_a_known_distribution_are_its_probits() -> None:
 
 def test_the_mean_distribution_is_exactly_that_of_the_data() -> None:
     samples = lognormal(300, 3, 16)
-    terms = features(scale_conditions(samples.family, NAMES, torch.from_numpy(condition_array(samples, NAMES))))
+    terms = features(scale_conditions(samples.family, NAMES, torch.from_numpy(samples.conditions.array(NAMES))))
     transform = DensityNormals(terms.shape[1])
     maps = torch.from_numpy(samples.values)
     transform.fit(maps, terms)
@@ -199,7 +199,7 @@ def test_a_fitted_start_has_the_spectra_and_pixels_of_its_training_maps(
     fitted: tuple[ZeldovichGenerator, Samples],
 ) -> None:
     generator, samples = fitted
-    conditions = torch.from_numpy(condition_array(samples, NAMES))
+    conditions = torch.from_numpy(samples.conditions.array(NAMES))
     with torch.no_grad():
         maps = torch.cat([generator(latents(generator, len(c), i), c) for i, c in enumerate(conditions.split(250))])
     assert maps.shape == samples.values.shape
@@ -292,7 +292,7 @@ def test_a_critic_of_patches_sees_maps_alone_wherever_they_begin(fitted: tuple[Z
     critic = build_critic(generator, CriticConfig(channels=(4, 6)))
     critic.fit(samples, NAMES)
     maps = torch.from_numpy(samples.values[:6])
-    conditions = torch.from_numpy(condition_array(samples, NAMES))[:6]
+    conditions = torch.from_numpy(samples.conditions.array(NAMES))[:6]
     scaled = scale_conditions(samples.family, NAMES, conditions)
     views = critic.view(maps, conditions)
     scores = critic(views, scaled)

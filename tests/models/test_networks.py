@@ -11,7 +11,7 @@ from torch import nn
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES, Family
-from calogen.models.conditions import condition_array, scale_conditions
+from calogen.models.conditions import scale_conditions
 from calogen.models.contract import Critic, Generator
 from calogen.models.maps.generator import MapGenerator
 from calogen.models.registry import build_critic, build_generator, pick_device
@@ -33,7 +33,7 @@ def built(
     samples = toy(family, count)
     generator.fit(samples, 1)
     critic.fit(samples, names)
-    return generator.eval(), critic, torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, names))
+    return generator.eval(), critic, torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(names))
 
 
 @pytest.mark.parametrize("family", [SMALL, SINGLE, MAPS], ids=lambda f: f.name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from calogen.config import GeneratorConfig
 from calogen.errors import ShardError
 from calogen.families import FAMILIES, Family
-from calogen.models.conditions import condition_array, scale_conditions
+from calogen.models.conditions import scale_conditions
 from calogen.models.maps.conv import MapTransform
 from calogen.models.registry import build_generator
 from calogen.models.showers.shapes import exponential, fit_shapes, quantile
@@ -38,7 +38,7 @@ def fitted(samples: Samples, names: tuple[str, ...] | None = None) -> Fitted:
     transform = ShowerTransform(family, names)
     transform.fit(samples)
     transform.double().requires_grad_(False)
-    conditions = torch.from_numpy(condition_array(samples, names)).double()
+    conditions = torch.from_numpy(samples.conditions.array(names)).double()
     return Fitted(transform, torch.from_numpy(samples.values).double(), conditions)
 
 
@@ -202,7 +202,7 @@ def test_unusual_fits_give_finite_showers_like_the_data(samples: Samples, names:
     names = tuple(c.name for c in samples.family.conditions) if names is None else names
     generator = build_generator(samples.family, names, GeneratorConfig(latent=4, hidden=(8,)))
     generator.eval().fit(samples, 1)
-    conditions = torch.from_numpy(condition_array(samples, names))
+    conditions = torch.from_numpy(samples.conditions.array(names))
     latent = torch.randn(len(samples), generator.latent_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         made = generator(latent, conditions).double()
@@ -318,7 +318,7 @@ def test_the_fitted_start_has_the_occupancies_and_layer_fractions_of_its_data() 
     generator.eval().fit(samples, 1)
     draws = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        conditions = torch.from_numpy(condition_array(samples, ["incident_energy"]))
+        conditions = torch.from_numpy(samples.conditions.array(["incident_energy"]))
         made = generator(torch.randn(800, generator.latent_size, generator=draws), conditions).numpy()
     for i, part in enumerate(CALOGAN.layer_slices):
         for values in (

@@ -19,8 +19,8 @@ import pytest
 from support import Counted, Trained, command, counted, program, run_python
 
 from calogen.errors import CalogenError, ProductionError, StorageError
-from calogen.production.plan import Plan
-from calogen.production.produce import produce
+from calogen.production.plan import Production
+from calogen.production.run import produce
 from calogen.sampling import Surrogate
 from calogen.shards.inspect import verify
 from calogen.shards.manifest import read_manifest
@@ -113,7 +113,7 @@ def kill_again_and_again(folder: Path, kills: int, seed: int) -> None:
         assert manifest is not None
         assert len(after) - len(manifest.records) <= 2
     before = shards_in(folder)
-    produce(Plan(Counted(), TOTAL, SHARD), folder)
+    produce(Production(Counted(), TOTAL, SHARD), folder)
     redone = [name for name, inode in before.items() if shards_in(folder)[name] != inode]
     assert len(redone) <= 2  # one a worker
     whole(folder)
@@ -147,7 +147,7 @@ def test_a_signal_ends_it_soon_with_its_own_exit_code_and_whole_shards(
     assert "Traceback" not in err
     unfinished(tmp_path)
     before = shards_in(tmp_path)
-    produce(Plan(Counted(), total, SHARD), tmp_path)
+    produce(Production(Counted(), total, SHARD), tmp_path)
     assert before.items() <= shards_in(tmp_path).items()
     whole(tmp_path, total)
 
@@ -160,8 +160,8 @@ def test_workers_of_a_killed_parent_keep_the_folder_locked_until_they_have_left(
         process.wait()
         assert members(process.pid)
         with pytest.raises(CalogenError, match="being written by another process"):
-            produce(Plan(Counted(), 2 * SHARD, SHARD), tmp_path)
-    produce(Plan(Counted(), 2 * SHARD, SHARD), tmp_path)
+            produce(Production(Counted(), 2 * SHARD, SHARD), tmp_path)
+    produce(Production(Counted(), 2 * SHARD, SHARD), tmp_path)
     whole(tmp_path, 2 * SHARD)
 
 
@@ -170,18 +170,18 @@ def test_workers_of_a_killed_parent_keep_the_folder_locked_until_they_have_left(
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path) -> None:
     maker = Counted(bad=2500, how="kill", once=str(tmp_path / "killed"))
-    whole(produce(Plan(maker, 6000, SHARD), tmp_path / "out", workers=2), 6000)
+    whole(produce(Production(maker, 6000, SHARD), tmp_path / "out", workers=2), 6000)
     assert (tmp_path / "killed").exists()
 
 
 def test_a_worker_that_is_killed_over_the_same_shard_again_ends_it_with_the_shards_name(tmp_path: Path) -> None:
     with pytest.raises(ProductionError, match="died of SIGKILL, twice over the same shard") as raised:
-        produce(Plan(Counted(bad=2500, how="kill"), 6000, SHARD), tmp_path, workers=2)
+        produce(Production(Counted(bad=2500, how="kill"), 6000, SHARD), tmp_path, workers=2)
     assert raised.value.exit_code == 1
     assert "shard-000002.h5" in str(raised.value)
     assert "samples 2000 to 2999" in str(raised.value)
     unfinished(tmp_path)
-    produce(Plan(Counted(), 6000, SHARD), tmp_path)
+    produce(Production(Counted(), 6000, SHARD), tmp_path)
     whole(tmp_path, 6000)
 
 
@@ -194,7 +194,7 @@ def test_a_worker_that_is_killed_over_the_same_shard_again_ends_it_with_the_shar
 )
 def test_an_error_in_an_isolated_worker_is_told_with_its_traceback(how: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ProductionError, match="a worker failed") as raised:
-        produce(Plan(Counted(bad=2500, how=how), 6000, SHARD), tmp_path, isolate=True)
+        produce(Production(Counted(bad=2500, how=how), 6000, SHARD), tmp_path, isolate=True)
     assert raised.value.exit_code == 1
     for part in ("shard-000002.h5", "Traceback", "in _misbehave", message):
         assert part in str(raised.value)
@@ -205,7 +205,7 @@ def test_an_error_in_an_isolated_worker_is_told_with_its_traceback(how: str, mes
 
 
 def test_a_file_system_that_takes_no_more_ends_it_with_74_and_nothing_is_destroyed(tmp_path: Path) -> None:
-    produce(Plan(Counted(), 4000, 4000), tmp_path / "size")
+    produce(Production(Counted(), 4000, 4000), tmp_path / "size")
     size = (tmp_path / "size" / "shard-000000.h5").stat().st_size
     out = tmp_path / "out"
     with started(program(Counted(), out, 10_000, 4000)) as process:
@@ -220,7 +220,7 @@ def test_a_file_system_that_takes_no_more_ends_it_with_74_and_nothing_is_destroy
     assert not list(out.glob("*.part"))
     before = shards_in(out)
     unfinished(out)
-    produce(Plan(Counted(), 10_000, 4000), out)
+    produce(Production(Counted(), 10_000, 4000), out)
     assert before.items() <= shards_in(out).items()
     whole(out, 10_000)
 
@@ -240,7 +240,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_keeps_its_finished_shards_and_goes_on_when_there_is_space(small_disk: Path) -> None:
-    out, plan = small_disk / "out", Plan(Counted(), 30_000, 2000)
+    out, plan = small_disk / "out", Production(Counted(), 30_000, 2000)
     with pytest.raises(StorageError, match="No space left on device") as raised:
         produce(plan, out)
     assert raised.value.exit_code == 74
@@ -257,11 +257,11 @@ def test_a_full_disk_keeps_its_finished_shards_and_goes_on_when_there_is_space(s
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
-    out = produce(Plan(Counted(), 1000, 1000), tmp_path / "out")
+    out = produce(Production(Counted(), 1000, 1000), tmp_path / "out")
     out.chmod(0o500)
     try:
         with pytest.raises(StorageError, match="no permission to write"):
-            produce(Plan(Counted(), 1000, 1000), out)
+            produce(Production(Counted(), 1000, 1000), out)
     finally:
         out.chmod(0o700)
 

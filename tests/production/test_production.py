@@ -21,10 +21,10 @@ from calogen.cores import usable_cores
 from calogen.errors import ConfigError, Interrupted, ProductionError, ShardError
 from calogen.production import ledger
 from calogen.production.ledger import check_folder
-from calogen.production.maker import Job, Task, make
+from calogen.production.maker import Job, ShardTask
 from calogen.production.parts import Part
-from calogen.production.plan import Plan
-from calogen.production.produce import produce
+from calogen.production.plan import Production
+from calogen.production.run import produce
 from calogen.shards.inspect import verify
 from calogen.shards.manifest import read_manifest
 from calogen.shards.sources import open_shards
@@ -87,7 +87,7 @@ def test_parts_that_are_not_there_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "1/", "a/b", "-1/3", "1/3/5", "Auto", "1/9999999999"])
 def test_what_is_not_a_part_is_explained(text: str) -> None:
-    with pytest.raises(ConfigError, match="--part takes i/n or auto"):
+    with pytest.raises(ConfigError, match="`part` is i/n or auto"):
         Part.parse(text)
 
 
@@ -158,7 +158,7 @@ def test_the_cores_that_may_be_used_are_at_least_one_and_no_more_than_there_are(
 
 @pytest.mark.parametrize("shard", [5000, 1024, 1000, 333])
 def test_samples_do_not_depend_on_the_size_of_shards(shard: int, tmp_path: Path) -> None:
-    out = produce(Plan(Counted(), 5000, shard), tmp_path / "a")
+    out = produce(Production(Counted(), 5000, shard), tmp_path / "a")
     same(out, 5000)
     sizes = [len(h5py.File(path)["showers"]) for path in sorted(out.glob("*.h5"))]
     assert sizes[:-1] == [shard] * (len(sizes) - 1)
@@ -167,7 +167,7 @@ def test_samples_do_not_depend_on_the_size_of_shards(shard: int, tmp_path: Path)
 
 def test_samples_do_not_depend_on_workers_and_progress_counts_up_to_the_end(tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
-    plan = Plan(Counted(seed=3), 5000, 700)
+    plan = Production(Counted(seed=3), 5000, 700)
     same(produce(plan, tmp_path / "two", workers=2, progress=lambda *now: heard.append(now)), 5000, seed=3)
     assert heard[-1] == (5000, 5000)
     assert all(0 <= done <= total == 5000 for done, total in heard)
@@ -177,9 +177,9 @@ def test_samples_do_not_depend_on_workers_and_progress_counts_up_to_the_end(tmp_
 
 def test_parts_in_one_folder_are_the_single_run_and_an_empty_part_is_no_error(tmp_path: Path) -> None:
     for index in (2, 5, 1, 3):
-        produce(Plan(Counted(), 3000, 500, Part(index, 5)), tmp_path)
+        produce(Production(Counted(), 3000, 500, Part(index, 5)), tmp_path)
     assert any("1 of 5 parts have not begun" in line for line in verify(tmp_path))
-    produce(Plan(Counted(), 3000, 500, Part(4, 5)), tmp_path)
+    produce(Production(Counted(), 3000, 500, Part(4, 5)), tmp_path)
     same(tmp_path, 3000)
     parts = [json.loads((tmp_path / f"manifest-{i}-of-5.json").read_text()) for i in range(1, 6)]
     assert [part["planned"] for part in parts] == [0, 1024, 0, 1024, 952]  # three blocks in five parts
@@ -190,7 +190,7 @@ def test_parts_in_one_folder_are_the_single_run_and_an_empty_part_is_no_error(tm
 
 
 def test_chunks_may_be_compressed_by_threads(tmp_path: Path) -> None:
-    same(produce(Plan(Counted(), 50_000, 30_000, threads=3), tmp_path), 50_000)
+    same(produce(Production(Counted(), 50_000, 30_000, threads=3), tmp_path), 50_000)
 
 
 def test_rows_appended_in_any_portions_are_the_same_dataset(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_rows_appended_in_any_portions_are_the_same_dataset(tmp_path: Path) -> N
 @pytest.mark.parametrize("how", ["few", "many"])
 def test_a_maker_of_another_number_of_samples_is_found_out(how: str, tmp_path: Path) -> None:
     with pytest.raises(ProductionError, match="another number of samples"):
-        produce(Plan(Counted(bad=1200, how=how), 2000, 1000), tmp_path)
+        produce(Production(Counted(bad=1200, how=how), 2000, 1000), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "shard-000000.h5"]
 
 
@@ -228,7 +228,7 @@ def stopped_after(samples: int) -> dict[str, Any]:
 
 
 def test_an_interrupted_production_goes_on_where_it_was(tmp_path: Path) -> None:
-    plan = Plan(Counted(), 5000, 1000)
+    plan = Production(Counted(), 5000, 1000)
     with pytest.raises(Interrupted, match=r"stopped by signal 15 after 2000 of 5000 samples") as raised:
         produce(plan, tmp_path, **stopped_after(2400))
     assert raised.value.exit_code == 143
@@ -246,12 +246,12 @@ def test_an_interrupted_production_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_asked_to_stop_during_the_last_samples_a_production_ends_well(tmp_path: Path) -> None:
-    produce(Plan(Counted(), 1000, 1000), tmp_path, **stopped_after(1000))
+    produce(Production(Counted(), 1000, 1000), tmp_path, **stopped_after(1000))
     same(tmp_path, 1000)
 
 
 def test_two_workers_asked_to_stop_leave_nothing_that_the_manifest_does_not_know(tmp_path: Path) -> None:
-    plan = Plan(Counted(pause=0.004), 6000, 256)
+    plan = Production(Counted(pause=0.004), 6000, 256)
     with pytest.raises(Interrupted):
         produce(plan, tmp_path, workers=2, **stopped_after(1500))
     problems = verify(tmp_path)
@@ -281,7 +281,7 @@ def flip(path: Path) -> None:
     ids=["flipped bit", "truncated", "emptied", "gone"],
 )
 def test_a_damaged_shard_is_named_and_it_alone_is_made_again(harm: Any, message: str, tmp_path: Path) -> None:
-    plan = Plan(Counted(), 5000, 1000)
+    plan = Production(Counted(), 5000, 1000)
     produce(plan, tmp_path)
     before = inodes(tmp_path)
     harm(tmp_path / "shard-000002.h5")
@@ -295,7 +295,7 @@ def test_a_damaged_shard_is_named_and_it_alone_is_made_again(harm: Any, message:
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"calogen_schema": 1}', b"\xff"])
 def test_with_its_manifest_damaged_a_folder_is_left_alone(text: bytes, tmp_path: Path) -> None:
-    plan = Plan(Counted(), 3000, 1000)
+    plan = Production(Counted(), 3000, 1000)
     produce(plan, tmp_path)
     before = inodes(tmp_path)
     (tmp_path / "manifest.json").write_bytes(text)
@@ -306,25 +306,25 @@ def test_with_its_manifest_damaged_a_folder_is_left_alone(text: bytes, tmp_path:
 
 
 def test_the_damaged_manifest_of_another_part_is_not_written_over(tmp_path: Path) -> None:
-    produce(Plan(Counted(), 3000, 1000, Part(1, 2)), tmp_path)
+    produce(Production(Counted(), 3000, 1000, Part(1, 2)), tmp_path)
     (tmp_path / "manifest-1-of-2.json").write_text("{")
     with pytest.raises(ShardError, match="the manifest is damaged"):
-        produce(Plan(Counted(), 3000, 1000, Part(2, 2)), tmp_path)
+        produce(Production(Counted(), 3000, 1000, Part(2, 2)), tmp_path)
     assert not (tmp_path / "manifest-2-of-2.json").exists()
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"maker": Counted(seed=1)}, "its seed differs"),
     ({"total": 3001}, "begun with other options"),
-    ({"shard_samples": 500}, "--shard-size 1000"),
-    ({"part": Part(1, 2)}, "--part i/1"),
-    ({"layout": "calogan"}, "--format native"),
+    ({"shard_samples": 500}, "`shard_size=1000`"),
+    ({"part": Part(1, 2)}, "`part=i/1`"),
+    ({"layout": "calogan"}, "`layout=native`"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES, ids=[message for _, message in CHANGES])
 def test_a_folder_of_another_production_is_left_alone(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    plan = Plan(Counted(), 3000, 1000)
+    plan = Production(Counted(), 3000, 1000)
     produce(plan, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ConfigError, match=r"holds another production|begun with other options") as raised:
@@ -337,7 +337,7 @@ def test_other_versions_of_libraries_may_go_on_with_a_production(tmp_path: Path,
     def describe(version: str) -> Any:
         return lambda self: {"engine": "counted", "versions": {"torch": version}}
 
-    plan = Plan(Counted(), 3000, 1000)
+    plan = Production(Counted(), 3000, 1000)
     monkeypatch.setattr(Counted, "describe", describe("1"))
     with pytest.raises(Interrupted):
         produce(plan, tmp_path, **stopped_after(1500))
@@ -348,7 +348,7 @@ def test_other_versions_of_libraries_may_go_on_with_a_production(tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["notes.txt", "data.h5", "shard.h5", "shard-000000.hdf5", "sub"])
 def test_a_folder_that_holds_something_else_is_left_alone(name: str, tmp_path: Path) -> None:
-    plan = Plan(Counted(), 3000, 1000)
+    plan = Production(Counted(), 3000, 1000)
     for begun in (False, True):
         out = tmp_path / str(begun)
         if begun:
@@ -364,10 +364,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(name: str, tmp_path: P
 
 
 def test_shards_without_a_manifest_are_not_ours(tmp_path: Path) -> None:
-    produce(Plan(Counted(), 3000, 1000), tmp_path)
+    produce(Production(Counted(), 3000, 1000), tmp_path)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="the output folder is not empty"):
-        check_folder(Plan(Counted(), 3000, 1000), tmp_path)
+        check_folder(Production(Counted(), 3000, 1000), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------ locks
@@ -379,16 +379,16 @@ def test_a_second_writer_of_a_part_is_refused_and_of_another_part_is_not(tmp_pat
     with (tmp_path / ".lock-1-of-2").open("r+") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="being written by another process") as raised:
-            produce(Plan(Counted(), 3000, 1000, Part(1, 2)), tmp_path)
+            produce(Production(Counted(), 3000, 1000, Part(1, 2)), tmp_path)
         assert ".lock-1-of-2" in str(raised.value)
-        produce(Plan(Counted(), 3000, 1000, Part(2, 2)), tmp_path)
-    produce(Plan(Counted(), 3000, 1000, Part(1, 2)), tmp_path)  # the first is gone and its lock file is stale
+        produce(Production(Counted(), 3000, 1000, Part(2, 2)), tmp_path)
+    produce(Production(Counted(), 3000, 1000, Part(1, 2)), tmp_path)  # the first is gone and its lock file is stale
     same(tmp_path, 3000)
 
 
 def test_while_a_folder_is_written_it_is_locked_and_afterwards_it_is_not(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.0)
-    plan = Plan(Counted(), 300, 100)
+    plan = Production(Counted(), 300, 100)
     refused = []
 
     def again(_done: int, _total: int) -> None:
@@ -402,7 +402,7 @@ def test_while_a_folder_is_written_it_is_locked_and_afterwards_it_is_not(tmp_pat
 
 
 def test_leftovers_of_a_dead_writer_are_cleared_away(tmp_path: Path) -> None:
-    plan = Plan(Counted(), 3000, 1000)
+    plan = Production(Counted(), 3000, 1000)
     with pytest.raises(Interrupted):
         produce(plan, tmp_path, **stopped_after(1200))
     for name in (".lock", "shard-000001.h5.part", "manifest.json.part"):
@@ -416,17 +416,17 @@ def test_leftovers_of_a_dead_writer_are_cleared_away(tmp_path: Path) -> None:
 
 
 def test_a_shard_the_manifest_knows_is_believed_only_with_its_own_place_and_bytes(tmp_path: Path) -> None:
-    plan = Plan(Counted(), 2000, 1000)
+    plan = Production(Counted(), 2000, 1000)
     job = Job(plan.maker, tmp_path, plan.provenance())
     told: list[int] = []
-    first, second = (make(job, Task(shard), told.append) for shard in plan.shards())
+    first, second = (job(ShardTask(shard), told.append) for shard in plan.shards())
     assert told[-1] == 1000
     assert len(told) == 2 * -(-1000 // PIECE) + 1  # the second shard begins within a piece
     before = inodes(tmp_path)
-    assert make(job, Task(plan.shards()[0], first), told.append) == first
+    assert job(ShardTask(plan.shards()[0], first), told.append) == first
     assert rewritten(before, tmp_path) == []
     elsewhere = replace(first, index_start=5)
-    assert make(job, Task(plan.shards()[0], elsewhere), told.append) == first
+    assert job(ShardTask(plan.shards()[0], elsewhere), told.append) == first
     assert rewritten(before, tmp_path) == ["shard-000000.h5"]
     with h5py.File(tmp_path / second.name) as file:
         assert file.attrs["index_start"] == 1000
@@ -435,7 +435,7 @@ def test_a_shard_the_manifest_knows_is_believed_only_with_its_own_place_and_byte
 
 
 def test_a_plan_of_a_trillion_samples_knows_its_size_at_once() -> None:
-    assert Plan(Counted(), 10**12, 1024, Part(3, 1000)).samples == pytest.approx(10**9, abs=1024)
+    assert Production(Counted(), 10**12, 1024, Part(3, 1000)).samples == pytest.approx(10**9, abs=1024)
 
 
 def test_help_of_generate_names_the_ways_to_cut_the_work() -> None:

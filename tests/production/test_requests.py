@@ -37,7 +37,7 @@ UNIFORM, INDEX = np.linspace(0, 1, 5), np.arange(5)
     ],
 )
 def test_a_specification_of_an_energy_gives_mev(text: str, expected: list[float]) -> None:
-    np.testing.assert_allclose(Spec(ENERGY, text).draw(UNIFORM, INDEX), expected, rtol=1e-12)
+    np.testing.assert_allclose(Spec.parse(ENERGY, text).draw(UNIFORM, INDEX), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_specification_of_an_energy_gives_mev(text: str, expected: list[float]
     ],
 )
 def test_a_specification_of_something_else_needs_no_unit(text: str, expected: list[float]) -> None:
-    np.testing.assert_allclose(Spec(ANGLE, text).draw(UNIFORM, INDEX), expected)
+    np.testing.assert_allclose(Spec.parse(ANGLE, text).draw(UNIFORM, INDEX), expected)
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,41 @@ def test_a_specification_of_something_else_needs_no_unit(text: str, expected: li
 )
 def test_a_wrong_specification_of_an_energy_is_explained(text: str, part: str) -> None:
     with pytest.raises(ConditionError) as raised:
-        Spec(ENERGY, text)
+        Spec.parse(ENERGY, text)
     assert part in str(raised.value)
     assert raised.value.exit_code == 2
 
 
 def test_a_missing_unit_is_shown_where_it_belongs() -> None:
     with pytest.raises(ConditionError, match="as in uniform:1:50GeV"):
-        Spec(ENERGY, "uniform:1:50")
+        Spec.parse(ENERGY, "uniform:1:50")
     with pytest.raises(ConditionError, match="not the unit of 'angle'"):
-        Spec(ANGLE, "fixed:1GeV")
+        Spec.parse(ANGLE, "fixed:1GeV")
+
+
+@pytest.mark.parametrize(
+    "energy", ["fixed:50GeV", "50 GeV", "50000 MeV", 5e4, np.float32(5e4), [5e4] * 3, ["50 GeV"] * 3, np.full(3, 5e4)]
+)
+def test_every_form_of_a_condition_means_the_same(energy: Any) -> None:
+    for name in ("incident_energy", "energy"):
+        request = Request.of(SMALL, {name: energy, "angle": "uniform:-1:1"}, 3)
+        found = request.conditions(NAMES, 2, 0, 3)
+        assert found["incident_energy"].tolist() == [5e4] * 3
+        assert np.ptp(found["angle"]) > 0
+
+
+def test_the_energy_has_one_meaning_only() -> None:
+    with pytest.raises(ConditionError, match="both name 'incident_energy'"):
+        Request.of(SMALL, {"energy": 5e4, "incident_energy": 5e4}, 3)
+    with pytest.raises(ConditionError, match="is not a number with its unit"):
+        Request.of(SMALL, {"energy": ["50GeV"]})
+    with pytest.raises(ConditionError, match="'energy'"):
+        Request.of(MAPS, {"energy": 5e4}, 3)
 
 
 def test_drawn_conditions_follow_their_distribution_and_any_row_can_be_asked_for_alone() -> None:
-    request = Request.from_specs(SMALL, {"angle": "uniform:-1:1", "incident_energy": "log-uniform:1:100GeV"}, 20_000)
-    columns = request.columns(NAMES, 5, 0, 20_000)
+    request = Request.of(SMALL, {"angle": "uniform:-1:1", "incident_energy": "log-uniform:1:100GeV"}, 20_000)
+    columns = request.conditions(NAMES, 5, 0, 20_000).array()
     logs = np.log(columns[:, 0] / 1e3) / np.log(100)
     for unit in (logs, (columns[:, 1] + 1) / 2):
         assert unit.min() >= 0
@@ -101,32 +121,34 @@ def test_drawn_conditions_follow_their_distribution_and_any_row_can_be_asked_for
         assert abs(unit.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 20_000)
         assert abs(unit.var() - 1 / 12) < 0.003
     assert abs(np.corrcoef(columns.T)[0, 1]) < 0.03
-    np.testing.assert_array_equal(request.columns(NAMES, 5, 1234, 3), columns[1234:1237])
-    assert not np.array_equal(request.columns(NAMES, 6, 0, 5), columns[:5])
+    np.testing.assert_array_equal(request.conditions(NAMES, 5, 1234, 3).array(), columns[1234:1237])
+    assert not np.array_equal(request.conditions(NAMES, 6, 0, 5).array(), columns[:5])
 
 
 def test_a_list_goes_round_by_the_global_index_and_the_last_row_repeats_beyond_the_end() -> None:
-    request = Request.from_specs(FAMILIES["calogan"], {"incident_energy": "list:1,2,3GeV"}, 7)
-    assert request.columns(["incident_energy"], 0, 4, 5)[:, 0].tolist() == [2e3, 3e3, 1e3, 1e3, 1e3]
+    request = Request.of(FAMILIES["calogan"], {"incident_energy": "list:1,2,3GeV"}, 7)
+    assert request.conditions(["incident_energy"], 0, 4, 5)["incident_energy"].tolist() == [2e3, 3e3, 1e3, 1e3, 1e3]
 
 
 def test_limits_of_specifications_are_their_extremes() -> None:
-    request = Request.from_specs(SMALL, {"incident_energy": "list:1,2,90GeV", "angle": "uniform:-1:0.5"}, 3)
+    request = Request.of(SMALL, {"incident_energy": "list:1,2,90GeV", "angle": "uniform:-1:0.5"}, 3)
     limits = request.limits(NAMES)
-    assert limits[:, 0].tolist() == [1e3, 2e3, 90e3]
-    assert (limits[:, 1].min(), limits[:, 1].max()) == (-1, 0.5)
-    mixed = Request(3, {"angle": Spec(ANGLE, "list:0,1")}, {"incident_energy": np.array([5e3, 2e3, 9e3], np.float32)})
-    assert mixed.limits(NAMES).tolist() == [[5e3, 0], [2e3, 1], [9e3, 0]]  # rows of a table in their order
-    assert mixed.limits(()).shape == (1, 0)
+    assert limits["incident_energy"].tolist() == [1e3, 2e3, 90e3]
+    assert (limits["angle"].min(), limits["angle"].max()) == (-1, 0.5)
+    mixed = Request(
+        3, {"angle": Spec.parse(ANGLE, "list:0,1")}, {"incident_energy": np.array([5e3, 2e3, 9e3], np.float32)}
+    )
+    assert mixed.limits(NAMES).array().tolist() == [[5e3, 0], [2e3, 1], [9e3, 0]]  # rows of a table in their order
+    assert mixed.limits(()).array().shape == (1, 0)
 
 
 def test_requests_say_what_is_missing_or_unknown() -> None:
     with pytest.raises(ConfigError, match="say how many samples"):
-        Request.from_specs(SMALL, {"angle": "fixed:0"}, None)
+        Request.of(SMALL, {"angle": "fixed:0"}, None)
     with pytest.raises(ConditionError, match="did you mean 'angle'"):
-        Request.from_specs(SMALL, {"angel": "fixed:0"}, 3)
+        Request.of(SMALL, {"angel": "fixed:0"}, 3)
     with pytest.raises(ConditionError, match="known: Omega_m, sigma_8"):
-        Request.from_specs(MAPS, {"h": "fixed:0"}, 3)
+        Request.of(MAPS, {"h": "fixed:0"}, 3)
 
 
 def test_the_digest_changes_with_everything_that_decides_a_condition() -> None:
@@ -135,9 +157,9 @@ def test_the_digest_changes_with_everything_that_decides_a_condition() -> None:
         Request(3, table={"incident_energy": table}, source="a.csv"),
         Request(3, table={"incident_energy": table + 1}, source="a.csv"),
         Request(3, table={"angle": table}, source="a.csv"),
-        Request.from_specs(SMALL, {"angle": "fixed:0"}, 3),
-        Request.from_specs(SMALL, {"angle": "fixed:1"}, 3),
-        Request.from_specs(SMALL, {"angle": "fixed:1"}, 4),
+        Request.of(SMALL, {"angle": "fixed:0"}, 3),
+        Request.of(SMALL, {"angle": "fixed:1"}, 3),
+        Request.of(SMALL, {"angle": "fixed:1"}, 4),
     ]
     assert len({request.digest() for request in requests}) == len(requests)
     assert requests[0].digest() == Request(3, table={"incident_energy": table.copy()}, source="b.csv").digest()
@@ -153,11 +175,12 @@ def test_like_copies_conditions_in_their_order_and_shortens_or_repeats_them(shar
     data = shards(SMALL, 25, each=10)
     energies = data.read().conditions["incident_energy"]
     assert Request.like(data, NAMES).samples == 25
-    np.testing.assert_array_equal(Request.like(data, NAMES).columns(NAMES, 0, 0, 25)[:, 0], energies)
-    np.testing.assert_array_equal(Request.like(data, NAMES, 4).columns(NAMES, 9, 1, 3)[:, 0], energies[1:4])
-    np.testing.assert_array_equal(Request.like(data, NAMES, 40).columns(NAMES, 0, 25, 15)[:, 0], energies[:15])
-    assert Request.like(data, NAMES, 10**12).limits(NAMES).shape == (25, 2)  # however often they repeat
-    assert Request.like(data, NAMES, 4).limits(NAMES).shape == (4, 2)
+    np.testing.assert_array_equal(Request.like(data, NAMES).conditions(NAMES, 0, 0, 25)["incident_energy"], energies)
+    for n, start, count, expected in ((4, 1, 3, energies[1:4]), (40, 25, 15, energies[:15])):
+        found = Request.like(data, NAMES, n).conditions(NAMES, 9, start, count)
+        np.testing.assert_array_equal(found["incident_energy"], expected)
+    assert Request.like(data, NAMES, 10**12).limits(NAMES).array().shape == (25, 2)  # however often they repeat
+    assert Request.like(data, NAMES, 4).limits(NAMES).array().shape == (4, 2)
     assert Request.like(data, NAMES, 0).samples == 0
     assert Request.like(data, (), None).samples == 25
     with pytest.raises(ShardError, match="lack the condition 'height'"):
@@ -177,7 +200,7 @@ def test_like_counts_only_rows_that_can_be_used(tmp_path: Path) -> None:
     request = Request.like(open_shards(tmp_path / "bad", drop_bad=True), NAMES)
     assert request.samples == 19
     expected = np.delete(samples.conditions["angle"], 3)
-    np.testing.assert_array_equal(request.columns(NAMES, 0, 0, 19)[:, 1], expected)
+    np.testing.assert_array_equal(request.conditions(NAMES, 0, 0, 19)["angle"], expected)
 
 
 def csv(path: Path, text: str) -> Path:
@@ -189,8 +212,9 @@ def test_a_csv_file_keeps_its_order_and_is_matched_by_name(tmp_path: Path) -> No
     path = csv(tmp_path / "a.csv", "angle [rad], incident_energy [GeV]\n0.5,30\n\n-0.5,10\n0.25,20\n")
     request = Request.from_file(path, SMALL, NAMES)
     assert request.samples == 3
-    np.testing.assert_allclose(request.columns(NAMES, 0, 0, 3), [[30e3, 0.5], [10e3, -0.5], [20e3, 0.25]])
-    assert Request.from_file(path, SMALL, NAMES, 2).columns(NAMES, 0, 0, 2)[:, 0].tolist() == [30e3, 10e3]
+    np.testing.assert_allclose(request.conditions(NAMES, 0, 0, 3).array(), [[30e3, 0.5], [10e3, -0.5], [20e3, 0.25]])
+    two = Request.from_file(path, SMALL, NAMES, 2).conditions(NAMES, 0, 0, 2)
+    assert two["incident_energy"].tolist() == [30e3, 10e3]
     assert Request.from_file(path, SMALL, NAMES, 0).samples == 0
     assert Request.from_file(path, SMALL, ["angle"]).names == ("angle",)
     assert request.describe() == {"samples": 3, "source": "a.csv"}
@@ -248,11 +272,11 @@ def hdf5(path: Path, **datasets: tuple[Any, str]) -> Path:
 def test_an_hdf5_file_keeps_its_order_and_its_units(tmp_path: Path) -> None:
     energies = np.array([[3.0], [1.0], [2.0]])
     path = hdf5(tmp_path / "a.h5", incident_energy=(energies, "GeV"), angle=(np.array([1, 0, -1]), ""))
-    columns = Request.from_file(path, SMALL, NAMES).columns(NAMES, 0, 0, 3)
+    columns = Request.from_file(path, SMALL, NAMES).conditions(NAMES, 0, 0, 3).array()
     np.testing.assert_allclose(columns, [[3e3, 1], [1e3, 0], [2e3, -1]])
     with h5py.File(path, "a") as file:
         file["incident_energy"].attrs["unit"] = np.bytes_("TeV")
-    assert Request.from_file(path, SMALL, NAMES).columns(NAMES, 0, 0, 1)[0, 0] == 3e6
+    assert Request.from_file(path, SMALL, NAMES).conditions(NAMES, 0, 0, 1).row(0)["incident_energy"] == 3e6
 
 
 @pytest.mark.parametrize(

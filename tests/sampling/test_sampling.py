@@ -24,6 +24,7 @@ from calogen.production.requests import Request
 from calogen.runs.checkpoint import Card, Checkpoint, ConditionRange
 from calogen.runs.find import describe_model, find_model, is_model
 from calogen.sampling import Surrogate
+from calogen.shards.conditions import Conditions
 from calogen.shards.inspect import verify
 from calogen.shards.manifest import read_manifest
 from calogen.shards.sources import open_shards
@@ -144,7 +145,7 @@ def test_wrong_conditions_are_explained(
 
 def test_the_ends_of_the_trained_range_are_inside_and_beyond_is_allowed_if_asked(surrogate: Surrogate) -> None:
     assert surrogate.sample({ENERGY: [1e3, 1e5]}).shape == (2, 504)
-    with pytest.raises(ConditionError, match="--extrapolate"):
+    with pytest.raises(ConditionError, match="`extrapolate=True` allows it"):
         surrogate.sample({ENERGY: [2e5]})
     beyond = surrogate.sample({ENERGY: [2e5, 900.0]}, extrapolate=True)
     assert np.isfinite(beyond).all()
@@ -159,10 +160,10 @@ def test_the_ends_of_the_trained_range_are_inside_and_beyond_is_allowed_if_asked
 def test_conditions_at_which_a_generator_overflows_are_refused_before_anything_is_written(
     fault: object, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def launch(_: Surrogate, columns: np.ndarray, *__: int) -> Callable[[], np.ndarray]:
+    def launch(_: Surrogate, conditions: Conditions, *__: int) -> Callable[[], np.ndarray]:
         if isinstance(fault, Exception):
             raise fault
-        return lambda: np.full((len(columns), 504), fault, np.float32)
+        return lambda: np.full((conditions.rows, 504), fault, np.float32)
 
     monkeypatch.setattr(Surrogate, "launch", launch)
     with pytest.raises(ConditionError, match="so far from what it was trained on"):
@@ -308,8 +309,8 @@ def test_an_unconditional_surrogate_takes_no_conditions(tmp_path: Path) -> None:
 
 
 def test_the_estimate_is_near_what_the_files_take(surrogate: Surrogate, tmp_path: Path) -> None:
-    request = Request.from_specs(CALOGAN, {ENERGY: "uniform:1:100GeV"}, 3000)
-    _, estimate = surrogate.plan(request, tmp_path / "not" / "there", shard_size=1024)
+    request = Request.of(CALOGAN, {ENERGY: "uniform:1:100GeV"}, 3000)
+    _, estimate = surrogate.plan(tmp_path / "not" / "there", request, shard_size=1024)
     assert not (tmp_path / "not").exists()
     assert (estimate.samples, estimate.shards, estimate.raw_bytes) == (3000, 3, 3000 * 4 * 505)
     assert estimate.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
@@ -321,8 +322,8 @@ def test_the_estimate_is_near_what_the_files_take(surrogate: Surrogate, tmp_path
 def test_shards_of_the_usual_size_are_about_equally_long(surrogate: Surrogate, tmp_path: Path) -> None:
     most = (128 << 20) // (504 * 4 * 1024) * 1024
     for samples, part in ((200_000, None), (10**6, Part(2, 7)), (100, None)):
-        request = Request.from_specs(CALOGAN, {ENERGY: "fixed:5GeV"}, samples)
-        plan, estimate = surrogate.plan(request, tmp_path, part=part)
+        request = Request.of(CALOGAN, {ENERGY: "fixed:5GeV"}, samples)
+        plan, estimate = surrogate.plan(tmp_path, request, part=part)
         assert estimate.samples == plan.samples == sum(shard.samples for shard in plan.shards())
         assert estimate.shards == len(plan.shards()) <= max(17, -(-plan.samples // most) + 1)
         assert plan.shard_samples % 1024 == 0
@@ -333,17 +334,17 @@ def test_shards_of_the_usual_size_are_about_equally_long(surrogate: Surrogate, t
 def test_a_trillion_samples_are_planned_at_once_and_refused_by_the_disk(surrogate: Surrogate, tmp_path: Path) -> None:
     table = np.full(5, 5e3, np.float32)
     for request in (
-        Request.from_specs(CALOGAN, {ENERGY: "log-uniform:1:100GeV"}, 10**12),
+        Request.of(CALOGAN, {ENERGY: "log-uniform:1:100GeV"}, 10**12),
         repeated(Request(5, table={ENERGY: table}), 10**12),
     ):
-        _, estimate = surrogate.plan(request, tmp_path / "out")
+        _, estimate = surrogate.plan(tmp_path / "out", request)
         assert (estimate.samples, estimate.raw_bytes) == (10**12, 10**12 * 4 * 505)
         assert 1e14 < estimate.bytes < estimate.raw_bytes
         with pytest.raises(StorageError, match="will not fit on the disk") as raised:
             surrogate.generate(tmp_path / "out", request)
         assert raised.value.exit_code == 74
         assert "GB free" in str(raised.value)
-        _, tenth = surrogate.plan(request, tmp_path / "out", part=Part(3, 10))
+        _, tenth = surrogate.plan(tmp_path / "out", request, part=Part(3, 10))
         assert tenth.samples == pytest.approx(10**11, abs=1024)
     assert not (tmp_path / "out").exists()
 

@@ -28,7 +28,7 @@ from calogen.families import CartesianLayer, Condition, Family, resolve_family
 from calogen.gallery import draw_gallery
 from calogen.models.conditions import scale_conditions, scaled_size
 from calogen.models.registry import NETWORKS, build_critic, build_generator
-from calogen.production.requests import Request, Spec, explicit_columns
+from calogen.production.requests import Request, Spec
 from calogen.runs.checkpoint import ConditionRange
 from calogen.sampling import Surrogate
 from calogen.shards.inspect import describe
@@ -306,7 +306,7 @@ PARTICLE = particle("gamma", "e-", "e+")
     ],
 )
 def test_specifications_name_labels(text: str, expected: list[int]) -> None:
-    assert Spec(PARTICLE, text).draw(np.array([0.1, 0.4, 0.6, 0.9]), np.arange(4)).tolist() == expected
+    assert Spec.parse(PARTICLE, text).draw(np.array([0.1, 0.4, 0.6, 0.9]), np.arange(4)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -314,22 +314,24 @@ def test_specifications_name_labels(text: str, expected: list[int]) -> None:
 )
 def test_other_specifications_of_labels_are_refused(text: str) -> None:
     with pytest.raises(ConditionError, match="is not a specification of 'particle'"):
-        Spec(PARTICLE, text)
+        Spec.parse(PARTICLE, text)
 
 
 def test_an_unknown_label_gets_the_nearest_one() -> None:
     with pytest.raises(ConditionError, match="did you mean 'gamma'"):
-        Spec(PARTICLE, "fixed:gama")
+        Spec.parse(PARTICLE, "fixed:gama")
     with pytest.raises(ConditionError, match="did you mean 'gamma'"):
-        explicit_columns({"particle": ["gama"]}, [PARTICLE], None)
+        Request.of(family_of("gamma", "e-", "e+"), {"particle": ["gama"]})
 
 
 @pytest.mark.parametrize(
     "given", [["e+", "gamma"], np.array(["e+", "gamma"], object), [2, 0], np.array([2.0, 0.0])], ids=str
 )
 def test_labels_in_memory_are_names_or_numbers(given: Any) -> None:
-    assert explicit_columns({"particle": given}, [PARTICLE], None)[:, 0].tolist() == [2, 0]
-    assert explicit_columns({"particle": "e-"}, [PARTICLE], 2)[:, 0].tolist() == [1, 1]
+    family = family_of("gamma", "e-", "e+")
+    for values, n, expected in ((given, None, [2, 0]), ("e-", 2, [1, 1])):
+        made = Request.of(family, {"particle": values}, n).conditions(["particle"], 0, 0, 2)
+        assert made["particle"].tolist() == expected
 
 
 def test_labels_in_files_of_conditions_are_names(tmp_path: Path) -> None:
@@ -340,7 +342,7 @@ def test_labels_in_files_of_conditions_are_names(tmp_path: Path) -> None:
         file["particle"] = ["e+", "gamma"]
     for name in ("c.csv", "c.h5"):
         request = Request.from_file(tmp_path / name, family_of("gamma", "e+"), ["particle", "incident_energy"])
-        assert request.columns(["particle", "incident_energy"], 0, 0, 2).tolist() == [[1, 5e3], [0, 6e3]]
+        assert request.conditions(["particle", "incident_energy"], 0, 0, 2).array().tolist() == [[1, 5e3], [0, 6e3]]
         with pytest.raises(ConditionError, match="not a label") as caught:
             Request.from_file(tmp_path / name, family_of("gamma", "e-"), ["particle"])
         assert "row 1" in str(caught.value.where)
@@ -573,10 +575,14 @@ def test_a_mixture_has_its_particles_as_labels() -> None:
     assert caught.value.found == "pi+"
     with pytest.raises(ConfigError, match="`particle`"):
         build("geant4", **{**options, "conditions": {"particle": "fixed:e+"}})
-    codes = mixed.drawn.columns(5, 0, 1000)["particle"]
+    codes = mixed.drawn.conditions(5, 0, 1000)["particle"]
     assert np.bincount(codes.astype(int)).tolist() == pytest.approx([500, 500], abs=80)
     two_to_one = {**options, "conditions": {"particle": "list:e+,gamma,gamma"}}
-    assert build("geant4", particle="gamma,e+", **two_to_one).drawn.columns(5, 0, 3)["particle"].tolist() == [1, 0, 0]
+    assert build("geant4", particle="gamma,e+", **two_to_one).drawn.conditions(5, 0, 3)["particle"].tolist() == [
+        1,
+        0,
+        0,
+    ]
 
 
 def test_toy_showers_of_a_labelled_family() -> None:

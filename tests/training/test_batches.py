@@ -123,7 +123,8 @@ def test_fewer_samples_than_a_batch_are_refused(count: int, holdout: dict[str, t
 
 def test_ranges_and_samples_are_of_what_is_trained_on() -> None:
     found = batches(numbered(50), 8, holdout={"incident_energy": (1.0, 10.0)})
-    low, high = found.condition_range()
+    known = found.conditions.array()
+    low, high = known.min(0), known.max(0)
     assert low.tolist() == [11.0, -49.0]
     assert high.tolist() == [50.0, -10.0]
     kept = found.samples(numbered(1).family, 7)

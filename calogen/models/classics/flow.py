@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ...errors import ConfigError, require
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
 from ..showers.fitting import loadings_at, normal_tail, own_noise
@@ -102,7 +101,7 @@ class FlowGenerator(LikelihoodGenerator):
         start.fit(samples, seed)
         self.transform = start.transform
         # There they change with the energy; here they are those of the mean one, and couplings learn the change.
-        conditions = torch.from_numpy(condition_array(samples, self.conditions))
+        conditions = torch.from_numpy(samples.conditions.array(self.conditions))
         energy = self.transform.leading(self.scaled(conditions)).mean()
         self.loadings.copy_(loadings_at(start.loadings, start.drift, energy))
         self.noise.copy_(own_noise(start.loadings, start.drift, energy))

@@ -15,7 +15,6 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array
 from ..contract import Inference, OnArrays
 from .distributions import ConditionalDistribution, features
 from .generator import MapGenerator
@@ -186,7 +185,7 @@ class ZeldovichGenerator(MapGenerator):
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit spectrum, point transforms and filter to training maps, 1 + delta."""
-        maps, columns = torch.from_numpy(samples.values), torch.from_numpy(condition_array(samples, self.conditions))
+        maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
         terms = features(self.scaled(columns))
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)

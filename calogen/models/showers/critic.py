@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...shards.samples import Samples
-from ..conditions import condition_array
 from ..contract import Critic
 from ..layers import mlp
 from .generator import ShowerGenerator
@@ -51,7 +50,7 @@ class ShowerCritic(Critic):
         """Standardise the views on training samples."""
         rows = slice(0, max(256, min(len(samples), 5_000_000 // self.family.voxels)))
         values = torch.from_numpy(samples.values[rows])
-        raw = self._raw(values, torch.from_numpy(condition_array(samples, conditions)[rows]))
+        raw = self._raw(values, torch.from_numpy(samples.conditions.array(conditions)[rows]))
         self.mean.copy_(raw.mean(0))
         self.spread.copy_(raw.std(0).nan_to_num(0.0).clamp(min=1e-2) / self._weights())
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import ShardError
 from ...families import Family
 from ...shards.samples import Samples
-from ..conditions import condition_array, energy_column, scale_conditions, scaled_size
+from ..conditions import energy_column, scale_conditions, scaled_size
 from .fitting import fit_least_squares, fit_logistic, fit_quantiles, inverse_tail, normal_tail
 from .products import energy_orders, energy_products, voxel_products
 from .shapes import SHAPES, exponential, fit_shapes, quantile
@@ -501,4 +501,4 @@ def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) ->
     limit = max(2000, _FIT_NUMBERS // family.voxels)
     rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
     values = samples.values[rows]
-    return torch.from_numpy(values).double(), torch.from_numpy(condition_array(samples, conditions)[rows]).double()
+    return torch.from_numpy(values).double(), torch.from_numpy(samples.conditions.array(conditions)[rows]).double()

@@ -1,0 +1,82 @@
+"""A production is run: a folder of shards made in parallel, atomic, resumable, verifiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import ProductionError, StorageError
+from .ledger import Ledger, check_folder, locked
+from .maker import Job, ShardTask
+from .plan import Production, Progress
+from .pool import Pool, Stopped, TaskError, in_turn
+
+
+def produce(
+    production: Production,
+    out: Path,
+    *,
+    workers: int = 1,
+    isolate: bool = False,
+    progress: Progress | None = None,
+    should_stop: Callable[[], int] | None = None,
+) -> Path:
+    """Make, or finish, a folder of shards.
+
+    Args:
+        production: What is to be made.
+        out: The folder; absent, empty, or an earlier, unfinished or damaged run of the same production.
+        workers: Processes, one shard at a time each. One means this process itself.
+        isolate: Use a worker process even for one: the maker may bring its process down.
+        progress: Called with samples done and samples in all, of this part.
+        should_stop: Asked several times a second; a signal number stops the work within seconds.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the folder holds something else, or another production, or is being written.
+        StorageError: If the file system refuses.
+        ProductionError: If a worker died twice over a shard.
+        Interrupted: If ``should_stop`` asked for it; finished shards stay.
+    """
+    out = Path(out)
+    check_folder(production, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
+    with locked(out / f".lock{production.part.suffix}", out) as lock:
+        ledger = Ledger(production, out, progress, should_stop)
+        job = Job(production.maker, out, ledger.provenance, production.layout, production.threads)
+        count = min(workers, len(ledger.tasks))
+        try:
+            if count > 1 or (isolate and count):
+                # Workers hold the lock, too: nobody writes the folder before the last one of a killed parent has left.
+                Pool(job, ledger, held=[lock]).run(ledger.tasks, count)
+            else:
+                in_turn(job, ledger.tasks, ledger)
+        except BaseException as error:
+            with suppress(StorageError):  # what is finished is known, if there is space for it
+                ledger.write()
+            if isinstance(error, Stopped):
+                raise ledger.interrupted() from None
+            raise _explained(error, out) if isinstance(error, TaskError) else error from None
+        finally:
+            ledger.clear()
+        ledger.write()
+    return out
+
+
+def _explained(error: TaskError, out: Path) -> ProductionError:
+    task: ShardTask = error.task
+    shard, where = task.shard, out / task.shard.name
+    if not error.dead:
+        return ProductionError("a worker failed", where=where, found=error.why)
+    return ProductionError(
+        f"a worker {error.why}, twice over the same shard",
+        where=where,
+        found=f"samples {shard.index_start} to {shard.index_start + shard.samples - 1}",
+        hint="out of memory? fewer `workers` or a smaller `shard_size`; the same command again makes the rest",
+    )
