@@ -93,7 +93,7 @@ class Views:
 
     def table(self, view: str, samples: Samples) -> tuple[list[str], Columns]:
         """Names of the columns (of observables only) and the columns, (N, F)."""
-        kept = {c.name: samples.conditions[c.name] for c in self.conditions}
+        kept = samples.conditions.only([c.name for c in self.conditions])
         samples = replace(samples, conditions=kept)
         given = [np.log10(kept[c.name]) if c.scale == "log" else kept[c.name] for c in self.conditions]
         names: list[str] = []

@@ -252,8 +252,8 @@ class _Pass:
             return
         plan, family = self.plan, self.plan.family
         if family.energy is not None and not plan.has_energy:  # one side's energies are of no use without the other's
-            known = {name: c for name, c in chunk.conditions.items() if name != family.energy.name}
-            chunk = replace(chunk, conditions=known)
+            known = [name for name in chunk.conditions if name != family.energy.name]
+            chunk = replace(chunk, conditions=chunk.conditions.only(known))
         good = self._inspect(chunk)
         passed = slice(self.done, self.done + len(good))
         listed, whole = self._listed[passed][good], self._whole[passed][good]

@@ -75,7 +75,7 @@ class Commands(click.Group):
             raise
 
 
-def as_options(text: str, options: Mapping[str | None, str]) -> str:
+def as_options(text: str, options: Mapping[Any, str]) -> str:
     """A text with the arguments in it that are options written as such: `shard_size=5` as ``--shard-size 5``."""
 
     def written(match: re.Match[str]) -> str:
