@@ -204,7 +204,7 @@ def test_maps_do_not_depend_on_shards_or_blocks(how: Callable[[Surrogate], Surro
     cut = open_shards(surrogate.generate(tmp_path / "cut", request, 2500, seed=4, shard_size=700, workers=1)).read()
     np.testing.assert_array_equal(cut.values, whole.values)
     np.testing.assert_array_equal(cut.conditions["Omega_m"], whole.conditions["Omega_m"])
-    pieces = list(Generation(surrogate, Request.from_specs(MAPS, request, 2500), 4).pieces(900, 2100))
+    pieces = list(Generation(surrogate, Request.of(MAPS, request, 2500), 4).pieces(900, 2100))
     rows = surrogate.block
     sizes = [len(piece) for piece in pieces]
     assert sizes == [rows - 900 % rows, *[rows] * (len(sizes) - 2), 2100 % rows]
@@ -246,7 +246,7 @@ def test_one_block_is_computed_ahead_of_the_one_that_is_written(kind: str, train
     surrogate.launch = noted  # type: ignore[method-assign]
     specs = {"Omega_m": "fixed:0.3", "sigma_8": "fixed:0.8"} if kind == "maps" else {"incident_energy": "fixed:5GeV"}
     rows = surrogate.block
-    request = Request.from_specs(surrogate.family, specs, 3 * rows)
+    request = Request.of(surrogate.family, specs, 3 * rows)
     seen = [list(launched) for _ in Generation(surrogate, request).pieces(0, 3 * rows)]
     assert seen == [[0, rows], [0, rows, 2 * rows], [0, rows, 2 * rows]]
 
