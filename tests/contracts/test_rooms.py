@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import click
 import pytest
 from support import ROOT
 
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def floors(picture: str) -> list[set[str]]:
+    """Rooms of each floor, from the top, as CONTRIBUTING.md draws them: names between bars, then what they are."""
+    return [set(re.split(r" {2,}", line)[0].split(" | ")) for line in picture.splitlines()]
+
+
 # A room is a module or package at the top of calogen/, and analysis/. A room may import those further down, never the
 # reverse; rooms on one floor do not import each other.
-FLOORS = [
-    {"cli"},
-    {"bench", "gallery"},
-    {"training", "sampling", "simulators"},
-    {"runs"},
-    {"models", "analysis"},
-    {"production"},
-    {"shards"},
-    {"config"},
-    {"families"},
-    {"storage", "cores"},
-    {"errors"},
-]
-INSIDE_ANALYSIS = [
-    {"comparison"},
-    {"page"},
-    {"figures"},
-    {"report"},
-    {"metrics"},
-    {"survey"},
-    {"observables"},
-    {"inputs", "origins"},
-    {"numbers"},
-]
+FLOORS, INSIDE_ANALYSIS = (floors(picture) for language, picture in FENCES if not language)
 TORCH = {"models", "training", "runs", "sampling", "gallery", "bench", "analysis.metrics.classifiers"}
 """Who imports torch; everything else works without it."""
 
@@ -160,3 +147,40 @@ def test_no_pickle_and_no_assert_in_the_package() -> None:
                 assert "pickle" not in [alias.name for alias in node.names] or name == "production.pool", name
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
                 assert node.attr not in ("load", "save"), name
+
+
+def test_only_families_formats_and_simulators_know_names_of_conditions_and_units() -> None:
+    known = ("families.", "simulators.", "shards.layouts.")
+    for name, path in MODULES.items():
+        if name.startswith(known):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant):
+                assert node.value not in ("incident_energy", "MeV"), f"{name}, line {node.lineno}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                assert "Layer" not in ast.unparse(node.args[1]), f"{name}, line {node.lineno}"
+
+
+def test_no_private_name_crosses_files() -> None:
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+                assert not private, f"{name} imports {private}"
+
+
+def test_the_library_does_not_speak_of_options() -> None:
+    from calogen.cli.commands import cli
+
+    groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
+    commands = [*cli.commands.values(), *(command for group in groups for command in group.commands.values())]
+    options = {option for command in commands for parameter in command.params for option in parameter.opts}
+    for name, path in MODULES.items():
+        if name.split(".")[0] == "cli":
+            continue
+        tree = ast.parse(path.read_text())
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                found = options & set(re.findall(r"(?<![\w-])--[a-z-]+", node.value))
+                assert not found, f"{name}, line {node.lineno}: {node.value}"
