@@ -140,7 +140,8 @@ def build_critic(generator: Generator, config: CriticConfig, *, per_sample: bool
 
 def _class(place: str) -> Any:
     module, name = place.rsplit(".", 1)
-    return getattr(importlib.import_module(f".{module}", __package__), name)
+    with torch.device("cpu"):  # outlines are built on device meta, but constants of the file must serve all
+        return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def _options(kind: type, config: GeneratorConfig | CriticConfig, **others: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support import MAPS, SINGLE, SMALL, toy
+from support import MAPS, SINGLE, SMALL, run_python, toy
 from torch import nn
 
 from calogen.config import CriticConfig, GeneratorConfig
@@ -193,3 +193,25 @@ def test_no_gpu_is_an_error_only_if_one_is_asked_for(monkeypatch: pytest.MonkeyP
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="no usable GPU"):
         pick_device("cuda")
+
+
+def test_constants_of_networks_that_are_first_imported_for_an_outline_have_values() -> None:
+    done = run_python(
+        """
+        import sys
+        import torch
+        from calogen.config import GeneratorConfig
+        from calogen.families import FAMILIES
+        from calogen.models.registry import NETWORKS, build_generator
+        names = {"calorimeter": "calogan", "map": "nbody-64"}
+        with torch.device("meta"):
+            for kind, networks in NETWORKS.items():
+                for network in networks:
+                    if network != "flow":
+                        build_generator(FAMILIES[names[kind]], (), GeneratorConfig(network=network))
+        modules = [module for name, module in sys.modules.items() if name.startswith("calogen.models.")]
+        tensors = [value for module in modules for value in vars(module).values() if isinstance(value, torch.Tensor)]
+        print(len(tensors) > 0, {tensor.device.type for tensor in tensors})
+        """
+    )
+    assert done.stdout.strip() == "True {'cpu'}", done.stderr
