@@ -77,10 +77,10 @@ def train_ratio(
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop.start(plan, Path(folder) / "run", check=False)
-        bare = _BareLoop(loop.trainer)
+        bare = _bare_loop(loop.trainer)
         ours_ms, bare_ms = [], []
         for turn in range(rounds + 1):
-            first, second = _time(lambda: loop.advance(steps)), _time(lambda: bare.advance(steps))
+            first, second = _time(lambda: loop.advance(steps)), _time(lambda: bare(steps))
             if turn:  # the first round warms up
                 ours_ms.append(1e3 * first / steps)
                 bare_ms.append(1e3 * second / steps)
@@ -127,45 +127,38 @@ class _Products(TorchDispatchMode):
         return made
 
 
-class _BareLoop:
-    """WGAN-GP as one would write it on an afternoon: copies of the same networks, one fixed batch."""
+def _bare_loop(trainer: Trainer) -> Callable[[int], None]:
+    """WGAN-GP as one would write it on an afternoon, for some steps: copies of the same networks, one fixed batch."""
+    if not isinstance(trainer, AdversarialTrainer):
+        raise ConfigError("there is no critic to time", where="training.objective", found=trainer.options.objective)
+    options, (samples, conditions) = trainer.options, trainer.batches[0]
+    generator, critic = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.critic)
+    scaled = scale_conditions(trainer.setup.family, trainer.setup.conditions, conditions)
+    stream = torch.Generator(samples.device).manual_seed(0)
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    generator_optimiser = torch.optim.Adam(trained, lr=options.learning_rate, betas=options.betas)
+    critic_optimiser = torch.optim.Adam(critic.parameters(), lr=options.critic_learning_rate, betas=options.betas)
 
-    def __init__(self, trainer: Trainer) -> None:
-        if not isinstance(trainer, AdversarialTrainer):
-            raise ConfigError("there is no critic to time", where="training.objective", found=trainer.options.objective)
-        self.generator = copy.deepcopy(trainer.generator)
-        self.critic = copy.deepcopy(trainer.critic)
-        self.options = trainer.options
-        self.samples, self.conditions = trainer.batches[0]
-        self.scaled = scale_conditions(trainer.setup.family, trainer.setup.conditions, self.conditions)
-        self.stream = torch.Generator(self.samples.device).manual_seed(0)
-        rates = (self.options.learning_rate, self.options.critic_learning_rate)
-        self.trained = [p for p in self.generator.parameters() if p.requires_grad]
-        self.generator_optimiser, self.critic_optimiser = (
-            torch.optim.Adam(parameters, lr=rate, betas=self.options.betas)
-            for parameters, rate in zip((self.trained, list(self.critic.parameters())), rates, strict=True)
-        )
+    def generate() -> Tensor:
+        latent = torch.randn((len(samples), generator.latent_size), generator=stream, device=samples.device)
+        return critic.view(generator(latent, conditions), conditions)
 
-    def _generate(self) -> Tensor:
-        shape, device = (len(self.samples), self.generator.latent_size), self.samples.device
-        latent = torch.randn(shape, generator=self.stream, device=device)
-        return self.critic.view(self.generator(latent, self.conditions), self.conditions)
-
-    def advance(self, steps: int) -> None:
-        """Train for some steps."""
+    def advance(steps: int) -> None:
         for _ in range(steps):
-            for _ in range(self.options.critic_steps):
+            for _ in range(options.critic_steps):
                 with torch.no_grad():
-                    reference, generated = self.critic.view(self.samples, self.conditions), self._generate()
-                difference = self.critic(generated, self.scaled).mean() - self.critic(reference, self.scaled).mean()
-                penalty = gradient_penalty(self.critic, reference, generated, self.scaled, self.stream)
-                self.critic_optimiser.zero_grad()
-                (difference + self.options.penalty * penalty).backward()
-                self.critic_optimiser.step()
-            loss = -self.critic(self._generate(), self.scaled).mean()
-            self.generator_optimiser.zero_grad()
-            loss.backward(inputs=self.trained)
-            self.generator_optimiser.step()
+                    reference, generated = critic.view(samples, conditions), generate()
+                difference = critic(generated, scaled).mean() - critic(reference, scaled).mean()
+                penalty = gradient_penalty(critic, reference, generated, scaled, stream)
+                critic_optimiser.zero_grad()
+                (difference + options.penalty * penalty).backward()
+                critic_optimiser.step()
+            loss = -critic(generate(), scaled).mean()
+            generator_optimiser.zero_grad()
+            loss.backward(inputs=trained)
+            generator_optimiser.step()
+
+    return advance
 
 
 _PUBLISHED = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +64,16 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
 
 def _drawings(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
     maps, points = surrogate.family.kind == "map", _points(surrogate)
-    yield _walk(surrogate, seed)
+    rows = _WALKS if len(surrogate.family.layers) < _MANY_LAYERS else 1
+    yield _walk(surrogate, seed, rows)
     if maps and len(points) > 1:
         yield _plane(surrogate, seed)
     else:
-        yield from _sweeps(surrogate, seed)
+        yield from _sweeps(surrogate, seed, rows)
     if maps and points:
         yield _spectra(surrogate, seed)
     if maps:
         yield from _field(surrogate, seed)
-
-
-def _walks(surrogate: Surrogate) -> int:
-    return _WALKS if len(surrogate.family.layers) < _MANY_LAYERS else 1
 
 
 def _points(surrogate: Surrogate, count: int = _POINTS) -> list[tuple[Condition, NDArray[np.float64]]]:
@@ -94,57 +91,56 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
     return np.array([values[len(values) // 2] for _, values in _points(surrogate, 3)], np.float32)
 
 
-def _in_words(surrogate: Surrogate, values: NDArray[np.float32], but: tuple[int, ...] = ()) -> str:
-    known = enumerate(_points(surrogate))
-    return ", ".join(value_text(c, float(values[i])) for i, (c, _) in known if i not in but)
+def _in_words(surrogate: Surrogate, but: tuple[int, ...] = ()) -> str:
+    """The conditions that are kept at their middle."""
+    kept = enumerate(zip(_points(surrogate), _middle(surrogate), strict=True))
+    return ", ".join(value_text(c, float(value)) for i, ((c, _), value) in kept if i not in but)
 
 
-def _decoded(surrogate: Surrogate, latents: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Samples (R, T, *sample_shape) of latents and conditions (R, T, ...)."""
-    rows, frames = columns.shape[:2]
-    made = surrogate.decode(latents.reshape(rows * frames, -1), columns.reshape(rows * frames, -1))
-    return made.reshape(rows, frames, *surrogate.family.sample_shape)
+def _decoded(
+    surrogate: Surrogate, latents: NDArray[np.float32], varied: Mapping[int, NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    """Samples (R, T, *sample_shape) of latents (R, T, Z) and conditions (R, T) by number, the others at their middle.
+
+    An axis of length 1 is repeated.
+    """
+    shape = np.broadcast_shapes(latents.shape[:2], *(values.shape for values in varied.values()))
+    latents = np.broadcast_to(latents, (*shape, latents.shape[2]))
+    columns = np.tile(_middle(surrogate), (*shape, 1))
+    for number, values in varied.items():
+        columns[:, :, number] = values
+    made = surrogate.decode(latents.reshape(-1, latents.shape[2]), columns.reshape(-1, columns.shape[2]))
+    return made.reshape(*shape, *surrogate.family.sample_shape)
 
 
-def _walk(surrogate: Surrogate, seed: int) -> Drawing:
-    count = _walks(surrogate)
+def _walk(surrogate: Surrogate, seed: int, count: int) -> Drawing:
     ends = surrogate.latents(2 * count, seed=seed).reshape(count, 2, 1, -1)
     share = np.linspace(0, 1, _FRAMES)
     angle = (np.pi / 2 * share).astype(np.float32)[:, None]
     path = (np.cos(angle) * ends[:, 0] + np.sin(angle) * ends[:, 1]).astype(np.float32)
-    middle = _middle(surrogate)
-    values = _decoded(surrogate, path, np.tile(middle, (count, _FRAMES, 1)))
-    return walk(surrogate.family, values, share, _in_words(surrogate, middle) or "no conditions")
+    return walk(surrogate.family, _decoded(surrogate, path, {}), share, _in_words(surrogate) or "no conditions")
 
 
 def _plane(surrogate: Surrogate, seed: int) -> Drawing:
     """The plane of the first two conditions."""
     (across, first), (down, second) = _points(surrogate)[:2]
-    middle = _middle(surrogate)
-    columns = np.tile(middle, (len(second), len(first), 1))
-    columns[:, :, 0], columns[:, :, 1] = first, second[::-1, None]  # as on paper: the second grows upwards
-    made = _decoded(surrogate, surrogate.latents(1, seed=seed).repeat(len(first) * len(second), axis=0), columns)
-    kept = _in_words(surrogate, middle, (0, 1))
-    return sweep(surrogate.family, made, (across, first), (down, second[::-1]), kept)
+    second = second[::-1]  # as on paper: the second grows upwards
+    made = _decoded(surrogate, surrogate.latents(1, seed=seed)[None], {0: first[None], 1: second[:, None]})
+    return sweep(surrogate.family, made, (across, first), (down, second), _in_words(surrogate, (0, 1)))
 
 
-def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
+def _sweeps(surrogate: Surrogate, seed: int, count: int) -> Iterator[Drawing]:
     """Every condition on its own."""
-    count, middle = _walks(surrogate), _middle(surrogate)
+    latents = surrogate.latents(count, seed=seed)[:, None]
     for number, (condition, values) in enumerate(_points(surrogate)):
-        columns = np.tile(middle, (count, len(values), 1))
-        columns[:, :, number] = values
-        made = _decoded(surrogate, surrogate.latents(count, seed=seed).repeat(len(values), axis=0), columns)
-        yield sweep(surrogate.family, made, (condition, values), None, _in_words(surrogate, middle, (number,)))
+        made = _decoded(surrogate, latents, {number: values[None]})
+        yield sweep(surrogate.family, made, (condition, values), None, _in_words(surrogate, (number,)))
 
 
 def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
-    middle, latent, found = _middle(surrogate), surrogate.latents(_MAPS, seed=seed), []
-    for number, (condition, values) in enumerate(_points(surrogate)):
-        columns = np.tile(middle, (_POINTS, _MAPS, 1))
-        columns[:, :, number] = values[:, None]
-        made = [surrogate.decode(latent, each) for each in columns]
-        found.append((condition, values, np.stack(made)))
+    latents = surrogate.latents(_MAPS, seed=seed)[None]
+    varied = enumerate(_points(surrogate))
+    found = [(c, values, _decoded(surrogate, latents, {number: values[:, None]})) for number, (c, values) in varied]
     return sweep_spectra(surrogate.family, found)
 
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 
 import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from calogen.families import Condition, Family
 
-from ..observables.catalogue import voxel_of
 from ..observables.maps import wave_numbers
 from ..observables.statistics import power_spectra
-from .panels import Drawing, bare, draw_layer, draw_map, layer_axes, log_norm
+from .panels import Drawing, draw_frames
 
 Array = NDArray[np.float64]
 Samples = NDArray[np.float32]
-_MOST_LAYERS = 5
 
 
 def value_text(condition: Condition, value: float) -> str:
@@ -37,46 +33,6 @@ def _symbol(condition: Condition) -> str:
     return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
 
 
-def draw_frames(family: Family, values: Samples, titles: Sequence[str], rows: Sequence[str]) -> Figure:
-    """Samples side by side, on one logarithmic scale of colours.
-
-    Args:
-        family: What they are.
-        values: Rows of frames, (R, T, *sample_shape), in the family's unit; of showers each layer has a row of panels.
-        titles: Of the frames, T.
-        rows: Of the rows, R; empty where there is nothing to say.
-    """
-    layers: Sequence[int | None] = range(0, len(family.layers), -(-len(family.layers) // _MOST_LAYERS) or 1) or [None]
-    lines = list(product(range(len(values)), layers))
-    norm = log_norm([values.astype(np.float64)], 5.0 if family.layers else 3.5)
-    bar = ScalarMappable(norm, "viridis" if family.layers else "inferno")
-    figure, grid = _framed(len(lines), values.shape[1], bar, voxel_of(family).axis_label)
-    for (line, (i, number)), j in product(enumerate(lines), range(values.shape[1])):
-        row = rows[i]
-        if number is None:
-            axes = figure.add_subplot(grid[line, j])
-            draw_map(axes, values[i, j], norm)
-        else:
-            axes = layer_axes(figure, grid[line, j], family.layers[number])
-            draw_layer(axes, family.layers[number], values[i, j, family.layer_slices[number]], norm)
-            row = f"{row}\nlayer {family.layer_numbers[number]}".strip()
-        bare(axes)
-        axes.set_title(titles[j] if line == 0 else "", fontsize=8)
-        axes.set_ylabel(row if j == 0 else "", loc="center", fontsize=8)
-    return figure
-
-
-def _framed(rows: int, columns: int, bar: ScalarMappable, label: str) -> tuple[Figure, GridSpec]:
-    """A figure of equal square panels with a bar of colours; a layout engine would take seconds."""
-    width, height = 1.65 * columns + 1.3, 1.65 * rows + 0.4
-    figure = Figure(figsize=(width, height))
-    edges = {"left": 0.4 / width, "right": 1 - 0.9 / width, "bottom": 0.1 / height, "top": 1 - 0.3 / height}
-    grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06, **edges)
-    tall = min(0.6, 3.5 / height)
-    figure.colorbar(bar, cax=figure.add_axes((1 - 0.8 / width, 0.5 - tall / 2, 0.14 / width, tall)), label=label)
-    return figure, grid
-
-
 def walk(family: Family, values: Samples, share: Array, where: str) -> Drawing:
     """Walks between latents.
 
@@ -86,7 +42,7 @@ def walk(family: Family, values: Samples, share: Array, where: str) -> Drawing:
         share: How far along each frame is, (T,), from 0 to 1.
         where: The conditions, in words.
     """
-    figure = draw_frames(family, values, [f"{100 * s:.0f} %" for s in share], [""] * len(values))
+    figure = draw_frames(family, values, [[f"{100 * s:.0f} %" for s in share]], [""] * len(values))
     caption = (
         f"Walks between two latents on the sphere (cos and sin of the angle, so that every frame is as probable), at "
         f"{where}. A surrogate that has understood its samples changes them without jumps and repeats nothing."
@@ -119,7 +75,7 @@ def sweep(
         caption = f"{len(values)} latents, one above the other, at conditions over the trained range"
     caption += f" of {' and '.join(names)}{f', {kept}' if kept else ''}: only what they change differs."
     name = "-".join(["sweep", *([] if down else [across[0].name])])
-    return Drawing(name, f"Sweep of {' and '.join(names)}", caption, draw_frames(family, values, titles, rows))
+    return Drawing(name, f"Sweep of {' and '.join(names)}", caption, draw_frames(family, values, [titles], rows))
 
 
 def sweep_spectra(family: Family, maps: Sequence[tuple[Condition, Array, Samples]]) -> Drawing:

@@ -6,11 +6,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -21,9 +23,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families import Layer
+from calogen.families import Family, Layer
 
 from ..metrics.conditioning import Curve
+from ..observables.catalogue import voxel_of
 from ..observables.observable import Observable
 from ..report import Report
 from ..survey.histograms import is_logarithmic
@@ -38,6 +41,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0, (8, 1, 1, 1)))
 FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
+_MOST_LAYERS = 5  # drawn of a sample
 _SMALL = 3.5  # inches that a panel with few labels is narrower than
 _TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
 _STYLE: dict[Any, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
@@ -206,20 +210,20 @@ def draw_histograms(
     edges = next(iter(histograms.values())).edges
     factor, label = observable.axis(edges[-1])
     edges = edges * factor
-    shown = {t: replace(h, edges=edges) for t, h in histograms.items()}
-    draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, steps=True)
+    curves = {t: replace(h, edges=edges).curve for t, h in histograms.items()}
+    draw_curves(main, ratio, edges, curves, steps=True)
     if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
-    _vertical_scale(main, [h.density for h in shown.values()])
+    _vertical_scale(main, [c.y for c in curves.values()])
     ratio.set_xlabel(label)
     if flow:
-        _flow(main, list(shown.values()))
+        _flow(main, 100 * np.array([h.flow for h in histograms.values()]).T)
 
 
-def _flow(main: Axes, histograms: Sequence[Histogram]) -> None:
-    """Under- and overflow of every side in percent, above the ends of the axis they lie beyond."""
-    below, above = ([100 * getattr(h, end) for h in histograms] for end in ("below", "above"))
+def _flow(main: Axes, percent: Array) -> None:
+    """Under- and overflow (2, sides), above the ends of the axis they lie beyond."""
+    below, above = percent.tolist()
     options: dict[str, Any] = {"fontsize": 6.5, "color": "#666666", "transform": main.transAxes}
     if any(below):
         main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {_shares(below)} %", **options)
@@ -235,14 +239,20 @@ def _shares(percent: Sequence[float]) -> str:
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
     filled = densities[0][densities[0] > 0]
-    top = max(float(d.max()) for d in densities) or 1.0
     if len(filled) > 3 and filled.max() > 25 * np.median(filled):
-        main.set_yscale("log")
-        main.set_ylim(max(float(filled.min()) / 3, top * 1e-6), top * 4)
+        log_scale(main, densities, 6)
     else:
-        main.set_ylim(0, top * 1.2)
+        main.set_ylim(0, 1.2 * (max(float(d.max()) for d in densities) or 1.0))
         main.ticklabel_format(axis="y", scilimits=(-2, 3))
         main.yaxis.get_offset_text().set_fontsize(7)
+
+
+def log_scale(axes: Axes, values: Sequence[Array], decades: float = 7) -> None:
+    """A logarithmic vertical axis with room around the positive values, of which it shows some decades at most."""
+    axes.set_yscale("log")
+    positive = np.concatenate([v[v > 0] for v in values])
+    if len(positive):
+        axes.set_ylim(max(positive.min() / 3, positive.max() * 10**-decades), positive.max() * 4)
 
 
 def band(axes: Axes, curve: Curve, edges: Array, look: Look) -> None:
@@ -314,8 +324,14 @@ def draw_curves(
         ratio.set_xscale("log")
 
 
-def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """A quantity at some points without ratios: the reference as a line with a band, generated as points."""
+def draw_lines(axes: Axes, curves: Mapping[str, Curve], **labels: Any) -> None:
+    """A quantity at some points without ratios: the reference as a line with a band, generated as points.
+
+    Args:
+        axes: The panel.
+        curves: By side, reference first.
+        **labels: What else to set of the panel: ``xlabel``, ``ylabel``, ``xscale``.
+    """
     titles = list(curves)
     for title, curve in curves.items():
         look = look_of(titles, title)
@@ -324,6 +340,7 @@ def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
             axes.plot(curve.x, curve.y, color=look.colour, linewidth=1.0, linestyle=look.line)
         else:
             points(axes, curve, look, 3.5)
+    axes.set(**labels)
 
 
 def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
@@ -374,14 +391,12 @@ def draw_map(axes: Axes, pixels: Values, norm: LogNorm, **options: Any) -> AxesI
     return axes.imshow(shown, norm=norm, cmap="inferno", origin="lower", **options)
 
 
-def layer_axes(figure: Figure, place: SubplotSpec, layer: Layer) -> Axes:
-    """A panel for one layer."""
-    return figure.add_subplot(place, projection="polar" if layer.outline.polar else None)
-
-
-def draw_layer(axes: Axes, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis") -> QuadMesh:
+def draw_layer(
+    figure: Figure, place: SubplotSpec, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis"
+) -> QuadMesh:
     """One layer's cells (V_layer,) where they are: x to the right and y up in mm, or sectors and equally wide rings."""
     outline = layer.outline
+    axes = figure.add_subplot(place, projection="polar" if outline.polar else None)
     image = energies.reshape(layer.shape).astype(np.float64)
     if isinstance(norm, LogNorm):
         image = np.where(image > 0, image, np.nan)
@@ -404,3 +419,50 @@ def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:
     high = float(filled.max()) if len(filled) else 1.0
     low = max(float(filled.min()), high * 10**-decades) if len(filled) else 0.1
     return LogNorm(low, high if high > low else low * 10)
+
+
+def draw_frames(
+    family: Family,
+    values: NDArray[np.float32],
+    titles: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    layers: Sequence[int] | None = None,
+) -> Figure:
+    """Samples side by side, on one logarithmic scale of colours; panels by hand, since a layout engine takes seconds.
+
+    Args:
+        family: What they are.
+        values: Rows of frames, (R, T, *sample_shape), in the family's unit; of showers each layer has a row of panels.
+        titles: Of the frames, T, for each row or only the first.
+        rows: Of the rows, R; empty where there is nothing to say.
+        layers: Positions of the layers to draw (default: five, evenly spaced).
+    """
+    if layers is None:
+        layers = range(0, len(family.layers), -(-len(family.layers) // _MOST_LAYERS) or 1)
+    lines: list[tuple[int, int | None]] = list(product(range(len(values)), layers or [None]))
+    norm = log_norm([values.astype(np.float64)], 5.0 if family.layers else 3.5)
+    bar = ScalarMappable(norm, "viridis" if family.layers else "inferno")
+    # Equal square panels and a bar of colours, in inches.
+    above = 0.14 * (1 + titles[0][0].count("\n")) + 0.16
+    apart = 0.06 + (above / 1.65 if len(titles) > 1 else 0)
+    width, height = 1.65 * values.shape[1] + 1.3, (1.59 + 1.59 * apart) * len(lines) + above
+    figure = Figure(figsize=(width, height))
+    edges = {"left": 0.4 / width, "right": 1 - 0.9 / width, "bottom": 0.1 / height, "top": 1 - above / height}
+    grid = figure.add_gridspec(len(lines), values.shape[1], wspace=0.06, hspace=apart, **edges)
+    tall = min(0.6, 3.5 / height)
+    place = (1 - 0.8 / width, 0.5 - tall / 2, 0.14 / width, tall)
+    figure.colorbar(bar, cax=figure.add_axes(place), label=voxel_of(family).axis_label)
+    for (line, (i, number)), j in product(enumerate(lines), range(values.shape[1])):
+        row = rows[i]
+        if number is None:
+            axes = figure.add_subplot(grid[line, j])
+            draw_map(axes, values[i, j], norm)
+        else:
+            cells = values[i, j, family.layer_slices[number]]
+            axes = draw_layer(figure, grid[line, j], family.layers[number], cells, norm).axes
+            row = f"{row}\nlayer {family.layer_numbers[number]}".strip()
+        bare(axes)
+        titled = i < len(titles) and line % (len(lines) // len(values)) == 0
+        axes.set_title(titles[i][j] if titled else "", fontsize=8)
+        axes.set_ylabel(row if j == 0 else "", loc="center", fontsize=8)
+    return figure
