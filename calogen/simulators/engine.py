@@ -57,7 +57,15 @@ class Engine(BaseModel, ABC):
     def describe(self) -> dict[str, Any]:
         """Engine, versions, options and seed, JSON-able: two engines that differ here make different samples."""
 
+    @property
     @abstractmethod
+    def drawn(self) -> Drawn:
+        """Conditions of all samples."""
+
+    def draw(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.floating[Any]]:
+        """One sample, of engines that make them one at a time, which need no :meth:`make` of their own."""
+        raise NotImplementedError
+
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop.
 
@@ -68,6 +76,13 @@ class Engine(BaseModel, ABC):
         Raises:
             ConfigError: If they are not.
         """
+        count = len(checked_block(start, stop, self.block))
+        columns = self.drawn.columns(self.seed, start, count)
+        values = np.zeros((count, *self.family.sample_shape), np.float32)
+        for i in range(count):
+            values[i] = self.draw(start + i, {name: float(column[i]) for name, column in columns.items()})
+        conditions = {c.name: columns[c.name] for c in self.family.conditions}
+        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
     @abstractmethod
     def check(self) -> str:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
@@ -25,9 +25,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError, did_you_mean, require
 from ..families import ENERGY_UNITS, Condition, Family
-from ..shards.samples import Samples
 from .detector import Detector, Signal, load_detector
-from .engine import Drawn, Engine, checked_block, stream
+from .engine import Drawn, Engine, stream
 
 PARTICLES = ("gamma", "e-", "e+")
 ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Ar", "Cr", "Fe", "Ni", "Cu", "Zn", "I", "Cs", "W", "Pb", "U")
@@ -139,16 +138,12 @@ class Geant4(Engine):
         specs = {usual.name: self.detector.energy, **_FIXED, "particle": "uniform"}
         return Drawn(known, self.conditions, specs, {**_LIMITS, **sides})
 
-    @property
-    def varying(self) -> tuple[str, ...]:
-        """Names of the samples' conditions: the energy, whatever else varies, and which of several particles."""
-        energy, *others = self.drawn.texts
-        return (energy, *(name for name in others if name == "particle" or self.drawn.fixed(name) is None))
-
     @cached_property
     def family(self) -> Family:
-        """The detector's family, with the conditions that vary and the symmetries that remain."""
+        """The detector's family, with the energy, whatever else varies, and the symmetries that remain."""
         family, drawn = self.detector.family, self.drawn
+        energy, *others = drawn.texts
+        varying = (energy, *(name for name in others if name == "particle" or drawn.fixed(name) is None))
         straight = drawn.fixed("theta") == 0
         symmetric = {f"mirror-{axis}": straight and drawn.fixed(f"impact_{axis}") == 0 for axis in "xy"}
         description = family.description
@@ -157,7 +152,7 @@ class Geant4(Engine):
         return family.model_copy(
             update={
                 "description": description,
-                "conditions": tuple(drawn.ranged(name) for name in self.varying),
+                "conditions": tuple(drawn.ranged(name) for name in varying),
                 "symmetries": tuple(s for s in family.symmetries if symmetric.get(s, False)),
             }
         )
@@ -186,25 +181,15 @@ class Geant4(Engine):
             "seed": self.seed,
         }
 
-    def make(self, start: int, stop: int) -> Samples:
-        """Showers start to stop.
+    def draw(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.float64]:
+        """The voxels of one shower in MeV, (V,).
 
         Raises:
             ConfigError: If this process already simulated with other physics: Geant4 has one set a process.
         """
-        count = len(checked_block(start, stop, self.block))
-        gun = self.drawn.columns(self.seed, start, count)
-        values = np.zeros((count, self.family.voxels), np.float32)
-        for i in range(count):
-            seed = int.from_bytes(stream(self.seed, start + i).bytes(16), "little")
-            values[i] = self._shower(seed, {name: float(column[i]) for name, column in gun.items()})
-        conditions = {name: gun[name] for name in self.varying}
-        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
-
-    def _shower(self, seed: int, gun: dict[str, float]) -> NDArray[np.float64]:
-        """The voxels of one shower in MeV, (V,)."""
-        particle = self.particles[int(gun.get("particle", 0))]
-        x, y, z, plate, energy = _deposits(_simulation(self), particle, seed, gun, self.detector)
+        seed = int.from_bytes(stream(self.seed, index).bytes(16), "little")
+        particle = self.particles[int(conditions.get("particle", 0))]
+        x, y, z, plate, energy = _deposits(_simulation(self), particle, seed, conditions, self.detector)
         voxel = self.detector.voxel(x, y, z, plate)
         cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1].astype(np.float64)
         cells[cells < self.family.threshold] = 0
@@ -340,7 +325,7 @@ def _volumes(detector: Detector, active: bool) -> dict[str, Any]:
 
 
 def _deposits(
-    simulation: Any, particle: str, seed: int, gun: dict[str, float], detector: Detector
+    simulation: Any, particle: str, seed: int, gun: Mapping[str, float], detector: Detector
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """Position (x, y, depth) in mm, plate and energy in MeV of every deposit of one shower, (D,) each.
 

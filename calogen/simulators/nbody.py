@@ -89,13 +89,12 @@ class NBody(Engine):
         conditions = tuple(self.drawn.ranged(c.name) for c in usual.conditions)
         if (self.pixels, self.box, self.slabs) == (64, 64.0, 8):
             return usual.model_copy(update={"conditions": conditions})
-        size = (
-            f"{self.pixels} x {self.pixels} pixels of {self.box / self.pixels:g} Mpc/h, {self.box / self.slabs:g} Mpc/h"
-        )
+        size = f"{self.pixels} x {self.pixels} pixels of {self.box / self.pixels:g} Mpc/h"
+        deep = f"{self.box / self.slabs:g} Mpc/h deep"
         return usual.model_copy(
             update={
                 "name": f"nbody-{self.pixels}",
-                "description": f"Projected N-body density, {size} deep, z = 0, periodic",
+                "description": f"Projected N-body density, {size}, {deep}, z = 0, periodic",
                 "conditions": conditions,
                 "pixels": (self.pixels, self.pixels),
                 "box_size": self.box,
