@@ -105,7 +105,7 @@ def _decoded(
     An axis of length 1 is repeated.
     """
     shape = np.broadcast_shapes(latents.shape[:2], *(values.shape for values in varied.values()))
-    latents = np.broadcast_to(latents, (*shape, latents.shape[2]))
+    latents = np.array(np.broadcast_to(latents, (*shape, latents.shape[2])))
     columns = np.tile(_middle(surrogate), (*shape, 1))
     for number, values in varied.items():
         columns[:, :, number] = values

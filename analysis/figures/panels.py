@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -43,28 +44,7 @@ FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
 _MOST_LAYERS = 5  # drawn of a sample
 _SMALL = 3.5  # inches that a panel with few labels is narrower than
-_TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
-_STYLE: dict[Any, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
-    "font.family": ["DejaVu Sans"],
-    "mathtext.fontset": "dejavusans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.8,
-    "axes.unicode_minus": False,
-    "xaxis.labellocation": "right",
-    "yaxis.labellocation": "top",
-    "legend.fontsize": 9,
-    "legend.handlelength": 1.5,
-    "legend.borderpad": 0.5,
-    "legend.frameon": False,
-    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()},
-    "xtick.top": True,
-    "ytick.right": True,
-    "xtick.major.pad": 4,
-    "savefig.dpi": 140,
-    "pdf.fonttype": 42,
-}
+_STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ In a file, beside the table ``[family]`` that training takes too::
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, did_you_mean
-from ..families import FAMILIES, Family, resolve_family
+from ..families import Family, resolve_family
 from .engine import read_toml
 
 Signal = Literal["all", "active"]
@@ -161,44 +162,8 @@ class Detector(_Frozen):
         return found
 
 
-def _calogan() -> Detector:
-    """CaloGAN's (arXiv:1705.02355 and hep-lbdl/CaloGAN): 80 x (2 mm Pb + 4 mm LAr); layers end at z = -150, 197 mm."""
-    return Detector(
-        family=FAMILIES["calogan"],
-        width=1000,
-        modules=(
-            Module(
-                repeat=80,
-                plates=(Plate(material="G4_Pb", thickness=2), Plate(material="LiquidArgon", thickness=4, active=True)),
-            ),
-        ),
-        materials={"LiquidArgon": Material(density=1.39, formula={"Ar": 1}, state="liquid")},
-        layer_ends=(90, 437, 480),
-    )
-
-
-def _challenge_2() -> Detector:
-    """CaloChallenge set 2 (arXiv:2410.21611, Geant4 example Par04): 90 x (1.4 mm W + 0.3 mm Si), 45 layers of two."""
-    return Detector(
-        family=FAMILIES["2"],
-        width=1000,
-        modules=(
-            Module(
-                repeat=90,
-                plates=(Plate(material="G4_W", thickness=1.4), Plate(material="G4_Si", thickness=0.3, active=True)),
-            ),
-        ),
-        layer_ends=tuple(round(3.4 * (i + 1), 6) for i in range(45)),
-        particle="e-",
-        signal="active",
-        scale=1 / 0.033,  # the challenge's threshold is 0.5 keV in silicon / 0.033 = 15.15 keV
-        energy="log-uniform:1:1000GeV",
-        note="flat plates, where Par04 bends them to a radius of 800 mm (1 mm of sag at the edge of the read-out)",
-    )
-
-
-GEOMETRIES = {"calogan": _calogan, "2": _challenge_2}
-"""Detectors in the box."""
+GEOMETRIES = ("calogan", "2")
+"""Detectors in the box: files in ``calogen/data/geant4``."""
 
 
 def load_detector(source: str | Path) -> Detector:
@@ -210,9 +175,9 @@ def load_detector(source: str | Path) -> Detector:
     Raises:
         ConfigError: If there is no such detector, or the file does not describe one.
     """
-    if str(source) in GEOMETRIES:
-        return GEOMETRIES[str(source)]()
     path = Path(source)
+    if str(source) in GEOMETRIES:
+        path = Path(str(files("calogen.data").joinpath("geant4", f"{source}.toml")))
     if path.suffix != ".toml":
         hint = did_you_mean(str(source), GEOMETRIES)
         raise ConfigError("unknown geometry", found=source, expected="a name, or a .toml file", hint=hint)
