@@ -18,10 +18,9 @@ from calogen.shards.samples import Samples, Source
 
 from ..observables.statistics import FLOOR_PIXEL
 from .histograms import Histograms, float32_edges
-from .moments import Covariance, Means
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
-from .streams import Streams
+from .streams import Covariance, Means, Streams
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
@@ -222,7 +221,6 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
                     conditions.add(name, values[rows])
             if progress is not None:
                 progress(title, done, count)
-    streams.close()
     if not kept:
         raise ShardError(
             "no sample of the source can be used",
