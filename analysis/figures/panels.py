@@ -340,18 +340,17 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     columns = len(titles) if several else 3
     height = 6.4 if turned else 5.6  # turned labels need room below
     figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
-    panels = figure.subplots(1 + several, columns, squeeze=False)
+    panels = list(figure.subplots(1 + several, columns, squeeze=False).flat)
     if several:
-        panels[1, 0].set_axis_off()
+        panels.pop(columns).set_axis_off()
     differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
     limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
-    rest = panels[1, 1:] if several else panels[0, 2:]
-    shown = [(axes, item, "correlation", 1.0, "neither") for axes, item in zip(panels[0], found.items(), strict=False)]
-    shown += [(axes, item, "difference", limit, "both") for axes, item in zip(rest, differences.items(), strict=True)]
-    for axes, (title, matrix), label, scale, extend in shown:
+    shown = [(*item, "correlation", 1.0, "neither") for item in found.items()]
+    shown += [(*item, "difference", limit, "both") for item in differences.items()]
+    for axes, (title, matrix, label, scale, extend) in zip(panels, shown, strict=True):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest", rasterized=True)
         axes.set_title(title)
-        first = axes is panels[0, 0] or (several and axes is rest[0])
+        first = axes is panels[0] or (several and axes is panels[columns])
         axes.set_xticks(ticks, labels, rotation=90 if turned else 0, fontsize=6.5)
         axes.set_yticks(ticks, labels if first else [], fontsize=6.5)
         axes.tick_params(length=0)

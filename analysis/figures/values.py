@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from calogen.families import Condition, Family
 
-from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
+from ..metrics.conditioning import Curve, ResolutionFit, Statistic, binned_curve, condition_curve, curve_edges, in_gev
 from ..metrics.ensembles import shared
 from ..metrics.inferred import response
 from ..metrics.maps import FEWEST, MapStatistics, coarse
@@ -189,11 +189,11 @@ def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
     low = max(float(edges[0]), 1e-3 * float(edges[-1]))
     x = np.geomspace(low, float(edges[-1]), 200)
     energies = x * in_gev(report.family.conditions[0])
-    found = {}
-    for title, fits in fits_of(report, kind).items():
-        if fits:
-            found[title] = mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
-    return found
+    return {
+        title: mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
+        for title, fits in fits_of(report, kind).items()
+        if fits
+    }
 
 
 def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
@@ -426,18 +426,11 @@ def inferred(report: Report) -> dict[str, tuple[Array, dict[str, Curve]]]:
 
 
 def _inferred_curve(number: int, name: str, edges: Array, side: MapStatistics) -> Curve:
-    truth = side.shapes.conditions[name].astype(np.float64)
-    column = side.shapes.columns["inferred"][:, number : number + 1]
-    points = np.full((3, len(edges) - 1), np.nan)
-    points[0] = (edges[1:] + edges[:-1]) / 2
-    place = np.searchsorted(edges, truth, side="right") - 1
-    place[truth == edges[-1]] = len(edges) - 2
-    for k in range(len(edges) - 1):
-        rows = place == k
-        if np.count_nonzero(rows) >= FEWEST // 2:
-            curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
-            points[:, k] = curve.x[0], curve.y[0], curve.error[0]
-    return Curve(*points)
+    def mean(rows: NDArray[np.bool_]) -> tuple[float, float]:
+        curve = side.shapes.curve(edges[:1], side.shapes.columns["inferred"][:, [number]], rows)
+        return float(curve.y[0]), float(curve.error[0])
+
+    return binned_curve(side.shapes.conditions[name], edges, mean)
 
 
 def pairs(report: Report) -> tuple[dict[str, Curve], dict[str, Array]]:

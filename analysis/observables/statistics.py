@@ -7,7 +7,6 @@ are in pixels). Transforms run in blocks, so memory does not grow with the numbe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
@@ -23,7 +22,6 @@ _BLOCK_PIXELS = 2**18  # 2 MiB in float64: stays in the cache
 _BANDS = 9  # of the bispectrum
 
 
-@dataclass(frozen=True)
 class Shells:
     """Shells of integer radius in Fourier space, 1 .. N/2-1 in units of the fundamental mode, on ``rfft2``'s grid.
 
@@ -34,34 +32,30 @@ class Shells:
         area: Of a map, in (Mpc/h)^2 or pixels.
     """
 
-    k: Array
-    number: NDArray[np.int64]
-    weight: Array
-    area: float
-    _order: NDArray[np.int64]
-    _starts: NDArray[np.int64]
-
-    @classmethod
-    @lru_cache(maxsize=8)
-    def of(cls, pixels: tuple[int, ...], box_size: float) -> Shells:
-        """The shells of maps of some size."""
+    def __init__(self, pixels: tuple[int, ...], box_size: float) -> None:
         height, width = pixels
         side = min(pixels)
         rows = np.fft.fftfreq(height) * side  # in units of the fundamental of the shorter side
         columns = np.fft.rfftfreq(width) * side
         last = max(side // 2 - 1, 0)
-        number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
-        weight = np.full(number.shape, 2.0)  # rfft keeps one of each conjugate pair
-        weight[:, 0] = 1.0
+        self.number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
+        self.weight = np.full(self.number.shape, 2.0)  # rfft keeps one of each conjugate pair
+        self.weight[:, 0] = 1.0
         if width % 2 == 0:
-            weight[:, -1] = 1.0
-        order = np.argsort(number, axis=None, kind="stable")
-        order = order[(number.ravel()[order] > 0) & (number.ravel()[order] <= last)]
-        starts = np.searchsorted(number.ravel()[order], np.arange(1, last + 1))
+            self.weight[:, -1] = 1.0
+        flat = self.number.ravel()
+        order = np.argsort(flat, kind="stable")
+        self._order = order[(flat[order] > 0) & (flat[order] <= last)]
+        self._starts = np.searchsorted(flat[self._order], np.arange(1, last + 1))
         length = box_size * side / height if box_size else float(side)
-        area = box_size**2 * width / height if box_size else float(height * width)
-        k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
-        return cls(k, number, weight, area, order, starts)
+        self.area = box_size**2 * width / height if box_size else float(height * width)
+        self.k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def of(cls, pixels: tuple[int, ...], box_size: float) -> Shells:
+        """The shells of maps of some size, worked out once."""
+        return cls(pixels, box_size)
 
     def mean(self, modes: Array) -> Array:
         """Mean of a real quantity over the modes of each shell, (N, H, W//2 + 1) to (N, K)."""
@@ -97,35 +91,23 @@ def peak_mask(maps: Maps) -> NDArray[np.bool_]:
     return np.asarray(maps > neighbours)
 
 
-@dataclass(frozen=True)
 class LogAxis:
     """Equal bins in ln(1 + delta + 0.001), from empty pixels to a largest value; what lies beyond goes into the ends.
 
     Attributes:
-        low: Lower end in the logarithm.
-        width: Of a bin.
         bins: How many.
+        edges: In the logarithm, (B + 1,).
     """
 
-    low: float
-    width: float
-    bins: int = 256
-
-    @classmethod
-    def up_to(cls, largest: float, bins: int = 256) -> LogAxis:
-        """Bins up to a pixel value."""
-        low = float(np.log(FLOOR_PIXEL))
-        return cls(low, (float(np.log(max(largest, 1.0) + FLOOR_PIXEL)) - low) / bins, bins)
-
-    @property
-    def edges(self) -> Array:
-        """In the logarithm, (B + 1,)."""
-        return np.asarray(self.low + self.width * np.arange(self.bins + 1))
+    def __init__(self, largest: float, bins: int = 256) -> None:
+        self.bins, self._low = bins, float(np.log(FLOOR_PIXEL))
+        self._width = (float(np.log(max(largest, 1.0) + FLOOR_PIXEL)) - self._low) / bins
+        self.edges = self._low + self._width * np.arange(bins + 1)
 
     def place(self, values: Maps) -> NDArray[np.int64]:
         """The bin of each value."""
         logarithm = np.log(np.maximum(values, 0) + np.float32(FLOOR_PIXEL))
-        return np.clip((logarithm - self.low) / self.width, 0, self.bins - 1).astype(np.int64)
+        return np.clip((logarithm - self._low) / self._width, 0, self.bins - 1).astype(np.int64)
 
 
 def pixel_histograms(maps: Maps, axis: LogAxis) -> tuple[Array, Array]:
