@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -57,15 +56,10 @@ class Drawing:
     figure: Figure
 
 
-def style() -> AbstractContextManager[None]:
-    """The style of all figures, while the context lasts."""
-    return matplotlib.rc_context(_STYLE)
-
-
 def styled(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
     """Drawings made in the style of all figures, which whoever draws in between does not see."""
     while True:
-        with style():
+        with matplotlib.rc_context(_STYLE):
             drawing = next(drawings, None)
         if drawing is None:
             return
@@ -76,7 +70,7 @@ def encode(drawing: Drawing, kind: str) -> bytes:
     """The figure as a file, ``png``, ``pdf`` or ``svg``; equal drawings give equal bytes."""
     stream = io.BytesIO()
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with style():
+    with matplotlib.rc_context(_STYLE):
         engine = drawing.figure.get_layout_engine()
         if engine is not None:  # arrange the panels once, not for every format
             engine.execute(drawing.figure)

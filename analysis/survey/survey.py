@@ -276,7 +276,7 @@ class _Buffers:
 
 def _finite(samples: Samples, problems: Counter[str]) -> NDArray[np.bool_]:
     """Count what is unphysical; returns which samples are finite, (N,)."""
-    flat = samples.values.reshape(len(samples), -1)
+    flat = samples.values.reshape(len(samples), samples.family.voxels)
     if flat.size and flat.min() >= 0 and flat.max() < np.inf:  # NaN fails both; quick when all is well
         return np.ones(len(flat), dtype=bool)
     finite = np.isfinite(flat)
