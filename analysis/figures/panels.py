@@ -104,7 +104,6 @@ def ratio_grid(
         main = figure.add_axes((x, y + lower, across, up - lower))
         main.sharex(ratio)
         main.tick_params(labelbottom=False)
-        ratio.set_ylim(*_RATIO_RANGE)
         ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
         ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
         if k % columns == 0:
@@ -185,7 +184,7 @@ def draw_histograms(
     factor, label = observable.axis(edges[-1])
     edges = edges * factor
     curves = {t: replace(h, edges=edges).curve for t, h in histograms.items()}
-    draw_curves(main, ratio, edges, curves, steps=True)
+    draw_curves(main, ratio, edges, curves, _RATIO_RANGE, steps=True)
     if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
@@ -196,19 +195,13 @@ def draw_histograms(
 
 
 def _flow(main: Axes, percent: Array) -> None:
-    """Under- and overflow (2, sides), above the ends of the axis they lie beyond."""
-    below, above = percent.tolist()
-    options: dict[str, Any] = {"fontsize": 6.5, "color": "#666666", "transform": main.transAxes}
-    if any(below):
-        main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {_shares(below)} %", **options)
-    if any(above):
-        main.text(1, 1.03, f"{_shares(above)} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", ha="right", **options)
-
-
-def _shares(percent: Sequence[float]) -> str:
-    """The reference's share, then the generated one, or the range of several."""
-    low, high = min(percent[1:]), max(percent[1:])
-    return f"{percent[0]:.2g} | {low:.2g}" + (f"-{high:.2g}" if len(percent) > 2 else "")
+    """Under- and overflow (2, sides): the reference's share, then the generated one, or the range of several."""
+    left, right = "\N{BLACK LEFT-POINTING SMALL TRIANGLE} {} %", "{} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+    for shares, at, text, side in zip(percent.tolist(), (0.13, 1), (left, right), ("left", "right"), strict=True):
+        if any(shares):
+            low, high = min(shares[1:]), max(shares[1:])
+            shown = f"{shares[0]:.2g} | {low:.2g}" + (f"-{high:.2g}" if len(shares) > 2 else "")
+            main.text(at, 1.03, text.format(shown), ha=side, fontsize=6.5, color="#666666", transform=main.transAxes)
 
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
@@ -266,7 +259,7 @@ def draw_curves(
         edges: Of the bins, (K + 1,).
         curves: By side, reference first; several seeds of one surrogate become a band.
         limits: Of the ratios (default: what shows them).
-        steps: Draw histograms: the reference filled, generated as steps with error bars; ratios from 0.5 to 1.5.
+        steps: Draw histograms: the reference filled, generated as steps with error bars.
     """
     titles = list(curves)
     reference = curves[titles[0]]
@@ -281,8 +274,7 @@ def draw_curves(
     relative = error / np.where(y != 0, np.abs(y), 1.0)
     ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
-    if not steps:
-        ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
+    ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
     for title, quotient in ratios.items():
         look, curve = look_of(titles, title), curves[title]
         if steps:

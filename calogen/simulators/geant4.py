@@ -380,8 +380,7 @@ class Geant4(Engine):
         """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
         specs = {name: text for name, text in self.conditions.items() if name != "particle"}
         specs[self.drawn.request.names[0]] = "fixed:20GeV"
-        given: dict[str, Any] = {"geometry": self.geometry, "signal": self.signal, "physics": self.physics}
-        given |= {"cut": self.cut, "seed": self.seed, "conditions": specs}
+        given = {**self.model_dump(exclude={"detector", "particle"}), "conditions": specs}
         return "\n".join(Geant4(**given, particle=particle)._checked() for particle in self.particles)
 
     def _checked(self) -> str:
