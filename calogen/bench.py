@@ -78,21 +78,17 @@ def train_ratio(
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop.start(plan, Path(folder) / "run", check=False)
         bare = _bare_loop(loop.trainer)
-        ours_ms, bare_ms = [], []
-        for turn in range(rounds + 1):
-            first, second = _time(lambda: loop.advance(steps)), _time(lambda: bare(steps))
-            if turn:  # the first round warms up
-                ours_ms.append(1e3 * first / steps)
-                bare_ms.append(1e3 * second / steps)
+        times = _in_turn(rounds + 1, lambda: loop.advance(steps), lambda: bare(steps))[1:]  # the first one warms up
+        ours_ms, bare_ms = 1e3 * np.array(times).T / steps
         with _Products() as products:  # type: ignore[no-untyped-call]
             loop.advance(steps)
-    ratios = sorted(a / b for a, b in zip(ours_ms, bare_ms, strict=True))
+    ratios = ours_ms / bare_ms
     share = 1e3 * products.seconds / steps / statistics.median(ours_ms)
     return {
         "calogen ms/step": round(statistics.median(ours_ms), 2),
         "bare torch ms/step": round(statistics.median(bare_ms), 2),
         "ratio": round(statistics.median(ratios), 3),
-        "ratio range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "ratio range": [round(min(ratios), 3), round(max(ratios), 3)],
         "calogen steps/s": round(1e3 / statistics.median(ours_ms), 2),
         "share of matrix products and convolutions": round(share, 2),
         "family": plan.family.name,
@@ -112,6 +108,11 @@ def _time(work: Any) -> float:
     work()
     wait()
     return time.perf_counter() - begun
+
+
+def _in_turn(rounds: int, *work: Callable[[], Any]) -> list[list[float]]:
+    """Seconds that each piece of work takes in each round."""
+    return [[_time(each) for each in work] for _ in range(rounds)]
 
 
 class _Products(TorchDispatchMode):
@@ -356,26 +357,24 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         raise ConfigError("the plain analysis is of showers", found=f"maps of family '{showers.family.name}'")
     plan = plan_comparison(showers, bins=4, seed=0)
     wide = showers.values.astype(np.float64)
-    ours_us, plain_us = [], []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        with threadpool_limits(1, "blas"):
-            ours = _streamed_analysis(showers, plan, threads)
-        half = time.perf_counter()
-        plain = _plain_analysis(showers, wide, plan)
-        ours_us.append(1e6 * (half - begun) / len(showers))
-        plain_us.append(1e6 * (time.perf_counter() - half) / len(showers))
-    ratios = sorted(b / a for a, b in zip(ours_us, plain_us, strict=True))
+    found: dict[str, _Analysis] = {}
+    times = _in_turn(
+        rounds,
+        lambda: found.update(ours=_streamed_analysis(showers, plan, threads)),
+        lambda: found.update(plain=_plain_analysis(showers, wide, plan)),
+    )
+    ours_us, plain_us = 1e6 * np.array(times).T / len(showers)
+    ratios = plain_us / ours_us
     return {
         "calogen us/shower": round(min(ours_us), 2),
         "plain numpy us/shower": round(min(plain_us), 2),
         "ratio": round(min(plain_us) / min(ours_us), 2),
-        "ratio range": [round(ratios[0], 2), round(ratios[-1], 2)],
-        **_agreement(ours, plain),
+        "ratio range": [round(min(ratios), 2), round(max(ratios), 2)],
+        **_agreement(**found),
         "family": showers.family.name,
         "showers": len(showers),
-        "observables": len(ours.observables),
-        "observables compared": len(plain.observables),
+        "observables": len(found["ours"].observables),
+        "observables compared": len(found["plain"].observables),
         "selections": len(plan.selections),
         "threads": threads,
         "numpy": np.__version__,
@@ -401,7 +400,8 @@ class _Analysis(NamedTuple):
 
 def _streamed_analysis(showers: Samples, plan: SurveyPlan, threads: int) -> _Analysis:
     streams = Streams(plan, threads=threads, covariance=False)
-    table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
+    with threadpool_limits(1, "blas"):
+        table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
     numbers = range(len(plan.selections))
     contents = {(name, i): streams.histograms.counts(name, i) for name in plan.edges for i in numbers}
     return _Analysis(dict(zip(plan.observables, table, strict=True)), contents, streams.means.mean)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .analysis.figures.maps import field
-from .analysis.figures.panels import Drawing, draw_frames, encode, styled
+from .analysis.figures.panels import Drawing, draw_frames, encode, styled, symbol, value_text
 from .analysis.observables.maps import wave_numbers
 from .analysis.observables.statistics import power_spectra
 from .errors import ConfigError
@@ -98,21 +97,10 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
     return np.array([values[len(values) // 2] for _, values in _points(surrogate, 3)], np.float32)
 
 
-def _text(condition: Condition, value: float) -> str:
-    """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
-    factor, unit = condition.shown(math.inf)
-    text = condition.labels[int(value)] if condition.labels else f"{value * factor:.3g} {unit}".rstrip()
-    return f"{_symbol(condition)} = {text}"
-
-
-def _symbol(condition: Condition) -> str:
-    return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
-
-
 def _kept(surrogate: Surrogate, but: Sequence[int] = ()) -> str:
     """The conditions that stay in their middle, for people."""
     known = enumerate(zip(_points(surrogate), _middle(surrogate), strict=True))
-    return ", ".join(_text(c, float(value)) for i, ((c, _), value) in known if i not in but)
+    return ", ".join(value_text(c, float(value)) for i, ((c, _), value) in known if i not in but)
 
 
 def _decoded(
@@ -151,12 +139,12 @@ def _sweep(surrogate: Surrogate, latents: NDArray[np.float32], *numbers: int) ->
     """Latents (R, Z) below each other at values of a condition, or one at values of two conditions."""
     (across, values), *more = (_points(surrogate)[number] for number in numbers)
     varied, rows = {numbers[0]: values[None]}, [""] * len(latents)
-    symbols, caption = _symbol(across), f"{len(latents)} latents, one above the other,"
+    symbols, caption = symbol(across), f"{len(latents)} latents, one above the other,"
     for down, upwards in more:  # as on paper: the second condition grows upwards
         varied[numbers[1]] = upwards[::-1, None]
-        rows = [_text(down, v) for v in upwards[::-1]]
-        symbols, caption = f"{symbols} and {_symbol(down)}", "One latent"
-    titles = [_text(across, v) for v in values]
+        rows = [value_text(down, v) for v in upwards[::-1]]
+        symbols, caption = f"{symbols} and {symbol(down)}", "One latent"
+    titles = [value_text(across, v) for v in values]
     figure = draw_frames(surrogate.family, _decoded(surrogate, latents[:, None], varied), [titles], rows)
     kept = _kept(surrogate, numbers)
     caption += f" at conditions over the trained range of {symbols}{f', {kept}' if kept else ''}"

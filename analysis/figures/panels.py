@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,7 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families import Family, Layer
+from calogen.families import Condition, Family, Layer
 
 from ..metrics.conditioning import Curve
 from ..observables.catalogue import voxel_of
@@ -343,6 +344,18 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
         bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom", extend=extend)
         bar.set_label(label, loc="center")
     return figure
+
+
+def symbol(condition: Condition) -> str:
+    """What stands for a condition in figures, in mathtext."""
+    return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
+
+
+def value_text(condition: Condition, value: float) -> str:
+    """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
+    factor, unit = condition.shown(math.inf)
+    text = condition.labels[int(value)] if condition.labels else f"{value * factor:.3g} {unit}".rstrip()
+    return f"{symbol(condition)} = {text}"
 
 
 def bare(axes: Axes) -> None:

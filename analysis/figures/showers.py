@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -29,6 +28,7 @@ from .panels import (
     look_of,
     matrices,
     ratio_grid,
+    value_text,
 )
 
 Array = NDArray[np.float64]
@@ -196,7 +196,14 @@ def examples(report: Report) -> Iterator[Drawing]:
     sides = {title: surveys[0].examples for title, surveys in list(views.sides(report).items())[:3]}
     frames = list(product(range(len(report.plan.targets)), sides.items()))
     showers = np.stack([values[k] for k, (_, (values, _)) in frames])[None]
-    titles = [f"{title}\n{_energy(report, conditions[k])}" for k, (title, (_, conditions)) in frames]
+    known = [c for c in report.family.conditions if c.name in report.reference.conditions]
+    titles = []
+    for k, (title, (_, conditions)) in frames:
+        named = [(c, v) for c, v in zip(known, conditions[k], strict=False) if c.role in ("energy", "label")]
+        texts = [value_text(c, v) for c, v in named if np.isfinite(v)]
+        if not report.plan.has_energy:
+            texts = [f"{energy:.3g} {report.family.unit}" for energy in conditions[k]]
+        titles.append("\n".join([title, ", ".join(texts)]))
     figure = draw_frames(report.family, showers, [titles], [""], views.shown_layers(report)[:5])
     matched = "incident" if report.plan.has_energy else "deposited"
     caption = (
@@ -204,16 +211,3 @@ def examples(report: Report) -> Iterator[Drawing]:
         "White cells are empty."
     )
     yield Drawing("examples", "Single showers", caption, figure)
-
-
-def _energy(report: Report, conditions: Array) -> str:
-    """The incident energy of a shower with its labels, or its deposited energy."""
-    family = report.family
-    if not len(conditions) or not np.isfinite(conditions[0]):
-        return ""
-    if not report.plan.has_energy:
-        return f"{conditions[0]:.3g} {family.unit}"
-    known = [c for c in family.conditions if c.name in report.reference.conditions]
-    factor, unit = known[0].shown(math.inf)
-    labels = [f" {c.labels[int(code)]}" for c, code in zip(known, conditions, strict=False) if c.labels]
-    return f"{conditions[0] * factor:.3g} {unit}{''.join(labels)}"
