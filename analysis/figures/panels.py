@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -371,7 +370,7 @@ def draw_map(axes: Axes, pixels: Values, norm: LogNorm, **options: Any) -> AxesI
 
 def draw_layer(
     figure: Figure, place: SubplotSpec, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis"
-) -> QuadMesh:
+) -> Axes:
     """One layer's cells (V_layer,) where they are: x to the right and y up in mm, or sectors and equally wide rings."""
     outline = layer.outline
     axes = figure.add_subplot(place, projection="polar" if outline.polar else None)
@@ -380,7 +379,7 @@ def draw_layer(
         image = np.where(image > 0, image, np.nan)
     cells = np.repeat(np.ma.masked_invalid(image), outline.repeat, axis=0).T
     palette = matplotlib.colormaps[colours].with_extremes(bad="white")
-    mesh = axes.pcolormesh(outline.across, outline.up, cells, norm=norm, cmap=palette, rasterized=True)
+    axes.pcolormesh(outline.across, outline.up, cells, norm=norm, cmap=palette, rasterized=True)
     axes.set(xlabel=outline.labels[0], ylabel=outline.labels[1])
     if outline.polar:
         axes.set(xticks=[], yticks=[])
@@ -388,7 +387,7 @@ def draw_layer(
         axes.set_xlabel(outline.labels[0], fontsize=7, loc="center")
     else:
         axes.set_aspect("equal")
-    return mesh
+    return axes
 
 
 def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:
@@ -417,7 +416,8 @@ def draw_frames(
     """
     if layers is None:
         layers = range(0, len(family.layers), -(-len(family.layers) // _MOST_LAYERS) or 1)
-    lines: list[tuple[int, int | None]] = list(product(range(len(values)), layers or [None]))
+    numbers: Sequence[int | None] = layers or [None]
+    lines = list(product(range(len(values)), numbers))
     norm = log_norm([values.astype(np.float64)], 5.0 if family.layers else 3.5)
     bar = ScalarMappable(norm, "viridis" if family.layers else "inferno")
     # Equal square panels and a bar of colours, in inches.
@@ -437,7 +437,7 @@ def draw_frames(
             draw_map(axes, values[i, j], norm)
         else:
             cells = values[i, j, family.layer_slices[number]]
-            axes = draw_layer(figure, grid[line, j], family.layers[number], cells, norm).axes
+            axes = draw_layer(figure, grid[line, j], family.layers[number], cells, norm)
             row = f"{row}\nlayer {family.layer_numbers[number]}".strip()
         bare(axes)
         titled = i < len(titles) and line % (len(lines) // len(values)) == 0

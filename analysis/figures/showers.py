@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -180,13 +180,15 @@ def mean_showers(report: Report) -> Iterator[Drawing]:
         for title in titles[1:]:
             ratio = np.divide(images[title], reference, out=np.full_like(reference, np.nan), where=(reference > 0))
             panels.append((f"{title} / {titles[0]}", ratio, TwoSlopeNorm(1.0, 0.5, 1.5), "PuOr_r", "ratio"))
-        drawn: dict[str, list[QuadMesh]] = {energy: [], "ratio": []}
+        drawn: dict[str, list[Axes]] = {energy: [], "ratio": []}
+        bars = {}
         for column, (title, image, scale, colours, text) in enumerate(panels):
             drawn[text].append(draw_layer(figure, grid[row, column], layer, image, scale, colours))
-            drawn[text][-1].axes.set_title(f"layer {number}: {title}")
-        for text, meshes in drawn.items():  # one scale, one bar
+            drawn[text][-1].set_title(f"layer {number}: {title}")
+            bars[text] = ScalarMappable(scale, colours)
+        for text, together in drawn.items():  # one scale, one bar
             extend = "both" if text == "ratio" else "neither"
-            figure.colorbar(meshes[-1], ax=[m.axes for m in meshes], label=text, extend=extend).minorticks_off()
+            figure.colorbar(bars[text], ax=together, label=text, extend=extend).minorticks_off()
     caption = "Mean energy of each voxel over all showers, on one logarithmic scale a layer, and the ratio."
     yield Drawing("mean-showers", "Mean showers", caption, figure)
 
