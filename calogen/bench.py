@@ -399,7 +399,7 @@ class _Analysis(NamedTuple):
 
 
 def _streamed_analysis(showers: Samples, plan: SurveyPlan, threads: int) -> _Analysis:
-    streams = Streams(plan, threads=threads, covariance=False)
+    streams = Streams(plan, threads=threads)
     with threadpool_limits(1, "blas"):
         table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
     numbers = range(len(plan.selections))

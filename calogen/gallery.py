@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .analysis.figures.maps import field
-from .analysis.figures.panels import Drawing, draw_frames, encode, styled, symbol, value_text
+from .analysis.figures.panels import Drawing, draw_frames, encode, styled, symbol, value_text, value_texts
 from .analysis.observables.maps import wave_numbers
 from .analysis.observables.statistics import power_spectra
 from .errors import ConfigError
@@ -99,8 +99,8 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
 
 def _kept(surrogate: Surrogate, but: Sequence[int] = ()) -> str:
     """The conditions that stay in their middle, for people."""
-    known = enumerate(zip(_points(surrogate), _middle(surrogate), strict=True))
-    return ", ".join(value_text(c, float(value)) for i, ((c, _), value) in known if i not in but)
+    texts = value_texts([condition for condition, _ in _points(surrogate)], _middle(surrogate).astype(np.float64))
+    return ", ".join(text for i, text in enumerate(texts) if i not in but)
 
 
 def _decoded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families import Family
 from calogen.shards.samples import Samples
 
 from ..metrics.conditioning import Curve
@@ -34,7 +33,7 @@ from .panels import (
     matrices,
     plain_grid,
     ratio_grid,
-    value_text,
+    value_texts,
 )
 
 Array = NDArray[np.float64]
@@ -230,16 +229,10 @@ def wall(report: Report) -> Iterator[Drawing]:
     """Single maps of every side at matching conditions."""
     sides = {title: surveys[0].examples for title, surveys in views.sides(report).items()}
     maps = np.stack([values.reshape(-1, *report.family.sample_shape) for values, _ in sides.values()])
-    titles = [["\n".join(_texts(report.family, row)) for row in rows] for _, rows in sides.values()]
+    titles = [["\n".join(value_texts(report.family.conditions, row)) for row in rows] for _, rows in sides.values()]
     figure = draw_frames(report.family, maps, titles, list(sides))
     caption = "Single maps, reference above generated, at matching conditions and on one logarithmic scale."
     yield Drawing("maps", "Wall of maps", caption, figure)
-
-
-def _texts(family: Family, values: Iterable[float]) -> list[str]:
-    """The conditions of a map, those that it has."""
-    known = zip(family.conditions, values, strict=False)
-    return [value_text(condition, value) for condition, value in known if np.isfinite(value)]
 
 
 def fields(report: Report) -> Iterator[Drawing]:
@@ -262,7 +255,7 @@ def field(samples: Samples) -> Drawing:
     image = draw_map(axes, values, log_norm([values], 3.5), extent=(0.0, side * width / height, 0.0, side))
     axes.set(xlabel=unit, ylabel=unit)
     columns = (samples.conditions.get(c.name, [np.nan]) for c in family.conditions)
-    axes.set_title(", ".join(_texts(family, (column[0] for column in columns))))
+    axes.set_title(", ".join(value_texts(family.conditions, [column[0] for column in columns])))
     figure.colorbar(image, ax=axes, label=r"$1+\delta$", fraction=0.045, pad=0.02)
     caption = f"One map of {height} x {width} pixels, periodic: its opposite edges continue each other."
     return Drawing("field", "A large field", caption, figure)

@@ -357,6 +357,11 @@ def value_text(condition: Condition, value: float) -> str:
     return f"{symbol(condition)} = {text}"
 
 
+def value_texts(conditions: Sequence[Condition], values: Sequence[float] | Array) -> list[str]:
+    """The same of all conditions that a sample has."""
+    return [value_text(c, value) for c, value in zip(conditions, values, strict=False) if np.isfinite(value)]
+
+
 def bare(axes: Axes) -> None:
     """Take away labels and ticks."""
     axes.set(xlabel="", ylabel="", xticks=[], yticks=[])

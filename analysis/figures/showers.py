@@ -28,7 +28,7 @@ from .panels import (
     look_of,
     matrices,
     ratio_grid,
-    value_text,
+    value_texts,
 )
 
 Array = NDArray[np.float64]
@@ -201,11 +201,9 @@ def examples(report: Report) -> Iterator[Drawing]:
     known = [c for c in report.family.conditions if c.name in report.reference.conditions]
     titles = []
     for k, (title, (_, conditions)) in frames:
-        named = [(c, v) for c, v in zip(known, conditions[k], strict=False) if c.role in ("energy", "label")]
-        texts = [value_text(c, v) for c, v in named if np.isfinite(v)]
-        if not report.plan.has_energy:
-            texts = [f"{energy:.3g} {report.family.unit}" for energy in conditions[k]]
-        titles.append("\n".join([title, ", ".join(texts)]))
+        deposited = [f"{energy:.3g} {report.family.unit}" for energy in conditions[k]]
+        texts = value_texts(known, conditions[k]) if report.plan.has_energy else deposited
+        titles.append("\n".join([title, *texts]))
     figure = draw_frames(report.family, showers, [titles], [""], views.shown_layers(report)[:5])
     matched = "incident" if report.plan.has_energy else "deposited"
     caption = (

@@ -64,10 +64,20 @@ class Shells:
         return np.asarray(np.add.reduceat(chosen, self._starts, axis=1) / counts)
 
 
+def blocks(count: int, rows: int) -> Iterator[slice]:
+    """Neighbouring rows, some at a time."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
 def _blocks(maps: Maps) -> Iterator[slice]:
-    rows = max(1, _BLOCK_PIXELS // max(1, maps[0].size)) if len(maps) else 1
-    for start in range(0, len(maps), rows):
-        yield slice(start, min(start + rows, len(maps)))
+    return blocks(len(maps), max(1, _BLOCK_PIXELS // max(1, maps[:1].size)))
+
+
+def row_counts(place: NDArray[np.integer[Any]], bins: int) -> NDArray[np.int64]:
+    """How often each bin is in each row of places, (N, ...) to (N, bins)."""
+    shifted = place.reshape(len(place), -1) + bins * np.arange(len(place))[:, None]
+    return np.bincount(shifted.ravel(), minlength=bins * len(place)).reshape(len(place), bins)
 
 
 def power_spectra(maps: Maps, box_size: float) -> Array:
@@ -115,9 +125,9 @@ def pixel_histograms(maps: Maps, axis: LogAxis) -> tuple[Array, Array]:
     found = np.empty((2, len(maps), axis.bins))
     for part in _blocks(maps):
         block = maps[part]
-        place = axis.place(block) + axis.bins * np.arange(len(block))[:, None, None]
-        for row, chosen in zip(found, (place.ravel(), place[peak_mask(block)]), strict=True):
-            row[part] = np.bincount(chosen, minlength=axis.bins * len(block)).reshape(len(block), axis.bins)
+        place = axis.place(block)
+        found[0, part] = row_counts(place, axis.bins)
+        found[1, part] = row_counts(np.where(peak_mask(block), place, axis.bins), axis.bins + 1)[:, :-1]
     return found[0], found[1]
 
 
@@ -153,9 +163,7 @@ def minkowski(maps: Maps, thresholds: Array, box_size: float) -> Array:
 
 def _count_above(thresholds: int, ranks: NDArray[np.uint8]) -> Array:
     """How many pixels of each map have a rank above each threshold's, (N, T)."""
-    bins = thresholds + 1
-    place = ranks.reshape(len(ranks), -1) + bins * np.arange(len(ranks))[:, None]
-    counts = np.bincount(place.ravel(), minlength=bins * len(ranks)).reshape(len(ranks), bins)
+    counts = row_counts(ranks, thresholds + 1)
     return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, -2::-1], dtype=np.float64)
 
 

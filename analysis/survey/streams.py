@@ -26,20 +26,19 @@ class Streams:
     Args:
         plan: Selections, axes and edges.
         threads: How many work at the same time (default: 2).
-        covariance: Whether to accumulate the covariance of voxels, where there are at most 1,000.
 
     Attributes:
         histograms: Of every observable and of single voxels in each selection.
         means: Mean sample of each selection.
-        covariance: Of vectors given to :meth:`fill`; None for larger samples or if not wanted.
+        covariance: Of vectors given to :meth:`fill`; None for samples of more than 1,000 voxels.
     """
 
-    def __init__(self, plan: SurveyPlan, *, threads: int | None = None, covariance: bool = True) -> None:
+    def __init__(self, plan: SurveyPlan, *, threads: int | None = None) -> None:
         voxels = plan.family.voxels
         self.plan, self.threads = plan, threads or THREADS
         self.histograms = Histograms(plan.edges)
         self.means = Means(voxels, plan.selections)
-        self.covariance = Covariance(voxels) if covariance and voxels <= _COVARIANCE_VOXELS else None
+        self.covariance = Covariance(voxels) if voxels <= _COVARIANCE_VOXELS else None
 
     def fill(self, samples: Samples, vectors: NDArray[np.float32] | None = None) -> Array:
         """Take in the next samples.

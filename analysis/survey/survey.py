@@ -16,7 +16,7 @@ from calogen.errors import ConfigError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
-from ..observables.statistics import FLOOR_PIXEL
+from ..observables.statistics import FLOOR_PIXEL, row_counts
 from .histograms import Histograms, float32_edges
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
@@ -290,6 +290,5 @@ def _finite(samples: Samples, problems: Counter[str]) -> NDArray[np.bool_]:
 def _spectrum_rows(plan: SurveyPlan, values: Columns) -> NDArray[np.int32]:
     """The voxel histogram of each sample, (n, B + 2)."""
     flat = values.reshape(len(values), -1)
-    width = plan.axis.size + 2
-    place = np.searchsorted(float32_edges(plan.axis.edges), flat, side="right") + width * np.arange(len(flat))[:, None]
-    return np.bincount(place.ravel(), minlength=width * len(flat)).reshape(len(flat), width).astype(np.int32)
+    place = np.searchsorted(float32_edges(plan.axis.edges), flat, side="right")
+    return row_counts(place, plan.axis.size + 2).astype(np.int32)
