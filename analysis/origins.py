@@ -102,11 +102,10 @@ class History:
             return None
 
         def column(name: str) -> NDArray[np.float64]:
-            return np.array([math.nan if (x := _number(one.get(name))) is None else x for one in found])
+            return np.array([_number(one.get(name)) for one in found], np.float64)
 
         def first(name: str) -> float:
-            known = [x for x in column(name) if math.isfinite(x)]
-            return float(known[0]) if known else math.nan
+            return next((float(x) for x in column(name) if math.isfinite(x)), math.nan)
 
         names = dict.fromkeys(key for one in found for key in one if key not in _AXES)
         return cls(

@@ -69,29 +69,25 @@ def train_ratio(
         ConfigError: If no data are given and there are none to fall back on.
     """
     if not data and not Path(_DEFAULT).is_dir():
-        raise ConfigError("there are no data to train on", where="--data", hint="give --data, or run in a clone")
+        raise ConfigError("there are no data to train on", where="`data`", hint="give `data`, or run in a clone")
     options = {"batch_size": batch_size, "steps": 10**9, "log_every": 10, "validate_every": 10**9}
     config = Config.build({"threads": threads, "training": {**options, "checkpoint_every": 10**9}})
     plan = prepare(config, list(data) or _DEFAULT)
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as folder:
         loop = TrainingLoop.start(plan, Path(folder) / "run", check=False)
-        bare = _BareLoop(loop.trainer)
-        ours_ms, bare_ms = [], []
-        for turn in range(rounds + 1):
-            first, second = _time(lambda: loop.advance(steps)), _time(lambda: bare.advance(steps))
-            if turn:  # the first round warms up
-                ours_ms.append(1e3 * first / steps)
-                bare_ms.append(1e3 * second / steps)
+        bare = _bare_loop(loop.trainer)
+        times = _in_turn(rounds + 1, lambda: loop.advance(steps), lambda: bare(steps))[1:]  # the first one warms up
+        ours_ms, bare_ms = 1e3 * np.array(times).T / steps
         with _Products() as products:  # type: ignore[no-untyped-call]
             loop.advance(steps)
-    ratios = sorted(a / b for a, b in zip(ours_ms, bare_ms, strict=True))
+    ratios = ours_ms / bare_ms
     share = 1e3 * products.seconds / steps / statistics.median(ours_ms)
     return {
         "calogen ms/step": round(statistics.median(ours_ms), 2),
         "bare torch ms/step": round(statistics.median(bare_ms), 2),
         "ratio": round(statistics.median(ratios), 3),
-        "ratio range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "ratio range": [round(min(ratios), 3), round(max(ratios), 3)],
         "calogen steps/s": round(1e3 / statistics.median(ours_ms), 2),
         "share of matrix products and convolutions": round(share, 2),
         "family": plan.family.name,
@@ -113,6 +109,11 @@ def _time(work: Any) -> float:
     return time.perf_counter() - begun
 
 
+def _in_turn(rounds: int, *work: Callable[[], Any]) -> list[list[float]]:
+    """Seconds that each piece of work takes in each round."""
+    return [[_time(each) for each in work] for _ in range(rounds)]
+
+
 class _Products(TorchDispatchMode):
     """Seconds spent in matrix products and convolutions, forward and backward (on a GPU: until they are launched)."""
 
@@ -126,45 +127,38 @@ class _Products(TorchDispatchMode):
         return made
 
 
-class _BareLoop:
-    """WGAN-GP as one would write it on an afternoon: copies of the same networks, one fixed batch."""
+def _bare_loop(trainer: Trainer) -> Callable[[int], None]:
+    """WGAN-GP as one would write it on an afternoon, for some steps: copies of the same networks, one fixed batch."""
+    if not isinstance(trainer, AdversarialTrainer):
+        raise ConfigError("there is no critic to time", where="training.objective", found=trainer.options.objective)
+    options, (samples, conditions) = trainer.options, trainer.batches[0]
+    generator, critic = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.critic)
+    scaled = scale_conditions(trainer.setup.family, trainer.setup.conditions, conditions)
+    stream = torch.Generator(samples.device).manual_seed(0)
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    generator_optimiser = torch.optim.Adam(trained, lr=options.learning_rate, betas=options.betas)
+    critic_optimiser = torch.optim.Adam(critic.parameters(), lr=options.critic_learning_rate, betas=options.betas)
 
-    def __init__(self, trainer: Trainer) -> None:
-        if not isinstance(trainer, AdversarialTrainer):
-            raise ConfigError("there is no critic to time", where="training.objective", found=trainer.options.objective)
-        self.generator = copy.deepcopy(trainer.generator)
-        self.critic = copy.deepcopy(trainer.critic)
-        self.options = trainer.options
-        self.samples, self.conditions = trainer.batches[0]
-        self.scaled = scale_conditions(trainer.setup.family, trainer.setup.conditions, self.conditions)
-        self.stream = torch.Generator(self.samples.device).manual_seed(0)
-        rates = (self.options.learning_rate, self.options.critic_learning_rate)
-        self.trained = [p for p in self.generator.parameters() if p.requires_grad]
-        self.generator_optimiser, self.critic_optimiser = (
-            torch.optim.Adam(parameters, lr=rate, betas=self.options.betas)
-            for parameters, rate in zip((self.trained, list(self.critic.parameters())), rates, strict=True)
-        )
+    def generate() -> Tensor:
+        latent = torch.randn((len(samples), generator.latent_size), generator=stream, device=samples.device)
+        return critic.view(generator(latent, conditions), conditions)
 
-    def _generate(self) -> Tensor:
-        shape, device = (len(self.samples), self.generator.latent_size), self.samples.device
-        latent = torch.randn(shape, generator=self.stream, device=device)
-        return self.critic.view(self.generator(latent, self.conditions), self.conditions)
-
-    def advance(self, steps: int) -> None:
-        """Train for some steps."""
+    def advance(steps: int) -> None:
         for _ in range(steps):
-            for _ in range(self.options.critic_steps):
+            for _ in range(options.critic_steps):
                 with torch.no_grad():
-                    reference, generated = self.critic.view(self.samples, self.conditions), self._generate()
-                difference = self.critic(generated, self.scaled).mean() - self.critic(reference, self.scaled).mean()
-                penalty = gradient_penalty(self.critic, reference, generated, self.scaled, self.stream)
-                self.critic_optimiser.zero_grad()
-                (difference + self.options.penalty * penalty).backward()
-                self.critic_optimiser.step()
-            loss = -self.critic(self._generate(), self.scaled).mean()
-            self.generator_optimiser.zero_grad()
-            loss.backward(inputs=self.trained)
-            self.generator_optimiser.step()
+                    reference, generated = critic.view(samples, conditions), generate()
+                difference = critic(generated, scaled).mean() - critic(reference, scaled).mean()
+                penalty = gradient_penalty(critic, reference, generated, scaled, stream)
+                critic_optimiser.zero_grad()
+                (difference + options.penalty * penalty).backward()
+                critic_optimiser.step()
+            loss = -critic(generate(), scaled).mean()
+            generator_optimiser.zero_grad()
+            loss.backward(inputs=trained)
+            generator_optimiser.step()
+
+    return advance
 
 
 _PUBLISHED = {
@@ -194,7 +188,7 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
     """
     surrogate = Surrogate.load(model, "cpu")
     what = "shower" if surrogate.family.layers else "map"
-    workers = sensible_number(workers, "workers")
+    workers = sensible_number(workers, "`workers`")
     with one_thread():
         rough = _forward_rate(surrogate, fold=True, seconds=0)
     request = _whole_range(surrogate, samples or min(_MOST_WRITTEN, math.ceil(_DISK_SECONDS * rough)))
@@ -353,32 +347,30 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         ShardError: If they cannot be read.
         CalogenError: If the two do not agree.
     """
-    sensible_number(threads, "--threads")
+    sensible_number(threads, "`threads`")
     showers = _some_showers(data, samples)
     if not showers.family.layers:
         raise ConfigError("the plain analysis is of showers", found=f"maps of family '{showers.family.name}'")
     plan = plan_comparison(showers, bins=4, seed=0)
     wide = showers.values.astype(np.float64)
-    ours_us, plain_us = [], []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        with threadpool_limits(1, "blas"):
-            ours = _streamed_analysis(showers, plan, threads)
-        half = time.perf_counter()
-        plain = _plain_analysis(showers, wide, plan)
-        ours_us.append(1e6 * (half - begun) / len(showers))
-        plain_us.append(1e6 * (time.perf_counter() - half) / len(showers))
-    ratios = sorted(b / a for a, b in zip(ours_us, plain_us, strict=True))
+    found: dict[str, _Analysis] = {}
+    times = _in_turn(
+        rounds,
+        lambda: found.update(ours=_streamed_analysis(showers, plan, threads)),
+        lambda: found.update(plain=_plain_analysis(showers, wide, plan)),
+    )
+    ours_us, plain_us = 1e6 * np.array(times).T / len(showers)
+    ratios = plain_us / ours_us
     return {
         "calogen us/shower": round(min(ours_us), 2),
         "plain numpy us/shower": round(min(plain_us), 2),
         "ratio": round(min(plain_us) / min(ours_us), 2),
-        "ratio range": [round(ratios[0], 2), round(ratios[-1], 2)],
-        **_agreement(ours, plain),
+        "ratio range": [round(min(ratios), 2), round(max(ratios), 2)],
+        **_agreement(**found),
         "family": showers.family.name,
         "showers": len(showers),
-        "observables": len(ours.observables),
-        "observables compared": len(plain.observables),
+        "observables": len(found["ours"].observables),
+        "observables compared": len(found["plain"].observables),
         "selections": len(plan.selections),
         "threads": threads,
         "numpy": np.__version__,
@@ -403,8 +395,9 @@ class _Analysis(NamedTuple):
 
 
 def _streamed_analysis(showers: Samples, plan: SurveyPlan, threads: int) -> _Analysis:
-    streams = Streams(plan, threads=threads, covariance=False)
-    table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
+    streams = Streams(plan, threads=threads)
+    with threadpool_limits(1, "blas"):
+        table = np.concatenate([streams.fill(chunk) for chunk in showers.chunks()], axis=1)
     numbers = range(len(plan.selections))
     contents = {(name, i): streams.histograms.counts(name, i) for name in plan.edges for i in numbers}
     return _Analysis(dict(zip(plan.observables, table, strict=True)), contents, streams.means.mean)

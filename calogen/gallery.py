@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .analysis.figures.gallery import sweep, sweep_spectra, value_text, walk
 from .analysis.figures.maps import field
-from .analysis.figures.panels import Drawing, encode, styled
+from .analysis.figures.panels import Drawing, draw_frames, encode, styled, symbol, value_text, value_texts
+from .analysis.observables.maps import wave_numbers
+from .analysis.observables.statistics import power_spectra
 from .errors import ConfigError
 from .families import Condition
 from .sampling import Surrogate
@@ -64,19 +69,17 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
 
 def _drawings(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
     maps, points = surrogate.family.kind == "map", _points(surrogate)
-    yield _walk(surrogate, seed)
+    latents = surrogate.latents(_WALKS if len(surrogate.family.layers) < _MANY_LAYERS else 1, seed=seed)
+    yield _walk(surrogate, seed, len(latents))
     if maps and len(points) > 1:
-        yield _plane(surrogate, seed)
+        yield _sweep(surrogate, latents[:1], 0, 1)
     else:
-        yield from _sweeps(surrogate, seed)
+        for number in range(len(points)):
+            yield _sweep(surrogate, latents, number)
     if maps and points:
         yield _spectra(surrogate, seed)
     if maps:
         yield from _field(surrogate, seed)
-
-
-def _walks(surrogate: Surrogate) -> int:
-    return _WALKS if len(surrogate.family.layers) < _MANY_LAYERS else 1
 
 
 def _points(surrogate: Surrogate, count: int = _POINTS) -> list[tuple[Condition, NDArray[np.float64]]]:
@@ -94,58 +97,80 @@ def _middle(surrogate: Surrogate) -> NDArray[np.float32]:
     return np.array([values[len(values) // 2] for _, values in _points(surrogate, 3)], np.float32)
 
 
-def _in_words(surrogate: Surrogate, values: NDArray[np.float32], but: tuple[int, ...] = ()) -> str:
-    known = enumerate(_points(surrogate))
-    return ", ".join(value_text(c, float(values[i])) for i, (c, _) in known if i not in but)
+def _kept(surrogate: Surrogate, but: Sequence[int] = ()) -> str:
+    """The conditions that stay in their middle, for people."""
+    texts = value_texts([condition for condition, _ in _points(surrogate)], _middle(surrogate).astype(np.float64))
+    return ", ".join(text for i, text in enumerate(texts) if i not in but)
 
 
-def _decoded(surrogate: Surrogate, latents: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Samples (R, T, *sample_shape) of latents and conditions (R, T, ...)."""
-    rows, frames = columns.shape[:2]
-    made = surrogate.decode(latents.reshape(rows * frames, -1), columns.reshape(rows * frames, -1))
-    return made.reshape(rows, frames, *surrogate.family.sample_shape)
+def _decoded(
+    surrogate: Surrogate, latents: NDArray[np.float32], varied: Mapping[int, NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    """Samples (R, T, *sample_shape) of latents (R, T, Z) and conditions (R, T) by number, the others at their middle.
+
+    An axis of length 1 is repeated.
+    """
+    shape = np.broadcast_shapes(latents.shape[:2], *(values.shape for values in varied.values()))
+    latents = np.array(np.broadcast_to(latents, (*shape, latents.shape[2])))
+    columns = np.tile(_middle(surrogate), (*shape, 1))
+    for number, values in varied.items():
+        columns[:, :, number] = values
+    made = surrogate.decode(latents.reshape(-1, latents.shape[2]), columns.reshape(-1, columns.shape[2]))
+    return made.reshape(*shape, *surrogate.family.sample_shape)
 
 
-def _walk(surrogate: Surrogate, seed: int) -> Drawing:
-    count = _walks(surrogate)
-    ends = surrogate.latents(2 * count, seed=seed).reshape(count, 2, 1, -1)
+def _walk(surrogate: Surrogate, seed: int, rows: int) -> Drawing:
+    """Walks between latents at fixed conditions."""
+    ends = surrogate.latents(2 * rows, seed=seed).reshape(rows, 2, 1, -1)
     share = np.linspace(0, 1, _FRAMES)
     angle = (np.pi / 2 * share).astype(np.float32)[:, None]
     path = (np.cos(angle) * ends[:, 0] + np.sin(angle) * ends[:, 1]).astype(np.float32)
-    middle = _middle(surrogate)
-    values = _decoded(surrogate, path, np.tile(middle, (count, _FRAMES, 1)))
-    return walk(surrogate.family, values, share, _in_words(surrogate, middle) or "no conditions")
+    titles = [f"{100 * s:.0f} %" for s in share]
+    figure = draw_frames(surrogate.family, _decoded(surrogate, path, {}), [titles], [""] * rows)
+    caption = (
+        f"Walks between two latents on the sphere (cos and sin of the angle, so that every frame is as probable), at "
+        f"{_kept(surrogate) or 'no conditions'}. A surrogate that has understood its samples changes them without "
+        "jumps and repeats nothing."
+    )
+    return Drawing("walk", "Walk between latents", caption, figure)
 
 
-def _plane(surrogate: Surrogate, seed: int) -> Drawing:
-    """The plane of the first two conditions."""
-    (across, first), (down, second) = _points(surrogate)[:2]
-    middle = _middle(surrogate)
-    columns = np.tile(middle, (len(second), len(first), 1))
-    columns[:, :, 0], columns[:, :, 1] = first, second[::-1, None]  # as on paper: the second grows upwards
-    made = _decoded(surrogate, surrogate.latents(1, seed=seed).repeat(len(first) * len(second), axis=0), columns)
-    kept = _in_words(surrogate, middle, (0, 1))
-    return sweep(surrogate.family, made, (across, first), (down, second[::-1]), kept)
-
-
-def _sweeps(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:
-    """Every condition on its own."""
-    count, middle = _walks(surrogate), _middle(surrogate)
-    for number, (condition, values) in enumerate(_points(surrogate)):
-        columns = np.tile(middle, (count, len(values), 1))
-        columns[:, :, number] = values
-        made = _decoded(surrogate, surrogate.latents(count, seed=seed).repeat(len(values), axis=0), columns)
-        yield sweep(surrogate.family, made, (condition, values), None, _in_words(surrogate, middle, (number,)))
+def _sweep(surrogate: Surrogate, latents: NDArray[np.float32], *numbers: int) -> Drawing:
+    """Latents (R, Z) below each other at values of a condition, or one at values of two conditions."""
+    (across, values), *more = (_points(surrogate)[number] for number in numbers)
+    varied, rows = {numbers[0]: values[None]}, [""] * len(latents)
+    symbols, caption = symbol(across), f"{len(latents)} latents, one above the other,"
+    for down, upwards in more:  # as on paper: the second condition grows upwards
+        varied[numbers[1]] = upwards[::-1, None]
+        rows = [value_text(down, v) for v in upwards[::-1]]
+        symbols, caption = f"{symbols} and {symbol(down)}", "One latent"
+    titles = [value_text(across, v) for v in values]
+    figure = draw_frames(surrogate.family, _decoded(surrogate, latents[:, None], varied), [titles], rows)
+    kept = _kept(surrogate, numbers)
+    caption += f" at conditions over the trained range of {symbols}{f', {kept}' if kept else ''}"
+    name = "sweep" if more else f"sweep-{across.name}"
+    return Drawing(name, f"Sweep of {symbols}", f"{caption}: only what they change differs.", figure)
 
 
 def _spectra(surrogate: Surrogate, seed: int) -> Drawing:
-    middle, latent, found = _middle(surrogate), surrogate.latents(_MAPS, seed=seed), []
-    for number, (condition, values) in enumerate(_points(surrogate)):
-        columns = np.tile(middle, (_POINTS, _MAPS, 1))
-        columns[:, :, number] = values[:, None]
-        made = [surrogate.decode(latent, each) for each in columns]
-        found.append((condition, values, np.stack(made)))
-    return sweep_spectra(surrogate.family, found)
+    """Mean power spectra of the same latents at several values of each condition."""
+    family, latents, points = surrogate.family, surrogate.latents(_MAPS, seed=seed), _points(surrogate)
+    figure = Figure(figsize=(4.2 * len(points), 3.7), layout="constrained")
+    panels = figure.subplots(1, len(points), squeeze=False)[0]
+    unit = ("h/Mpc", "(Mpc/h)$^2$") if family.box_size else ("1/pixel", "pixel$^2$")
+    for number, (axes, (condition, values)) in enumerate(zip(panels, points, strict=True)):
+        factor, label = condition.axis
+        norm = Normalize(values[0] * factor, values[-1] * factor)
+        for value, maps in zip(values, _decoded(surrogate, latents[None], {number: values[:, None]}), strict=True):
+            colour = matplotlib.colormaps["viridis"](norm(value * factor))
+            axes.loglog(wave_numbers(family), power_spectra(maps, family.box_size).mean(axis=0), color=colour)
+        axes.set(xlabel=f"k [{unit[0]}]", ylabel=f"P(k) [{unit[1]}]")
+        figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=label)
+    caption = (
+        f"Mean power spectrum of {_MAPS} maps of the same latents, one condition at a time over the trained range, the "
+        "others in its middle."
+    )
+    return Drawing("sweep-power", "Sweep of the power spectrum", caption, figure)
 
 
 def _field(surrogate: Surrogate, seed: int) -> Iterator[Drawing]:

@@ -321,3 +321,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def counts(values: Any, edges: Any) -> Any:
+    """Histogram with under- and overflow as first and last entry, (B + 2,); bins are [low, high)."""
+    return np.bincount(np.searchsorted(edges, np.asarray(values, np.float64), side="right"), minlength=len(edges) + 1)

@@ -12,7 +12,7 @@ from ..observables.catalogue import voxel_of
 from ..report import Report
 from . import maps, showers, training
 from . import values as views
-from .panels import Drawing, draw_histograms, matrices, ratio_grid, styled
+from .panels import Drawing, draw_histograms, log_scale, matrices, ratio_grid, styled
 
 _TITLES = {  # of figures of observables, by what the observables name as their figure
     "shower": "Whole shower",
@@ -55,18 +55,13 @@ def _observables(report: Report) -> Iterator[Drawing]:
 def _spectrum(report: Report) -> Iterator[Drawing]:
     """Spectrum of single voxels or pixels."""
     found, voxel = views.spectra(report), voxel_of(report.family)
-    filled = np.flatnonzero(sum(h.contents[1:-1] for h in found.values()))
-    if not len(filled):
+    if not any(h.contents[1:-1].any() for h in found.values()):
         return
-    shown = {t: views.rebinned(h, slice(int(filled[0]), int(filled[-1]) + 1)) for t, h in found.items()}
     label = f"share of all {voxel.name}s per decade"
     figure, ((main, ratio),) = ratio_grid(report, 1, size=(5.6, 4.6), label=label)
-    draw_histograms(main, ratio, shown, voxel, flow=False)
-    density = next(iter(shown.values())).density
-    density = density[density > 0]
-    main.set_yscale("log")
-    main.set_ylim(max(density.min() / 3, density.max() * 1e-8), density.max() * 5)
-    empty = ", ".join(f"{title} {100 * h.contents[0] / max(h.total, 1):.2f} %" for title, h in found.items())
+    draw_histograms(main, ratio, found, voxel, flow=False)
+    log_scale(main, [h.curve.y for h in found.values()], 8)
+    empty = ", ".join(f"{title} {100 * h.flow[0]:.2f} %" for title, h in found.items())
     caption = f"Spectrum of single {voxel.name}s over all samples. Zero or below the first bin: {empty}."
     yield Drawing("spectrum", f"{voxel.name.capitalize()} spectrum", caption, figure)
 

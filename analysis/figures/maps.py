@@ -23,15 +23,17 @@ from .panels import (
     FILL,
     REFERENCE_COLOUR,
     Drawing,
-    bare,
     draw_curves,
+    draw_frames,
     draw_lines,
     draw_map,
     log_norm,
+    log_scale,
     look_of,
     matrices,
     plain_grid,
     ratio_grid,
+    value_texts,
 )
 
 Array = NDArray[np.float64]
@@ -59,8 +61,7 @@ def _plane(report: Report, labels: tuple[str, str]) -> tuple[Figure, list[tuple[
     figure, panels = ratio_grid(report, len(chosen), label=labels[1])
     for (main, ratio), selection in zip(panels, chosen, strict=True):
         main.set_title(selection.title + (f"  ({selection.name})" if selection.name else ""), loc="left")
-        ratio.set_xlabel(labels[0])
-        ratio.set_xscale("log")
+        ratio.set(xlabel=labels[0], xscale="log")
     return figure, [(selection, *axes) for selection, axes in zip(chosen, panels, strict=True)]
 
 
@@ -128,17 +129,9 @@ def _in_bins(
     for selection, main, ratio in panels:
         edges, curves = make(selection)
         draw_curves(main, ratio, edges, curves, (0.5, 1.5))
-        _logarithmic(main, curves)
+        if np.mean(curves["reference"].y > 0) > 0.5:
+            log_scale(main, [curves["reference"].y])
     return figure
-
-
-def _logarithmic(main: Axes, curves: Mapping[str, Curve]) -> None:
-    """A logarithmic vertical axis, where the reference is positive often enough for one."""
-    reference = next(iter(curves.values())).y
-    if np.count_nonzero(reference > 0) > len(reference) / 2:
-        positive = reference[reference > 0]
-        main.set_yscale("log")
-        main.set_ylim(max(float(positive.min()) / 2, float(positive.max()) * 1e-7), float(positive.max()) * 3)
 
 
 def minkowski(report: Report) -> Iterator[Drawing]:
@@ -148,10 +141,9 @@ def minkowski(report: Report) -> Iterator[Drawing]:
     labels = ("area above, $V_0$", f"boundary $V_1$ [1/({length})]", f"Euler number $V_2$ [1/({length})$^2$]")
     figure, panels = plain_grid(report, 3)
     for functional, axes in enumerate(panels):
-        draw_lines(axes, views.map_curves(report, f"minkowski_{functional}", thresholds))
-        axes.set_xscale("log" if thresholds.min(initial=1.0) > 0 else "linear")
-        axes.set_xlabel(r"threshold in $1+\delta$")
-        axes.set_ylabel(labels[functional])
+        curves = views.map_curves(report, f"minkowski_{functional}", thresholds)
+        scale = "log" if thresholds.min(initial=1.0) > 0 else "linear"
+        draw_lines(axes, curves, xlabel=r"threshold in $1+\delta$", ylabel=labels[functional], xscale=scale)
         if functional == 2:
             axes.axhline(0, color=REFERENCE_COLOUR, linewidth=0.6)
     caption = (
@@ -169,11 +161,9 @@ def responses(report: Report) -> Iterator[Drawing]:
         return
     figure, panels = plain_grid(report, len(found))
     for axes, (name, curves) in zip(panels, found.items(), strict=True):
-        draw_lines(axes, curves)
+        slope = f"d ln P(k) / d {report.family.condition(name).axis[1]}"
+        draw_lines(axes, curves, xlabel=f"k [{_length(report)[1]}]", ylabel=slope, xscale="log")
         axes.axhline(0, color=REFERENCE_COLOUR, linewidth=0.6)
-        axes.set_xscale("log")
-        axes.set_xlabel(f"k [{_length(report)[1]}]")
-        axes.set_ylabel(f"d ln P(k) / d {report.family.condition(name).axis[1]}")
     caption = (
         "How the mean power spectrum responds to each condition, the others kept: slopes of a log-linear model. "
         "Neighbouring shells vary together: whole boxes are rich or poor."
@@ -189,10 +179,8 @@ def inferred(report: Report) -> Iterator[Drawing]:
     figure, panels = plain_grid(report, len(found))
     for axes, (name, (edges, curves)) in zip(panels, found.items(), strict=True):
         _, label = report.family.condition(name).axis
-        draw_lines(axes, curves)
+        draw_lines(axes, curves, xlabel=f"true {label}", ylabel=f"mean inferred {label}")
         axes.plot(edges[[0, -1]], edges[[0, -1]], color=REFERENCE_COLOUR, linewidth=0.6, linestyle="--")
-        axes.set_xlabel(f"true {label}")
-        axes.set_ylabel(f"mean inferred {label}")
         axes.yaxis.set_major_locator(MaxNLocator(5))
     caption = (
         "Conditions inferred from single maps by a regression on their summaries, trained with reference maps. One "
@@ -208,10 +196,8 @@ def cross(report: Report) -> Iterator[Drawing]:
     if not curves:
         return
     figure, (first, second) = plain_grid(report, 2)
-    draw_lines(first, curves)
-    first.set_xscale("log")
-    first.set_xlabel(f"k [{_length(report)[1]}]")
-    first.set_ylabel(r"cross spectrum / $\sqrt{P_a P_b}$")
+    labels = {"xlabel": f"k [{_length(report)[1]}]", "ylabel": r"cross spectrum / $\sqrt{P_a P_b}$"}
+    draw_lines(first, curves, xscale="log", **labels)
     titles = list(alike)
     edges = np.linspace(0, max(0.5, *(float(a.max(initial=0.0)) for a in alike.values())) * 1.02, 52)
     for title, values in alike.items():
@@ -219,9 +205,7 @@ def cross(report: Report) -> Iterator[Drawing]:
         if title == titles[0]:
             second.stairs(density, edges, fill=True, color=FILL)
         second.stairs(density, edges, color=look.colour, linestyle=look.line)
-    second.set_yscale("log")
-    second.set_xlabel("largest correlation over all shifts")
-    second.set_ylabel("share of pairs of maps")
+    second.set(yscale="log", xlabel="largest correlation over all shifts", ylabel="share of pairs of maps")
     caption = (
         "Are generated maps alike? Pairs of different maps (of different realisations), one shifted (mirrored, turned) "
         "to fit the other best, in the logarithm of the density. A surrogate that repeats itself has pairs near 1."
@@ -243,20 +227,10 @@ def correlations(report: Report) -> Iterator[Drawing]:
 
 def wall(report: Report) -> Iterator[Drawing]:
     """Single maps of every side at matching conditions."""
-    sides = {title: surveys[0] for title, surveys in views.sides(report).items()}
-    count = len(report.plan.targets)
-    figure = Figure(figsize=(2.3 * count, 2.25 * len(sides) + 0.3), layout="constrained")
-    panels = figure.subplots(len(sides), count, squeeze=False)
-    norm = log_norm([side.examples[0].astype(np.float64) for side in sides.values()], 3.5)
-    names = [c.name for c in report.family.conditions]
-    for row, (title, side) in zip(panels, sides.items(), strict=True):
-        for axes, values, conditions in zip(row, *side.examples, strict=True):
-            image = draw_map(axes, values.reshape(report.family.sample_shape).astype(np.float64), norm)
-            bare(axes)
-            known = zip(names, conditions, strict=False)
-            axes.set_title(", ".join(f"{n} {v:.3g}" for n, v in known if np.isfinite(v)), fontsize=7)
-        row[0].set_ylabel(title, loc="center")
-    figure.colorbar(image, ax=panels, label=r"$1+\delta$", fraction=0.02, pad=0.01)
+    sides = {title: surveys[0].examples for title, surveys in views.sides(report).items()}
+    maps = np.stack([values.reshape(-1, *report.family.sample_shape) for values, _ in sides.values()])
+    titles = [["\n".join(value_texts(report.family.conditions, row)) for row in rows] for _, rows in sides.values()]
+    figure = draw_frames(report.family, maps, titles, list(sides))
     caption = "Single maps, reference above generated, at matching conditions and on one logarithmic scale."
     yield Drawing("maps", "Wall of maps", caption, figure)
 
@@ -280,7 +254,8 @@ def field(samples: Samples) -> Drawing:
     axes = figure.add_subplot()
     image = draw_map(axes, values, log_norm([values], 3.5), extent=(0.0, side * width / height, 0.0, side))
     axes.set(xlabel=unit, ylabel=unit)
-    axes.set_title(", ".join(f"{n} {float(v[0]):.3g}" for n, v in samples.conditions.items()))
+    columns = (samples.conditions.get(c.name, [np.nan]) for c in family.conditions)
+    axes.set_title(", ".join(value_texts(family.conditions, [column[0] for column in columns])))
     figure.colorbar(image, ax=axes, label=r"$1+\delta$", fraction=0.045, pad=0.02)
     caption = f"One map of {height} x {width} pixels, periodic: its opposite edges continue each other."
     return Drawing("field", "A large field", caption, figure)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -21,9 +23,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from calogen.families import Layer
+from calogen.families import Condition, Family, Layer
 
 from ..metrics.conditioning import Curve
+from ..observables.catalogue import voxel_of
 from ..observables.observable import Observable
 from ..report import Report
 from ..survey.histograms import is_logarithmic
@@ -38,29 +41,9 @@ MARKERS = ("o", "s", "^", "D", "v")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0, (8, 1, 1, 1)))
 FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
+_MOST_LAYERS = 5  # drawn of a sample
 _SMALL = 3.5  # inches that a panel with few labels is narrower than
-_TICKS = {"direction": "in", "labelsize": 8, "major.size": 5, "minor.size": 2.5}
-_STYLE: dict[Any, Any] = {  # ticks inside on all four sides, labels at the ends of the axes: as in CMS' figures
-    "font.family": ["DejaVu Sans"],
-    "mathtext.fontset": "dejavusans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9,
-    "axes.linewidth": 0.8,
-    "axes.unicode_minus": False,
-    "xaxis.labellocation": "right",
-    "yaxis.labellocation": "top",
-    "legend.fontsize": 9,
-    "legend.handlelength": 1.5,
-    "legend.borderpad": 0.5,
-    "legend.frameon": False,
-    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()},
-    "xtick.top": True,
-    "ytick.right": True,
-    "xtick.major.pad": 4,
-    "savefig.dpi": 140,
-    "pdf.fonttype": 42,
-}
+_STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
 
 
 @dataclass(frozen=True)
@@ -73,15 +56,10 @@ class Drawing:
     figure: Figure
 
 
-def style() -> AbstractContextManager[None]:
-    """The style of all figures, while the context lasts."""
-    return matplotlib.rc_context(_STYLE)
-
-
 def styled(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
     """Drawings made in the style of all figures, which whoever draws in between does not see."""
     while True:
-        with style():
+        with matplotlib.rc_context(_STYLE):
             drawing = next(drawings, None)
         if drawing is None:
             return
@@ -92,7 +70,7 @@ def encode(drawing: Drawing, kind: str) -> bytes:
     """The figure as a file, ``png``, ``pdf`` or ``svg``; equal drawings give equal bytes."""
     stream = io.BytesIO()
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    with style():
+    with matplotlib.rc_context(_STYLE):
         engine = drawing.figure.get_layout_engine()
         if engine is not None:  # arrange the panels once, not for every format
             engine.execute(drawing.figure)
@@ -126,7 +104,6 @@ def ratio_grid(
         main = figure.add_axes((x, y + lower, across, up - lower))
         main.sharex(ratio)
         main.tick_params(labelbottom=False)
-        ratio.set_ylim(*_RATIO_RANGE)
         ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
         ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
         if k % columns == 0:
@@ -206,43 +183,43 @@ def draw_histograms(
     edges = next(iter(histograms.values())).edges
     factor, label = observable.axis(edges[-1])
     edges = edges * factor
-    shown = {t: replace(h, edges=edges) for t, h in histograms.items()}
-    draw_curves(main, ratio, edges, {t: h.curve for t, h in shown.items()}, steps=True)
+    curves = {t: replace(h, edges=edges).curve for t, h in histograms.items()}
+    draw_curves(main, ratio, edges, curves, _RATIO_RANGE, steps=True)
     if not is_logarithmic(edges):
         ratio.xaxis.set_major_locator(MaxNLocator(4))
         ratio.ticklabel_format(axis="x", useOffset=False)
-    _vertical_scale(main, [h.density for h in shown.values()])
+    _vertical_scale(main, [c.y for c in curves.values()])
     ratio.set_xlabel(label)
     if flow:
-        _flow(main, list(shown.values()))
+        _flow(main, 100 * np.array([h.flow for h in histograms.values()]).T)
 
 
-def _flow(main: Axes, histograms: Sequence[Histogram]) -> None:
-    """Under- and overflow of every side in percent, above the ends of the axis they lie beyond."""
-    below, above = ([100 * getattr(h, end) for h in histograms] for end in ("below", "above"))
-    options: dict[str, Any] = {"fontsize": 6.5, "color": "#666666", "transform": main.transAxes}
-    if any(below):
-        main.text(0.13, 1.03, f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {_shares(below)} %", **options)
-    if any(above):
-        main.text(1, 1.03, f"{_shares(above)} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", ha="right", **options)
-
-
-def _shares(percent: Sequence[float]) -> str:
-    """The reference's share, then the generated one, or the range of several."""
-    low, high = min(percent[1:]), max(percent[1:])
-    return f"{percent[0]:.2g} | {low:.2g}" + (f"-{high:.2g}" if len(percent) > 2 else "")
+def _flow(main: Axes, percent: Array) -> None:
+    """Under- and overflow (2, sides): the reference's share, then the generated one, or the range of several."""
+    left, right = "\N{BLACK LEFT-POINTING SMALL TRIANGLE} {} %", "{} % \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+    for shares, at, text, side in zip(percent.tolist(), (0.13, 1), (left, right), ("left", "right"), strict=True):
+        if any(shares):
+            low, high = min(shares[1:]), max(shares[1:])
+            shown = f"{shares[0]:.2g} | {low:.2g}" + (f"-{high:.2g}" if len(shares) > 2 else "")
+            main.text(at, 1.03, text.format(shown), ha=side, fontsize=6.5, color="#666666", transform=main.transAxes)
 
 
 def _vertical_scale(main: Axes, densities: Sequence[Array]) -> None:
     filled = densities[0][densities[0] > 0]
-    top = max(float(d.max()) for d in densities) or 1.0
     if len(filled) > 3 and filled.max() > 25 * np.median(filled):
-        main.set_yscale("log")
-        main.set_ylim(max(float(filled.min()) / 3, top * 1e-6), top * 4)
+        log_scale(main, densities, 6)
     else:
-        main.set_ylim(0, top * 1.2)
+        main.set_ylim(0, 1.2 * (max(float(d.max()) for d in densities) or 1.0))
         main.ticklabel_format(axis="y", scilimits=(-2, 3))
         main.yaxis.get_offset_text().set_fontsize(7)
+
+
+def log_scale(axes: Axes, values: Sequence[Array], decades: float = 7) -> None:
+    """A logarithmic vertical axis with room around the positive values, of which it shows some decades at most."""
+    axes.set_yscale("log")
+    positive = np.concatenate([v[v > 0] for v in values])
+    if len(positive):
+        axes.set_ylim(max(positive.min() / 3, positive.max() * 10**-decades), positive.max() * 4)
 
 
 def band(axes: Axes, curve: Curve, edges: Array, look: Look) -> None:
@@ -282,7 +259,7 @@ def draw_curves(
         edges: Of the bins, (K + 1,).
         curves: By side, reference first; several seeds of one surrogate become a band.
         limits: Of the ratios (default: what shows them).
-        steps: Draw histograms: the reference filled, generated as steps with error bars; ratios from 0.5 to 1.5.
+        steps: Draw histograms: the reference filled, generated as steps with error bars.
     """
     titles = list(curves)
     reference = curves[titles[0]]
@@ -297,8 +274,7 @@ def draw_curves(
     relative = error / np.where(y != 0, np.abs(y), 1.0)
     ratio.stairs(1 + relative, edges, baseline=1 - relative, fill=True, color=REFERENCE_COLOUR, alpha=0.3)
     ratios = {title: curves[title].over(reference) for title in titles[1:]}
-    if not steps:
-        ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
+    ratio.set_ylim(*(limits or ratio_range([*ratios.values(), Curve(reference.x, 1 + relative, relative)])))
     for title, quotient in ratios.items():
         look, curve = look_of(titles, title), curves[title]
         if steps:
@@ -314,8 +290,14 @@ def draw_curves(
         ratio.set_xscale("log")
 
 
-def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """A quantity at some points without ratios: the reference as a line with a band, generated as points."""
+def draw_lines(axes: Axes, curves: Mapping[str, Curve], **labels: Any) -> None:
+    """A quantity at some points without ratios: the reference as a line with a band, generated as points.
+
+    Args:
+        axes: The panel.
+        curves: By side, reference first.
+        **labels: What else to set of the panel: ``xlabel``, ``ylabel``, ``xscale``.
+    """
     titles = list(curves)
     for title, curve in curves.items():
         look = look_of(titles, title)
@@ -324,6 +306,7 @@ def draw_lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
             axes.plot(curve.x, curve.y, color=look.colour, linewidth=1.0, linestyle=look.line)
         else:
             points(axes, curve, look, 3.5)
+    axes.set(**labels)
 
 
 def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
@@ -343,24 +326,40 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     columns = len(titles) if several else 3
     height = 6.4 if turned else 5.6  # turned labels need room below
     figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
-    panels = figure.subplots(1 + several, columns, squeeze=False)
+    panels = list(figure.subplots(1 + several, columns, squeeze=False).flat)
     if several:
-        panels[1, 0].set_axis_off()
+        panels.pop(columns).set_axis_off()
     differences = {f"{t} - {titles[0]}": found[t] - found[titles[0]] for t in titles[1:]}
     limit = max([0.1, *(float(np.quantile(np.abs(d), 0.999)) for d in differences.values())])
-    rest = panels[1, 1:] if several else panels[0, 2:]
-    shown = [(axes, item, "correlation", 1.0, "neither") for axes, item in zip(panels[0], found.items(), strict=False)]
-    shown += [(axes, item, "difference", limit, "both") for axes, item in zip(rest, differences.items(), strict=True)]
-    for axes, (title, matrix), label, scale, extend in shown:
+    shown = [(*item, "correlation", 1.0, "neither") for item in found.items()]
+    shown += [(*item, "difference", limit, "both") for item in differences.items()]
+    for axes, (title, matrix, label, scale, extend) in zip(panels, shown, strict=True):
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest", rasterized=True)
         axes.set_title(title)
-        first = axes is panels[0, 0] or (several and axes is rest[0])
+        first = axes is panels[0] or (several and axes is panels[columns])
         axes.set_xticks(ticks, labels, rotation=90 if turned else 0, fontsize=6.5)
         axes.set_yticks(ticks, labels if first else [], fontsize=6.5)
         axes.tick_params(length=0)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, location="bottom", extend=extend)
         bar.set_label(label, loc="center")
     return figure
+
+
+def symbol(condition: Condition) -> str:
+    """What stands for a condition in figures, in mathtext."""
+    return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
+
+
+def value_text(condition: Condition, value: float) -> str:
+    """A condition's value as figures say it: ``E_inc = 20 GeV``, energies in GeV."""
+    factor, unit = condition.shown(math.inf)
+    text = condition.labels[int(value)] if condition.labels else f"{value * factor:.3g} {unit}".rstrip()
+    return f"{symbol(condition)} = {text}"
+
+
+def value_texts(conditions: Sequence[Condition], values: Sequence[float] | Array) -> list[str]:
+    """The same of all conditions that a sample has."""
+    return [value_text(c, value) for c, value in zip(conditions, values, strict=False) if np.isfinite(value)]
 
 
 def bare(axes: Axes) -> None:
@@ -374,20 +373,18 @@ def draw_map(axes: Axes, pixels: Values, norm: LogNorm, **options: Any) -> AxesI
     return axes.imshow(shown, norm=norm, cmap="inferno", origin="lower", **options)
 
 
-def layer_axes(figure: Figure, place: SubplotSpec, layer: Layer) -> Axes:
-    """A panel for one layer."""
-    return figure.add_subplot(place, projection="polar" if layer.outline.polar else None)
-
-
-def draw_layer(axes: Axes, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis") -> QuadMesh:
+def draw_layer(
+    figure: Figure, place: SubplotSpec, layer: Layer, energies: Values, norm: Normalize, colours: str = "viridis"
+) -> Axes:
     """One layer's cells (V_layer,) where they are: x to the right and y up in mm, or sectors and equally wide rings."""
     outline = layer.outline
+    axes = figure.add_subplot(place, projection="polar" if outline.polar else None)
     image = energies.reshape(layer.shape).astype(np.float64)
     if isinstance(norm, LogNorm):
         image = np.where(image > 0, image, np.nan)
     cells = np.repeat(np.ma.masked_invalid(image), outline.repeat, axis=0).T
     palette = matplotlib.colormaps[colours].with_extremes(bad="white")
-    mesh = axes.pcolormesh(outline.across, outline.up, cells, norm=norm, cmap=palette, rasterized=True)
+    axes.pcolormesh(outline.across, outline.up, cells, norm=norm, cmap=palette, rasterized=True)
     axes.set(xlabel=outline.labels[0], ylabel=outline.labels[1])
     if outline.polar:
         axes.set(xticks=[], yticks=[])
@@ -395,7 +392,7 @@ def draw_layer(axes: Axes, layer: Layer, energies: Values, norm: Normalize, colo
         axes.set_xlabel(outline.labels[0], fontsize=7, loc="center")
     else:
         axes.set_aspect("equal")
-    return mesh
+    return axes
 
 
 def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:
@@ -404,3 +401,51 @@ def log_norm(images: Sequence[Array], decades: float = 6.0) -> LogNorm:
     high = float(filled.max()) if len(filled) else 1.0
     low = max(float(filled.min()), high * 10**-decades) if len(filled) else 0.1
     return LogNorm(low, high if high > low else low * 10)
+
+
+def draw_frames(
+    family: Family,
+    values: NDArray[np.float32],
+    titles: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    layers: Sequence[int] | None = None,
+) -> Figure:
+    """Samples side by side, on one logarithmic scale of colours; panels by hand, since a layout engine takes seconds.
+
+    Args:
+        family: What they are.
+        values: Rows of frames, (R, T, *sample_shape), in the family's unit; of showers each layer has a row of panels.
+        titles: Of the frames, T, for each row or only the first.
+        rows: Of the rows, R; empty where there is nothing to say.
+        layers: Positions of the layers to draw (default: five, evenly spaced).
+    """
+    if layers is None:
+        layers = range(0, len(family.layers), -(-len(family.layers) // _MOST_LAYERS) or 1)
+    numbers: Sequence[int | None] = layers or [None]
+    lines = list(product(range(len(values)), numbers))
+    norm = log_norm([values.astype(np.float64)], 5.0 if family.layers else 3.5)
+    bar = ScalarMappable(norm, "viridis" if family.layers else "inferno")
+    # Equal square panels and a bar of colours, in inches.
+    above = 0.14 * (1 + titles[0][0].count("\n")) + 0.16
+    apart = 0.06 + (above / 1.65 if len(titles) > 1 else 0)
+    width, height = 1.65 * values.shape[1] + 1.3, (1.59 + 1.59 * apart) * len(lines) + above
+    figure = Figure(figsize=(width, height))
+    edges = {"left": 0.4 / width, "right": 1 - 0.9 / width, "bottom": 0.1 / height, "top": 1 - above / height}
+    grid = figure.add_gridspec(len(lines), values.shape[1], wspace=0.06, hspace=apart, **edges)
+    tall = min(0.6, 3.5 / height)
+    place = (1 - 0.8 / width, 0.5 - tall / 2, 0.14 / width, tall)
+    figure.colorbar(bar, cax=figure.add_axes(place), label=voxel_of(family).axis_label)
+    for (line, (i, number)), j in product(enumerate(lines), range(values.shape[1])):
+        row = rows[i]
+        if number is None:
+            axes = figure.add_subplot(grid[line, j])
+            draw_map(axes, values[i, j], norm)
+        else:
+            cells = values[i, j, family.layer_slices[number]]
+            axes = draw_layer(figure, grid[line, j], family.layers[number], cells, norm)
+            row = f"{row}\nlayer {family.layer_numbers[number]}".strip()
+        bare(axes)
+        titled = i < len(titles) and line % (len(lines) // len(values)) == 0
+        axes.set_title(titles[i][j] if titled else "", fontsize=8)
+        axes.set_ylabel(row if j == 0 else "", loc="center", fontsize=8)
+    return figure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,15 +19,16 @@ from ..survey.selections import Selection
 from . import values as views
 from .panels import (
     Drawing,
-    bare,
     draw_curves,
+    draw_frames,
     draw_histograms,
     draw_layer,
-    layer_axes,
     log_norm,
+    log_scale,
     look_of,
     matrices,
     ratio_grid,
+    value_texts,
 )
 
 Array = NDArray[np.float64]
@@ -53,9 +54,8 @@ def response(report: Report) -> Iterator[Drawing]:
         main.ticklabel_format(axis="y", useOffset=False)
         if kind:
             _draw_fits(main, report, kind, edges, factor)
-        for axes in (main, ratio):
-            for gap in gaps:
-                axes.axvspan(gap.low * factor, gap.high * factor, color="#c98a00", alpha=0.08, linewidth=0)
+        for axes, gap in product((main, ratio), gaps):
+            axes.axvspan(gap.low * factor, gap.high * factor, color="#c98a00", alpha=0.08, linewidth=0)
         ratio.set_ylabel("ratio", loc="center")
         ratio.set_xlabel(label)
     caption = (
@@ -123,9 +123,7 @@ def longitudinal(report: Report) -> Iterator[Drawing]:
     figure, ((main, ratio),) = ratio_grid(report, 1, size=(5.6, 4.4), label=label)
     edges = np.arange(len(report.family.layers) + 1, dtype=np.float64) - 0.5
     draw_curves(main, ratio, edges, curves)
-    main.set_yscale("log")
-    shares = np.concatenate([curve.y[curve.y > 0] for curve in curves.values()])
-    main.set_ylim(0.4 * shares.min(), 2.5 * shares.max())  # no point on the frame
+    log_scale(main, [curve.y for curve in curves.values()])
     ratio.set_xlabel("layer")
     numbers = report.family.layer_numbers
     step = max(1, len(numbers) // 12)
@@ -139,12 +137,10 @@ def radial(report: Report) -> Iterator[Drawing]:
     profiles = views.radial(report)
     label = r"$\langle \mathrm{d}E/\mathrm{d}r \rangle\,/\,E_\mathrm{inc}$ [1/mm]"
     figure, panels = ratio_grid(report, len(profiles), 3 if len(profiles) % 4 else 4, label=label)
-    for (main, ratio), profile in zip(panels, profiles, strict=True):
-        draw_curves(main, ratio, profile.edges, profile.curves)
-        main.set_yscale("log")
-        if len(shown := np.concatenate([c.y[c.y > 0] for c in profile.curves.values()])):
-            main.set_ylim(shown.min() / 3, shown.max() * 4)
-        main.set_title(profile.title, loc="left")
+    for (main, ratio), (title, (edges, curves)) in zip(panels, profiles.items(), strict=True):
+        draw_curves(main, ratio, edges, curves)
+        log_scale(main, [curve.y for curve in curves.values()])
+        main.set_title(title, loc="left")
         ratio.set_xlabel("r [mm]")
     caption = (
         "Mean share of the incident energy by distance of a voxel's centre from the axis; bins follow the size of the "
@@ -184,58 +180,34 @@ def mean_showers(report: Report) -> Iterator[Drawing]:
         for title in titles[1:]:
             ratio = np.divide(images[title], reference, out=np.full_like(reference, np.nan), where=(reference > 0))
             panels.append((f"{title} / {titles[0]}", ratio, TwoSlopeNorm(1.0, 0.5, 1.5), "PuOr_r", "ratio"))
-        drawn: dict[str, list[Axes]] = {}
-        meshes = {}
+        drawn: dict[str, list[Axes]] = {energy: [], "ratio": []}
+        bars = {}
         for column, (title, image, scale, colours, text) in enumerate(panels):
-            axes = layer_axes(figure, grid[row, column], layer)
-            meshes[text] = draw_layer(axes, layer, image, scale, colours)
-            axes.set_title(f"layer {number}: {title}")
-            drawn.setdefault(text, []).append(axes)
+            drawn[text].append(draw_layer(figure, grid[row, column], layer, image, scale, colours))
+            drawn[text][-1].set_title(f"layer {number}: {title}")
+            bars[text] = ScalarMappable(scale, colours)
         for text, together in drawn.items():  # one scale, one bar
             extend = "both" if text == "ratio" else "neither"
-            figure.colorbar(meshes[text], ax=together, label=text, extend=extend).minorticks_off()
+            figure.colorbar(bars[text], ax=together, label=text, extend=extend).minorticks_off()
     caption = "Mean energy of each voxel over all showers, on one logarithmic scale a layer, and the ratio."
     yield Drawing("mean-showers", "Mean showers", caption, figure)
 
 
 def examples(report: Report) -> Iterator[Drawing]:
     """Single showers of every side."""
-    sides = {title: surveys[0] for title, surveys in list(views.sides(report).items())[:3]}
-    positions = views.shown_layers(report)[:5]
-    columns = len(report.plan.targets) * len(sides)
-    figure = Figure(figsize=(max(1.55 * columns, 6.0), 1.75 * len(positions) + 0.6), layout="constrained")
-    grid = figure.add_gridspec(len(positions), columns)
-    family = report.family
-    for row, position in enumerate(positions):
-        layer, cells = family.layers[position], family.layer_slices[position]
-        norm = log_norm([side.examples[0][:, cells].astype(np.float64) for side in sides.values()], 5.0)
-        panels: list[Axes] = []
-        for column, (k, (title, side)) in enumerate(product(range(len(report.plan.targets)), sides.items())):
-            values, conditions = side.examples
-            axes = layer_axes(figure, grid[row, column], layer)
-            mesh = draw_layer(axes, layer, values[k, cells], norm)
-            bare(axes)
-            if row == 0:
-                axes.set_title(f"{title}\n{_energy(report, conditions[k])}", fontsize=7.5)
-            panels.append(axes)
-        panels[0].set_ylabel(f"layer {family.layer_numbers[position]}", loc="center")
-        figure.colorbar(mesh, ax=panels, label=f"energy [{family.unit}]", fraction=0.02, pad=0.01)
+    sides = {title: surveys[0].examples for title, surveys in list(views.sides(report).items())[:3]}
+    frames = list(product(range(len(report.plan.targets)), sides.items()))
+    showers = np.stack([values[k] for k, (_, (values, _)) in frames])[None]
+    known = [c for c in report.family.conditions if c.name in report.reference.conditions]
+    titles = []
+    for k, (title, (_, conditions)) in frames:
+        deposited = [f"{energy:.3g} {report.family.unit}" for energy in conditions[k]]
+        texts = value_texts(known, conditions[k]) if report.plan.has_energy else deposited
+        titles.append("\n".join([title, *texts]))
+    figure = draw_frames(report.family, showers, [titles], [""], views.shown_layers(report)[:5])
     matched = "incident" if report.plan.has_energy else "deposited"
     caption = (
         f"Single showers, not averages: at some {matched} energies, the nearest shower of each side. "
         "White cells are empty."
     )
     yield Drawing("examples", "Single showers", caption, figure)
-
-
-def _energy(report: Report, conditions: Array) -> str:
-    """The incident energy of a shower with its labels, or its deposited energy."""
-    family = report.family
-    if not len(conditions) or not np.isfinite(conditions[0]):
-        return ""
-    if not report.plan.has_energy:
-        return f"{conditions[0]:.3g} {family.unit}"
-    known = [c for c in family.conditions if c.name in report.reference.conditions]
-    factor, unit = known[0].shown(math.inf)
-    labels = [f" {c.labels[int(code)]}" for c, code in zip(known, conditions, strict=False) if c.labels]
-    return f"{conditions[0] * factor:.3g} {unit}{''.join(labels)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,25 +27,22 @@ _WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithm
 
 def history(report: Report) -> Iterator[Drawing]:
     """Scores over training, gaps between training and validation, and what else the histories have."""
-    found = {
-        member: told
+    found = [
+        (name, member, told)
         for name in report.metrics
         for member in report.members(name)
         if (told := History.of(report.generated[member].provenance)) is not None
-    }
-    shown = [key for key in _LABELS if any(np.isfinite(h.curves.get(key, np.nan)).any() for h in found.values())]
+    ]
+    shown = [key for key in _LABELS if any(np.isfinite(h.curves.get(key, np.nan)).any() for _, _, h in found)]
     if "score" not in shown:
         return
-    figure = Figure(figsize=(3.6 * min(len(shown), 3), 2.9 * -(-len(shown) // 3) + 0.3), layout="constrained")
-    panels = figure.subplots(-(-len(shown) // 3), min(len(shown), 3), squeeze=False).ravel()
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    by_time = len(report.metrics) > 1
-    for axes, key in zip(panels, shown, strict=False):
-        _draw(axes, key, found, report, by_time=by_time)
-    handles, labels = panels[0].get_legend_handles_labels()
+    rows, columns = -(-len(shown) // 3), min(len(shown), 3)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.3), layout="constrained")
+    for number, key in enumerate(shown):
+        _draw(figure.add_subplot(rows, columns, number + 1), key, found, report)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
-    ended = "; ".join(_ending(name, history) for name, history in found.items())
+    ended = "; ".join(_ending(member, history) for _, member, history in found)
     caption = (
         "Validations during training, on samples that were not trained on. Score: mean W1 of all observables in bins "
         "of the conditions. Dashed, with its uncertainty: the same for training against validation samples, about the "
@@ -61,14 +58,13 @@ def _ending(name: str, history: History) -> str:
     return f"{name}: {used}{history.steps[-1]:.0f} steps in {history.seconds[-1]:,.0f} s"
 
 
-def _draw(axes: Axes, key: str, found: Mapping[str, History], report: Report, *, by_time: bool) -> None:
-    titles, owner = list(views.sides(report)), {m: name for name in report.metrics for m in report.members(name)}
+def _draw(axes: Axes, key: str, found: Sequence[tuple[str, str, History]], report: Report) -> None:
+    titles, by_time = list(views.sides(report)), len(report.metrics) > 1
     everything, floors = [], set()
-    for member, history in found.items():
+    for name, member, history in found:
         values = history.curves.get(key)
         if values is None or not np.isfinite(values).any():
             continue
-        name = owner[member]
         look, x = look_of(titles, name), history.seconds if by_time else history.steps
         seeds = report.members(name)
         label = name if len(seeds) == 1 else f"{name} ({len(seeds)} seeds)" if member == seeds[0] else None
@@ -86,5 +82,4 @@ def _draw(axes: Axes, key: str, found: Mapping[str, History], report: Report, *,
         axes.axhline(0.0, color=REFERENCE_COLOUR, linewidth=0.8)
     elif key == "score" and max(map(np.max, everything)) > _WIDE * min(map(np.min, everything)) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("training time [s]" if by_time else "step")
-    axes.set_ylabel(_LABELS[key])
+    axes.set(xlabel="training time [s]" if by_time else "step", ylabel=_LABELS[key])

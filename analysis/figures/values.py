@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calogen.families import Condition, Family
 
-from ..metrics.conditioning import Curve, ResolutionFit, Statistic, condition_curve, curve_edges, in_gev
+from ..metrics.conditioning import Curve, ResolutionFit, Statistic, binned_curve, condition_curve, curve_edges, in_gev
 from ..metrics.distances import W1_SD
 from ..metrics.ensembles import shared
 from ..metrics.inferred import response
@@ -67,31 +67,17 @@ class Histogram:
         return np.asarray(np.diff(np.log10(self.edges) if is_logarithmic(self.edges) else self.edges))
 
     @property
-    def density(self) -> Array:
-        """Share of all entries per unit of the axis or per decade, (B,)."""
-        return np.asarray(self.contents[1:-1] / (max(self.total, 1) * self.widths))
-
-    @property
-    def error(self) -> Array:
-        """Uncertainty of the density, (B,)."""
-        return np.asarray(self.count_error / (max(self.total, 1) * self.widths))
-
-    @property
     def curve(self) -> Curve:
-        """Densities at the middles of the bins, on a linear or logarithmic axis."""
+        """Share of all entries per unit of the axis or per decade, at the middles of the bins."""
         low, high = self.edges[:-1], self.edges[1:]
         middles = np.sqrt(low * high) if is_logarithmic(self.edges) else (low + high) / 2
-        return Curve(middles, self.density, self.error, self.seeds)
+        scale = max(self.total, 1) * self.widths
+        return Curve(middles, self.contents[1:-1] / scale, self.count_error / scale, self.seeds)
 
     @property
-    def below(self) -> float:
-        """Share of entries below the first edge."""
-        return float(self.contents[0]) / max(self.total, 1)
-
-    @property
-    def above(self) -> float:
-        """Share of entries above the last edge."""
-        return float(self.contents[-1]) / max(self.total, 1)
+    def flow(self) -> Array:
+        """Shares of entries below the first edge and above the last, (2,)."""
+        return np.asarray(self.contents[[0, -1]] / max(self.total, 1))
 
 
 def _joined(histograms: Sequence[Histogram]) -> Histogram:
@@ -153,7 +139,7 @@ def observable_histograms(report: Report, name: str, selection: Selection = ALL)
 
 
 def spectra(report: Report) -> dict[str, Histogram]:
-    """Spectrum of single voxels (pixels) for each side; errors from the scatter between samples."""
+    """Spectrum of single voxels (pixels) in the bins that have any; errors from the scatter between samples."""
     name = report.plan.axis.name
     (edges, *_) = report.plan.edges[name]
 
@@ -162,7 +148,19 @@ def spectra(report: Report) -> dict[str, Histogram]:
         scatter = side.kept_spectra[:, 1:-1].std(axis=0) * np.sqrt(side.used)
         return Histogram(edges, side.histograms.counts(name), scatter)
 
-    return _each(report, spectrum, _joined)
+    found = _each(report, spectrum, _joined)
+    keep = _filled([h.contents[1:-1] for h in found.values()])
+    edges = edges[keep.start : keep.stop + 1]
+    for title, h in found.items():
+        contents = np.concatenate([h.contents[:1], h.contents[1:-1][keep], h.contents[-1:]])
+        found[title] = replace(h, edges=edges, contents=contents, count_error=h.count_error[keep])
+    return found
+
+
+def _filled(rows: Sequence[NDArray[Any]]) -> slice:
+    """From the first to the last bin that is filled in any row; all of them where none is."""
+    filled = np.flatnonzero(np.sum(rows, axis=0))
+    return slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, len(rows[0]))
 
 
 def condition_curves(
@@ -194,11 +192,11 @@ def fit_curves(report: Report, kind: str, edges: Array) -> dict[str, Curve]:
     low = max(float(edges[0]), 1e-3 * float(edges[-1]))
     x = np.geomspace(low, float(edges[-1]), 200)
     energies = x * in_gev(report.family.conditions[0])
-    found = {}
-    for title, fits in fits_of(report, kind).items():
-        if fits:
-            found[title] = mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
-    return found
+    return {
+        title: mean_curve([Curve(x, fit.at(energies), np.zeros_like(x)) for fit in fits])
+        for title, fits in fits_of(report, kind).items()
+        if fits
+    }
 
 
 def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
@@ -232,25 +230,14 @@ def longitudinal(report: Report) -> dict[str, Curve]:
     return _each(report, profile, mean_curve)
 
 
-@dataclass(frozen=True)
-class Radial:
-    """Energy per millimetre of radius in a group of layers.
+def radial(report: Report) -> dict[str, tuple[Array, dict[str, Curve]]]:
+    """Radial profile in every layer, or in three groups of layers of deep families, by their title.
 
-    Attributes:
-        title: The layers.
-        edges: Of the bins of radius in mm, (B + 1,).
-        curves: By side; y the mean share of the incident energy (or of what whole showers are divided by without it)
-            per mm, x the middle of the bin.
+    Returns:
+        Edges of the bins of radius in mm, (B + 1,), and the curves by side; y is the mean share of the incident energy
+        (or of what whole showers are divided by without it) per mm, x the middle of the bin.
     """
-
-    title: str
-    edges: Array
-    curves: dict[str, Curve]
-
-
-def radial(report: Report) -> list[Radial]:
-    """Radial profile in every layer, or in three groups of layers of deep families."""
-    family, radius, found = report.family, report.family.radii, []
+    family, radius, found = report.family, report.family.radii, {}
     for title, positions in layer_groups(family):
         cells = np.concatenate([np.arange(family.voxels)[family.layer_slices[p]] for p in positions])
         edges = _radius_edges(radius[cells])
@@ -258,7 +245,7 @@ def radial(report: Report) -> list[Radial]:
         place = np.searchsorted(edges, radius[cells], side="right") - 1
         rings[cells, place] = 1 / np.diff(edges)[place]
         make = partial(_radial_curve, report.plan.fixed_scale, edges, rings)
-        found.append(Radial(title, edges, _each(report, make, mean_curve)))
+        found[title] = edges, _each(report, make, mean_curve)
     return found
 
 
@@ -329,16 +316,6 @@ def pulls(report: Report, name: str) -> tuple[list[str], list[Selection], Array,
             if metric is not None and metric.value is not None:
                 grids[:, i, j] = metric.value, np.nan if metric.pull is None else metric.pull
     return names, chosen, grids[0], grids[1]
-
-
-def rebinned(histogram: Histogram, keep: slice) -> Histogram:
-    """The histogram within some of its bins; the rest becomes under- and overflow."""
-    first, last, _ = keep.indices(len(histogram.edges) - 1)
-    whole, inner = histogram.contents, histogram.contents[1:-1]
-    ends = whole[0] + inner[:first].sum(), whole[-1] + inner[last:].sum()
-    contents = np.concatenate([ends[:1], inner[first:last], ends[1:]])
-    edges, error = histogram.edges[first : last + 1], histogram.count_error[first:last]
-    return replace(histogram, edges=edges, contents=contents, count_error=error)
 
 
 def shown_layers(report: Report, most: int = 7) -> list[int]:
@@ -417,10 +394,7 @@ def pixel_curves(report: Report, kind: str, selection: Selection = ALL) -> tuple
         return side.shapes.curve(middle, coarse(side.shapes.columns[kind]) / scale, side.shapes.members(selection))
 
     found = _of_maps(report, make, mean_curve)
-    filled = np.flatnonzero(np.sum([c.y for c in found.values()], axis=0))
-    if not len(filled):
-        return np.exp(logarithms), found
-    keep = slice(int(filled[0]), int(filled[-1]) + 1)
+    keep = _filled([c.y for c in found.values()])
     cut = {t: Curve(c.x[keep], c.y[keep], c.error[keep], c.seeds) for t, c in found.items()}
     return np.exp(logarithms[keep.start : keep.stop + 1]), cut
 
@@ -455,18 +429,11 @@ def inferred(report: Report) -> dict[str, tuple[Array, dict[str, Curve]]]:
 
 
 def _inferred_curve(number: int, name: str, edges: Array, side: MapStatistics) -> Curve:
-    truth = side.shapes.conditions[name].astype(np.float64)
-    column = side.shapes.columns["inferred"][:, number : number + 1]
-    points = np.full((3, len(edges) - 1), np.nan)
-    points[0] = (edges[1:] + edges[:-1]) / 2
-    place = np.searchsorted(edges, truth, side="right") - 1
-    place[truth == edges[-1]] = len(edges) - 2
-    for k in range(len(edges) - 1):
-        rows = place == k
-        if np.count_nonzero(rows) >= FEWEST // 2:
-            curve = side.shapes.curve(truth[rows].mean(keepdims=True), column, rows)
-            points[:, k] = curve.x[0], curve.y[0], curve.error[0]
-    return Curve(*points)
+    def mean(rows: NDArray[np.bool_]) -> tuple[float, float]:
+        curve = side.shapes.curve(edges[:1], side.shapes.columns["inferred"][:, [number]], rows)
+        return float(curve.y[0]), float(curve.error[0])
+
+    return binned_curve(side.shapes.conditions[name], edges, mean)
 
 
 def pairs(report: Report) -> tuple[dict[str, Curve], dict[str, Array]]:

@@ -91,9 +91,9 @@ def curve_edges(reference: Survey, condition: Condition) -> Array:
     return edges if len(edges) > 1 else known[0] * np.array([0.99, 1.01])  # one energy only
 
 
-def _binned(side: Survey, condition: Condition, edges: Array) -> Iterable[tuple[int, NDArray[np.bool_], Array]]:
+def _binned(condition: NDArray[np.floating], edges: Array) -> Iterable[tuple[int, NDArray[np.bool_], Array]]:
     """Of every bin with enough samples: its number, its samples (N,) and their values of the condition."""
-    x = side.conditions[condition.name].astype(np.float64)
+    x = condition.astype(np.float64)
     place = np.searchsorted(edges, x, side="right") - 1
     place[x == edges[-1]] = len(edges) - 2
     for k in range(len(edges) - 1):
@@ -113,10 +113,17 @@ def condition_curve(side: Survey, name: str, condition: Condition, edges: Array,
         statistic: Gives value and error of a column of values.
     """
     values = side.table[side.names.index(name)].astype(np.float64)
+    return binned_curve(side.conditions[condition.name], edges, lambda rows: statistic(values[rows]))
+
+
+def binned_curve(
+    condition: NDArray[np.floating], edges: Array, measure: Callable[[NDArray[np.bool_]], tuple[float, float]]
+) -> Curve:
+    """Value and error that ``measure`` gives of the samples in each bin of a condition (N,), where there are enough."""
     points = np.full((3, len(edges) - 1), np.nan)
     points[0] = (edges[:-1] + edges[1:]) / 2
-    for k, inside, x in _binned(side, condition, edges):
-        points[:, k] = (float(x.mean()), *statistic(values[inside]))
+    for k, inside, x in _binned(condition, edges):
+        points[:, k] = (float(x.mean()), *measure(inside))
     return Curve(*points)
 
 
@@ -191,7 +198,7 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
     """
     curve = condition_curve(side, "response", condition, edges, RESOLUTIONS[kind])
     inverse = np.full((2, len(edges) - 1), np.nan)
-    for k, _, x in _binned(side, condition, edges):
+    for k, _, x in _binned(side.conditions[condition.name], edges):
         energies = x * in_gev(condition)
         inverse[:, k] = float(np.mean(1 / energies)), float(np.mean(energies**-2))
     return curve, fit_resolution(curve.y, curve.error, *inverse)

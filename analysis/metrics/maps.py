@@ -186,7 +186,7 @@ def _ensemble(side: Survey, rows: NDArray[np.integer], columns: Mapping[str, NDA
 def _yardstick(values: NDArray[np.float32], power: Ensemble, family: Family) -> Yardstick:
     few = values[:: max(1, values.size // 2**23)]
     thresholds = np.unique(np.quantile(few, _THRESHOLDS)).astype(np.float64)
-    axis = LogAxis.up_to(4 * float(values.max(initial=1.0)))
+    axis = LogAxis(4 * float(values.max(initial=1.0)))
     model = PowerModel.fit(power, shared(power, power))
     return Yardstick(axis, thresholds, quarters(family, power.conditions), model)
 

@@ -21,6 +21,7 @@ from calogen.families import Family, Layer
 from calogen.shards.samples import Samples
 
 from .observable import Array, Observable
+from .statistics import blocks
 
 _CHUNK_VALUES = 2**16  # voxels held in float64 at a time: 512 KiB stay in the cache
 _THRESHOLDS = {"15keV": ("15 keV", 0.015), "100keV": ("0.1 MeV", 0.1), "1MeV": ("1 MeV", 1.0)}  # name: label, in MeV
@@ -94,13 +95,13 @@ class ShowerSums:
         self.hottest, self.hits = np.zeros((layers, 2, count)), np.empty((layers, count))
         self.above = np.empty((len(thresholds), count))
         for position, (layer, cells) in enumerate(zip(family.layers, family.layer_slices, strict=True)):
-            for part in _blocks(count, max(1, _CHUNK_VALUES // (cells.stop - cells.start))):
+            for part in blocks(count, max(1, _CHUNK_VALUES // (cells.stop - cells.start))):
                 energies = np.ascontiguousarray(showers[part, cells])
                 block = energies.astype(np.float64)
                 self.moments[position][:, part] = (block @ _moment_basis(layer)).T
                 self.hits[position, part] = _count(energies > 0)
                 _pop_hottest(block, self.hottest[position, :, part])
-        for part in _blocks(count, max(16, _CHUNK_VALUES // family.voxels)):
+        for part in blocks(count, max(16, _CHUNK_VALUES // family.voxels)):
             for above, threshold in zip(self.above, thresholds, strict=True):
                 above[part] = _count(showers[part] > threshold)
         # From here on nothing depends on the number of voxels.
@@ -110,11 +111,6 @@ class ShowerSums:
         self.total = self.energies.sum(axis=0)
         self.depth, self.depth2 = index @ self.energies, index**2 @ self.energies
         self.deepest = ((self.energies > 0) * index[:, None]).max(axis=0)
-
-
-def _blocks(count: int, rows: int) -> Iterator[slice]:
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
 
 
 def ratio(above: Array, below: Array) -> Array:

@@ -7,7 +7,6 @@ are in pixels). Transforms run in blocks, so memory does not grow with the numbe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
@@ -23,7 +22,6 @@ _BLOCK_PIXELS = 2**18  # 2 MiB in float64: stays in the cache
 _BANDS = 9  # of the bispectrum
 
 
-@dataclass(frozen=True)
 class Shells:
     """Shells of integer radius in Fourier space, 1 .. N/2-1 in units of the fundamental mode, on ``rfft2``'s grid.
 
@@ -34,34 +32,30 @@ class Shells:
         area: Of a map, in (Mpc/h)^2 or pixels.
     """
 
-    k: Array
-    number: NDArray[np.int64]
-    weight: Array
-    area: float
-    _order: NDArray[np.int64]
-    _starts: NDArray[np.int64]
-
-    @classmethod
-    @lru_cache(maxsize=8)
-    def of(cls, pixels: tuple[int, ...], box_size: float) -> Shells:
-        """The shells of maps of some size."""
+    def __init__(self, pixels: tuple[int, ...], box_size: float) -> None:
         height, width = pixels
         side = min(pixels)
         rows = np.fft.fftfreq(height) * side  # in units of the fundamental of the shorter side
         columns = np.fft.rfftfreq(width) * side
         last = max(side // 2 - 1, 0)
-        number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
-        weight = np.full(number.shape, 2.0)  # rfft keeps one of each conjugate pair
-        weight[:, 0] = 1.0
+        self.number = np.minimum(np.rint(np.hypot(rows[:, None], columns[None, :])).astype(np.int64), last + 1)
+        self.weight = np.full(self.number.shape, 2.0)  # rfft keeps one of each conjugate pair
+        self.weight[:, 0] = 1.0
         if width % 2 == 0:
-            weight[:, -1] = 1.0
-        order = np.argsort(number, axis=None, kind="stable")
-        order = order[(number.ravel()[order] > 0) & (number.ravel()[order] <= last)]
-        starts = np.searchsorted(number.ravel()[order], np.arange(1, last + 1))
+            self.weight[:, -1] = 1.0
+        flat = self.number.ravel()
+        order = np.argsort(flat, kind="stable")
+        self._order = order[(flat[order] > 0) & (flat[order] <= last)]
+        self._starts = np.searchsorted(flat[self._order], np.arange(1, last + 1))
         length = box_size * side / height if box_size else float(side)
-        area = box_size**2 * width / height if box_size else float(height * width)
-        k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
-        return cls(k, number, weight, area, order, starts)
+        self.area = box_size**2 * width / height if box_size else float(height * width)
+        self.k = np.asarray(np.arange(1, last + 1) * (2 * np.pi / length), dtype=np.float64)
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def of(cls, pixels: tuple[int, ...], box_size: float) -> Shells:
+        """The shells of maps of some size, worked out once."""
+        return cls(pixels, box_size)
 
     def mean(self, modes: Array) -> Array:
         """Mean of a real quantity over the modes of each shell, (N, H, W//2 + 1) to (N, K)."""
@@ -70,10 +64,20 @@ class Shells:
         return np.asarray(np.add.reduceat(chosen, self._starts, axis=1) / counts)
 
 
+def blocks(count: int, rows: int) -> Iterator[slice]:
+    """Neighbouring rows, some at a time."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
 def _blocks(maps: Maps) -> Iterator[slice]:
-    rows = max(1, _BLOCK_PIXELS // max(1, maps[0].size)) if len(maps) else 1
-    for start in range(0, len(maps), rows):
-        yield slice(start, min(start + rows, len(maps)))
+    return blocks(len(maps), max(1, _BLOCK_PIXELS // max(1, maps[:1].size)))
+
+
+def row_counts(place: NDArray[np.integer[Any]], bins: int) -> NDArray[np.int64]:
+    """How often each bin is in each row of places, (N, ...) to (N, bins)."""
+    shifted = place.reshape(len(place), -1) + bins * np.arange(len(place))[:, None]
+    return np.bincount(shifted.ravel(), minlength=bins * len(place)).reshape(len(place), bins)
 
 
 def power_spectra(maps: Maps, box_size: float) -> Array:
@@ -97,35 +101,23 @@ def peak_mask(maps: Maps) -> NDArray[np.bool_]:
     return np.asarray(maps > neighbours)
 
 
-@dataclass(frozen=True)
 class LogAxis:
     """Equal bins in ln(1 + delta + 0.001), from empty pixels to a largest value; what lies beyond goes into the ends.
 
     Attributes:
-        low: Lower end in the logarithm.
-        width: Of a bin.
         bins: How many.
+        edges: In the logarithm, (B + 1,).
     """
 
-    low: float
-    width: float
-    bins: int = 256
-
-    @classmethod
-    def up_to(cls, largest: float, bins: int = 256) -> LogAxis:
-        """Bins up to a pixel value."""
-        low = float(np.log(FLOOR_PIXEL))
-        return cls(low, (float(np.log(max(largest, 1.0) + FLOOR_PIXEL)) - low) / bins, bins)
-
-    @property
-    def edges(self) -> Array:
-        """In the logarithm, (B + 1,)."""
-        return np.asarray(self.low + self.width * np.arange(self.bins + 1))
+    def __init__(self, largest: float, bins: int = 256) -> None:
+        self.bins, self._low = bins, float(np.log(FLOOR_PIXEL))
+        self._width = (float(np.log(max(largest, 1.0) + FLOOR_PIXEL)) - self._low) / bins
+        self.edges = self._low + self._width * np.arange(bins + 1)
 
     def place(self, values: Maps) -> NDArray[np.int64]:
         """The bin of each value."""
         logarithm = np.log(np.maximum(values, 0) + np.float32(FLOOR_PIXEL))
-        return np.clip((logarithm - self.low) / self.width, 0, self.bins - 1).astype(np.int64)
+        return np.clip((logarithm - self._low) / self._width, 0, self.bins - 1).astype(np.int64)
 
 
 def pixel_histograms(maps: Maps, axis: LogAxis) -> tuple[Array, Array]:
@@ -133,9 +125,9 @@ def pixel_histograms(maps: Maps, axis: LogAxis) -> tuple[Array, Array]:
     found = np.empty((2, len(maps), axis.bins))
     for part in _blocks(maps):
         block = maps[part]
-        place = axis.place(block) + axis.bins * np.arange(len(block))[:, None, None]
-        for row, chosen in zip(found, (place.ravel(), place[peak_mask(block)]), strict=True):
-            row[part] = np.bincount(chosen, minlength=axis.bins * len(block)).reshape(len(block), axis.bins)
+        place = axis.place(block)
+        found[0, part] = row_counts(place, axis.bins)
+        found[1, part] = row_counts(np.where(peak_mask(block), place, axis.bins), axis.bins + 1)[:, :-1]
     return found[0], found[1]
 
 
@@ -171,9 +163,7 @@ def minkowski(maps: Maps, thresholds: Array, box_size: float) -> Array:
 
 def _count_above(thresholds: int, ranks: NDArray[np.uint8]) -> Array:
     """How many pixels of each map have a rank above each threshold's, (N, T)."""
-    bins = thresholds + 1
-    place = ranks.reshape(len(ranks), -1) + bins * np.arange(len(ranks))[:, None]
-    counts = np.bincount(place.ravel(), minlength=bins * len(ranks)).reshape(len(ranks), bins)
+    counts = row_counts(ranks, thresholds + 1)
     return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, -2::-1], dtype=np.float64)
 
 

@@ -52,12 +52,6 @@ def is_logarithmic(edges: Array) -> bool:
     return len(edges) > 2 and edges[0] > 0 and edges[2] - edges[1] > 1.0001 * (edges[1] - edges[0])
 
 
-def counts(values: NDArray[np.floating], edges: Array) -> NDArray[np.int64]:
-    """Histogram with under- and overflow as first and last entry, (B + 2,); bins are [low, high)."""
-    place = np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right")
-    return np.bincount(place, minlength=len(edges) + 1)
-
-
 def spectrum_axis(voxel: Observable, low: float, high: float) -> hist.axis.Regular:
     """Logarithmic axis of single voxels from at most ``low`` to at least ``high``, ten bins a decade."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

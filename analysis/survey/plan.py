@@ -156,9 +156,7 @@ def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.f
     starts = np.arange(0, count, width)
     if count > parts * width:
         starts = np.linspace(0, count - width, parts).astype(int)
-    tables: list[dict[str, Array]] = []
-    conditions: dict[str, list[NDArray[np.float32]]] = {}
-    low, high = np.inf, 0.0
+    tables, conditions, low, high = [], [], np.inf, 0.0
     for start in starts.tolist():
         part = reference.read(start, min(start + width, count))
         part = part.select(np.isfinite(part.values.reshape(len(part), voxels)).all(axis=1))
@@ -168,8 +166,7 @@ def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.f
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))
         tables.append(observe(part))
-        for name, values in part.conditions.items():
-            conditions.setdefault(name, []).append(values)
+        conditions.append(part.conditions)
     if not tables:
         raise ShardError(
             "no sample of the reference can be used",
@@ -177,9 +174,10 @@ def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.f
             expected="at least one sample whose values are all finite",
             found=f"{count} rows, all of them bad" if getattr(reference, "dropped", 0) else f"{count} samples",
         )
-    joined = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-    low, high = (low, high) if high else (0.1, 1.0)
-    return joined, {name: np.concatenate(c) for name, c in conditions.items()}, low, high
+    table, found = (
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in (tables, conditions)
+    )
+    return (table, found, low, high) if high else (table, found, 0.1, 1.0)
 
 
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:

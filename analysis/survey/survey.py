@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +16,11 @@ from calogen.errors import ConfigError, ShardError, did_you_mean
 from calogen.families import Family
 from calogen.shards.samples import Samples, Source
 
-from ..observables.statistics import FLOOR_PIXEL
+from ..observables.statistics import FLOOR_PIXEL, row_counts
 from .histograms import Histograms, float32_edges
-from .moments import Covariance, Means
 from .plan import PROJECTIONS, SurveyPlan, directions
 from .selections import Selection
-from .streams import Streams
+from .streams import Covariance, Means, Streams
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
@@ -179,25 +179,73 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
     Raises:
         ShardError: If the source is empty or lacks a condition the plan selects by.
     """
-    count = len(source)
+    count, family = len(source), plan.family
     if count == 0:
         raise ShardError("there are no samples to compare", where=title or None)
-    ongoing = _Pass(plan, count)
+    order = np.random.default_rng([plan.seed, 1]).choice(count, size=min(count, plan.rows), replace=False)
+    listed, whole = np.zeros((2, count), dtype=bool)
+    listed[order], whole[order[: plan.kept]] = True, True
+    basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
+    streams, examples = Streams(plan), _Examples(plan)
+    columns, conditions, kept = _Buffers(len(order)), _Buffers(len(order)), list[Samples]()
+    # A source opened with ``drop_bad`` has left out rows that are as unphysical as those counted here.
+    problems = Counter(nonfinite_voxels=0, nonfinite_samples=0, negative_voxels=0)
+    if "response" in plan.observables:
+        problems["response_too_high"] = 0
+    problems["dropped_samples"] = getattr(source, "dropped", 0)
+    done = 0
     with threadpool_limits(1, "blas"):  # products here are small: more threads would wait for each other
-        for chunk in source.chunks(_rows_at_once(plan.family)):
-            ongoing.add(chunk)
+        for chunk in source.chunks(_rows_at_once(family)):
+            good = _finite(chunk, problems)
+            mine = np.arange(done, done + len(chunk))[good]
+            done += len(chunk)
+            if len(mine):
+                samples = chunk if good.all() else chunk.select(good)
+                if family.energy is not None and not plan.has_energy:  # one side's energies are of no use alone
+                    known = [name for name in samples.conditions if name != family.energy.name]
+                    samples = replace(samples, conditions=samples.conditions.only(known))
+                vector = vectors(samples, plan.fixed_scale)
+                table = streams.fill(samples, vector).astype(np.float32)
+                examples.fill(samples)
+                if "response_too_high" in problems:
+                    response = table[list(plan.observables).index("response")]
+                    problems["response_too_high"] += int(np.count_nonzero(response > family.max_response))
+                kept.append(samples.select(whole[mine]))
+                rows = slice(None) if listed[mine].all() else np.flatnonzero(listed[mine])
+                columns.add("whole", whole[mine][rows])
+                columns.add("table", table[:, rows])
+                columns.add("projections", (vector[rows] @ basis).T)
+                if "realisation_id" in samples.extras:
+                    columns.add("groups", np.asarray(samples.extras["realisation_id"])[rows])
+                for name, values in samples.conditions.items():
+                    conditions.add(name, values[rows])
             if progress is not None:
-                progress(title, ongoing.done, count)
-    if not ongoing.used:
+                progress(title, done, count)
+    if not kept:
         raise ShardError(
             "no sample of the source can be used",
             where=title or None,
             expected="at least one sample whose values are all finite",
             found=f"{count} samples, all of them bad",
         )
-    # A source opened with ``drop_bad`` has left out rows that are as unphysical as those counted here.
-    ongoing.problems["dropped_samples"] = getattr(source, "dropped", 0)
-    return ongoing.survey(tuple(source.provenance))
+    found, joined = columns.arrays, Samples.concatenate(kept)
+    return Survey(
+        count=done,
+        names=list(plan.observables),
+        provenance=tuple(source.provenance),
+        conditions=conditions.arrays,
+        table=found["table"],
+        projections=found["projections"],
+        groups=found.get("groups"),
+        kept=joined,
+        kept_index=np.flatnonzero(found["whole"]),
+        kept_spectra=_spectrum_rows(plan, joined.values),
+        histograms=streams.histograms,
+        means=streams.means,
+        covariance=streams.covariance,
+        examples=(examples.values, examples.conditions),
+        problems=dict(problems),
+    )
 
 
 def _rows_at_once(family: Family) -> int:
@@ -226,97 +274,21 @@ class _Buffers:
         return {name: array[..., : self._filled[name]] for name, array in self._arrays.items()}
 
 
-class _Pass:
-    """A pass under way: what has been accumulated so far."""
-
-    def __init__(self, plan: SurveyPlan, count: int) -> None:
-        family = plan.family
-        self.plan, self.done, self.used = plan, 0, False
-        self._names = list(plan.observables)
-        order = np.random.default_rng([plan.seed, 1]).choice(count, size=min(count, plan.rows), replace=False)
-        self._listed, self._whole = np.zeros((2, count), dtype=bool)
-        self._listed[order], self._whole[order[: plan.kept]] = True, True
-        self._basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
-        self._streams = Streams(plan)
-        self._examples = _Examples(plan)
-        self._columns, self._conditions = _Buffers(len(order)), _Buffers(len(order))
-        self._kept: list[Samples] = []
-        kinds = ("nonfinite_voxels", "nonfinite_samples", "negative_voxels")
-        self.problems = dict.fromkeys(kinds, 0)
-        if "response" in self._names:
-            self.problems["response_too_high"] = 0
-
-    def add(self, chunk: Samples) -> None:
-        """Take in the next samples."""
-        if not len(chunk):
-            return
-        plan, family = self.plan, self.plan.family
-        if family.energy is not None and not plan.has_energy:  # one side's energies are of no use without the other's
-            known = [name for name in chunk.conditions if name != family.energy.name]
-            chunk = replace(chunk, conditions=chunk.conditions.only(known))
-        good = self._inspect(chunk)
-        passed = slice(self.done, self.done + len(good))
-        listed, whole = self._listed[passed][good], self._whole[passed][good]
-        self.done += len(good)
-        if not good.any():
-            return
-        self.used = True
-        samples = chunk if good.all() else chunk.select(good)
-        vector = vectors(samples, plan.fixed_scale)
-        table = self._streams.fill(samples, vector).astype(np.float32)
-        self._examples.fill(samples)
-        if "response_too_high" in self.problems:
-            response = table[self._names.index("response")]
-            self.problems["response_too_high"] += int(np.count_nonzero(response > family.max_response))
-        self._kept.append(samples.select(whole))
-        self._columns.add("whole", whole[listed])
-        rows = slice(None) if listed.all() else np.flatnonzero(listed)
-        self._columns.add("table", table[:, rows])
-        self._columns.add("projections", (vector[rows] @ self._basis).T)
-        if "realisation_id" in samples.extras:
-            self._columns.add("groups", np.asarray(samples.extras["realisation_id"])[rows])
-        for name, values in samples.conditions.items():
-            self._conditions.add(name, values[rows])
-
-    def survey(self, provenance: tuple[dict[str, Any], ...]) -> Survey:
-        """The finished survey."""
-        self._streams.close()
-        columns = self._columns.arrays
-        kept = Samples.concatenate(self._kept)
-        return Survey(
-            count=self.done,
-            names=self._names,
-            provenance=provenance,
-            conditions=self._conditions.arrays,
-            table=columns["table"],
-            projections=columns["projections"],
-            groups=columns.get("groups"),
-            kept=kept,
-            kept_index=np.flatnonzero(columns["whole"]),
-            kept_spectra=_spectrum_rows(self.plan, kept.values),
-            histograms=self._streams.histograms,
-            means=self._streams.means,
-            covariance=self._streams.covariance,
-            examples=(self._examples.values, self._examples.conditions),
-            problems=self.problems,
-        )
-
-    def _inspect(self, samples: Samples) -> NDArray[np.bool_]:
-        """Count what is unphysical; returns which samples are finite, (N,)."""
-        flat = samples.values.reshape(len(samples.values), -1)
-        if flat.size and flat.min() >= 0 and flat.max() < np.inf:  # NaN fails both; quick when all is well
-            return np.ones(len(flat), dtype=bool)
-        finite = np.isfinite(flat)
-        good = np.asarray(finite.all(axis=1))
-        self.problems["nonfinite_voxels"] += int(finite.size - np.count_nonzero(finite))
-        self.problems["nonfinite_samples"] += int(len(good) - np.count_nonzero(good))
-        self.problems["negative_voxels"] += int(np.count_nonzero(flat < 0))
-        return good
+def _finite(samples: Samples, problems: Counter[str]) -> NDArray[np.bool_]:
+    """Count what is unphysical; returns which samples are finite, (N,)."""
+    flat = samples.values.reshape(len(samples), samples.family.voxels)
+    if flat.size and flat.min() >= 0 and flat.max() < np.inf:  # NaN fails both; quick when all is well
+        return np.ones(len(flat), dtype=bool)
+    finite = np.isfinite(flat)
+    good = np.asarray(finite.all(axis=1))
+    problems["nonfinite_voxels"] += int(finite.size - np.count_nonzero(finite))
+    problems["nonfinite_samples"] += int(len(good) - np.count_nonzero(good))
+    problems["negative_voxels"] += int(np.count_nonzero(flat < 0))
+    return good
 
 
 def _spectrum_rows(plan: SurveyPlan, values: Columns) -> NDArray[np.int32]:
     """The voxel histogram of each sample, (n, B + 2)."""
     flat = values.reshape(len(values), -1)
-    width = plan.axis.size + 2
-    place = np.searchsorted(float32_edges(plan.axis.edges), flat, side="right") + width * np.arange(len(flat))[:, None]
-    return np.bincount(place.ravel(), minlength=width * len(flat)).reshape(len(flat), width).astype(np.int32)
+    place = np.searchsorted(float32_edges(plan.axis.edges), flat, side="right")
+    return row_counts(place, plan.axis.size + 2).astype(np.int32)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConditionError, ConfigError
@@ -55,7 +56,15 @@ class Engine(BaseModel, ABC):
     def describe(self) -> dict[str, Any]:
         """Engine, versions, options and seed, JSON-able: two engines that differ here make different samples."""
 
+    @property
     @abstractmethod
+    def drawn(self) -> Drawn:
+        """Conditions of all samples."""
+
+    def draw(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.floating[Any]]:
+        """One sample, of engines that make them one at a time, which need no :meth:`make` of their own."""
+        raise NotImplementedError
+
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop.
 
@@ -66,6 +75,13 @@ class Engine(BaseModel, ABC):
         Raises:
             ConfigError: If they are not.
         """
+        count = len(checked_block(start, stop, self.block))
+        drawn = self.drawn.conditions(self.seed, start, count)
+        values = np.zeros((count, *self.family.sample_shape), np.float32)
+        for i in range(count):
+            values[i] = self.draw(start + i, drawn.row(i))
+        conditions = drawn.only([c.name for c in self.family.conditions])
+        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
     @abstractmethod
     def check(self) -> str:

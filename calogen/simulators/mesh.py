@@ -22,6 +22,16 @@ def _compiled(function: _F) -> _F:
 
 
 @_compiled
+def _cloud(position: np.float32, n: int, inverse: float) -> tuple[tuple[int, np.float32], tuple[int, np.float32]]:
+    """The two cells along one axis that share a particle, each with its share."""
+    place = position * inverse
+    first = np.floor(place)
+    share = np.float32(place - first)
+    cell = int(first) % n
+    return (cell, np.float32(1) - share), ((cell + 1) % n, share)
+
+
+@_compiled
 def deposit(x: Field, n: int, inverse: float) -> Field:
     """Particles per cell of an n^3 mesh.
 
@@ -31,21 +41,12 @@ def deposit(x: Field, n: int, inverse: float) -> Field:
         inverse: Cells per unit of length.
     """
     mesh = np.zeros((n, n, n), np.float32)
-    one = np.float32(1)
     for p in range(x.shape[0]):
-        u, v, w = x[p, 0] * inverse, x[p, 1] * inverse, x[p, 2] * inverse
-        fu, fv, fw = np.floor(u), np.floor(v), np.floor(w)
-        a, b, c = np.float32(u - fu), np.float32(v - fv), np.float32(w - fw)
-        i, j, k = int(fu) % n, int(fv) % n, int(fw) % n
-        i1, j1, k1 = (i + 1) % n, (j + 1) % n, (k + 1) % n
-        mesh[i, j, k] += (one - a) * (one - b) * (one - c)
-        mesh[i, j, k1] += (one - a) * (one - b) * c
-        mesh[i, j1, k] += (one - a) * b * (one - c)
-        mesh[i, j1, k1] += (one - a) * b * c
-        mesh[i1, j, k] += a * (one - b) * (one - c)
-        mesh[i1, j, k1] += a * (one - b) * c
-        mesh[i1, j1, k] += a * b * (one - c)
-        mesh[i1, j1, k1] += a * b * c
+        rows, columns, depths = _cloud(x[p, 0], n, inverse), _cloud(x[p, 1], n, inverse), _cloud(x[p, 2], n, inverse)
+        for i, a in rows:
+            for j, b in columns:
+                for k, c in depths:
+                    mesh[i, j, k] += a * b * c
     return mesh
 
 
@@ -90,17 +91,13 @@ def kick(x: Field, v: Field, mesh: NDArray[np.float32], inverse: float, keep: fl
         gain: Weight of the force.
     """
     n = mesh.shape[0]
-    one, old, new = np.float32(1), np.float32(keep), np.float32(gain)
+    old, new = np.float32(keep), np.float32(gain)
     for p in range(x.shape[0]):
-        u, s, w = x[p, 0] * inverse, x[p, 1] * inverse, x[p, 2] * inverse
-        fu, fs, fw = np.floor(u), np.floor(s), np.floor(w)
-        a, b, c = np.float32(u - fu), np.float32(s - fs), np.float32(w - fw)
-        i, j, k = int(fu) % n, int(fs) % n, int(fw) % n
-        i1, j1, k1 = (i + 1) % n, (j + 1) % n, (k + 1) % n
-        w0, w1 = (one - a) * (one - b) * (one - c), (one - a) * (one - b) * c
-        w2, w3 = (one - a) * b * (one - c), (one - a) * b * c
-        w4, w5 = a * (one - b) * (one - c), a * (one - b) * c
-        w6, w7 = a * b * (one - c), a * b * c
+        (i, a), (i1, a1) = _cloud(x[p, 0], n, inverse)
+        (j, b), (j1, b1) = _cloud(x[p, 1], n, inverse)
+        (k, c), (k1, c1) = _cloud(x[p, 2], n, inverse)
+        w0, w1, w2, w3 = a * b * c, a * b * c1, a * b1 * c, a * b1 * c1
+        w4, w5, w6, w7 = a1 * b * c, a1 * b * c1, a1 * b1 * c, a1 * b1 * c1
         for d in range(3):
             total = w0 * mesh[i, j, k, d] + w1 * mesh[i, j, k1, d]
             total += w2 * mesh[i, j1, k, d] + w3 * mesh[i, j1, k1, d]

@@ -18,8 +18,7 @@ from scipy.stats import gamma
 
 from ..errors import ConfigError
 from ..families import ENERGY_UNITS, Condition, Family, resolve_family
-from ..shards.samples import Samples
-from .engine import Drawn, Engine, checked_block, stream
+from .engine import Drawn, Engine, stream
 
 Array = NDArray[np.float64]
 _LEAST_ENERGY = 1e-3  # MeV
@@ -97,23 +96,18 @@ class Toy(Engine):
             "numpy": np.__version__,
             "family": self.model.model_dump(mode="json", exclude_defaults=True),
             "conditions": self.drawn.texts,
-            **self.law.describe(),
+            **self.law.options,
             "seed": self.seed,
         }
 
-    def make(self, start: int, stop: int) -> Samples:
-        """Samples start to stop."""
-        count = len(checked_block(start, stop, self.block))
-        conditions = self.drawn.conditions(self.seed, start, count)
-        values = np.zeros((count, *self.model.sample_shape), np.float32)
-        for i in range(count):
-            values[i] = self.law.draw(conditions.row(i), stream(self.seed, start + i))
-        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
+    def draw(self, index: int, conditions: Mapping[str, float]) -> Array:
+        """One sample."""
+        return self.law.draw(conditions, stream(self.seed, index))
 
     def check(self) -> str:
         """Mean and standard deviation of 400 samples at one point, beside the exact ones."""
         point = {c.name: _middle(c) for c in self.family.conditions}
-        values = np.stack([self.law.draw(point, stream(self.seed, i)) for i in range(400)]).reshape(400, -1)
+        values = np.stack([self.draw(i, point) for i in range(400)]).reshape(400, -1)
         mean, variance = (moment.ravel() for moment in self.law.moments(point))
         lines = [f"TOY {self.family.name}: 400 samples at {', '.join(f'{n} = {v:g}' for n, v in point.items())}"]
         lines += ["  voxel         mean (exact)        standard deviation (exact)"]
@@ -134,16 +128,13 @@ class Showers:
         self._family, self._energy = toy.model, toy.model.conditions[0]
         # Voxels below this are exactly zero; a family without a threshold is given a low one.
         self.cut = toy.model.threshold or 0.2 * toy.model.knee
+        self.options = {"cut": self.cut}
         shares = []
         for layer in toy.model.layers:
             radius = np.hypot(*layer.centres.T)
             weight = layer.areas * np.exp(-radius / (0.1 * max(radius.max(), 1e-9)))
             shares.append(weight / weight.sum())
         self._lateral = np.concatenate(shares)  # share of its layer's energy in each voxel
-
-    def describe(self) -> dict[str, Any]:
-        """Options."""
-        return {"cut": self.cut}
 
     def moments(self, conditions: Mapping[str, float]) -> tuple[Array, Array]:
         """Mean and variance of every voxel, exactly, (V,) in the family's unit and its square."""
@@ -184,17 +175,13 @@ class Maps:
     def __init__(self, toy: Toy) -> None:
         self._shape, self._field = toy.model.sample_shape, toy.field
         self._amplitude = toy.amplitude or (0.8 if toy.field == "lognormal" else 0.15)
-
-    def describe(self) -> dict[str, Any]:
-        """Options."""
-        return {"field": self._field, "amplitude": self._amplitude}
+        self.options = {"field": self._field, "amplitude": self._amplitude}
 
     def moments(self, conditions: Mapping[str, float]) -> tuple[Array, Array]:
         """Mean and variance of every pixel, exactly, (H, W) each."""
         variance = self._deviation(conditions) ** 2
-        return np.ones(self._shape), np.full(
-            self._shape, np.expm1(variance) if self._field == "lognormal" else variance
-        )
+        pixel = np.expm1(variance) if self._field == "lognormal" else variance
+        return np.ones(self._shape), np.full(self._shape, pixel)
 
     def draw(self, conditions: Mapping[str, float], random: np.random.Generator) -> Array:
         """One map, (H, W)."""

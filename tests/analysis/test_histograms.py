@@ -7,12 +7,12 @@ import pytest
 from calogen.analysis.observables.observable import Observable
 from calogen.analysis.survey.histograms import (
     Histograms,
-    counts,
     is_logarithmic,
     observable_edges,
     spectrum_axis,
 )
 from calogen.analysis.survey.selections import ALL, condition_edges, disjoint, selections
+from support import counts
 
 from calogen.families import FAMILIES
 

@@ -181,7 +181,7 @@ def test_peaks_and_pixels():
     neighbours = [np.roll(maps, (a, b), (1, 2)) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
     np.testing.assert_array_equal(peak_mask(maps), maps > np.max(neighbours, axis=0))
     assert not peak_mask(np.ones((1, 8, 8))).any()
-    axis = LogAxis.up_to(float(maps.max()) * 1.01, bins=32)
+    axis = LogAxis(float(maps.max()) * 1.01, bins=32)
     pixels, peaks = pixel_histograms(maps, axis)
     expected, _ = np.histogram(np.log(maps + np.float32(1e-3)), axis.edges)
     np.testing.assert_allclose(pixels.sum(axis=0), expected, atol=1)  # an edge in float32

@@ -211,7 +211,8 @@ def test_seeds_become_a_band(seeds):
     assert "seeds" not in content["flow"]
     histograms = views.observable_histograms(seeds, "response")
     assert (histograms["gan"].total, histograms["gan"].seeds) == (500, 2)
-    assert np.all(histograms["gan"].error >= np.sqrt(histograms["gan"].contents[1:-1]) / 500 / histograms["gan"].widths)
+    gan = histograms["gan"]
+    assert np.all(gan.curve.error >= np.sqrt(gan.contents[1:-1]) / 500 / gan.widths)
     _, curves = views.condition_curves(seeds, "response", seeds.family.conditions[0], mean_of)
     np.testing.assert_allclose(curves["gan"].over(curves["flow"]).y, 1.01, atol=0.005)
 
@@ -325,12 +326,12 @@ def test_calibration_and_resolution_are_metrics(report):
 
 
 def test_radial_profiles_hold_all_energy(report):
-    for profile in [views.radial(report)]:
-        total = sum(p.curves["reference"].y @ np.diff(p.edges) for p in profile)
+    profile = list(views.radial(report).values())
+    total = sum(curves["reference"].y @ np.diff(edges) for edges, curves in profile)
     response = report.reference.table[report.reference.names.index("response")]
     assert total == pytest.approx(response.mean(dtype=np.float64), rel=1e-5)
-    assert all(np.all(p.curves["reference"].error > 0) for p in profile)
-    ratio = profile[1].curves["scaled"].over(profile[1].curves["same"])
+    assert all(np.all(curves["reference"].error > 0) for _, curves in profile)
+    ratio = profile[1][1]["scaled"].over(profile[1][1]["same"])
     np.testing.assert_allclose(ratio.y, 1.01, rtol=1e-4)
 
 
@@ -575,7 +576,7 @@ def test_histograms_of_a_view_lose_nothing(report):
     for name in ("response", "energy_2", "depth"):
         for title, histogram in views.observable_histograms(report, name).items():
             assert histogram.total == sum(side.used for side in views.sides(report)[title])
-            assert histogram.density @ histogram.widths == pytest.approx(1 - histogram.below - histogram.above)
+            assert histogram.curve.y @ histogram.widths == pytest.approx(1 - histogram.flow.sum())
 
 
 def test_the_curve_of_the_mean_is_the_mean(report):

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from calogen.analysis.observables.catalogue import observe
 from calogen.analysis.survey import streams
-from calogen.analysis.survey.histograms import counts
-from calogen.analysis.survey.moments import Covariance, Means
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import disjoint, selections
+from calogen.analysis.survey.streams import Covariance, Means
 from calogen.analysis.survey.survey import histogram, survey, vectors
-from support import MAPS, SMALL, command, toy, write_folder
+from support import MAPS, SMALL, command, counts, toy, write_folder
 
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES
@@ -148,7 +147,7 @@ def test_an_error_in_a_thread_comes_out(showers, plan, monkeypatch):
     def broken(*_):
         raise ValueError("broken")
 
-    monkeypatch.setattr("calogen.analysis.survey.moments.Means.fill", broken)
+    monkeypatch.setattr("calogen.analysis.survey.streams.Means.fill", broken)
     with pytest.raises(ValueError, match="broken"):
         survey(showers, plan)
 

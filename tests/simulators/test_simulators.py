@@ -13,8 +13,8 @@ from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard
 from calogen.simulators import build
-from calogen.simulators.detector import load_detector
 from calogen.simulators.engine import Drawn, stream
+from calogen.simulators.geant4 import load_detector
 
 OWN_DETECTOR = """
 [family]
