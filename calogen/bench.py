@@ -371,6 +371,7 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         "showers": len(showers),
         "observables": len(found["ours"].observables),
         "observables compared": len(found["plain"].observables),
+        "not in plain numpy": sorted(set(found["ours"].observables) - set(found["plain"].observables)),
         "selections": len(plan.selections),
         "threads": threads,
         "numpy": np.__version__,
