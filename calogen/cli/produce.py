@@ -99,14 +99,12 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: i
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
     how = {name: options[name] for name in Options.__annotations__ if name in options} | {"part": part}
-    workers = sensible_number(workers, "`workers`")
     production = surrogate.plan(out, request, **how)
-    if dry_run:
-        size = f"about {gigabytes(production.bytes)} ({gigabytes(production.raw_bytes)} before compression)"
-        _table("would generate", production, out, size, {"conditions": json.dumps(request.describe())})
-        return
-    _make("generate", production, out, workers)
-    _tell_clipped(out, surrogate)
+    size = f"about {gigabytes(production.bytes)} ({gigabytes(production.raw_bytes)} before compression)"
+    facts = {"conditions": json.dumps(request.describe())}
+    _make("generate", production, out, dry_run, sensible_number(workers, "`workers`"), size, facts)
+    if not dry_run:
+        _tell_clipped(out, surrogate)
 
 
 def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
@@ -122,25 +120,23 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
         click.echo(f"note: {words}", err=True)
 
 
-def _table(title: str, production: Production, out: Path, size: str, more: dict[str, Any]) -> None:
-    """What a dry run says."""
-    from ..production.plan import free_bytes
-
-    part = production.part
-    which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
-    facts = {"samples": production.samples, **which, "files": production.files, "size": size}
-    table(title, {**facts, "free": gigabytes(free_bytes(out)), **more, "folder": out})
-
-
-def _make(verb: str, production: Production, out: Path, workers: int) -> None:
-    """Make the samples and say so, or that everything was there."""
-    from ..production.plan import shard_times
+def _make(
+    verb: str, production: Production, out: Path, dry_run: bool, workers: int, size: str, more: dict[str, Any]
+) -> None:
+    """Make the samples and say so, or that everything was there; or only say what would be made."""
+    from ..production.plan import free_bytes, shard_times
     from ..production.run import produce
 
-    before, part = shard_times(out), production.part
+    part, total = production.part, production.total
+    if dry_run:
+        which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
+        facts = {"samples": production.samples, **which, "files": production.files, "size": size}
+        table(f"would {verb}", {**facts, "free": gigabytes(free_bytes(out)), **more, "folder": out})
+        return
+    before = shard_times(out)
     with signals() as should_stop, sample_progress(f"{verb.removesuffix('e')}ing") as progress:
         produce(production, out, workers=workers, progress=progress, should_stop=should_stop)
-    what = f"part {part} of {production.total}" if part.count > 1 else f"{production.total}"
+    what = f"part {part} of {total}" if part.count > 1 else f"{total}"
     if shard_times(out) == before:
         click.echo(f"nothing left to make, {what} samples are there: {out}")
     else:
@@ -196,15 +192,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
-def simulate(
-    engine: str,
-    out: Path | None,
-    samples: int | None,
-    check: bool,
-    dry_run: bool,
-    workers: int | None,
-    **options: Any,
-) -> None:
+def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
     ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
@@ -232,25 +220,23 @@ def simulate(
     particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
     settings = pairs([*options["settings"], *particle], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"])
-    if not check and (out is None or samples is None):
+    if not options["check"] and (out is None or samples is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
     taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
     samples = samples or 1
     source = simulators.build(engine, samples=samples, seed=options["seed"], conditions=conditions, **settings)
-    if check:
+    if options["check"]:
         click.echo(source.check())
         return
     plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
-    folder, workers = out or Path(), sensible_number(workers, "`workers`")
+    folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
-    if dry_run:
-        size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
-        _table("would simulate", plan, folder, size, {"workers": workers})
-        return
-    require_room(plan, folder)
-    if (free := free_bytes(folder)) < plan.raw_bytes:
-        few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
-        click.echo(f"note: {few}, before compression: the disk may become full", err=True)
-    _make("simulate", plan, folder, workers)
+    if not dry_run:
+        require_room(plan, folder)
+        if (free := free_bytes(folder)) < plan.raw_bytes:
+            few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
+            click.echo(f"note: {few}, before compression: the disk may become full", err=True)
+    size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
+    _make("simulate", plan, folder, dry_run, workers, size, {"workers": workers})
