@@ -90,14 +90,20 @@ def begun_with(out: Path, total: int, part: Part) -> int | None:
 
 
 @contextmanager
-def locked(path: Path, out: Path) -> Iterator[int]:
-    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end.
+
+    Raises:
+        StorageError: If its folder cannot be made or written.
+        ConfigError: If another process holds it.
+    """
     limit = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise StorageError(f"cannot write the output folder: {error.strerror}", where=out) from None
+            raise StorageError(f"cannot write the output folder: {error.strerror}", where=path.parent) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -33,16 +33,14 @@ class Spec:
     Of labels: ``fixed:e+``, ``list:gamma,e+`` in turn, ``uniform`` or ``uniform:gamma,e+`` at random.
 
     Attributes:
-        kind: How it is drawn.
+        kind: How it is drawn; ``any`` of the values with equal probability, if they are labels.
         values: Its numbers in the condition's unit, or those of its labels.
         text: As it is written.
-        labels: Whether it is of labels.
     """
 
     kind: str
     values: NDArray[np.float64]
     text: str
-    labels: bool = False
 
     @classmethod
     def parse(cls, condition: Condition, text: str) -> Spec:
@@ -53,7 +51,7 @@ class Spec:
         """
         kind, _, rest = text.partition(":")
         if condition.labels:
-            return cls(kind, _codes(condition, text, kind, rest), text, labels=True)
+            return cls("any" if kind == "uniform" else kind, _codes(condition, text, kind, rest), text)
         sign = "," if kind == "list" else ":"
         match = re.fullmatch(rf"({_NUMBER}(?:{sign}{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
         numbers, unit = (match[1].split(sign), match[2]) if match else ([], "")
@@ -86,12 +84,10 @@ class Spec:
 
     def draw(self, uniform: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:
         """Values for samples ``index`` from one uniform number each."""
-        if self.kind == "fixed":
-            return np.full(len(index), self.values[0])
         low, high = float(self.values[0]), float(self.values[-1])
-        if self.kind == "list":
+        if self.kind in ("fixed", "list"):
             return np.asarray(self.values[index % len(self.values)])
-        if self.labels:
+        if self.kind == "any":
             return np.asarray(self.values[(uniform * len(self.values)).astype(np.intp)])
         if self.kind == "uniform":
             return low + (high - low) * uniform

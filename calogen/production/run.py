@@ -43,11 +43,7 @@ def produce(
     out = Path(out)
     check_folder(production, out)
     require_room(production, out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
-    with locked(out / f".lock{production.part.suffix}", out) as lock:
+    with locked(out / f".lock{production.part.suffix}") as lock:
         ledger = Ledger(production, out, progress, should_stop)
         threads = workers if production.threaded else 0
         job = Job(production.maker, out, ledger.provenance, production.layout, threads)

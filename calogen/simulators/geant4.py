@@ -193,7 +193,7 @@ class Geant4(Engine):
             ConfigError: If this process already simulated with other physics: Geant4 has one set a process.
         """
         count = len(checked_block(start, stop, self.block))
-        gun = self.drawn.conditions(self.seed, start, count)
+        gun = self.drawn.conditions(self.drawn.names, self.seed, start, count)
         values = np.zeros((count, self.family.voxels), np.float32)
         for i in range(count):
             seed = int.from_bytes(stream(self.seed, start + i).bytes(16), "little")
@@ -212,7 +212,7 @@ class Geant4(Engine):
     def check(self) -> str:
         """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
         specs = {name: text for name, text in self.drawn.texts.items() if name != "particle"}
-        specs[self.drawn.request.names[0]] = "fixed:20GeV"
+        specs[self.drawn.names[0]] = "fixed:20GeV"
         given: dict[str, Any] = {"geometry": self.geometry, "signal": self.signal, "physics": self.physics}
         given |= {"cut": self.cut, "seed": self.seed, "conditions": specs}
         return "\n".join(Geant4(**given, particle=particle)._checked() for particle in self.particles)

@@ -104,7 +104,7 @@ class Toy(Engine):
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop."""
         count = len(checked_block(start, stop, self.block))
-        conditions = self.drawn.conditions(self.seed, start, count)
+        conditions = self.drawn.conditions(self.drawn.names, self.seed, start, count)
         values = np.zeros((count, *self.model.sample_shape), np.float32)
         for i in range(count):
             values[i] = self.law.draw(conditions.row(i), stream(self.seed, start + i))

@@ -59,9 +59,6 @@ class Batches:
         self._in_memory = len(shards) <= rows
         self._windows = 1 if self._in_memory else -(-blocks // (rows // self._BLOCK))
         self._blocks = blocks
-        self._loaded: tuple[int, int] | None = None
-        self._values = torch.empty(0)
-        self._conditions = torch.empty(0)
         looked_at = self._read(0, 0)
         if len(self._values) < batch_size:
             raise ShardError(
