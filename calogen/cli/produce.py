@@ -215,7 +215,7 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     from .. import simulators
     from ..cores import sensible_number
     from ..production.ledger import check_folder
-    from ..production.plan import free_bytes, require_room
+    from ..production.plan import free_bytes
 
     particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
     settings = pairs([*options["settings"], *particle], "--set")
@@ -233,10 +233,9 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
     folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
-    if not dry_run:
-        require_room(plan, folder)
-        if (free := free_bytes(folder)) < plan.raw_bytes:
-            few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
-            click.echo(f"note: {few}, before compression: the disk may become full", err=True)
+    free = free_bytes(folder)
+    if not dry_run and plan.bytes <= free < plan.raw_bytes:
+        few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
+        click.echo(f"note: {few}, before compression: the disk may become full", err=True)
     size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
     _make("simulate", plan, folder, dry_run, workers, size, {"workers": workers})

@@ -73,7 +73,7 @@ def _part_of(environment: Mapping[str, str]) -> Part:
         raise ConfigError(
             "`part=auto` finds neither torchrun nor a Slurm array or srun",
             where="`part`",
-            expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and its kin",
+            expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and the others of an array",
             hint="give `part=i/n`",
         )
     rank, size = inner or [0, 1]

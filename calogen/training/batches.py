@@ -36,6 +36,8 @@ class Batches:
     """
 
     _BLOCK = 4096  # rows read at a time when streaming
+    _values: Tensor
+    _conditions: Tensor
 
     def __init__(
         self,
