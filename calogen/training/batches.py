@@ -36,8 +36,6 @@ class Batches:
     """
 
     _BLOCK = 4096  # rows read at a time when streaming
-    _values: Tensor
-    _conditions: Tensor
 
     def __init__(
         self,
@@ -61,6 +59,9 @@ class Batches:
         self._in_memory = len(shards) <= rows
         self._windows = 1 if self._in_memory else -(-blocks // (rows // self._BLOCK))
         self._blocks = blocks
+        self._loaded: tuple[int, int] | None = None
+        self._values = torch.empty(0)
+        self._conditions = torch.empty(0)
         looked_at = self._read(0, 0)
         if len(self._values) < batch_size:
             raise ShardError(
