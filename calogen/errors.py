@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
 
 
+@dataclass(eq=False, repr=False)
 class CalogenError(Exception):
     """Base of all calogen errors.
 
@@ -25,36 +27,17 @@ class CalogenError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        expected: object = None,
-        found: object = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.expected = expected
-        self.found = found
-        self.hint = hint
+    what: str
+    _: KW_ONLY
+    where: object = None
+    expected: object = None
+    found: object = None
+    hint: str | None = None
 
     def __str__(self) -> str:
         parts = (("where", self.where), ("expected", self.expected), ("found", self.found), ("do", self.hint))
         lines = [self.what, *(f"  {name:<9}{value}" for name, value in parts if value is not None)]
         return "\n".join(lines)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Keyword arguments survive the way from a worker process to its parent.
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.hint)
-
-
-def _rebuild(
-    kind: type[CalogenError], what: str, where: object, expected: object, found: object, hint: str | None
-) -> CalogenError:
-    return kind(what, where=where, expected=expected, found=found, hint=hint)
 
 
 class ConfigError(CalogenError):
@@ -88,13 +71,9 @@ class ConditionError(CalogenError):
 class DivergenceError(CalogenError):
     """Training produced numbers that are not finite."""
 
-    exit_code = 1
-
 
 class ProductionError(CalogenError):
     """A worker process died or failed, again and again."""
-
-    exit_code = 1
 
 
 class GateError(CalogenError):

@@ -29,7 +29,7 @@ from .models.registry import pick_device
 from .production.ledger import begun_with, check_folder
 from .production.noise import normals
 from .production.parts import ALIGNMENT, Part
-from .production.plan import MOST_SAMPLES, Estimate, Production, require_room, room
+from .production.plan import MOST_SAMPLES, Production
 from .production.requests import Request
 from .production.run import produce
 from .runs.checkpoint import Checkpoint, load_checkpoint
@@ -58,13 +58,13 @@ class Generation:
         surrogate: Makes them.
         request: Their conditions.
         seed: Of latents and drawn conditions.
-        mantissa_bits: Bits kept of every value's mantissa; none: all 23.
+        mantissa_bits: Bits kept of every value's mantissa.
     """
 
     surrogate: Surrogate
     request: Request
     seed: int = 0
-    mantissa_bits: int | None = None
+    mantissa_bits: int = MANTISSA
 
     @property
     def family(self) -> Family:
@@ -75,8 +75,8 @@ class Generation:
     def ceiling(self) -> float | None:
         """The largest value there can be, if the surrogate clips larger ones."""
         largest = self.surrogate.ceiling
-        if largest is None or self.mantissa_bits is None:
-            return largest
+        if largest is None:
+            return None
         return float(rounded(np.array([largest], np.float32), self.mantissa_bits)[0])
 
     def describe(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Generation:
             "parameters": self.surrogate.parameters,
             **({"history": card.history} if card.history else {}),
             "versions": environment(),
-            **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits is not None else {}),
+            **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits < MANTISSA else {}),
         }
 
     def pieces(self, start: int, stop: int) -> Iterator[Samples]:
@@ -117,8 +117,7 @@ class Generation:
             yield finish()
 
     def _finish(self, values: Callable[[], NDArray[np.float32]], conditions: Conditions, keep: slice) -> Samples:
-        kept = values()[keep] if self.mantissa_bits is None else rounded(values()[keep], self.mantissa_bits)
-        return Samples(self.family, kept, conditions, kind="generated")
+        return Samples(self.family, rounded(values()[keep], self.mantissa_bits), conditions, kind="generated")
 
 
 class Surrogate:
@@ -352,7 +351,7 @@ class Surrogate:
         part: Part | None = None,
         mantissa_bits: int | None = None,
         extrapolate: bool = False,
-    ) -> tuple[Production, Estimate]:
+    ) -> Production:
         """Everything :meth:`generate` checks before it writes; arguments and errors as there."""
         if not isinstance(request, Request):
             request = Request.of(self.family, request, n if n is None else _samples(n))
@@ -360,23 +359,22 @@ class Surrogate:
             raise ConfigError("the request itself says how many samples", expected=request.samples, found=n)
         out, part = Path(out), part or Part()
         total = _samples(request.samples)
-        if mantissa_bits is not None:
-            mantissa_bits = _whole(mantissa_bits, "mantissa_bits", 1, MANTISSA, f"a mantissa has 1 to {MANTISSA} bits")
+        bits = MANTISSA if mantissa_bits is None else mantissa_bits
+        bits = _whole(bits, "mantissa_bits", 1, MANTISSA, f"a mantissa has 1 to {MANTISSA} bits")
         self._check_names(request.names)
         written_format(layout, self.family, self.conditions)
         if shard_size is not None:
             size = _whole(shard_size, "shard_size", 1, MOST_SAMPLES, "a shard holds at least one sample")
         else:
             size = begun_with(out, total, part) or self._usual_size(total, part)
-        maker = Generation(self, request, _seed(seed), mantissa_bits)
-        production = Production(maker, total, size, part, layout)
+        maker = Generation(self, request, _seed(seed), bits)
+        production = Production(maker, total, size, part, layout, threaded=self._device.type != "cpu")
         check_folder(production, out)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
         # How much space it takes follows from how well some samples compress.
         probe = min(_PROBE, self.block, total)
         values = self.launch(request.conditions(self.conditions, maker.seed, 0, probe), 0, 0)()
-        values = values if mantissa_bits is None else rounded(values, mantissa_bits)
-        return production, room(production, out, len(compressed(values)) / probe)
+        return replace(production, sample_bytes=len(compressed(rounded(values, bits))) / probe)
 
     def _usual_size(self, total: int, part: Part) -> int:
         """Samples in a shard: enough shards to share among processes, and to lose little when the work is stopped."""
@@ -420,10 +418,7 @@ class Surrogate:
         if workers is not None:
             workers = _whole(workers, "workers", 1, MOST_SAMPLES, "at least one worker")
         workers = sensible_number(workers, "`workers`")
-        production, estimate = self.plan(out, request, n, **options)
-        require_room(estimate, Path(out))
-        if self._device.type != "cpu":
-            production, workers = replace(production, threads=workers), 1
+        production = self.plan(out, request, n, **options)
         return produce(production, Path(out), workers=workers, progress=progress, should_stop=should_stop)
 
 

@@ -18,14 +18,7 @@ if TYPE_CHECKING:
     from ..production.parts import Part
 
 
-def at_home(text: str) -> str:
-    """A path, glob or name with a leading ``~`` made a home folder; as it is where there is no such home."""
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError:
-        return text
+at_home = os.path.expanduser
 
 
 def printable(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ from .terminal import gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
     from ..production.parts import Part
-    from ..production.plan import Estimate, Production
+    from ..production.plan import Production
     from ..production.requests import Request
     from ..sampling import Surrogate
 
-_BEST_RATIO = 8  # no samples compress better
 _ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
 _SAME = "The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+, impact_x=fixed:2."
 _PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
@@ -82,7 +80,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
 )
-def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options: Any) -> None:
+def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: int | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
@@ -93,7 +91,7 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
     calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
     calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
-    from ..production.plan import shard_times
+    from ..cores import sensible_number
     from ..sampling import Options, Surrogate
 
     surrogate = Surrogate.load(model, options["device"])
@@ -101,18 +99,12 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
         surrogate = surrogate.resized(options["size"])
     request = _request(surrogate, options)
     how = {name: options[name] for name in Options.__annotations__ if name in options} | {"part": part}
-    if dry_run:
-        production, estimate = surrogate.plan(out, request, **how)
-        size = f"about {gigabytes(estimate.bytes)} ({gigabytes(estimate.raw_bytes)} before compression)"
-        more = {"conditions": json.dumps(request.describe()), "folder": out}
-        _table("would generate", production, estimate, size, more)
-        return
-    before = shard_times(out)
-    with signals() as should_stop, sample_progress("generating") as progress:
-        workers = options["workers"]
-        surrogate.generate(out, request, **how, workers=workers, progress=progress, should_stop=should_stop)
-    _tell("generated", part, request.samples, out, before)
-    _tell_clipped(out, surrogate)
+    production = surrogate.plan(out, request, **how)
+    size = f"about {gigabytes(production.bytes)} ({gigabytes(production.raw_bytes)} before compression)"
+    facts = {"conditions": json.dumps(request.describe())}
+    _make("generate", production, out, dry_run, sensible_number(workers, "`workers`"), size, facts)
+    if not dry_run:
+        _tell_clipped(out, surrogate)
 
 
 def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
@@ -128,23 +120,27 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
         click.echo(f"note: {words}", err=True)
 
 
-def _table(title: str, production: Production, estimate: Estimate, size: str, more: dict[str, Any]) -> None:
-    """What a dry run says."""
-    part = production.part
-    which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
-    facts = {"samples": estimate.samples, **which, "files": estimate.shards, "size": size}
-    table(title, {**facts, "free": gigabytes(estimate.free_bytes), **more})
+def _make(
+    verb: str, production: Production, out: Path, dry_run: bool, workers: int, size: str, more: dict[str, Any]
+) -> None:
+    """Make the samples and say so, or that everything was there; or only say what would be made."""
+    from ..production.plan import free_bytes, shard_times
+    from ..production.run import produce
 
-
-def _tell(verb: str, part: Part | None, n: int, out: Path, before: dict[str, int]) -> None:
-    """What was made, or that everything was there."""
-    from ..production.plan import shard_times
-
-    what = f"part {part} of {n}" if part else f"{n}"
+    part, total = production.part, production.total
+    if dry_run:
+        which = {"part": f"{part.index} of {part.count}"} if part.count > 1 else {}
+        facts = {"samples": production.samples, **which, "files": production.files, "size": size}
+        table(f"would {verb}", {**facts, "free": gigabytes(free_bytes(out)), **more, "folder": out})
+        return
+    before = shard_times(out)
+    with signals() as should_stop, sample_progress(f"{verb.removesuffix('e')}ing") as progress:
+        produce(production, out, workers=workers, progress=progress, should_stop=should_stop)
+    what = f"part {part} of {total}" if part.count > 1 else f"{total}"
     if shard_times(out) == before:
         click.echo(f"nothing left to make, {what} samples are there: {out}")
     else:
-        click.echo(f"{verb} {what} samples: {out}")
+        click.echo(f"{verb}d {what} samples: {out}")
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
@@ -196,7 +192,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
-def simulate(engine: str, out: Path | None, samples: int | None, check: bool, dry_run: bool, **options: Any) -> None:
+def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, **options: Any) -> None:
     """Make reference samples on this machine, or finish what an earlier call began.
 
     ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
@@ -219,35 +215,27 @@ def simulate(engine: str, out: Path | None, samples: int | None, check: bool, dr
     from .. import simulators
     from ..cores import sensible_number
     from ..production.ledger import check_folder
-    from ..production.plan import require_room, room, shard_times
-    from ..production.run import produce
+    from ..production.plan import free_bytes
 
     particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
     settings = pairs([*options["settings"], *particle], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"])
-    if not check and (out is None or samples is None):
+    if not options["check"] and (out is None or samples is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")
     taken = sorted({"seed", "samples", "conditions", "name", "model", "detector"} & settings.keys())
     if taken:
         raise ConfigError(f"'{taken[0]}' is not set with --set", where="--set", hint="see calogen simulate --help")
     samples = samples or 1
     source = simulators.build(engine, samples=samples, seed=options["seed"], conditions=conditions, **settings)
-    if check:
+    if options["check"]:
         click.echo(source.check())
         return
     plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
     folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
     check_folder(plan, folder)
-    estimate = room(plan, folder)
-    if dry_run:
-        size = f"at most {gigabytes(estimate.raw_bytes)}, before compression"
-        _table("would simulate", plan, estimate, size, {"workers": workers, "folder": folder})
-        return
-    require_room(replace(estimate, bytes=estimate.raw_bytes // _BEST_RATIO), folder)
-    if estimate.raw_bytes > estimate.free_bytes:
-        few = f"{gigabytes(estimate.free_bytes)} free for at most {gigabytes(estimate.raw_bytes)}"
+    free = free_bytes(folder)
+    if not dry_run and plan.bytes <= free < plan.raw_bytes:
+        few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
         click.echo(f"note: {few}, before compression: the disk may become full", err=True)
-    before = shard_times(folder)
-    with signals() as should_stop, sample_progress("simulating") as progress:
-        produce(plan, folder, workers=workers, isolate=source.isolated, progress=progress, should_stop=should_stop)
-    _tell("simulated", options["part"], samples, folder, before)
+    size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
+    _make("simulate", plan, folder, dry_run, workers, size, {"workers": workers})

@@ -15,7 +15,6 @@ from typing import Any
 from ..errors import ConfigError, Interrupted, ShardError, StorageError
 from ..shards.manifest import MANIFEST, ShardRecord, read_part, write_manifest
 from ..storage import require_writable
-from .maker import ShardTask
 from .parts import Part
 from .plan import MANIFEST_SHARDS, Production, Progress
 from .pool import Stopped
@@ -91,14 +90,20 @@ def begun_with(out: Path, total: int, part: Part) -> int | None:
 
 
 @contextmanager
-def locked(path: Path, out: Path) -> Iterator[int]:
-    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end.
+
+    Raises:
+        StorageError: If its folder cannot be made or written.
+        ConfigError: If another process holds it.
+    """
     limit = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise StorageError(f"cannot write the output folder: {error.strerror}", where=out) from None
+            raise StorageError(f"cannot write the output folder: {error.strerror}", where=path.parent) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -134,11 +139,12 @@ class Ledger:
         self.provenance = production.provenance()
         self.clear()
         manifest = out / self._name
-        known = {record.name: record for record in read_part(manifest).records} if manifest.exists() else {}
+        there = read_part(manifest).records if manifest.exists() else ()
+        known = {(record.name, record.samples, record.index_start): record for record in there}
         # A shard the manifest knows is checked before it is believed.
-        self.tasks = [ShardTask(shard, known.get(shard.name)) for shard in production.shards()]
+        self.shards = [known.get((s.name, s.samples, s.index_start), s) for s in production.shards()]
         self.total = production.samples
-        self.records: dict[str, ShardRecord] = {t.shard.name: t.known for t in self.tasks if t.known}
+        self.records = {shard.name: shard for shard in self.shards if shard.sha256}
         self._under_way: dict[str, int] = {}
         self._done, self._signal = 0, 0
         self._written, self._cost = 0.0, 0.0
@@ -153,16 +159,16 @@ class Ledger:
         for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5.part"):
             leftover.unlink(missing_ok=True)
 
-    def begun(self, task: ShardTask, amount: int) -> None:
+    def begun(self, task: ShardRecord, amount: int) -> None:
         """So many samples of a shard are made."""
-        self._under_way[task.shard.name] = amount
+        self._under_way[task.name] = amount
         self._tell()
-        if amount < task.shard.samples:
+        if amount < task.samples:
             self.stop_if_asked()
 
-    def finished(self, task: ShardTask, result: ShardRecord) -> None:
+    def finished(self, task: ShardRecord, result: ShardRecord) -> None:
         """A shard is on the disk; one that was repaired keeps its record, with the time that it first took."""
-        self._under_way.pop(task.shard.name, None)
+        self._under_way.pop(task.name, None)
         self._done += result.samples
         if self.records.get(result.name) != result:
             self.records[result.name] = result

@@ -38,19 +38,6 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """A shard to be made, or to be checked against what the manifest knows of it.
-
-    Attributes:
-        shard: Name, samples and first index.
-        known: What the manifest says.
-    """
-
-    shard: ShardRecord
-    known: ShardRecord | None = None
-
-
-@dataclass(frozen=True)
 class Job:
     """Makes the shards of a production.
 
@@ -68,23 +55,21 @@ class Job:
     layout: str = "native"
     threads: int = 0
 
-    def __call__(self, task: ShardTask, tell: Callable[[int], None]) -> ShardRecord:
+    def __call__(self, shard: ShardRecord, tell: Callable[[int], None]) -> ShardRecord:
         """Make one shard, or find it made already.
 
         Args:
-            task: The shard.
+            shard: Name, samples and first index; with the bytes and SHA-256 of the file, if it should be there.
             tell: Called with the samples done; may raise to give the shard up.
 
         Raises:
             StorageError: If the file system refuses.
             ProductionError: If the maker makes fewer or more samples than asked for.
         """
-        shard, known, begun = task.shard, task.known, time.monotonic()
-        path = self.out / shard.name
-        if known is not None and known.samples == shard.samples and known.index_start == shard.index_start:
-            with suppress(OSError):
-                if path.stat().st_size == known.bytes and sha256_of(path) == known.sha256:
-                    return known
+        begun, path = time.monotonic(), self.out / shard.name
+        with suppress(OSError):
+            if shard.sha256 and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256:
+                return shard
 
         ceiling: float | None = getattr(self.maker, "ceiling", None)
         clipped = 0

@@ -73,23 +73,21 @@ def _part_of(environment: Mapping[str, str]) -> Part:
         raise ConfigError(
             "`part=auto` finds neither torchrun nor a Slurm array or srun",
             where="`part`",
-            expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and its kin",
+            expected="RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and the others of an array",
             hint="give `part=i/n`",
         )
     rank, size = inner or [0, 1]
-    number, count = 0, 1
-    if array:
-        task, first, last, count = array
-        step = (_numbers(environment, "SLURM_ARRAY_TASK_STEP") or [1])[0]
-        number, off = divmod(task - first, max(step, 1))
-        if step < 1 or off or not first <= task <= last or (last - first) // step + 1 != count:
-            raise ConfigError(
-                "`part=auto` needs an unbroken Slurm array",
-                where="SLURM_ARRAY_TASK_COUNT",
-                expected=f"every {step}. task from {first} to {last}",
-                found=f"task {task} of {count}",
-                hint="to repeat some tasks of an array, give `part=$SLURM_ARRAY_TASK_ID/n`",
-            )
+    task, first, last, count = array or [0, 0, 0, 1]
+    (step,) = (array and _numbers(environment, "SLURM_ARRAY_TASK_STEP")) or [1]
+    number, off = divmod(task - first, max(step, 1))
+    if step < 1 or off or not first <= task <= last or (last - first) // step + 1 != count:
+        raise ConfigError(
+            "`part=auto` needs an unbroken Slurm array",
+            where="SLURM_ARRAY_TASK_COUNT",
+            expected=f"every {step}. task from {first} to {last}",
+            found=f"task {task} of {count}",
+            hint="to repeat some tasks of an array, give `part=$SLURM_ARRAY_TASK_ID/n`",
+        )
     if not 0 <= rank < size:
         raise ConfigError(
             "the rank is not below the number of processes", where="`part=auto`", found=f"{rank} of {size}"

@@ -33,7 +33,9 @@ class Production:
         shard_samples: Samples in a shard, at most.
         part: Which part of the production this is.
         layout: Of the files.
-        threads: Compress in so many threads beside the maker; for makers on a GPU.
+        sample_bytes: About what a sample takes in a file, or the least that it may; 0 if nothing says.
+        threaded: Workers are threads that compress beside the maker in this process: for makers on a GPU.
+        isolated: Use a worker process even for one: the maker may bring its process down.
     """
 
     maker: Maker
@@ -41,7 +43,9 @@ class Production:
     shard_samples: int
     part: Part = field(default_factory=Part)
     layout: str = "native"
-    threads: int = 0
+    sample_bytes: float = 0.0
+    threaded: bool = False
+    isolated: bool = False
 
     def provenance(self) -> dict[str, Any]:
         """What goes into the manifest and every shard; a folder may be continued only by the same."""
@@ -55,6 +59,22 @@ class Production:
         start, stop = self.part.bounds(self.total)
         return stop - start
 
+    @property
+    def files(self) -> int:
+        """How many shards."""
+        return -(-self.samples // self.shard_samples)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the samples before compression."""
+        family = self.maker.family
+        return self.samples * 4 * (family.voxels + len(family.conditions))
+
+    @property
+    def bytes(self) -> int:
+        """About how many the files will take."""
+        return int(self.samples * self.sample_bytes) + _FILE_BYTES * self.files
+
     def shards(self) -> list[ShardRecord]:
         """The files to be made, with no bytes yet."""
         start, stop = self.part.bounds(self.total)
@@ -65,57 +85,28 @@ class Production:
         ]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a production will make.
-
-    Attributes:
-        samples: How many, of this part.
-        shards: Files.
-        raw_bytes: Bytes before compression.
-        bytes: About how many the files will take.
-        free_bytes: What the file system has for them, with what earlier calls left of them.
-    """
-
-    samples: int
-    shards: int
-    raw_bytes: int
-    bytes: int
-    free_bytes: int
-
-
-def room(production: Production, out: Path, sample_bytes: float | None = None) -> Estimate:
-    """What a production needs of a disk, and what there is.
-
-    Args:
-        production: What is to be made.
-        out: The folder; may be absent.
-        sample_bytes: About what a sample takes, compressed (default: as it is in memory).
-    """
-    family, samples = production.maker.family, production.samples
-    shards = -(-samples // production.shard_samples)
-    raw = samples * 4 * (family.voxels + len(family.conditions))
-    taken = raw if sample_bytes is None else int(samples * sample_bytes)
+def free_bytes(out: Path) -> int:
+    """What the file system has for a folder, which may be absent, with what earlier calls left of its shards."""
     where = out.absolute()
     while not where.exists():
         where = where.parent
     there = sum(file.stat().st_size for file in out.glob("shard*.h5")) if out.is_dir() else 0
-    free = shutil.disk_usage(where).free
-    return Estimate(samples, shards, raw, taken + _FILE_BYTES * shards, free + there)
+    return shutil.disk_usage(where).free + there
 
 
-def require_room(estimate: Estimate, out: Path) -> None:
+def require_room(production: Production, out: Path) -> None:
     """Refuse what the disk cannot hold.
 
     Raises:
         StorageError: If it cannot.
     """
-    if estimate.bytes > estimate.free_bytes:
+    needed, free = production.bytes, free_bytes(out)
+    if needed > free:
         raise StorageError(
             "the samples will not fit on the disk",
             where=out,
-            expected=f"about {estimate.bytes / 1e9:.3g} GB of space",
-            found=f"{estimate.free_bytes / 1e9:.3g} GB free",
+            expected=f"about {needed / 1e9:.3g} GB of space",
+            found=f"{free / 1e9:.3g} GB free",
             hint="make fewer, or parts on other disks",
         )
 

@@ -33,16 +33,14 @@ class Spec:
     Of labels: ``fixed:e+``, ``list:gamma,e+`` in turn, ``uniform`` or ``uniform:gamma,e+`` at random.
 
     Attributes:
-        kind: How it is drawn.
+        kind: How it is drawn; ``any`` of the values with equal probability, if they are labels.
         values: Its numbers in the condition's unit, or those of its labels.
         text: As it is written.
-        labels: Whether it is of labels.
     """
 
     kind: str
     values: NDArray[np.float64]
     text: str
-    labels: bool = False
 
     @classmethod
     def parse(cls, condition: Condition, text: str) -> Spec:
@@ -53,7 +51,7 @@ class Spec:
         """
         kind, _, rest = text.partition(":")
         if condition.labels:
-            return cls(kind, _codes(condition, text, kind, rest), text, labels=True)
+            return cls("any" if kind == "uniform" else kind, _codes(condition, text, kind, rest), text)
         sign = "," if kind == "list" else ":"
         match = re.fullmatch(rf"({_NUMBER}(?:{sign}{_NUMBER})*)\s*([A-Za-z_/]*)", rest.strip(), re.ASCII)
         numbers, unit = (match[1].split(sign), match[2]) if match else ([], "")
@@ -86,12 +84,10 @@ class Spec:
 
     def draw(self, uniform: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:
         """Values for samples ``index`` from one uniform number each."""
-        if self.kind == "fixed":
-            return np.full(len(index), self.values[0])
         low, high = float(self.values[0]), float(self.values[-1])
-        if self.kind == "list":
+        if self.kind in ("fixed", "list"):
             return np.asarray(self.values[index % len(self.values)])
-        if self.labels:
+        if self.kind == "any":
             return np.asarray(self.values[(uniform * len(self.values)).astype(np.intp)])
         if self.kind == "uniform":
             return low + (high - low) * uniform
@@ -230,7 +226,7 @@ class Request:
         path = Path(path)
         read = _csv_columns if path.suffix.lower() == ".csv" else _hdf5_columns
         try:
-            table = {column.condition.name: column.numbers() for column in read(path, family)}
+            table = {column[0].name: _column(path, *column) for column in read(path, family)}
         except OSError as error:
             raise ConditionError(f"cannot read the conditions: {error.strerror or error}", where=path) from None
         for name in names:
@@ -326,37 +322,31 @@ def _single(values: NDArray[Any]) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A condition as it stands in a file: numbers in ``unit``, or texts; ``place`` is where, for messages."""
+_Cells = Sequence[str] | NDArray[np.float64]
+_Column = tuple[Condition, str, str, _Cells]
+"""A condition as it is in a file: where, for messages; the unit; numbers in that unit, or texts."""
 
-    path: Path
-    condition: Condition
-    place: str
-    unit: str
-    cells: Sequence[str] | NDArray[np.float64]
 
-    def numbers(self) -> NDArray[np.float32]:
-        """In the condition's unit, (N,)."""
-        known, path = self.condition, self.path
-        csv_like = "GeV" if isinstance(self.cells, np.ndarray) else f"{known.name} [GeV]"
-        where = f"{path}, {self.place}"
-        factor = conversion(self.unit, known.unit, name=f"'{known.name}'", where=where, example=csv_like)
-        if isinstance(self.cells, np.ndarray):
-            return _single(self.cells * factor)
-        numbers = []
-        for row, cell in enumerate(self.cells, start=1):
-            try:
-                numbers.append(known.code(cell.strip()) if known.labels else float(cell) * factor)
-            except (ValueError, ConditionError):
-                raise ConditionError(
-                    f"not a {'label' if known.labels else 'number'}",
-                    where=f"{path}: data row {row}, {self.place}",
-                    expected=", ".join(known.labels) or None,
-                    found=cell,
-                    hint=did_you_mean(cell, known.labels),
-                ) from None
-        return _single(np.array(numbers))
+def _column(path: Path, condition: Condition, place: str, unit: str, cells: _Cells) -> NDArray[np.float32]:
+    """A column of a file in the condition's unit, (N,)."""
+    example = "GeV" if isinstance(cells, np.ndarray) else f"{condition.name} [GeV]"
+    where, labels = f"{path}, {place}", condition.labels
+    factor = conversion(unit, condition.unit, name=f"'{condition.name}'", where=where, example=example)
+    if isinstance(cells, np.ndarray):
+        return _single(cells * factor)
+    numbers = []
+    for row, cell in enumerate(cells, start=1):
+        try:
+            numbers.append(condition.code(cell.strip()) if labels else float(cell) * factor)
+        except (ValueError, ConditionError):
+            raise ConditionError(
+                f"not a {'label' if labels else 'number'}",
+                where=f"{path}: data row {row}, {place}",
+                expected=", ".join(labels) or None,
+                found=cell,
+                hint=did_you_mean(cell, labels),
+            ) from None
+    return _single(np.array(numbers))
 
 
 def _csv_columns(path: Path, family: Family) -> Iterator[_Column]:
@@ -384,7 +374,7 @@ def _csv_columns(path: Path, family: Family) -> Iterator[_Column]:
             raise ConditionError(f"the column '{name}' is there twice", where=path)
         seen.add(name)
         unit = (match[2] if match else None) or ""
-        yield _Column(path, family.condition(name), f"column '{title}'", unit, [row[i] for row in rows])
+        yield (family.condition(name), f"column '{title}'", unit, [row[i] for row in rows])
 
 
 def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
@@ -397,7 +387,7 @@ def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
                 unit = dataset.attrs.get("unit", "")
                 unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
                 cells = np.asarray(dataset[:], np.float64).reshape(-1)
-                yield _Column(path, condition, f"{place}, attribute unit", unit, cells)
+                yield (condition, f"{place}, attribute unit", unit, cells)
             elif h5py.check_string_dtype(dataset.dtype) is None:
                 where, expected = f"{path}, {place}", ", ".join(labels)
                 raise ConditionError(
@@ -405,4 +395,4 @@ def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
                 )
             else:  # what is no text is no label either
                 words = dataset.asstr("utf-8", errors="replace")[:].ravel().tolist()
-                yield _Column(path, condition, place, "", words)
+                yield (condition, place, "", words)

@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ProductionError, StorageError
+from ..shards.manifest import ShardRecord
 from .ledger import Ledger, check_folder, locked
-from .maker import Job, ShardTask
-from .plan import Production, Progress
+from .maker import Job
+from .plan import Production, Progress, require_room
 from .pool import Pool, Stopped, TaskError, in_turn
 
 
@@ -18,7 +19,6 @@ def produce(
     out: Path,
     *,
     workers: int = 1,
-    isolate: bool = False,
     progress: Progress | None = None,
     should_stop: Callable[[], int] | None = None,
 ) -> Path:
@@ -28,7 +28,6 @@ def produce(
         production: What is to be made.
         out: The folder; absent, empty, or an earlier, unfinished or damaged run of the same production.
         workers: Processes, one shard at a time each. One means this process itself.
-        isolate: Use a worker process even for one: the maker may bring its process down.
         progress: Called with samples done and samples in all, of this part.
         should_stop: Asked several times a second; a signal number stops the work within seconds.
 
@@ -37,26 +36,24 @@ def produce(
 
     Raises:
         ConfigError: If the folder holds something else, or another production, or is being written.
-        StorageError: If the file system refuses.
+        StorageError: If the disk cannot hold the samples, or the file system refuses.
         ProductionError: If a worker died twice over a shard.
         Interrupted: If ``should_stop`` asked for it; finished shards stay.
     """
     out = Path(out)
     check_folder(production, out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the output folder: {error.strerror}", where=out) from None
-    with locked(out / f".lock{production.part.suffix}", out) as lock:
+    require_room(production, out)
+    with locked(out / f".lock{production.part.suffix}") as lock:
         ledger = Ledger(production, out, progress, should_stop)
-        job = Job(production.maker, out, ledger.provenance, production.layout, production.threads)
-        count = min(workers, len(ledger.tasks))
+        threads = workers if production.threaded else 0
+        job = Job(production.maker, out, ledger.provenance, production.layout, threads)
+        count = 1 if production.threaded else min(workers, len(ledger.shards))
         try:
-            if count > 1 or (isolate and count):
+            if count > 1 or (production.isolated and count):
                 # Workers hold the lock, too: nobody writes the folder before the last one of a killed parent has left.
-                Pool(job, ledger, held=[lock]).run(ledger.tasks, count)
+                Pool(job, ledger, held=[lock]).run(ledger.shards, count)
             else:
-                in_turn(job, ledger.tasks, ledger)
+                in_turn(job, ledger.shards, ledger)
         except BaseException as error:
             with suppress(StorageError):  # what is finished is known, if there is space for it
                 ledger.write()
@@ -70,8 +67,8 @@ def produce(
 
 
 def _explained(error: TaskError, out: Path) -> ProductionError:
-    task: ShardTask = error.task
-    shard, where = task.shard, out / task.shard.name
+    shard: ShardRecord = error.task
+    where = out / shard.name
     if not error.dead:
         return ProductionError("a worker failed", where=where, found=error.why)
     return ProductionError(

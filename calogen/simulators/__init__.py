@@ -21,6 +21,7 @@ from .engine import Engine
 __all__ = ["ENGINES", "Engine", "build", "plan"]
 
 _MOST_FILES = 1_000_000
+_BEST_RATIO = 8  # no samples compress better
 _FILES = 16  # at least, where there are samples enough: work for many processes
 
 ENGINES = {"geant4": "Geant4", "nbody": "NBody", "toy": "Toy"}
@@ -80,7 +81,8 @@ def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: P
             found=f"{samples} samples in files of {size}",
             hint="a larger `shard_size`, or fewer `samples`",
         )
-    return Production(engine, samples, size, part or Part())
+    least = 4 * (engine.family.voxels + len(engine.family.conditions)) / _BEST_RATIO
+    return Production(engine, samples, size, part or Part(), sample_bytes=least, isolated=engine.isolated)
 
 
 def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConditionError, ConfigError
 from ..families import Condition, Family
-from ..production.requests import Request, by_name
-from ..shards.conditions import Conditions
+from ..production.requests import Request, Spec, by_name
 from ..shards.samples import Samples
 
 _STREAM = 2  # of a seed; requests draw conditions from stream 1
@@ -76,7 +75,7 @@ class Engine(BaseModel, ABC):
             ConfigError: If they are not.
         """
         count = len(checked_block(start, stop, self.block))
-        drawn = self.drawn.conditions(self.seed, start, count)
+        drawn = self.drawn.conditions(self.drawn.names, self.seed, start, count)
         values = np.zeros((count, *self.family.sample_shape), np.float32)
         for i in range(count):
             values[i] = self.draw(start + i, drawn.row(i))
@@ -133,8 +132,8 @@ def _span(low: float, high: float, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-class Drawn:
-    """The conditions of every sample, each a function of (seed, index).
+class Drawn(Request):
+    """What the conditions of every sample are drawn from, checked against what an engine can simulate.
 
     Args:
         known: All conditions the engine has, with the usual range of each.
@@ -155,8 +154,7 @@ class Drawn:
     ) -> None:
         every = Family.model_construct(name="simulated", conditions=tuple(known))
         wanted = {c.name: defaults[c.name] for c in known} | by_name(every, given)
-        self.request = Request.of(every, wanted, _EVERY_INDEX)
-        self.specs = self.request.specs
+        super().__init__(_EVERY_INDEX, {c.name: Spec.of(c, wanted[c.name]) for c in known})
         self.texts = {name: spec.text for name, spec in self.specs.items()}
         self._known = known
         for condition in known:
@@ -185,7 +183,3 @@ class Drawn:
         if fixed is not None:
             low, high = min(condition.low, low), max(condition.high, high)
         return condition.model_copy(update={"low": low, "high": high})
-
-    def conditions(self, seed: int, start: int, count: int) -> Conditions:
-        """The conditions of samples start to start + count."""
-        return self.request.conditions(list(self.specs), seed, start, count)

@@ -380,7 +380,7 @@ class Geant4(Engine):
     def check(self) -> str:
         """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
         specs = {name: text for name, text in self.drawn.texts.items() if name != "particle"}
-        specs[self.drawn.request.names[0]] = "fixed:20GeV"
+        specs[self.drawn.names[0]] = "fixed:20GeV"
         given = {**self.model_dump(exclude={"detector", "particle"}), "conditions": specs}
         return "\n".join(Geant4(**given, particle=particle)._checked() for particle in self.particles)
 

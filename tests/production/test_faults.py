@@ -194,7 +194,7 @@ def test_a_worker_that_is_killed_over_the_same_shard_again_ends_it_with_the_shar
 )
 def test_an_error_in_an_isolated_worker_is_told_with_its_traceback(how: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ProductionError, match="a worker failed") as raised:
-        produce(Production(Counted(bad=2500, how=how), 6000, SHARD), tmp_path, isolate=True)
+        produce(Production(Counted(bad=2500, how=how), 6000, SHARD, isolated=True), tmp_path)
     assert raised.value.exit_code == 1
     for part in ("shard-000002.h5", "Traceback", "in _misbehave", message):
         assert part in str(raised.value)

@@ -21,12 +21,12 @@ from calogen.cores import usable_cores
 from calogen.errors import ConfigError, Interrupted, ProductionError, ShardError
 from calogen.production import ledger
 from calogen.production.ledger import check_folder
-from calogen.production.maker import Job, ShardTask
+from calogen.production.maker import Job
 from calogen.production.parts import Part
 from calogen.production.plan import Production
 from calogen.production.run import produce
 from calogen.shards.inspect import verify
-from calogen.shards.manifest import read_manifest
+from calogen.shards.manifest import read_manifest, write_manifest
 from calogen.shards.sources import open_shards
 from calogen.shards.writer import write_shard
 
@@ -190,7 +190,7 @@ def test_parts_in_one_folder_are_the_single_run_and_an_empty_part_is_no_error(tm
 
 
 def test_chunks_may_be_compressed_by_threads(tmp_path: Path) -> None:
-    same(produce(Production(Counted(), 50_000, 30_000, threads=3), tmp_path), 50_000)
+    same(produce(Production(Counted(), 50_000, 30_000, threaded=True), tmp_path, workers=3), 50_000)
 
 
 def test_rows_appended_in_any_portions_are_the_same_dataset(tmp_path: Path) -> None:
@@ -419,14 +419,16 @@ def test_a_shard_the_manifest_knows_is_believed_only_with_its_own_place_and_byte
     plan = Production(Counted(), 2000, 1000)
     job = Job(plan.maker, tmp_path, plan.provenance())
     told: list[int] = []
-    first, second = (job(ShardTask(shard), told.append) for shard in plan.shards())
+    first, second = (job(shard, told.append) for shard in plan.shards())
     assert told[-1] == 1000
     assert len(told) == 2 * -(-1000 // PIECE) + 1  # the second shard begins within a piece
     before = inodes(tmp_path)
-    assert job(ShardTask(plan.shards()[0], first), told.append) == first
+    assert job(first, told.append) == first
     assert rewritten(before, tmp_path) == []
     elsewhere = replace(first, index_start=5)
-    assert job(ShardTask(plan.shards()[0], elsewhere), told.append) == first
+    write_manifest(tmp_path, [elsewhere, second], provenance=plan.provenance())
+    produce(plan, tmp_path)
+    assert read_manifest(tmp_path).records == (first, second)
     assert rewritten(before, tmp_path) == ["shard-000000.h5"]
     with h5py.File(tmp_path / second.name) as file:
         assert file.attrs["index_start"] == 1000

@@ -575,14 +575,11 @@ def test_a_mixture_has_its_particles_as_labels() -> None:
     assert caught.value.found == "pi+"
     with pytest.raises(ConfigError, match="`particle`"):
         build("geant4", **{**options, "conditions": {"particle": "fixed:e+"}})
-    codes = mixed.drawn.conditions(5, 0, 1000)["particle"]
+    codes = mixed.drawn.conditions(mixed.drawn.names, 5, 0, 1000)["particle"]
     assert np.bincount(codes.astype(int)).tolist() == pytest.approx([500, 500], abs=80)
     two_to_one = {**options, "conditions": {"particle": "list:e+,gamma,gamma"}}
-    assert build("geant4", particle="gamma,e+", **two_to_one).drawn.conditions(5, 0, 3)["particle"].tolist() == [
-        1,
-        0,
-        0,
-    ]
+    drawn = build("geant4", particle="gamma,e+", **two_to_one).drawn
+    assert drawn.conditions(drawn.names, 5, 0, 3)["particle"].tolist() == [1, 0, 0]
 
 
 def test_toy_showers_of_a_labelled_family() -> None:
