@@ -51,11 +51,8 @@ def scaled_size(family: Family, names: Sequence[str]) -> int:
 
 def codings(family: Family, names: Sequence[str]) -> list[tuple[int, NDArray[np.float64]]]:
     """Of every condition of more than two labels: its place among the names, and the rows (K, K - 1) of its labels."""
-    found = []
-    for place, count in enumerate(len(family.labels(name)) for name in names):
-        if count > 2:
-            found.append((place, np.vstack([np.eye(count - 1), -np.ones(count - 1)])))
-    return found
+    counts = [len(family.labels(name)) for name in names]
+    return [(i, np.vstack([np.eye(k - 1), -np.ones(k - 1)])) for i, k in enumerate(counts) if k > 2]
 
 
 def scaling(family: Family, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:

@@ -262,7 +262,11 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     if folder.is_file():
-        raise _not_a_folder(folder)
+        with folder.open("rb") as file:
+            _refuse_pickle(file.read(9), folder)
+        raise CheckpointError(
+            "a checkpoint is a folder, not a file", where=folder, expected="a run folder, a checkpoint folder or a name"
+        )
     path = folder / _CARD
     try:
         text = path.read_bytes()
@@ -302,15 +306,13 @@ def _check_schema(text: bytes, path: Path) -> None:
 
 def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= _MOST_BYTES else b""
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
+        data = path.read_bytes()
     except OSError as error:
         kind = DamagedError if isinstance(error, FileNotFoundError) else CheckpointError
         raise kind(f"cannot read the checkpoint: {error.strerror}", where=path) from None
-    if size > _MOST_BYTES:
-        raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
-    if _is_pickle(data[:9]):
-        raise _pickled(path)
+    _refuse_pickle(data[:9], path)
     if digest and hashlib.sha256(data).hexdigest() != digest:
         raise DamagedError(
             "the checkpoint's tensors are not those it was written with",
@@ -325,33 +327,21 @@ def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
         raise DamagedError(f"the checkpoint is damaged: {error}", where=path) from None
 
 
-def _pickled(path: Path) -> CheckpointError:
-    return CheckpointError(
-        "the file is a pickle, which can run any code when it is opened",
-        where=path,
-        expected="a checkpoint folder with safetensors",
-        hint="calogen reads no pickles; convert it in a sandbox with safetensors.torch.save_file",
-    )
-
-
-def _is_pickle(start: bytes) -> bool:
-    """Whether a file starts as a pickle or as the archive torch.save puts one into.
+def _refuse_pickle(start: bytes, path: Path) -> None:
+    """Refuse a file that starts as a pickle or as the archive torch.save puts one into.
 
     Args:
         start: The first nine bytes; safetensors begin with the length of their header, which can look like a pickle's
             first bytes, and then the header's brace.
+        path: For the message.
     """
-    return (start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")) and start[8:] != b"{"
-
-
-def _not_a_folder(path: Path) -> CheckpointError:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if _is_pickle(start):
-        return _pickled(path)
-    return CheckpointError(
-        "a checkpoint is a folder, not a file", where=path, expected="a run folder, a checkpoint folder or a name"
-    )
+    if (start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")) and start[8:] != b"{":
+        raise CheckpointError(
+            "the file is a pickle, which can run any code when it is opened",
+            where=path,
+            expected="a checkpoint folder with safetensors",
+            hint="calogen reads no pickles; convert it in a sandbox with safetensors.torch.save_file",
+        )
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

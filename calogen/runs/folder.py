@@ -218,12 +218,8 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
     checkpoint, damaged = _newest(folder)
-    free = {"device", "threads", "training"}
-    mine, theirs = config.model_dump(exclude=free), checkpoint.card.config.model_dump(exclude=free)
-    loose = {"steps", "time", "log_every", "memory", "patience"}
-    mine |= {f"training.{k}": v for k, v in config.training.model_dump(exclude=loose).items()}
-    theirs |= {f"training.{k}": v for k, v in checkpoint.card.config.training.model_dump(exclude=loose).items()}
-    for key, value in mine.items():
+    theirs = _fixed(checkpoint.card.config)
+    for key, value in _fixed(config).items():
         if theirs[key] != value:
             raise CheckpointError(
                 f"the run in this folder has another '{key}'",
@@ -242,6 +238,13 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         warnings += [f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"]
     folder.set_aside(damaged)
     return checkpoint, "; ".join(warnings)
+
+
+def _fixed(config: Config) -> Record:
+    """The settings that must be the same when a run is resumed, by name."""
+    training = config.training.model_dump(exclude={"steps", "time", "log_every", "memory", "patience"})
+    others = config.model_dump(exclude={"device", "threads", "training"})
+    return others | {f"training.{key}": value for key, value in training.items()}
 
 
 def _newest(folder: RunFolder) -> tuple[Checkpoint, dict[int, DamagedError]]:

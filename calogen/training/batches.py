@@ -55,10 +55,8 @@ class Batches:
         self._device = device
         self._holdout = dict(holdout or {})
         rows = max(self._BLOCK, memory // (4 * shards.family.voxels))
-        blocks = -(-len(shards) // self._BLOCK)
-        self._in_memory = len(shards) <= rows
-        self._windows = 1 if self._in_memory else -(-blocks // (rows // self._BLOCK))
-        self._blocks = blocks
+        self._blocks = -(-len(shards) // self._BLOCK)
+        self._windows = 1 if len(shards) <= rows else -(-self._blocks // (rows // self._BLOCK))
         self._loaded: tuple[int, int] | None = None
         self._values = torch.empty(0)
         self._conditions = torch.empty(0)
@@ -92,7 +90,7 @@ class Batches:
         """Make a window current; in memory only its order changes from epoch to epoch."""
         if self._loaded == (epoch, window):
             return
-        if not self._in_memory:
+        if self._windows > 1:
             self._values, self._conditions = torch.empty(0), torch.empty(0)  # never two windows at a time
             self._read(epoch, window)
         self._order = self._shuffled(epoch, window)
@@ -107,7 +105,7 @@ class Batches:
     def _read(self, epoch: int, window: int) -> int:
         """Read a window, or the next one that has rows outside the held-out ranges; returns the rows looked at."""
         blocks = np.arange(self._blocks)
-        if not self._in_memory:
+        if self._windows > 1:
             blocks = np.random.default_rng((self._seed, epoch)).permutation(blocks)
         windows = np.array_split(blocks, self._windows)  # in equal parts: no window of a few rows
         for chosen in (*windows[window:], *windows[:window]):

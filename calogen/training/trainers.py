@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.metrics.validation import score as physics_score
-from ..models.conditions import scale_conditions
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
@@ -45,6 +44,7 @@ class Trainer(ABC):
         generator: As trained.
         average: The average of its weights: what is kept.
         networks: All that learns, by name; each has an optimiser of that name once armed.
+        rates: Learning rates before decay, by network.
         done: Steps so far.
     """
 
@@ -56,6 +56,7 @@ class Trainer(ABC):
             torch.manual_seed(setup.config.seed)
             self.generator = build_generator(setup.family, setup.conditions, setup.config.generator)
             self.networks: dict[str, nn.Module] = {"generator": self.generator, **self._others()}
+        self.rates = {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
         self.augment = Augmentation(setup.family, setup.device)
         self.done = 0
 
@@ -79,10 +80,6 @@ class Trainer(ABC):
         """Fit to the data what is not learnt by gradients."""
         self.generator.fit(self.batches.samples(self.setup.family), self.setup.config.seed)
 
-    def rates(self) -> dict[str, float]:
-        """Learning rates before decay, by network."""
-        return {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
-
     def arm(self) -> None:
         """Move to the device and make average and optimisers; once fitted or loaded."""
         for network in self.networks.values():
@@ -96,7 +93,7 @@ class Trainer(ABC):
         ]
         self.optimisers = {
             name: torch.optim.Adam(
-                [p for p in network.parameters() if p.requires_grad], lr=self.rates()[name], betas=self.options.betas
+                [p for p in network.parameters() if p.requires_grad], lr=self.rates[name], betas=self.options.betas
             )
             for name, network in self.networks.items()
         }
@@ -113,9 +110,8 @@ class Trainer(ABC):
         factor = decay_factor(self.done, self.options.steps, self.options.decay)
         if self.options.time is not None:  # whichever clock is further
             factor = min(factor, decay_factor(seconds, self.options.time, self.options.decay))
-        for name, rate in self.rates().items():
-            if name in self.optimisers:
-                self.optimisers[name].param_groups[0]["lr"] = rate * factor
+        for name, optimiser in self.optimisers.items():
+            optimiser.param_groups[0]["lr"] = self.rates[name] * factor
         found = self._update(_stream(self.setup.config.seed, self.done, self.setup.device))
         self.done += 1
         # A young average would remember the start for too long: shorten its memory at first.
@@ -164,9 +160,7 @@ class Trainer(ABC):
 
     def state(self) -> dict[str, Tensor]:
         """Live networks and optimisers as named tensors."""
-        tensors: dict[str, Tensor] = {}
-        for name, network in self.networks.items():
-            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        tensors: dict[str, Tensor] = nn.ModuleDict(self.networks).state_dict()
         for name, optimiser in self.optimisers.items():
             tensors |= optimiser_state(optimiser, f"{name}_optimiser")
         return tensors
@@ -178,9 +172,8 @@ class Trainer(ABC):
             CheckpointError: If it does not fit.
         """
         tensors = checkpoint.training_state()
-        for name, network in self.networks.items():
-            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            load_state(network, own, checkpoint.folder)
+        own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in self.networks}
+        load_state(nn.ModuleDict(self.networks), own, checkpoint.folder)
         self.arm()
         load_state(self.average, checkpoint.model, checkpoint.folder)
         for name, optimiser in self.optimisers.items():
@@ -221,7 +214,7 @@ class AdversarialTrainer(Trainer):
             found = self._critic_step(reference[mine], generated[mine], scaled[mine], stream, lazy=lazy)
         conditions = self.batches.sample_conditions(self.options.batch_size, stream)
         views = self.critic.view(self._draw(conditions, stream), conditions)
-        loss = self.objective.generator(self.critic(views, self._scaled(conditions)))
+        loss = self.objective.generator(self.critic(views, self.generator.scaled(conditions)))
         norm = self._descend("generator", loss, self.trained)
         return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
 
@@ -239,7 +232,7 @@ class AdversarialTrainer(Trainer):
         if self.options.augment:
             samples = self.augment(samples, stream)
         generated = self.critic.view(self._draw(conditions, stream), conditions)
-        return self.critic.view(samples, conditions), generated, self._scaled(conditions)
+        return self.critic.view(samples, conditions), generated, self.generator.scaled(conditions)
 
     def _critic_step(
         self, reference: Tensor, generated: Tensor, scaled: Tensor, stream: torch.Generator, *, lazy: bool
@@ -260,11 +253,8 @@ class AdversarialTrainer(Trainer):
             "critic_gradient": norm,
         }
 
-    def _scaled(self, conditions: Tensor) -> Tensor:
-        return scale_conditions(self.setup.family, self.setup.conditions, conditions)
-
     def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:  # noqa: ARG002
-        total: Tensor = self.critic(self.critic.view(samples, conditions), self._scaled(conditions)).sum()
+        total: Tensor = self.critic(self.critic.view(samples, conditions), self.generator.scaled(conditions)).sum()
         return total
 
     def _judged(self, trained: float, reference: float) -> Record:

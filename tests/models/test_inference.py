@@ -213,27 +213,6 @@ def test_maps_do_not_depend_on_shards_or_blocks(how: Callable[[Surrogate], Surro
     assert (whole.values >= 0).all()
 
 
-@pytest.mark.parametrize("conditions", [("Omega_m", "sigma_8"), ("sigma_8",), ()])
-def test_the_folded_map_generator_is_the_module_to_rounding(conditions: tuple[str, ...]) -> None:
-    torch.manual_seed(4)
-    generator = build_generator(MAPS, conditions, GeneratorConfig(network="dcgan", latent=4, channels=(6, 4)))
-    generator.fit(toy(MAPS, 60), 1)
-    latent = normals(2, 0, 40, generator.latent_size, 0)
-    scaled = toy(MAPS, 40).conditions.array(conditions)
-    with torch.inference_mode():
-        before = generator(torch.from_numpy(latent), torch.from_numpy(scaled))
-        for layer in (*generator.levels, generator.last):  # as trained: at first, conditions change nothing
-            torch.nn.init.normal_(layer.last.weight, 0, 0.3)
-            torch.nn.init.normal_(layer.last.bias, 0, 0.3)
-        expected = generator(torch.from_numpy(latent), torch.from_numpy(scaled)).numpy()
-        assert np.abs(expected - before.numpy()).max() > 0.01
-        larger = generator.resized(32)
-        wide = normals(2, 0, 3, larger.latent_size, 0)
-        expected_larger = larger(torch.from_numpy(wide), torch.from_numpy(scaled[:3])).numpy()
-        np.testing.assert_allclose(generator.folded()(latent, scaled), expected, rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(larger.folded()(wide, scaled[:3]), expected_larger, rtol=2e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["maps", "showers"])
 def test_one_block_is_computed_ahead_of_the_one_that_is_written(kind: str, trained: Trained) -> None:
     surrogate = unfolded(map_surrogate() if kind == "maps" else Surrogate.load(trained.folder))

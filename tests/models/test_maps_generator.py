@@ -16,11 +16,10 @@ from calogen.families import Family
 from calogen.models.conditions import scale_conditions
 from calogen.models.contract import OnArrays
 from calogen.models.maps.conv import MapTransform
-from calogen.models.maps.distributions import ConditionalDistribution, features
+from calogen.models.maps.distributions import ConditionalDistribution, DensityNormals, features
 from calogen.models.maps.linear import matter_power, sheet_power
 from calogen.models.maps.matter import Grid, displaced
 from calogen.models.maps.spectra import log_mean, shell_power, shells
-from calogen.models.maps.transform import DensityNormals
 from calogen.models.maps.zeldovich import SHEETS, ZeldovichGenerator
 from calogen.models.registry import build_critic, build_generator
 from calogen.sampling import Surrogate

@@ -87,12 +87,12 @@ class CaloganGenerator(Generator):
     Source: Paganini, de Oliveira and Nachman 2018, arXiv:1705.02355; hep-lbdl/CaloGAN.
     """
 
-    transform: PerUnit
+    transform: Incident
 
     def __init__(self, family: Family, conditions: Sequence[str], latent: int = 1024) -> None:
         super().__init__(family, conditions)
         self.latent_size = latent
-        self.transform = PerUnit(family, conditions)
+        self.transform = Incident(family, conditions)
         shapes = [layer.shape for layer in family.layers]
         others = self.scaled_size - (self.transform.column is not None)
         self.towers = nn.ModuleList(_Tower(latent + others, shape) for shape in shapes)
@@ -101,32 +101,12 @@ class CaloganGenerator(Generator):
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         others = [i for i in range(self.scaled_size) if i != self.transform.column]
-        inputs = torch.cat([latent * self.transform.incident(conditions) / 100, self.scaled(conditions)[:, others]], 1)
+        incident = self.transform.incident(conditions) / self.transform.unit
+        inputs = torch.cat([latent * incident / 100, self.scaled(conditions)[:, others]], 1)
         images: list[Tensor] = [tower(inputs) for tower in self.towers]
         for i, attention in enumerate(self.attention):
             images[i + 1] = attention(images[i + 1], images[i])
-        return self.transform.inverse(torch.relu(torch.cat([image.flatten(1) for image in images], 1)))
-
-
-class PerUnit(Incident):
-    """Voxels in MeV to the network's unit of energy, a hundredth of the highest incident energy, and back."""
-
-    @property
-    def unit(self) -> float:
-        """The network's unit in MeV."""
-        return self.highest / 100
-
-    def incident(self, conditions: Tensor) -> Tensor:
-        """Incident energies (B, 1) in the network's unit; 100 where they are no condition."""
-        return super().incident(conditions) / self.unit
-
-    def forward(self, showers: Tensor) -> Tensor:
-        """Showers (B, V) in the network's unit from MeV."""
-        return showers / self.unit
-
-    def inverse(self, showers: Tensor) -> Tensor:
-        """Showers (B, V) in MeV from the network's unit."""
-        return showers * self.unit
+        return torch.relu(torch.cat([image.flatten(1) for image in images], 1)) * self.transform.unit
 
 
 class _Tower(nn.Module):
@@ -183,7 +163,7 @@ class CaloganCritic(Critic):
     def __init__(self, generator: CaloganGenerator, *, per_sample: bool = False) -> None:
         super().__init__()
         self.family, self.conditions = generator.family, generator.conditions
-        self.unit: PerUnit = generator.transform
+        self.energies = generator.transform
         batches = not per_sample
         shapes = [layer.shape for layer in self.family.layers]
         self.streams = nn.ModuleList(_Stream(shape, norm=batches) for shape in shapes)
@@ -193,13 +173,13 @@ class CaloganCritic(Critic):
             nn.ModuleList(_Minibatch(size) for size in widths) if batches else None for widths in (sizes, [1] * layers)
         )
         self.of_energies = _Minibatch(layers) if batches else None
-        others = generator.scaled_size - (self.unit.column is not None)
+        others = generator.scaled_size - (self.energies.column is not None)
         more = (2 * layers + 1) * _KERNELS if batches else 0
         self.last = nn.Linear(sum(sizes) + 2 * layers + 3 + others + more, 1)
 
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Showers (B, V) in the network's unit from MeV."""
-        return self.unit(showers)  # type: ignore[no-any-return]
+        return showers / self.energies.unit
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
         """Values (B,) of views (B, V) with scaled conditions (B, C)."""
@@ -223,13 +203,13 @@ class CaloganCritic(Critic):
 
     def _incident(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
         """Incident energies (B, 1) in the network's unit, and the other conditions, from scaled conditions (B, C)."""
-        column = self.unit.column
+        column, unit = self.energies.column, self.energies.unit
         if column is None:
-            return self.unit.incident(scaled), scaled
+            return self.energies.incident(scaled) / unit, scaled
         offset, slope, logarithmic = (values[column] for values in scaling(self.family, self.conditions))
         energies = (scaled - float(offset)) / float(slope)
         others = [i for i in range(scaled.shape[1]) if i != column]
-        return self.unit.incident(energies.exp() if logarithmic else energies), scaled[:, others]
+        return self.energies.incident(energies.exp() if logarithmic else energies) / unit, scaled[:, others]
 
 
 class _Stream(nn.Module):

@@ -17,29 +17,24 @@ from ..layers import mlp
 
 
 class Incident(nn.Module):
-    """Knows the incident energies: a condition, or else the highest energy that the family knows."""
+    """Knows the incident energies: a condition, or else the highest energy that the family knows.
+
+    Attributes:
+        column: The condition; none: it is not one.
+        highest: The highest incident energy, in MeV.
+        unit: A hundredth of it, in MeV.
+    """
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
         self.column, self.highest = energy_column(family, conditions), family.conditions[0].high
+        self.unit = self.highest / 100
 
     def incident(self, conditions: Tensor) -> Tensor:
         """Incident energies (B, 1) in MeV from conditions (B, C) in their units."""
         if self.column is None:
             return conditions.new_full((len(conditions), 1), self.highest)
         return conditions[:, self.column : self.column + 1]
-
-
-class PerIncident(Incident):
-    """Voxels in MeV to fractions of the incident energy and back; nothing is fitted."""
-
-    def forward(self, showers: Tensor, conditions: Tensor) -> Tensor:
-        """Fractions (B, V) from showers (B, V) in MeV."""
-        return showers / self.incident(conditions)
-
-    def inverse(self, fractions: Tensor, conditions: Tensor) -> Tensor:
-        """Showers (B, V) in MeV from fractions (B, V)."""
-        return fractions * self.incident(conditions)
 
 
 class _LogKnee(nn.Module):
@@ -74,14 +69,14 @@ class MlpGenerator(Generator):
     Source: ATLAS 2020, ATL-SOFT-PUB-2020-006; 2021, arXiv:2109.02551.
     """
 
-    transform: PerIncident
+    transform: Incident
 
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 50, hidden: Sequence[int] = (50, 100, 200)
     ) -> None:
         super().__init__(family, conditions)
         self.latent_size = latent
-        self.transform = PerIncident(family, conditions)
+        self.transform = Incident(family, conditions)
         self.layers = mlp([latent + self.scaled_size, *hidden, family.voxels], slope=0.0)
         with torch.no_grad():  # else hundreds of voxels add up to many times the incident energy at first
             cast(nn.Linear, self.layers[-1]).weight.mul_(4 / math.sqrt(family.voxels))
@@ -89,7 +84,7 @@ class MlpGenerator(Generator):
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         inputs = torch.cat([0.5 + 0.5 * latent, self.scaled(conditions)], 1)
-        return self.transform.inverse(torch.relu(self.layers(inputs)), conditions)
+        return torch.relu(self.layers(inputs)) * self.transform.incident(conditions)
 
 
 class MlpCritic(Critic):
@@ -102,14 +97,14 @@ class MlpCritic(Critic):
 
     def __init__(self, generator: MlpGenerator, hidden: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.fractions = generator.transform
+        self.energies = generator.transform
         voxels = generator.family.voxels
         widths = [voxels] * 3 if hidden is None else hidden
         self.score = mlp([voxels + generator.scaled_size, *widths, 1], slope=0.0)
 
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """Fractions (B, V) of the incident energy, of showers (B, V) in MeV."""
-        return self.fractions(showers, conditions)  # type: ignore[no-any-return]
+        return showers / self.energies.incident(conditions)
 
     def forward(self, views: Tensor, scaled: Tensor) -> Tensor:
         """Values (B,) of views (B, V) with scaled conditions (B, C)."""

@@ -6,8 +6,6 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -44,16 +42,11 @@ class Film(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def modulation(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors and shifts (B, O, 1, 1) each, of scaled conditions (B, C)."""
-        hidden = nn.functional.leaky_relu(self.first(nn.functional.pad(scaled, (0, 1), value=1.0)), SLOPE)
-        factor, shift = self.last(hidden)[:, :, None, None].chunk(2, 1)
-        return 1 + factor, shift
-
     def forward(self, grid: Tensor, scaled: Tensor) -> Tensor:
         """(B, O, H, W) of a grid (B, I, H, W) and scaled conditions (B, C)."""
-        factor, shift = self.modulation(scaled)
-        return torch.addcmul(shift, self.convolution(grid), factor)
+        hidden = nn.functional.leaky_relu(self.first(nn.functional.pad(scaled, (0, 1), value=1.0)), SLOPE)
+        factor, shift = self.last(hidden)[:, :, None, None].chunk(2, 1)
+        return torch.addcmul(shift, self.convolution(grid), 1 + factor)
 
 
 class _Planes(nn.Module):
@@ -163,20 +156,8 @@ class ConvMapGenerator(MapGenerator):
         return self.transform.inverse(torch.tanh(self.last(grid, scaled))[:, 0])
 
     def folded(self) -> Inference:
-        """Half the arithmetic: a 3 x 3 convolution of a doubled grid is four 2 x 2 ones of the small grid."""
-        kernels = [_doubling(cast(Film, level).convolution.weight.detach()) for level in self.levels]
-        return OnArrays(partial(self._on_small_grids, kernels), max(1, _CACHED // self.family.voxels))
-
-    def _on_small_grids(self, kernels: Sequence[Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
-        """:meth:`forward`, with the kernels of :func:`_doubling` in place of those of the levels."""
-        scaled = self.scaled(conditions)
-        grid = latent.unflatten(1, self.grid)
-        for level, kernel in zip(self.levels, kernels, strict=True):
-            factor, shift = cast(Film, level).modulation(scaled)
-            grid = nn.functional.leaky_relu_(_doubled(grid, kernel).mul_(factor).add_(shift), SLOPE)
-        factor, shift = self.last.modulation(scaled)
-        image = nn.functional.conv2d(_wrapped(grid), self.last.convolution.weight).mul_(factor).add_(shift)
-        return self.transform.inverse(image.tanh_()[:, 0])
+        """A few maps at a time: all channels of a large one take much memory."""
+        return OnArrays(self, max(1, _CACHED // self.family.voxels))
 
     def resized(self, size: int) -> ConvMapGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
@@ -242,29 +223,3 @@ def _halved(family: Family, channels: Sequence[int]) -> tuple[int, int]:
             found=len(channels),
         )
     return height // factor, width // factor
-
-
-def _wrapped(grid: Tensor) -> Tensor:
-    return nn.functional.pad(grid, (1, 1, 1, 1), mode="circular")
-
-
-def _doubling(weight: Tensor) -> Tensor:
-    """Kernels (4 O, I, 2, 2) of the four pixels of a doubled cell, from one (O, I, 3, 3) of the doubled grid."""
-    outputs, inputs = weight.shape[:2]
-    kernels = weight.new_zeros(2, 2, outputs, inputs, 2, 2)
-    for down, right, y, x in itertools.product((0, 1), (0, 1), range(3), range(3)):
-        # Pixel (down, right) sees cell (down + y - 1) // 2 of the small grid, counted from its own.
-        kernels[down, right, :, :, (down + y - 1) // 2 + 1 - down, (right + x - 1) // 2 + 1 - right] += weight[
-            ..., y, x
-        ]
-    return kernels.flatten(0, 2)
-
-
-def _doubled(grid: Tensor, kernels: Tensor) -> Tensor:
-    """The grid doubled and convolved: (B, O, 2 H, 2 W) from (B, I, H, W)."""
-    (count, _, height, width), outputs = grid.shape, len(kernels) // 4
-    made = nn.functional.conv2d(_wrapped(grid), kernels).unflatten(1, (2, 2, outputs))
-    doubled = grid.new_empty(count, outputs, height, 2, width, 2)
-    for down, right in itertools.product((0, 1), (0, 1)):
-        doubled[:, :, :, down, :, right] = made[:, down, right, :, down : down + height, right : right + width]
-    return doubled.reshape(count, outputs, 2 * height, 2 * width)

@@ -1,4 +1,4 @@
-"""Values <-> standard normals, given conditions: a distribution regression that both directions share."""
+"""Values, and the pixels of maps, <-> standard normals, given conditions: a regression that both directions share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 ENDS = 5.0  # normals at the ends of the tables
 _SMALLEST = 1e-6  # least step of a table: normals increase strictly
 _CLOSE = 1e-4  # change of a normal at which a fit has converged
+_NODES = 256  # of the tables from normals to logarithms of densities
 _ROWS = 2048  # counted at a time: what that takes is several times the values
 _RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and higher terms
 
@@ -100,6 +101,38 @@ class ConditionalDistribution(nn.Module):
         normals = torch.linspace(-ENDS, ENDS, size, device=table.device).expand(len(table), -1).contiguous()
         first, last = self.ends.unbind()
         return first + position_in(table, normals) * ((last - first) / (table.shape[1] - 1))
+
+
+class DensityNormals(nn.Module):
+    """Density maps <-> standard normals of their pixels given the conditions.
+
+    Args:
+        terms: Number of features of the conditions (F).
+    """
+
+    knee: Tensor  # added to densities before their logarithm
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.register_buffer("knee", torch.tensor(0.01))
+        self.scores = ConditionalDistribution(terms)  # so called in checkpoints
+
+    def fit(self, maps: Tensor, terms: Tensor) -> None:
+        """Fit to training maps (N, H, W), physical, with features (N, F) of their conditions."""
+        self.knee.fill_(max(0.01 * float(maps.double().mean()), 1e-6))
+        self.scores.fit(torch.log(maps.flatten(1) + self.knee), terms)
+
+    def forward(self, maps: Tensor, terms: Tensor) -> Tensor:
+        """Normals (B, H, W) of maps (B, H, W), physical, given features (B, F)."""
+        table = self.scores.quantiles(terms, _NODES)
+        logs = torch.log(maps + self.knee).flatten(1)
+        return (position_in(table, logs) * (2 * ENDS / (_NODES - 1)) - ENDS).view_as(maps)
+
+    def inverse(self, normals: Tensor, terms: Tensor) -> Tensor:
+        """Maps (B, H, W), physical, of normals (B, H, W); normals beyond +-5 are those of +-5."""
+        position = (normals.flatten(1).clamp(-ENDS, ENDS) + ENDS) * ((_NODES - 1) / (2 * ENDS))
+        logs = interpolate(self.scores.quantiles(terms, _NODES), position)
+        return (logs.exp() - self.knee).clamp(min=0).view_as(normals)
 
 
 def _probit_regression(terms: Tensor, share: Tensor, count: Tensor, iterations: int = 25) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...shards.samples import Samples
 from ..contract import Critic
+from ..layers import mlp
 from .generator import MapGenerator
 from .spectra import shell_power, shells
 
@@ -46,13 +47,11 @@ class PatchCritic(Critic):
             for i, (a, b) in enumerate(zip(widths[:-1], channels, strict=True))
         )
         bands = _bands(*self.family.sample_shape, torch.device("cpu"))[1]
-        for name, value in {"mean": 0.0, "spread": 1.0}.items():
-            self.register_buffer(name, torch.tensor(value))
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("level", torch.zeros(2 * bands))
         self.register_buffer("scatter", torch.ones(2 * bands))
-        self.score = nn.Sequential(
-            nn.Linear(2 * channels[-1] + 2 * bands + count, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1)
-        )
+        self.score = mlp([2 * channels[-1] + 2 * bands + count, 64, 1], slope=0.2)
 
     @torch.no_grad()
     def fit(self, samples: Samples, conditions: Sequence[str]) -> None:  # noqa: ARG002 - one call shape for all critics

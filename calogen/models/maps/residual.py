@@ -1,4 +1,4 @@
-"""What a convolutional network adds to maps in latent normals, as trained and as it runs on a CPU."""
+"""What a convolutional network adds to maps in latent normals."""
 
 from __future__ import annotations
 
@@ -39,45 +39,20 @@ class Residual(nn.Module):
         added: Tensor = self.last(grid)[:, 0]
         return added
 
+    def in_strips(self, normals: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
+        """:meth:`forward` once trained: large maps pass in strips of rows; a network that adds nothing is skipped."""
+        if not (self.last.weight.any() or self.last.bias.any()):  # type: ignore[union-attr]
+            return normals.new_zeros(())
+        height, halo = normals.shape[1], len(self.levels) + 1  # each convolution sees one row further
+        step = max(1, _STRIP // (len(normals) * normals.shape[2]))
+        if step >= height:
+            return self(normals, noise, scaled)  # type: ignore[no-any-return]
+        strips = []
+        for start in range(0, height, step):
+            rows = torch.arange(start - halo, min(start + step, height) + halo) % height
+            strips.append(self(normals[:, rows], noise[:, rows], scaled)[:, halo:-halo])
+        return torch.cat(strips, 1)
+
 
 def _circular(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="circular")
-
-
-class Strips:
-    """What a trained :class:`Residual` adds, on a CPU: conditions as biases, large maps in strips of rows."""
-
-    def __init__(self, network: Residual) -> None:
-        convolutions = [*network.levels, network.last]
-        self._weights = [c.weight.detach() for c in convolutions]
-        self._biases = [torch.zeros(len(c.weight)) if c.bias is None else c.bias.detach() for c in convolutions]
-        self._first, self._planes = self._weights[0][:, :2].contiguous(), self._weights[0][:, 2:].sum((2, 3))
-        self._changes = bool(self._weights[-1].any() or self._biases[-1].any())
-
-    def __call__(self, normals: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
-        """What to add to normals (B, H, W), from them, noise (B, H, W) and scaled conditions (B, C)."""
-        if not self._changes:
-            return normals.new_zeros(())
-        halo, height = len(self._weights), normals.shape[1]
-        bias = (scaled @ self._planes.T + self._biases[0])[:, :, None, None]
-        wrapped = _wrapped(torch.stack([normals, noise], 1), halo)
-        step = max(1, _STRIP // (len(normals) * normals.shape[2]))
-        strips = [
-            self._strip(wrapped[:, :, row : min(row + step, height) + 2 * halo], bias) for row in range(0, height, step)
-        ]
-        return torch.cat(strips, 1) if len(strips) > 1 else strips[0]
-
-    def _strip(self, grid: Tensor, bias: Tensor) -> Tensor:
-        convolve = nn.functional.conv2d
-        grid = nn.functional.leaky_relu_(convolve(grid, self._first).add_(bias), SLOPE)
-        for weight, own in zip(self._weights[1:-1], self._biases[1:-1], strict=True):
-            made = nn.functional.leaky_relu_(convolve(grid, weight, own), SLOPE)
-            grid = made.add_(grid[:, :, 1:-1, 1:-1]) if made.shape[1] == grid.shape[1] else made
-        return convolve(grid, self._weights[-1], self._biases[-1])[:, 0]
-
-
-def _wrapped(grid: Tensor, halo: int) -> Tensor:
-    """The periodic grid (B, C, H, W) with ``halo`` more pixels on every side, also where it is smaller than that."""
-    rows = torch.arange(-halo, grid.shape[2] + halo) % grid.shape[2]
-    columns = torch.arange(-halo, grid.shape[3] + halo) % grid.shape[3]
-    return grid[:, :, rows][:, :, :, columns]

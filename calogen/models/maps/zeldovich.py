@@ -16,13 +16,12 @@ from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
 from ..contract import Inference, OnArrays
-from .distributions import ConditionalDistribution, features
+from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
 from .linear import sheet_power
 from .matter import Grid, displaced
-from .residual import Residual, Strips
+from .residual import Residual
 from .spectra import log_mean, shell_power, shells
-from .transform import DensityNormals
 
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
@@ -92,8 +91,8 @@ class ZeldovichGenerator(MapGenerator):
         return self._maps(self.residual, latent, conditions)
 
     def folded(self) -> Inference:
-        """A few maps at a time; conditions are biases of the network, and large maps pass it in strips."""
-        return OnArrays(partial(self._maps, Strips(self.residual)), max(1, _CACHED // self.family.voxels))
+        """A few maps at a time; large ones pass the network in strips."""
+        return OnArrays(partial(self._maps, self.residual.in_strips), max(1, _CACHED // self.family.voxels))
 
     def _maps(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
         scaled = self.scaled(conditions)

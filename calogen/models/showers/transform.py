@@ -7,6 +7,7 @@ makes showers with the right marginal distributions; all it has to learn is how 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,7 +20,6 @@ from ...families import Family
 from ...shards.samples import Samples
 from ..conditions import energy_column, scale_conditions, scaled_size
 from .fitting import fit_least_squares, fit_logistic, fit_quantiles, inverse_tail, normal_tail
-from .products import energy_orders, energy_products, voxel_products
 from .shapes import SHAPES, exponential, fit_shapes, quantile
 
 _FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
@@ -38,6 +38,7 @@ _ALL = slice(None)
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
 LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
 EARLIER_CLIP = 3.0  # latent normals beyond which further energies are not extrapolated
+_EARLIER = 3  # normals that the quantiles of a further energy variable depend on
 CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
 
 
@@ -89,14 +90,14 @@ class ShowerTransform(nn.Module):
         self.conditions = tuple(conditions)
         self.energy_column = energy_column(family, self.conditions)
         count, layers, voxels = scaled_size(family, self.conditions), len(family.layers), family.voxels
-        powers = energy_products(count, layers, self.energy_column)
+        powers = _energy_products(count, layers, self.energy_column)
         cubic = powers.shape[2]
-        products = torch.from_numpy(voxel_products(count, self.energy_column))
+        products = _voxel_products(count, self.energy_column)
         features = products.shape[1]
         self._rough = (products > 0).all(0) | (products.amax(0) == count + 3)  # products of more than two
         self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
         self.register_buffer("powers", powers.flatten(1), persistent=False)
-        self.register_buffer("orders", energy_orders(layers), persistent=False)
+        self.register_buffer("orders", _energy_orders(layers), persistent=False)
         self.register_buffer("others", self.orders.argsort(1)[:, 1:], persistent=False)
         self.register_buffer("_beyond", -torch.arange(1, PER_UNIT + 1) / PER_UNIT, persistent=False)
         self.register_buffer("_never", torch.tensor([[-torch.inf], *[[0.0]] * (layers - 1)]), persistent=False)
@@ -502,3 +503,44 @@ def _rows_to_fit(samples: Samples, family: Family, conditions: Sequence[str]) ->
     rows = with_energy[:: max(1, math.ceil(len(with_energy) / limit))]
     values = samples.values[rows]
     return torch.from_numpy(values).double(), torch.from_numpy(samples.conditions.array(conditions)[rows]).double()
+
+
+def _energy_products(conditions: int, layers: int, energy: int | None) -> Tensor:
+    """Columns to be multiplied, (3, L, G), for all monomials of an energy variable's conditions and earlier normals.
+
+    The columns are: one, the conditions, the normals, zero (in place of what does not exist) and the energy squared.
+    """
+    none = 1 + conditions + layers
+    leading, square = (none, none) if energy is None else (1 + energy, none + 1)
+    chosen = []
+    for layer in range(layers):
+        earlier = [1 + conditions + i for i in dict.fromkeys([0, layer - 1, layer - 2]) if 0 <= i < layer]
+        earlier += [none] * (_EARLIER - len(earlier))
+        variables = [*range(1, 1 + conditions), *earlier]
+        pairs = list(itertools.combinations_with_replacement(variables, 2))
+        singles = [(v, 0, 0) for v in variables]
+        cubes = [*((v, v, v) for v in variables), *((leading, leading, v) for v in earlier), (square, square, 0)]
+        chosen.append([(0, 0, 0), *singles, *((a, b, 0) for a, b in pairs), *cubes])
+    return torch.tensor(chosen).permute(2, 0, 1)
+
+
+def _voxel_products(conditions: int, energy: int | None) -> Tensor:
+    """Columns to be multiplied, (3, F), for the features of voxels; those of the conditions alone come first.
+
+    The columns are: one, the conditions, the layer's energy, the depth, and the incident energy squared. All products
+    of two; of three and four where the incident energy is one, since showers change most with it.
+    """
+    layer, depth, square = conditions + 1, conditions + 2, conditions + 3
+    pairs = itertools.combinations_with_replacement(range(1, conditions + 3), 2)
+    chosen = [(0, 0, 0), *((v, 0, 0) for v in range(1, conditions + 3)), *((a, b, 0) for a, b in pairs)]
+    if energy is not None:
+        chosen += itertools.combinations_with_replacement((1 + energy, layer, depth), 3)
+        chosen += [(square, square, 0)]
+    plain = [product for product in chosen if not {layer, depth} & set(product)]
+    return torch.tensor([*plain, *(product for product in chosen if product not in plain)], device="cpu").T
+
+
+def _energy_orders(layers: int) -> Tensor:
+    """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
+    orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
+    return torch.tensor(orders)
