@@ -17,13 +17,14 @@ from ...families import Family
 from ...shards.samples import Samples
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
-from ..showers.fitting import below, loadings_at, own_noise, sample_factors
+from ..showers.fitting import loadings_at, normal_tail, own_noise
 from ..showers.generator import ShowerGenerator
 from ..showers.transform import ShowerTransform
 
 _MOST_VOXELS = 4096  # whose principal axes are a matrix that fits
 _SWEEPS = 4  # of the Gibbs sampler behind voxels that are off
 _BOUND, _BINS = 5.0, 8  # of the energies' splines: normals end at +-4
+_LEAST_MASS = 1e-30
 
 
 class FlowGenerator(LikelihoodGenerator):
@@ -152,11 +153,21 @@ class FlowGenerator(LikelihoodGenerator):
 
         Gibbs sampling: factors given all normals, then normals that are off given the factors.
         """
-        variance, spread = self.noise.square(), self.noise.expand_as(normals)
-        filled = torch.where(off, below(torch.zeros_like(normals), torch.ones_like(normals), ceiling, stream), normals)
+
+        def below(mean: Tensor, spread: Tensor) -> Tensor:
+            mass = normal_tail((mean - ceiling) / spread)
+            uniform = torch.rand(mean.shape, generator=stream, device=mean.device)
+            return torch.minimum(mean + spread * torch.special.ndtri((uniform * mass).clamp(min=_LEAST_MASS)), ceiling)
+
+        weighted = self.loadings / self.noise.square()[:, None]
+        rank = self.loadings.shape[1]
+        root = torch.linalg.cholesky(torch.linalg.inv(weighted.T @ self.loadings + torch.eye(rank).to(normals)))
+        to_mean = weighted @ root @ root.T
+        filled = torch.where(off, below(torch.zeros_like(normals), torch.ones_like(self.noise)), normals)
         for _ in range(_SWEEPS):
-            factors = sample_factors(filled, self.loadings, variance, stream)
-            filled = torch.where(off, below(factors @ self.loadings.T, spread, ceiling, stream), normals)
+            draw = torch.randn(len(normals), rank, generator=stream, device=normals.device)
+            factors = filled @ to_mean + draw @ root.T
+            filled = torch.where(off, below(factors @ self.loadings.T, self.noise), normals)
         return filled
 
 

@@ -187,7 +187,7 @@ def fit_factors(
 
     # Start: censored normals are drawn voxel by voxel, and the leading axes of what results are the loadings.
     nothing = torch.zeros_like(normals)
-    filled = torch.where(censored, below(nothing, nothing + 1, ceiling, generator), normals)
+    filled = torch.where(censored, _below(nothing, nothing + 1, ceiling, generator), normals)
     loadings = _leading_loadings(filled[:_FEW_ROWS], rank)
     drift = loadings.new_zeros(voxels, drifting)
     ends = energy.min(), energy.max()
@@ -207,9 +207,9 @@ def fit_factors(
             middle = energy[group].mean()
             near, noise = loadings_at(loadings, drift, middle), own_noise(loadings, drift, middle)
             known, hidden = filled[group], censored[group]
-            factors = sample_factors(known, near, noise.square(), generator)
+            factors = _sample_factors(known, near, noise.square(), generator)
             mean, spread = (factors @ near.T)[hidden], noise.expand_as(known)[hidden]
-            known[hidden] = below(mean, spread, ceiling[group][hidden], generator)
+            known[hidden] = _below(mean, spread, ceiling[group][hidden], generator)
             filled[group] = known
             design = torch.cat([factors, factors[:, :drifting] * energy[group, None]], 1)
             gram += design.T @ design
@@ -228,19 +228,19 @@ def _leading_loadings(normals: Tensor, rank: int) -> Tensor:
     return right * (singular / math.sqrt(len(normals)) * 0.7)
 
 
-def sample_factors(normals: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+def _sample_factors(normals: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
     """Factors (N, K) given normals (N, V), loadings (V, K) and variances of the noise (V,)."""
-    precision = torch.eye(loadings.shape[1]).to(normals) + (loadings.T / noise) @ loadings
+    precision = torch.eye(loadings.shape[1], dtype=normals.dtype) + (loadings.T / noise) @ loadings
     root = torch.linalg.cholesky(torch.linalg.inv(precision))
     mean = (normals / noise) @ loadings @ (root @ root.T)
-    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype) @ root.T
+    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, dtype=normals.dtype) @ root.T
     return factors
 
 
-def below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:
+def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:
     """Truncated normals: mean + spread * noise, given that it stays below the top; all of one shape."""
     mass = 1 - normal_tail((top - mean) / spread)
-    uniform = torch.rand(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
     return torch.minimum(mean - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
 
 
