@@ -10,17 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
 
 from ..errors import ShardError, did_you_mean
 from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
 from .pieces import Piece
-from .reader import Shards
-from .samples import Samples, Source
+from .reader import Shards, Source
 
 _FACT = rf",[\w-]+={LABEL}"
-_AnySide = TypeVar("_AnySide", bound=Source)
 
 
 def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
@@ -93,7 +90,7 @@ def shared_labels(sides: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     return {name: labels for name, labels in found.items() if len(labels) > 1}
 
 
-def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySide:
+def relabelled(side: Source, labels: Mapping[str, tuple[str, ...]]) -> Source:
     """The same samples, with the numbers that their labels have among those given; NaN in memory for one of none.
 
     Args:
@@ -106,13 +103,11 @@ def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySid
     if all(side.family.labels(name) == wanted for name, wanted in labels.items()):
         return side
     if isinstance(side, Shards):
-        return cast(_AnySide, Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad))
-    if isinstance(side, Samples):
-        family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
-        for name, known in wanted.items():
-            family = family.with_condition(Condition.labelled(name, known))
-        return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
-    return side
+        return Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad)
+    family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
+    for name, known in wanted.items():
+        family = family.with_condition(Condition.labelled(name, known))
+    return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
 
 
 def _facts_of(side: Source) -> list[str]:

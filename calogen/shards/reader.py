@@ -238,6 +238,10 @@ class Shards:
         return samples.select(~bad)
 
 
+Source = Shards | Samples
+"""What a comparison reads: an open folder of shards, or samples in memory."""
+
+
 def _distinct(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     seen = {json.dumps(entry, sort_keys=True, default=str): dict(entry) for entry in entries}
     return tuple(entry for entry in seen.values() if entry)

@@ -1,10 +1,10 @@
-"""Samples in memory, and what can be read like them."""
+"""Samples in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -119,20 +119,3 @@ class Samples:
         end = len(self) if stop is None else min(stop, len(self))
         for first in range(start, end, size):
             yield self.read(first, min(first + size, end))
-
-
-class Source(Protocol):
-    """What a comparison reads: an open folder of shards, or samples in memory."""
-
-    @property
-    def family(self) -> Family: ...  # noqa: D102
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
-    def __len__(self) -> int: ...
-    def read(self, start: int = 0, stop: int | None = None) -> Samples:  # noqa: D102
-        ...
-
-    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:  # noqa: D102
-        ...
-
-    def origins(self) -> Origins: ...  # noqa: D102
