@@ -46,16 +46,6 @@ class CalogenError(Exception):
         lines = [self.what, *(f"  {name:<9}{value}" for name, value in parts if value is not None)]
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Keyword arguments survive the way from a worker process to its parent.
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.hint)
-
-
-def _rebuild(
-    kind: type[CalogenError], what: str, where: object, expected: object, found: object, hint: str | None
-) -> CalogenError:
-    return kind(what, where=where, expected=expected, found=found, hint=hint)
-
 
 class ConfigError(CalogenError):
     """A configuration file, option or argument is wrong."""

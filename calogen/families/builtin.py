@@ -66,11 +66,7 @@ FAMILIES: dict[str, Family] = {
             description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
             "deposits of absorber and active material summed",
             conditions=(incident_energy(1e3, 100e3),),
-            layers=(
-                CartesianLayer(shape=(3, 96), size=(480, 480)),
-                CartesianLayer(shape=(12, 12), size=(480, 480)),
-                CartesianLayer(shape=(12, 6), size=(480, 480)),
-            ),
+            layers=tuple(CartesianLayer(shape=shape, size=(480, 480)) for shape in ((3, 96), (12, 12), (12, 6))),
             threshold=0.0,  # the simulation records every deposit; 0.3 % of the cells hold less than 15 keV
             symmetries=("mirror-x", "mirror-y"),
             conserves_energy=True,

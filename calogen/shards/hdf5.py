@@ -79,7 +79,6 @@ def _unopenable(path: Path, error: Exception) -> ShardError:
 
 def checked_dataset(
     file: h5py.File,
-    path: Path,
     name: str,
     shape: tuple[int | None, ...],
     *,
@@ -90,12 +89,12 @@ def checked_dataset(
 
     Args:
         file: The open file.
-        path: Its path, for messages.
         name: Name of the dataset.
         shape: Lengths it must have; None where any will do.
         column: Accept (N, 1) where (N,) is asked for.
         kinds: NumPy kinds of number that are allowed.
     """
+    path = Path(file.filename)
     where = f"{path}, dataset {name}"
     link = file.get(name, getlink=True)  # asking for the object itself would already follow the link
     if link is None:

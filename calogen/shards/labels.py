@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from ..errors import ShardError, did_you_mean
@@ -85,7 +86,8 @@ def shared_labels(sides: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     Args:
         sides: Shards, or samples in memory.
     """
-    names = dict.fromkeys(name for side in sides for name in [*side.family.labelled, *_facts_of(side)])
+    named = [[side.family.labelled, *(piece.facts for piece in _pieces_of(side))] for side in sides]
+    names = dict.fromkeys(chain.from_iterable(chain.from_iterable(named)))
     found = {name: tuple(dict.fromkeys(label for side in sides for label in _labels_of(side, name))) for name in names}
     return {name: labels for name, labels in found.items() if len(labels) > 1}
 
@@ -110,16 +112,13 @@ def relabelled(side: Source, labels: Mapping[str, tuple[str, ...]]) -> Source:
     return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
 
 
-def _facts_of(side: Source) -> list[str]:
-    return [name for piece in side.pieces for name in piece.facts] if isinstance(side, Shards) else []
+def _pieces_of(side: Source) -> Sequence[Piece]:
+    return side.pieces if isinstance(side, Shards) else ()
 
 
 def _labels_of(side: Source, name: str) -> Sequence[str]:
-    known = side.family.labels(name)
-    if known or not isinstance(side, Shards):
-        return known
-    columns = [_column_of(piece, name) for piece in side.pieces]
-    return [label for column in columns if column for label in column.labels]
+    columns = [_column_of(piece, name) for piece in _pieces_of(side)]
+    return side.family.labels(name) or [label for column in columns if column for label in column.labels]
 
 
 def _labelled(piece: Piece) -> list[str]:
