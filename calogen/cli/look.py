@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, JSON, PLACE
-from .terminal import columns, readable, table
+from .options import FOLDER, JSON, PLACE, show
+from .terminal import columns
 
 
 @click.command()
@@ -30,25 +29,19 @@ def info(path: str, as_json: bool) -> None:
     from ..shards.inspect import describe
 
     facts = describe_model(path) if is_model(path) else describe(path)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        _print(path, facts)
+    history = [] if as_json else facts.pop("history", [])
+    show(path, facts if as_json else _main(facts), as_json=as_json)
+    if history:
+        columns("history", history)
     if facts.get("problems") and not facts.get("samples"):
         raise ShardError("nothing of it can be read", where=path)
 
 
-def _print(path: str, facts: dict[str, Any]) -> None:
-    """Facts as a table, histories of training apart from the rest."""
-    history, sources = facts.pop("history", []), facts.get("provenance", {})
-    if isinstance(sources, list):  # of samples, whose surrogate has a history
+def _main(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that there are, without the histories of the surrogates that made samples."""
+    if isinstance(sources := facts.get("provenance"), list):
         facts["provenance"] = [{key: value for key, value in one.items() if key != "history"} for one in sources]
-    table(
-        path,
-        {key.replace("_", " "): readable(value) for key, value in facts.items() if value not in ([], {}, "", None)},
-    )
-    if history:
-        columns("history", history)
+    return {key: value for key, value in facts.items() if value not in ([], {}, "", None)}
 
 
 @click.command()

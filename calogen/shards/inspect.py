@@ -212,7 +212,7 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
     """
     items, parameters = without_parameters(items_of(source))
     problems, files = _everything(items)
-    ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), Counter[str]()
+    ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), dict[str, list[Piece]]()
     for file in files:
         with _noted(problems):
             opened.append(file.open(family, parameters=parameters))
@@ -221,9 +221,12 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
             if piece.path.parent.name in SPLITS:
-                splits[piece.path.parent.name] += len(piece)
+                splits.setdefault(piece.path.parent.name, []).append(piece)
             ranges.add(piece)
-    problems += _shared_realisations(pieces)
+    for one, other in combinations(splits.values(), 2):
+        if pieces[0].layout.family.has_realisations:
+            with _noted(problems):
+                require_apart(Shards(one).origins(), Shards(other).origins())
     shown = problems[:_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
@@ -232,7 +235,7 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
         "files": len(files),
         "bytes": sum(file.bytes for file in files),
         "samples": sum(len(piece) for piece in pieces),
-        "splits": dict(splits),
+        "splits": {name: sum(map(len, own)) for name, own in splits.items()},
         "problems": shown,
     }
     if not pieces:
@@ -250,18 +253,6 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
         "provenance": list(shards.provenance),
         "notes": list(shards.notes),
     }
-
-
-def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
-    """Realisations that are in two splits."""
-    problems, sides = list[str](), dict[str, list[Piece]]()
-    for piece in pieces:
-        if piece.layout.family.has_realisations and piece.path.parent.name in SPLITS:
-            sides.setdefault(piece.path.parent.name, []).append(piece)
-    for one, other in combinations(sides.values(), 2):
-        with _noted(problems):
-            require_apart(Shards(one).origins(), Shards(other).origins())
-    return problems
 
 
 def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:

@@ -100,8 +100,18 @@ class Shards:
             ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
         """
         sample_bytes = 4 * self.family.voxels
+        size = max(1, min(size, SLAB_BYTES // sample_bytes))
         start, stop, _ = slice(start, stop).indices(len(self))
-        yield from self._slabs(start, stop, max(1, min(size, SLAB_BYTES // sample_bytes)))
+        for number in range(max(0, bisect_right(self._bounds, start) - 1), len(self.pieces)):
+            piece, offset = self.pieces[number], self._bounds[number]
+            start, end = max(start, offset), min(stop, offset + len(piece))
+            if start >= end:
+                return
+            with open_rows(piece.path, piece.layout) as file:
+                for first in range(start, end, size):
+                    samples = self._checked(file, piece, offset, first, min(first + size, end))
+                    if len(samples):
+                        yield samples
 
     def digest(self) -> str:
         """SHA-256 of the data's identity: file names, rows, and each file's own SHA-256, hexadecimal."""
@@ -199,20 +209,6 @@ class Shards:
         number = bisect_right(self._bounds, row) - 1
         piece = self.pieces[number]
         return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
-
-    def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
-        number = max(0, bisect_right(self._bounds, start) - 1)
-        while start < stop and number < len(self.pieces):
-            piece, offset = self.pieces[number], self._bounds[number]
-            end = min(stop, offset + len(piece))
-            with open_rows(piece.path, piece.layout) as file:
-                while start < end:
-                    until = min(start + size, end)
-                    samples = self._checked(file, piece, offset, start, until)
-                    if len(samples):
-                        yield samples
-                    start = until
-            number += 1
 
     def _checked(self, file: h5py.File | Stack, piece: Piece, offset: int, start: int, stop: int) -> Samples:
         """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
