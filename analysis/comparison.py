@@ -14,8 +14,9 @@ import numpy as np
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
 from calogen.shards.labels import relabelled, shared_labels
+from calogen.shards.reader import Source
 from calogen.shards.realisations import require_apart
-from calogen.shards.samples import Samples, Source
+from calogen.shards.samples import Samples
 
 from .inputs import open_side, require_same, require_settings, require_usable
 from .metrics.conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits

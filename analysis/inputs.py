@@ -9,10 +9,9 @@ import numpy as np
 
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
-from calogen.shards.files import splits_of
 from calogen.shards.reader import Shards
 from calogen.shards.samples import Samples
-from calogen.shards.sources import open_shards
+from calogen.shards.sources import open_shards, splits_of
 
 _MOST_BINS = 1000
 _ROWS_AT_ONCE = 4096

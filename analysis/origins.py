@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 from calogen.shards.manifest import read_manifest
-from calogen.shards.samples import Source
+from calogen.shards.reader import Source
 
 Entry = Mapping[str, Any]
 

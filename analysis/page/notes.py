@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from calogen.families import Condition
-from calogen.shards.samples import Source
+from calogen.shards.reader import Source
 
 from ..metrics.distances import W1, Draws, compare_1d
 from ..metrics.measure import PROBLEMS

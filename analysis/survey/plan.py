@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calogen.errors import ShardError
 from calogen.families import Family
-from calogen.shards.samples import Source
+from calogen.shards.reader import Source
 
 from ..observables.catalogue import catalogue, observe, voxel_of
 from ..observables.observable import Observable

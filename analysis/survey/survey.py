@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from calogen.errors import ConfigError, ShardError, did_you_mean
 from calogen.families import Family
-from calogen.shards.samples import Samples, Source
+from calogen.shards.reader import Source
+from calogen.shards.samples import Samples
 
 from ..observables.statistics import FLOOR_PIXEL, row_counts
 from .histograms import Histograms, float32_edges

@@ -6,17 +6,6 @@ One module a group of commands; importing this one imports nothing, so that Cont
 from __future__ import annotations
 
 import sys
-from typing import Any
-
-__all__ = ["cli", "main"]
-
-
-def __getattr__(name: str) -> Any:
-    if name != "cli":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from .commands import cli
-
-    return cli
 
 
 def main() -> None:

@@ -11,8 +11,7 @@ from .. import __version__
 from ..errors import CalogenError, StorageError
 from .bench import bench
 from .compare import compare
-from .gallery import gallery
-from .look import info, verify
+from .look import gallery, info, verify
 from .options import Commands
 from .produce import generate, simulate
 from .train import train

@@ -1,16 +1,15 @@
-"""`calogen info` and `calogen verify`: what is there, and whether it is whole."""
+"""`calogen info`, `calogen verify` and `calogen gallery`: what is there, whether it is whole, and what was learnt."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, JSON, PLACE
-from .terminal import columns, readable, table
+from .options import FOLDER, JSON, PLACE, show
+from .terminal import columns
 
 
 @click.command()
@@ -30,25 +29,19 @@ def info(path: str, as_json: bool) -> None:
     from ..shards.inspect import describe
 
     facts = describe_model(path) if is_model(path) else describe(path)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        _print(path, facts)
+    history = [] if as_json else facts.pop("history", [])
+    show(path, facts if as_json else _main(facts), as_json=as_json)
+    if history:
+        columns("history", history)
     if facts.get("problems") and not facts.get("samples"):
         raise ShardError("nothing of it can be read", where=path)
 
 
-def _print(path: str, facts: dict[str, Any]) -> None:
-    """Facts as a table, histories of training apart from the rest."""
-    history, sources = facts.pop("history", []), facts.get("provenance", {})
-    if isinstance(sources, list):  # of samples, whose surrogate has a history
+def _main(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that there are, without the histories of the surrogates that made samples."""
+    if isinstance(sources := facts.get("provenance"), list):
         facts["provenance"] = [{key: value for key, value in one.items() if key != "history"} for one in sources]
-    table(
-        path,
-        {key.replace("_", " "): readable(value) for key, value in facts.items() if value not in ([], {}, "", None)},
-    )
-    if history:
-        columns("history", history)
+    return {key: value for key, value in facts.items() if value not in ([], {}, "", None)}
 
 
 @click.command()
@@ -70,3 +63,20 @@ def verify(path: Path) -> None:
             hint="run the command that made them again (with the same --part): only bad shards are made again",
         )
     click.echo(f"{path}: every byte is as it was written")
+
+
+@click.command()
+@click.argument("model", type=PLACE)
+@click.option("--out", "-o", required=True, type=FOLDER, help="Folder for the figures.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the latents.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def gallery(model: str, out: Path, seed: int, device: Literal["auto", "cpu", "cuda"]) -> None:
+    """Draw what a surrogate has learnt: walks between latents, sweeps of the conditions, a large field of maps.
+
+    MODEL is a run folder, a checkpoint folder, or a surrogate that comes with calogen. No reference is needed.
+    """
+    from ..gallery import save_gallery
+    from ..sampling import Surrogate
+
+    for path in save_gallery(Surrogate.load(model, device), out, seed=seed):
+        click.echo(path)

@@ -174,7 +174,7 @@ def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     """A live line on a terminal, a plain line twice a minute elsewhere."""
     with _live_line(verb) as bar:
         if bar is None:
-            yield _PlainProgress(verb)
+            yield _plain_progress(verb)
             return
 
         def note(done: int, total: int) -> None:
@@ -184,21 +184,22 @@ def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
         yield note
 
 
-class _PlainProgress:
+def _plain_progress(verb: str) -> Callable[[int, int], None]:
     """Samples done, rate and time left, for log files."""
+    last, made = time.monotonic(), 0
 
-    def __init__(self, verb: str) -> None:
-        self._verb, self._last, self._done = verb, time.monotonic(), 0
-
-    def __call__(self, done: int, total: int) -> None:
+    def note(done: int, total: int) -> None:
+        nonlocal last, made
         now = time.monotonic()
-        if now - self._last < _PLAIN_SECONDS or done <= self._done:
+        if now - last < _PLAIN_SECONDS or done <= made:
             return
         # Since the last line: what an earlier run made and this one only checks must not count as speed for long.
-        rate = (done - self._done) / (now - self._last)
-        self._last, self._done = now, done
+        rate = (done - made) / (now - last)
+        last, made = now, done
         left = f"{(total - done) / rate / 60:.1f} min left"
-        click.echo(f"{self._verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
+        click.echo(f"{verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
+
+    return note
 
 
 def _per_second(rate: float) -> str:

@@ -5,9 +5,9 @@ parameters condition it, and which laws it obeys. Everything else in calogen is 
 """
 
 from .builtin import FAMILIES
-from .conditions import LABEL, Condition, Role
-from .family import Family, Symmetry
-from .layers import CartesianLayer, CylindricalLayer, Layer, Outline
+from .conditions import LABEL, Condition
+from .family import Family
+from .layers import CartesianLayer, CylindricalLayer, Layer
 from .resolve import resolve_family
 from .units import ENERGY_UNITS, conversion, in_mev, is_energy, readable
 
@@ -20,9 +20,6 @@ __all__ = [
     "CylindricalLayer",
     "Family",
     "Layer",
-    "Outline",
-    "Role",
-    "Symmetry",
     "conversion",
     "in_mev",
     "is_energy",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from .conditions import Condition
 from .family import Family
 from .layers import CartesianLayer, CylindricalLayer
+from .units import DENSITY
 
 
 def incident_energy(low: float, high: float) -> Condition:
@@ -58,6 +60,7 @@ _CAMELS = (  # in the order of the columns of CAMELS' own params_*.txt
     *(Condition(name=name, low=0.25, high=4.0, scale="log") for name in ("A_SN1", "A_AGN1")),
     *(Condition(name=name, low=0.5, high=2.0, scale="log") for name in ("A_SN2", "A_AGN2")),
 )
+_PROJECTED: dict[str, Any] = {"kind": "map", "unit": DENSITY, "symmetries": ("mirror-x", "mirror-y", "roll", "turn")}
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -66,11 +69,7 @@ FAMILIES: dict[str, Family] = {
             description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
             "deposits of absorber and active material summed",
             conditions=(incident_energy(1e3, 100e3),),
-            layers=(
-                CartesianLayer(shape=(3, 96), size=(480, 480)),
-                CartesianLayer(shape=(12, 12), size=(480, 480)),
-                CartesianLayer(shape=(12, 6), size=(480, 480)),
-            ),
+            layers=tuple(CartesianLayer(shape=shape, size=(480, 480)) for shape in ((3, 96), (12, 12), (12, 6))),
             threshold=0.0,  # the simulation records every deposit; 0.3 % of the cells hold less than 15 keV
             symmetries=("mirror-x", "mirror-y"),
             conserves_energy=True,
@@ -82,25 +81,21 @@ FAMILIES: dict[str, Family] = {
         _challenge("3", f"{_SILICON}, 45 x 50 x 18 voxels", _REGULAR_3, (1e3, 1e6), threshold=0.01515),
         Family(
             name="nbody-64",
-            kind="map",
             description="Projected N-body density, 64 x 64 pixels of 1 Mpc/h, 8 Mpc/h deep, z = 0, periodic",
-            unit="1+delta",
             conditions=_COSMOLOGY,
             pixels=(64, 64),
             box_size=64.0,
             depth=8.0,
-            symmetries=("mirror-x", "mirror-y", "roll", "turn"),
+            **_PROJECTED,
         ),
         Family(
             name="camels",
-            kind="map",
             description="CAMELS Multifield maps (arXiv:2109.10915): 25 Mpc/h wide, 5 Mpc/h deep, periodic",
-            unit="1+delta",
             conditions=_CAMELS,
             pixels=(256, 256),
             box_size=25.0,
             depth=5.0,
-            symmetries=("mirror-x", "mirror-y", "roll", "turn"),
+            **_PROJECTED,
         ),
     )
 }

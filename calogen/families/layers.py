@@ -102,8 +102,7 @@ class CartesianLayer(_Layer):
     def centres(self) -> NDArray[np.float64]:
         """Cell centres (x, y) in mm, shape (V_layer, 2)."""
         axes = [(np.arange(n) + 0.5) * (s / n) - s / 2 for n, s in zip(self.shape, self.size, strict=True)]
-        x, y = np.meshgrid(*axes, indexing="ij")
-        return np.stack([x.ravel(), y.ravel()], axis=1)
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
     def mirrored(self, axis: int) -> NDArray[np.int64]:
         """Cell order after mirroring x (axis 0) or y (axis 1), shape (V_layer,)."""
@@ -178,8 +177,7 @@ class CylindricalLayer(_Layer):
         """Cell centres (alpha in rad, r in mm), shape (V_layer, 2)."""
         edges = np.asarray(self.r_edges)
         alpha = (np.arange(self.n_alpha) + 0.5) * (2 * np.pi / self.n_alpha) - np.pi
-        a, r = np.meshgrid(alpha, (edges[:-1] + edges[1:]) / 2, indexing="ij")
-        return np.stack([a.ravel(), r.ravel()], axis=1)
+        return np.stack(np.meshgrid(alpha, (edges[:-1] + edges[1:]) / 2, indexing="ij"), axis=-1).reshape(-1, 2)
 
     @property
     def centres(self) -> NDArray[np.float64]:

@@ -382,7 +382,7 @@ def _hdf5_columns(path: Path, family: Family) -> Iterator[_Column]:
         for condition in (condition for condition in family.conditions if condition.name in file):
             place, labels = f"dataset {condition.name}", condition.labels
             kinds = "OSiuf" if labels else "fiu"
-            dataset = checked_dataset(file, path, condition.name, (None,), column=True, kinds=kinds)
+            dataset = checked_dataset(file, condition.name, (None,), column=True, kinds=kinds)
             if not labels:
                 unit = dataset.attrs.get("unit", "")
                 unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)

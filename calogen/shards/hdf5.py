@@ -11,8 +11,9 @@ import io
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -79,7 +80,6 @@ def _unopenable(path: Path, error: Exception) -> ShardError:
 
 def checked_dataset(
     file: h5py.File,
-    path: Path,
     name: str,
     shape: tuple[int | None, ...],
     *,
@@ -90,12 +90,12 @@ def checked_dataset(
 
     Args:
         file: The open file.
-        path: Its path, for messages.
         name: Name of the dataset.
         shape: Lengths it must have; None where any will do.
         column: Accept (N, 1) where (N,) is asked for.
         kinds: NumPy kinds of number that are allowed.
     """
+    path = Path(file.filename)
     where = f"{path}, dataset {name}"
     link = file.get(name, getlink=True)  # asking for the object itself would already follow the link
     if link is None:
@@ -209,43 +209,39 @@ class RowWriter:
         self._dataset = file.create_dataset(
             name, shape, self._dtype, chunks=chunks, compression="gzip", compression_opts=1
         )
-        self._held: list[NDArray[np.generic]] = []  # rows that do not fill a chunk yet
+        self._held: NDArray[np.generic] = like[:0]  # rows that do not fill a chunk yet
         self._done, self._pool = 0, pool
-        self._waiting: deque[tuple[int, Future[bytes]]] = deque()
+        self._waiting: deque[tuple[int, Callable[[], bytes]]] = (
+            deque()
+        )  # first rows of chunks, and what gives their bytes
 
     def append(self, rows: NDArray[np.generic]) -> None:
         """Add rows, (n, ...); stored exactly as they are."""
-        if self._held:
-            rows = np.concatenate([*self._held, rows])
+        if len(self._held):
+            rows = np.concatenate([self._held, rows])
         whole = len(rows) // self._rows * self._rows
         for start in range(0, whole, self._rows):
             self._write(rows[start : start + self._rows])
-        self._held = [rows[whole:]] if whole < len(rows) else []
+        self._held = rows[whole:]
 
     def close(self) -> None:
         """Write what is left."""
-        if self._held:
-            rest = np.concatenate(self._held)
-            missing = np.zeros((self._rows - len(rest), *self._shape), self._dtype)
-            self._write(np.concatenate([rest, missing]))  # HDF5 chunks are always whole
+        if len(self._held):
+            missing = np.zeros((self._rows - len(self._held), *self._shape), self._dtype)
+            self._write(np.concatenate([self._held, missing]))  # HDF5 chunks are always whole
         self._drain(0)
 
     def _write(self, chunk: NDArray[np.generic]) -> None:
         chunk = np.ascontiguousarray(chunk)
-        place, self._done = self._done, self._done + len(chunk)
-        if self._pool is None:
-            self._store(place, compressed(chunk))
-        else:
-            self._waiting.append((place, self._pool.submit(compressed, chunk)))
-            self._drain(_AHEAD)
+        made = self._pool.submit(compressed, chunk).result if self._pool else partial(compressed, chunk)
+        self._waiting.append((self._done, made))
+        self._done += len(chunk)
+        self._drain(_AHEAD if self._pool else 0)
 
     def _drain(self, most: int) -> None:
         while len(self._waiting) > most:
-            place, future = self._waiting.popleft()
-            self._store(place, future.result())
-
-    def _store(self, place: int, data: bytes) -> None:
-        self._dataset.id.write_direct_chunk((place, *(0 for _ in self._shape)), data)
+            place, made = self._waiting.popleft()
+            self._dataset.id.write_direct_chunk((place, *(0 for _ in self._shape)), made())
 
 
 def rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:

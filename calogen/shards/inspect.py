@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -17,13 +17,13 @@ from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
 from .checks import responses
-from .files import SPLITS, DataFile, Source, files_in, files_of, folders_of, items_of, without_parameters
 from .labels import named_with, with_labels
 from .manifest import read_manifest, read_part
 from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
 from .samples import Samples
+from .sources import SPLITS, DataFile, Paths, files_in, files_of, folders_of, items_of, without_parameters
 
 _PROBLEMS_SHOWN = 20
 
@@ -56,8 +56,7 @@ class Ranges:
                     self._labels.setdefault(name, Counter())[label] += len(samples)
         if shards.dropped:
             self.bad_rows += shards.dropped
-            for _ in Shards([piece]).chunks():  # raises at the first bad row, naming it
-                pass
+            _read_through(piece)
 
     def _add(self, samples: Samples) -> None:
         values, found = samples.values, responses(samples)
@@ -114,23 +113,18 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
         return [problem for folder in folders for problem in _verify_folder(folder, family)]
     problems = list[str]()
     for file in files_of(folder_or_file):
-        try:
+        manifest = None
+        with _noted(problems):
             manifest = read_manifest(file.path.parent)
-        except ShardError as error:
-            problems.append(_line(error))
-            manifest = None
         record = next((r for r in manifest.records if r.name == file.path.name), None) if manifest else None
         problems += _verify_file(replace(file, record=record), family)
     return problems
 
 
 def _verify_folder(folder: Path, family: Family | None) -> list[str]:
-    errors = list[ShardError]()
-    files = files_in(folder, errors)
-    problems = [
-        *map(_line, errors),
-        *(f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))),
-    ]
+    problems = list[str]()
+    files = files_in(folder, lambda error: problems.append(_line(error)))
+    problems += [f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))]
     for file in files:
         problems += _verify_file(file, family)
     problems += _unfinished(folder)
@@ -162,25 +156,37 @@ def _unfinished(folder: Path) -> list[str]:
 
 
 def _is_native(file: DataFile) -> bool:
-    try:
+    with suppress(ShardError):
         return file.open().layout.name == "calogen"
-    except ShardError:
-        return False
+    return False
 
 
 def _verify_file(file: DataFile, family: Family | None) -> list[str]:
-    path, record = file.path, file.record
+    path, record, problems = file.path, file.record, list[str]()
     try:
         if record is not None and file.bytes == record.bytes and (found := sha256_of(path)) != record.sha256:
             # Other bytes than were written are not worth parsing: HDF5 can hang on damaged text attributes.
             return [f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})"]
-        for _ in Shards([file.open(family)]).chunks():
-            pass
-    except ShardError as error:
-        return [_line(error)]
+        with _noted(problems):
+            _read_through(file.open(family))
     except OSError as error:
-        return [f"{path}: {error.strerror or error}"]
-    return []
+        problems.append(f"{path}: {error.strerror or error}")
+    return problems
+
+
+def _read_through(piece: Piece) -> None:
+    """Reads all rows, which raises at the first bad one, naming it."""
+    for _ in Shards([piece]).chunks():
+        pass
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Ends what is done within at the first error in the data, which is noted and not raised."""
+    try:
+        yield
+    except ShardError as error:
+        problems.append(_line(error))
 
 
 def _line(error: ShardError) -> str:
@@ -188,7 +194,7 @@ def _line(error: ShardError) -> str:
     return f"{error.where}: {error.what}" + (f" ({'; '.join(details)})" if details else "")
 
 
-def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
+def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
     """What data is: all that ``calogen info`` prints, as JSON-able values.
 
     Damage is reported under ``problems``; what can be read is described all the same.
@@ -206,22 +212,21 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     """
     items, parameters = without_parameters(items_of(source))
     problems, files = _everything(items)
-    ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), Counter[str]()
+    ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), dict[str, list[Piece]]()
     for file in files:
-        try:
+        with _noted(problems):
             opened.append(file.open(family, parameters=parameters))
-        except ShardError as error:
-            problems.append(_line(error))
     for piece in _agreeing(opened, problems):
-        try:
+        with _noted(problems):
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
             if piece.path.parent.name in SPLITS:
-                splits[piece.path.parent.name] += len(piece)
+                splits.setdefault(piece.path.parent.name, []).append(piece)
             ranges.add(piece)
-        except ShardError as error:
-            problems.append(_line(error))
-    problems += _shared_realisations(pieces)
+    for one, other in combinations(splits.values(), 2):
+        if pieces[0].layout.family.has_realisations:
+            with _noted(problems):
+                require_apart(Shards(one).origins(), Shards(other).origins())
     shown = problems[:_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
@@ -230,7 +235,7 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
         "files": len(files),
         "bytes": sum(file.bytes for file in files),
         "samples": sum(len(piece) for piece in pieces),
-        "splits": dict(splits),
+        "splits": {name: sum(map(len, own)) for name, own in splits.items()},
         "problems": shown,
     }
     if not pieces:
@@ -250,36 +255,20 @@ def describe(source: Source, family: Family | None = None) -> dict[str, Any]:
     }
 
 
-def _shared_realisations(pieces: Sequence[Piece]) -> list[str]:
-    """Realisations that are in two splits."""
-    problems, sides = list[str](), dict[str, list[Piece]]()
-    for piece in pieces:
-        if piece.layout.family.has_realisations and piece.path.parent.name in SPLITS:
-            sides.setdefault(piece.path.parent.name, []).append(piece)
-    for one, other in combinations(sides.values(), 2):
-        try:
-            require_apart(Shards(one).origins(), Shards(other).origins())
-        except ShardError as error:
-            problems.append(_line(error))
-    return problems
-
-
 def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:
     """The pieces with the labels of all of them; each with its own where they do not go together."""
-    try:
+    with _noted(problems):
         return with_labels(pieces, {})
-    except ShardError as error:
-        problems.append(_line(error))
-        return [with_labels([piece], {})[0] for piece in pieces]
+    return [with_labels([piece], {})[0] for piece in pieces]
 
 
 def _everything(items: list[str | Path]) -> tuple[list[str], list[DataFile]]:
     """What is wrong with the items' folders, and all their files, of all splits."""
     problems, files = list[str](), list[DataFile]()
     for item in items:
-        folders, errors = folders_of(item), list[ShardError]()
+        folders = folders_of(item)
         files += [] if folders else files_of(item)
         for folder in folders:
-            files += [replace(file, facts=named_with(item)[1]) for file in files_in(folder, errors)]
-        problems += map(_line, errors)
+            found = files_in(folder, lambda error: problems.append(_line(error)))
+            files += [replace(file, facts=named_with(item)[1]) for file in found]
     return problems, files

@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar, cast
 
 from ..errors import ShardError, did_you_mean
 from ..families import LABEL, Condition, Family
 from .layouts.layout import Column
 from .pieces import Piece
-from .reader import Shards
-from .samples import Samples, Source
+from .reader import Shards, Source
 
 _FACT = rf",[\w-]+={LABEL}"
-_AnySide = TypeVar("_AnySide", bound=Source)
 
 
 def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
@@ -88,12 +86,13 @@ def shared_labels(sides: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     Args:
         sides: Shards, or samples in memory.
     """
-    names = dict.fromkeys(name for side in sides for name in [*side.family.labelled, *_facts_of(side)])
+    named = [[side.family.labelled, *(piece.facts for piece in _pieces_of(side))] for side in sides]
+    names = dict.fromkeys(chain.from_iterable(chain.from_iterable(named)))
     found = {name: tuple(dict.fromkeys(label for side in sides for label in _labels_of(side, name))) for name in names}
     return {name: labels for name, labels in found.items() if len(labels) > 1}
 
 
-def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySide:
+def relabelled(side: Source, labels: Mapping[str, tuple[str, ...]]) -> Source:
     """The same samples, with the numbers that their labels have among those given; NaN in memory for one of none.
 
     Args:
@@ -106,25 +105,20 @@ def relabelled(side: _AnySide, labels: Mapping[str, tuple[str, ...]]) -> _AnySid
     if all(side.family.labels(name) == wanted for name, wanted in labels.items()):
         return side
     if isinstance(side, Shards):
-        return cast(_AnySide, Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad))
-    if isinstance(side, Samples):
-        family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
-        for name, known in wanted.items():
-            family = family.with_condition(Condition.labelled(name, known))
-        return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
-    return side
+        return Shards(with_labels(side.pieces, labels), drop_bad=side.drop_bad)
+    family, wanted = side.family, {name: labels[name] for name in labels.keys() & side.family.labelled.keys()}
+    for name, known in wanted.items():
+        family = family.with_condition(Condition.labelled(name, known))
+    return replace(side, family=family, conditions=side.conditions.relabelled(wanted))
 
 
-def _facts_of(side: Source) -> list[str]:
-    return [name for piece in side.pieces for name in piece.facts] if isinstance(side, Shards) else []
+def _pieces_of(side: Source) -> Sequence[Piece]:
+    return side.pieces if isinstance(side, Shards) else ()
 
 
 def _labels_of(side: Source, name: str) -> Sequence[str]:
-    known = side.family.labels(name)
-    if known or not isinstance(side, Shards):
-        return known
-    columns = [_column_of(piece, name) for piece in side.pieces]
-    return [label for column in columns if column for label in column.labels]
+    columns = [_column_of(piece, name) for piece in _pieces_of(side)]
+    return side.family.labels(name) or [label for column in columns if column for label in column.labels]
 
 
 def _labelled(piece: Piece) -> list[str]:

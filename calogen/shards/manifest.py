@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, Strict, TypeAdapter, ValidationError
 
 from ..errors import ShardError
 from ..storage import write_atomic
@@ -62,9 +62,9 @@ class Manifest:
         planned: How many samples its files will hold when the production is finished; None if nothing says.
     """
 
-    records: tuple[ShardRecord, ...]
-    provenance: tuple[dict[str, Any], ...] = ()
-    planned: int | None = None
+    records: Annotated[tuple[ShardRecord, ...], Field(validation_alias="shards")]
+    provenance: Annotated[tuple[dict[str, Any], ...], BeforeValidator(lambda one: (one,))]
+    planned: _Count | None = None
 
     @property
     def samples(self) -> int:
@@ -72,16 +72,7 @@ class Manifest:
         return sum(record.samples for record in self.records)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A manifest file; keys that later versions add are left out."""
-
-    shards: tuple[ShardRecord, ...]
-    provenance: dict[str, Any]
-    planned: _Count | None = None
-
-
-_STORED = TypeAdapter(_Stored)
+_FILE = TypeAdapter(Manifest)  # one manifest file; keys that later versions add are left out
 
 
 def write_manifest(
@@ -155,8 +146,7 @@ def read_part(path: Path) -> Manifest:
                 found=table["calogen_schema"],
                 hint="update calogen",
             )
-        stored = _STORED.validate_python(table)
-        return Manifest(stored.shards, (stored.provenance,), stored.planned)
+        return _FILE.validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.100}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from .layouts.stacks import Stack
 from .manifest import read_manifest
 from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
 from .realisations import Origins
-from .samples import Samples
+from .samples import Samples, distinct
 
 _TURN = 1024  # samples of one kind of file after another
 _VALIDATION_SHARE = 10  # one in this many samples validates when the data is not split
@@ -54,7 +54,7 @@ class Shards:
         self.kind: str = first.kind
         self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)
         self.files: tuple[Path, ...] = tuple(dict.fromkeys(piece.path for piece in pieces))
-        self.provenance: tuple[dict[str, Any], ...] = _distinct(piece.layout.provenance for piece in pieces)
+        self.provenance: tuple[dict[str, Any], ...] = distinct(piece.layout.provenance for piece in pieces)
         self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain.from_iterable(piece.layout.notes for piece in pieces)))
         self.pieces = tuple(pieces)
         self._bounds = tuple(accumulate((len(piece) for piece in pieces), initial=0))
@@ -84,19 +84,12 @@ class Shards:
         for chunk in self.chunks(max(len(values), 1), start, stop):
             values[filled : filled + len(chunk)] = chunk.values
             filled += len(chunk)
-            parts.append(replace(chunk, values=values[filled - len(chunk) : filled]))
+            conditions = chunk.conditions.only(self.condition_names)  # files may have them in different orders
+            parts.append(replace(chunk, values=values[filled - len(chunk) : filled], conditions=conditions))
         if not parts:
             with open_rows((piece := self.pieces[0]).path, piece.layout) as file:
                 return replace(read_rows(file, piece, piece.start, piece.start), provenance=self.provenance)
-        names = [name for name in parts[0].extras if all(name in part.extras for part in parts)]
-        return Samples(
-            family=self.family,
-            values=values[:filled],
-            conditions=Conditions.concatenate([part.conditions for part in parts], self.condition_names),
-            extras={name: np.concatenate([p.extras[name] for p in parts]) for name in names},
-            kind=self.kind,
-            provenance=_distinct(entry for part in parts for entry in part.provenance),
-        )
+        return Samples.concatenate(parts, values[:filled])
 
     def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
         """Samples start to stop in order, at most ``size`` at a time.
@@ -107,8 +100,18 @@ class Shards:
             ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
         """
         sample_bytes = 4 * self.family.voxels
+        size = max(1, min(size, SLAB_BYTES // sample_bytes))
         start, stop, _ = slice(start, stop).indices(len(self))
-        yield from self._slabs(start, stop, max(1, min(size, SLAB_BYTES // sample_bytes)))
+        for number in range(max(0, bisect_right(self._bounds, start) - 1), len(self.pieces)):
+            piece, offset = self.pieces[number], self._bounds[number]
+            start, end = max(start, offset), min(stop, offset + len(piece))
+            if start >= end:
+                return
+            with open_rows(piece.path, piece.layout) as file:
+                for first in range(start, end, size):
+                    samples = self._checked(file, piece, offset, first, min(first + size, end))
+                    if len(samples):
+                        yield samples
 
     def digest(self) -> str:
         """SHA-256 of the data's identity: file names, rows, and each file's own SHA-256, hexadecimal."""
@@ -207,20 +210,6 @@ class Shards:
         piece = self.pieces[number]
         return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
 
-    def _slabs(self, start: int, stop: int, size: int) -> Iterator[Samples]:
-        number = max(0, bisect_right(self._bounds, start) - 1)
-        while start < stop and number < len(self.pieces):
-            piece, offset = self.pieces[number], self._bounds[number]
-            end = min(stop, offset + len(piece))
-            with open_rows(piece.path, piece.layout) as file:
-                while start < end:
-                    until = min(start + size, end)
-                    samples = self._checked(file, piece, offset, start, until)
-                    if len(samples):
-                        yield samples
-                    start = until
-            number += 1
-
     def _checked(self, file: h5py.File | Stack, piece: Piece, offset: int, start: int, stop: int) -> Samples:
         """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
         first = start - offset + piece.start
@@ -238,9 +227,8 @@ class Shards:
         return samples.select(~bad)
 
 
-def _distinct(entries: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    seen = {json.dumps(entry, sort_keys=True, default=str): dict(entry) for entry in entries}
-    return tuple(entry for entry in seen.values() if entry)
+Source = Shards | Samples
+"""What a comparison reads: an open folder of shards, or samples in memory."""
 
 
 def _check_alike(first: Layout, path: Path, piece: Piece) -> None:

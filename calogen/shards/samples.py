@@ -1,10 +1,11 @@
-"""Samples in memory, and what can be read like them."""
+"""Samples in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,8 +77,12 @@ class Samples:
         return replace(self, values=self.values[rows], conditions=self.conditions[rows], extras=extras)
 
     @staticmethod
-    def concatenate(parts: Sequence[Samples]) -> Samples:
+    def concatenate(parts: Sequence[Samples], values: NDArray[np.float32] | None = None) -> Samples:
         """One after another; extras that some part lacks are left out.
+
+        Args:
+            parts: In their order.
+            values: Those of all parts, where they are in one array already.
 
         Raises:
             ShardError: If there are none, or they differ in family or conditions.
@@ -95,15 +100,12 @@ class Samples:
                     found=f"{part.family.name} {sorted(part.conditions)}",
                 )
         extras = [name for name in first.extras if all(name in part.extras for part in parts)]
-        provenance: list[dict[str, Any]] = []
-        for part in parts:
-            provenance += [entry for entry in part.provenance if entry not in provenance]
         return replace(
             first,
-            values=np.concatenate([part.values for part in parts]),
+            values=np.concatenate([part.values for part in parts]) if values is None else values,
             conditions=Conditions.concatenate([part.conditions for part in parts]),
             extras={name: np.concatenate([part.extras[name] for part in parts]) for name in extras},
-            provenance=tuple(provenance),
+            provenance=distinct(entry for part in parts for entry in part.provenance),
         )
 
     def origins(self) -> Origins:
@@ -121,18 +123,7 @@ class Samples:
             yield self.read(first, min(first + size, end))
 
 
-class Source(Protocol):
-    """What a comparison reads: an open folder of shards, or samples in memory."""
-
-    @property
-    def family(self) -> Family: ...  # noqa: D102
-    @property
-    def provenance(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
-    def __len__(self) -> int: ...
-    def read(self, start: int = 0, stop: int | None = None) -> Samples:  # noqa: D102
-        ...
-
-    def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:  # noqa: D102
-        ...
-
-    def origins(self) -> Origins: ...  # noqa: D102
+def distinct(provenance: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Each origin once; those that say nothing are left out."""
+    seen = {json.dumps(entry, sort_keys=True, default=str): dict(entry) for entry in provenance}
+    return tuple(entry for entry in seen.values() if entry)

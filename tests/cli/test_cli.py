@@ -25,7 +25,7 @@ from rich.console import Console
 from support import ROOT, SMALL, TINY, Outcome, Trained, command, everything_in, toy, write_folder
 
 from calogen.bench import generation_rates
-from calogen.cli import cli
+from calogen.cli.commands import cli
 from calogen.cli.compare import _apart
 from calogen.cli.options import as_options
 from calogen.sampling import Surrogate

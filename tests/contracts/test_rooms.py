@@ -113,9 +113,9 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
 def test_help_is_light() -> None:
     heavy = ("torch", "h5py", "scipy", "matplotlib", "numpy", "pydantic")
     code = (
-        "import sys, calogen, calogen.cli\n"
+        "import sys, calogen, calogen.cli.commands\n"
         "from click.testing import CliRunner\n"
-        "result = CliRunner().invoke(calogen.cli.cli, ['--help'])\n"
+        "result = CliRunner().invoke(calogen.cli.commands.cli, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )

@@ -12,7 +12,7 @@ from support import BINNING, ORACLES, ROOT, toy
 
 from calogen.errors import ConfigError, ShardError
 from calogen.families import FAMILIES, CartesianLayer, Family, resolve_family
-from calogen.families.binning import family_from_binning
+from calogen.families.resolve import family_from_binning
 from calogen.shards.layouts import find
 from calogen.shards.layouts.find import read_layout
 from calogen.shards.layouts.native import Showers

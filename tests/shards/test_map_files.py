@@ -15,7 +15,7 @@ from support import MAPS, ROOT, command, toy, write_folder
 from calogen.errors import ShardError
 from calogen.families import FAMILIES, Family
 from calogen.shards.inspect import describe, verify
-from calogen.shards.layouts.stacks import Stack
+from calogen.shards.layouts.stacks import Stack, beside_of
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards, open_splits
 
@@ -65,7 +65,7 @@ def test_a_stack_opens_as_one_plus_delta_with_the_parameters_of_its_rows(stack: 
 def test_the_mean_is_that_of_whole_simulations_whatever_is_read(stack: Path, start: int, stop: int) -> None:
     shards = open_shards(stack, family=MAPS)
     np.testing.assert_array_equal(shards.read(start, stop).values, shards.read().values[start:stop])
-    assert isinstance(Stack.open(stack).maps, np.memmap)
+    assert isinstance(Stack.open(stack, beside_of(stack)).maps, np.memmap)
 
 
 def test_camels_columns_are_in_its_own_order(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,18 +45,13 @@ def written_format(layout: str, family: Family, conditions: Sequence[str]) -> Fo
     return chosen
 
 
-@contextmanager
-def open_rows(path: Path, layout: Layout) -> Iterator[h5py.File | Stack]:
+def open_rows(path: Path, layout: Layout) -> AbstractContextManager[h5py.File | Stack]:
     """Opens a file for reading rows of its datasets by name.
 
     Raises:
         ShardError: If it is missing, unreadable or truncated.
     """
-    if layout.parameters is not None:
-        yield Stack.open(path, layout.parameters)
-        return
-    with open_file(path) as file:
-        yield file
+    return open_file(path) if layout.parameters is None else nullcontext(Stack.open(path, layout.parameters))
 
 
 def read_layout(

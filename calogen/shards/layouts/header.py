@@ -49,7 +49,7 @@ class Header:
         self, name: str, shape: tuple[int | None, ...], *, column: bool = False, kinds: str = "f"
     ) -> h5py.Dataset:
         """A dataset after the checks of :func:`calogen.shards.hdf5.checked_dataset`."""
-        return checked_dataset(self.file, self.path, name, shape, column=column, kinds=kinds)
+        return checked_dataset(self.file, name, shape, column=column, kinds=kinds)
 
     def at(self, attribute: str) -> str:
         """Where an attribute is, for messages."""

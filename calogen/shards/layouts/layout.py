@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ class Layout:
     parameters: Path | None = None
 
 
-class Format:
+class Format(ABC):
     """A way to hold samples in HDF5 files: how they are read and written. A new one is a subclass in ``find.FORMATS``.
 
     Attributes:
@@ -81,24 +82,24 @@ class Format:
     marker: ClassVar[str]
     datasets: ClassVar[str]
 
+    @abstractmethod
     def read(self, header: Header) -> Layout:
         """Where a file of this format has its samples and conditions, from its header alone.
 
         Raises:
             ShardError: If datasets are missing, or do not fit the family or each other.
         """
-        raise NotImplementedError
 
-    def require(self, family: Family, conditions: Sequence[str]) -> None:
+    def require(self, family: Family, conditions: Sequence[str]) -> None:  # noqa: B027 (most hold any samples)
         """Refuse to write samples that the format cannot hold.
 
         Raises:
             ConfigError: If it cannot.
         """
 
+    @abstractmethod
     def columns(self, samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
         """The datasets to write: names and rows, (N, ...) each."""
-        raise NotImplementedError
 
     def attributes(self, family: Family) -> dict[str, str]:  # noqa: ARG002
         """Root attributes to write, beside those of :func:`.header.write_attributes`."""

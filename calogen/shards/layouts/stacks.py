@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,23 +82,22 @@ class Stack:
     header: tuple[str, ...] | None = None
 
     @classmethod
-    def open(cls, path: Path, parameters: Path | None = None) -> Stack:
+    def open(cls, path: Path, parameters: Path) -> Stack:
         """Open a stack.
 
         Args:
             path: The ``.npy`` file.
-            parameters: The text file; looked for beside the stack when absent.
+            parameters: The text file.
 
         Raises:
             ShardError: If a file is missing, damaged, or the two do not belong together.
         """
         maps = _mapped(path)
-        beside = parameters or beside_of(path)
-        table, header = _table(beside)
+        table, header = _table(parameters)
         if not len(table) or len(maps) % len(table):
             raise ShardError(
                 "maps and parameters do not belong together",
-                where=beside,
+                where=parameters,
                 expected=f"a number of rows that divides the {len(maps)} maps of {path.name}",
                 found=f"{len(table)} rows",
                 hint="name both files: MAPS.npy,PARAMETERS.txt",
@@ -157,11 +157,8 @@ class Densities:
         whole = maps[first:last]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # bad rows are found by who reads them
             means = whole.mean(axis=(1, 2), dtype=np.float64)
-            weight = np.isfinite(means)
-            sums, counts = (
-                np.bincount(self.stack.ids[first:last] - ids[0], values)
-                for values in (np.where(weight, means, 0.0), weight.astype(np.float64))
-            )
+            known, simulation = np.isfinite(means), self.stack.ids[first:last] - ids[0]
+            sums, counts = np.bincount(simulation, np.where(known, means, 0.0)), np.bincount(simulation, known)
             scale = np.abs(sums / counts)[ids - ids[0]]  # negative maps stay negative, and are refused as such
             chosen = whole[start - first : stop - first]
             return np.asarray(chosen / scale[:, None, None], dtype=np.float32)
@@ -243,27 +240,17 @@ def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
         words = line.lstrip("# \t").replace(",", " ").split()
         if not words or (line.lstrip().startswith("#") and rows):
             continue
-        try:
+        row, expected = list[float](), "numbers"
+        with suppress(ValueError):
             row = [float(word) for word in words]
-        except ValueError:
-            if rows:
-                raise _bad_line(path, number, "numbers", line) from None
+            expected = f"{len(rows[0])} numbers" if rows and len(row) != len(rows[0]) else "finite numbers"
+        if not row and not rows:
             header = tuple(words)  # the last line before the numbers
-            continue
-        if rows and len(row) != len(rows[0]):
-            raise _bad_line(path, number, f"{len(rows[0])} numbers", line)
-        if not np.isfinite(row).all():
-            raise _bad_line(path, number, "finite numbers", line)
-        rows.append(row)
+        elif len(row) == len((rows or [row])[0]) and np.isfinite(row).all():
+            rows.append(row)
+        else:
+            where, found = f"{path}, line {number}", line[:100]
+            raise ShardError("invalid row of the parameter file", where=where, expected=expected, found=found)
     if header is not None and rows and len(header) != len(rows[0]):
         header = None  # a sentence, not names
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0), header
-
-
-def _bad_line(path: Path, number: int, expected: str, line: str) -> ShardError:
-    return ShardError(
-        "invalid row of the parameter file",
-        where=f"{path}, line {number}",
-        expected=expected,
-        found=line[:100],
-    )
