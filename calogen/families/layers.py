@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -30,16 +31,16 @@ class Outline(NamedTuple):
     repeat: int = 1
 
 
-class _Layer(Frozen):
+class _Layer(Frozen, ABC):
     """What layers have in common; each says its ``shape`` and its cells' ``centres``."""
 
     rectangular: ClassVar[bool] = False
     """Whether all cells are rectangles of one size."""
 
     @property
+    @abstractmethod
     def centres(self) -> NDArray[np.float64]:
         """Cell centres (x, y) in mm, shape (V_layer, 2)."""
-        raise NotImplementedError
 
     @property
     def radius(self) -> NDArray[np.float64]:

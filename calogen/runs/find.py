@@ -29,7 +29,7 @@ def find_model(model: str | Path) -> Path:
         best = RunFolder(path).best()
         if best is None:
             raise CheckpointError(
-                "the run has no checkpoint yet", where=path, hint="finish it with calogen train --resume"
+                "the run has no checkpoint yet", where=path, hint="finish it by training with `resume=True`"
             )
         return path / "checkpoints" / str(best["checkpoint"])
     if not path.exists():

@@ -122,7 +122,7 @@ class RunFolder:
             raise CheckpointError(
                 "the run's best.json is damaged",
                 where=path,
-                hint="delete it and go on with calogen train --resume, or name a folder in checkpoints/",
+                hint="delete it and go on with `resume=True`, or name a folder in checkpoints/",
             ) from None
 
     def steps(self) -> list[int]:

@@ -60,10 +60,7 @@ class Engine(BaseModel, ABC):
     def drawn(self) -> Drawn:
         """Conditions of all samples."""
 
-    def draw(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.floating[Any]]:
-        """One sample, of engines that make them one at a time, which need no :meth:`make` of their own."""
-        raise NotImplementedError
-
+    @abstractmethod
     def make(self, start: int, stop: int) -> Samples:
         """Samples start to stop.
 
@@ -74,13 +71,6 @@ class Engine(BaseModel, ABC):
         Raises:
             ConfigError: If they are not.
         """
-        count = len(checked_block(start, stop, self.block))
-        drawn = self.drawn.conditions(self.drawn.names, self.seed, start, count)
-        values = np.zeros((count, *self.family.sample_shape), np.float32)
-        for i in range(count):
-            values[i] = self.draw(start + i, drawn.row(i))
-        conditions = drawn.only([c.name for c in self.family.conditions])
-        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
     @abstractmethod
     def check(self) -> str:
@@ -98,6 +88,24 @@ class Engine(BaseModel, ABC):
         for first in range(start // self.block * self.block, end, step):
             made = self.make(first, min(first + step, end))
             yield made.select(slice(max(start - first, 0), stop - first))
+
+
+class OneByOne(Engine):
+    """An engine that makes its samples one at a time."""
+
+    @abstractmethod
+    def draw(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.floating[Any]]:
+        """One sample, in the shape and unit of the family."""
+
+    def make(self, start: int, stop: int) -> Samples:
+        """See :meth:`Engine.make`."""
+        count = len(checked_block(start, stop, self.block))
+        drawn = self.drawn.conditions(self.drawn.names, self.seed, start, count)
+        values = np.zeros((count, *self.family.sample_shape), np.float32)
+        for i in range(count):
+            values[i] = self.draw(start + i, drawn.row(i))
+        conditions = drawn.only([c.name for c in self.family.conditions])
+        return Samples(self.family, values, conditions, kind="reference", provenance=(self.describe(),))
 
 
 def stream(seed: int, index: int) -> np.random.Generator:

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import ConfigError, did_you_mean, require
 from ..families import ENERGY_UNITS, Condition, Family, resolve_family
 from ..storage import read_toml
-from .engine import Drawn, Engine, stream
+from .engine import Drawn, OneByOne, stream
 
 Signal = Literal["all", "active"]
 PARTICLES = ("gamma", "e-", "e+")
@@ -221,7 +221,7 @@ def load_detector(source: str | Path) -> Detector:
         ) from None
 
 
-class Geant4(Engine):
+class Geant4(OneByOne):
     """Single particles shot at a calorimeter.
 
     Conditions: ``incident_energy`` (kinetic), the impact point ``impact_x``, ``impact_y`` on the front face in mm from

@@ -18,7 +18,7 @@ from scipy.stats import gamma
 
 from ..errors import ConfigError
 from ..families import ENERGY_UNITS, Condition, Family, resolve_family
-from .engine import Drawn, Engine, stream
+from .engine import Drawn, OneByOne, stream
 
 Array = NDArray[np.float64]
 _LEAST_ENERGY = 1e-3  # MeV
@@ -26,7 +26,7 @@ _QUANTUM = 0.002  # of the usual energy: what one independent part of a shower c
 _DEPTH = 10.0  # of the calorimeter, in scale lengths of the longitudinal profile
 
 
-class Toy(Engine):
+class Toy(OneByOne):
     """Samples of any family, drawn from known distributions.
 
     **Showers.** The voxels of a shower of energy E, and what leaks, share E as a Dirichlet distribution: mean fractions
