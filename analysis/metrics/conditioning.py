@@ -131,8 +131,8 @@ class ResolutionFit:
         ndf: Degrees of freedom.
     """
 
-    terms: tuple[float, float, float]
-    errors: tuple[float, float, float]
+    terms: tuple[float, ...]
+    errors: tuple[float, ...]
     chi2: float
     ndf: int
 
@@ -175,13 +175,11 @@ def fit_resolution(resolution: Array, error: Array, inverse: Array, inverse2: Ar
     terms = np.sqrt(squares)
     # Exact where a term is 0, and the usual width / (2 term) where it is large.
     errors = np.sqrt(squares + widths) - terms
-    a, b, c = (float(x) for x in terms)
-    da, db, dc = (float(x) for x in errors)
-    return ResolutionFit((a, b, c), (da, db, dc), float(residual) ** 2, int(np.count_nonzero(good)) - 3)
+    return ResolutionFit(tuple(terms.tolist()), tuple(errors.tolist()), residual**2, np.count_nonzero(good) - 3)
 
 
-def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -> tuple[Curve, ResolutionFit | None]:
-    """The resolution of one side against the incident energy, and its fit.
+def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -> ResolutionFit | None:
+    """The fit to the resolution of one side against the incident energy.
 
     Args:
         side: Showers with incident energies.
@@ -194,7 +192,7 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
     for k, _, x in _binned(side, condition, edges):
         energies = x * in_gev(condition)
         inverse[:, k] = float(np.mean(1 / energies)), float(np.mean(energies**-2))
-    return curve, fit_resolution(curve.y, curve.error, *inverse)
+    return fit_resolution(curve.y, curve.error, *inverse)
 
 
 def in_gev(condition: Condition) -> float:
@@ -205,9 +203,10 @@ def in_gev(condition: Condition) -> float:
 Fits = dict[str, ResolutionFit | None]
 
 
-def resolution_fits(side: Survey, condition: Condition, edges: Array) -> Fits:
-    """The fits of every kind of resolution of one side."""
-    return {kind: resolution_of(side, condition, edges, kind)[1] for kind in RESOLUTIONS}
+def resolution_fits(sides: Mapping[str, Survey], energy: Condition) -> dict[str, Fits]:
+    """The fits of every kind of resolution of every side, in bins of the energy that the reference decides."""
+    edges = curve_edges(sides["reference"], energy)
+    return {name: {k: resolution_of(side, energy, edges, k) for k in RESOLUTIONS} for name, side in sides.items()}
 
 
 def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[Key, Metric]:

@@ -24,6 +24,7 @@ Columns = NDArray[np.floating]
 SPLITS = 20
 MAX_COMPARED = 50_000  # samples a side of one split; more would cost time and show nothing new
 MIN_COMPARED = 2
+FEWEST_UNITS = 4  # realisations below which samples are taken as independent
 
 W1 = Quantity(
     "w1",
@@ -234,21 +235,25 @@ class Draws:
         return np.array(found).T
 
 
+def several(groups: NDArray[np.integer] | None) -> NDArray[np.integer] | None:
+    """The realisations of samples, (N,), if there are enough to resample by; else None: each sample by itself."""
+    return groups if groups is not None and len(np.unique(groups)) >= FEWEST_UNITS else None
+
+
 def halves(
     rng: np.random.Generator, count: int, groups: NDArray[np.integer] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two random halves of ``count`` samples; of whole realisations where there are four or more."""
-    names = np.unique(groups) if groups is not None else np.empty(0)
-    if groups is None or len(names) < 4:
+    if (groups := several(groups)) is None:
         order = rng.permutation(count)
         return order[: count // 2], order[count // 2 :]
+    names = np.unique(groups)
     left = np.isin(groups, rng.permutation(names)[: len(names) // 2])
     return np.flatnonzero(left), np.flatnonzero(~left)
 
 
 def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.integer] | None) -> NDArray[np.int64]:
-    names = np.unique(groups) if groups is not None else np.empty(0)
-    if groups is None or len(names) < 4:
+    if (groups := several(groups)) is None:
         return rng.integers(count, size=n)
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from ..survey.selections import ALL, Selection
 from .conditioning import Curve
+from .distances import several
 from .registry import Metric
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
 Rows = NDArray[np.bool_]
 DRAWS = 40  # halves and bootstrap resamples
-FEWEST_UNITS = 4  # realisations below which samples are taken as independent
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,8 @@ class Ensemble:
 
     def units(self, rows: Rows) -> NDArray[np.int64]:
         """The unit of some samples, numbered from 0, (m,)."""
-        if self.unit is not None:
-            names, found = np.unique(self.unit[rows], return_inverse=True)
-            if len(names) >= FEWEST_UNITS:
-                return np.asarray(found)
-        return np.arange(np.count_nonzero(rows))
+        unit = None if self.unit is None else several(self.unit[rows])
+        return np.arange(np.count_nonzero(rows)) if unit is None else np.unique(unit, return_inverse=True)[1]
 
     def curve(self, x: Array, values: Columns, rows: Rows) -> Curve:
         """Mean of columns (n, K) over some samples, with errors from the scatter between units."""

@@ -159,7 +159,7 @@ def _map_features(side: Survey, plan: SurveyPlan, rows: Rows) -> Array:
 
 
 def _map_correlated(plan: SurveyPlan) -> list[str]:
-    powers = [n for n in plan.observables if n.startswith("power_")]
+    powers = [o.name for o in plan.observables.values() if o.wave_number]
     return ["mean", "std", "peaks", *powers[:: max(1, len(powers) // 15)]]
 
 

@@ -152,7 +152,7 @@ def map_statistics(side: Survey, plan: SurveyPlan, reference: MapStatistics | No
         reference: The reference's statistics; None for the reference itself, which decides the yardstick.
     """
     family = plan.family
-    columns = [i for i, name in enumerate(side.names) if name.startswith("power_")]
+    columns = [i for i, observable in enumerate(plan.observables.values()) if observable.wave_number]
     listed = thinned(side.table.shape[1], _MOST_MAPS, plan.seed)
     power = _ensemble(side, listed, {"power": side.table[columns][:, listed].T})
     rows = thinned(len(side.kept), max(FEWEST, _MOST_PIXELS // family.voxels), plan.seed)
@@ -233,10 +233,6 @@ class Statistic:
     all_power: bool = False
 
 
-def _itself(mean: Array) -> Array:
-    return mean
-
-
 def _quotient(mean: Array) -> Array:
     """The ratio estimator: means over means of what their conditions make one expect, (S, 2K) to (S, K)."""
     first, second = np.split(mean, 2, axis=1)
@@ -276,11 +272,6 @@ def _distribution(mean: Array) -> Array:
 def _rms(reference: Array, shells: int | None = None) -> Norm:
     """Root mean square relative deviation."""
     return lambda d: np.asarray(np.sqrt(np.mean((d / reference)[:, :shells] ** 2, axis=1)))
-
-
-def _rms_first(reference: Array) -> Norm:
-    """The same over the first shells."""
-    return _rms(reference, SHELLS)
 
 
 def _worst(reference: Array) -> Norm:
@@ -326,10 +317,6 @@ def _of(name: str) -> Callable[[Ensemble, Rows, Array], Array]:
     return lambda ensemble, rows, _: np.asarray(ensemble.columns[name][rows], dtype=np.float64)
 
 
-def _coarse_peaks(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:  # noqa: ARG001
-    return coarse(ensemble.columns["peaks"][rows])
-
-
 def _expected(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
     return np.concatenate([ensemble.columns[name][rows] / scale for name in ("power", "expected")], axis=1)
 
@@ -346,6 +333,7 @@ def _products(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
     return np.concatenate([power, products.reshape(len(power), -1)], axis=1)
 
 
+_rms_of_first = partial(_rms, shells=SHELLS)
 _headline = partial(Quantity, headline=True)
 _in_quarters = partial(Quantity, headline=True, in_quarters=True)
 _heights = partial(Quantity, unit="sd", headline=True, in_quarters=True, counted=True)
@@ -364,23 +352,30 @@ _MINKOWSKI = (
 )
 STATISTICS = (
     Statistic(
-        _in_quarters("power_rms", "P(k), rms deviation", _POWER), _expected, _quotient, _rms_first, all_power=True
+        _in_quarters("power_rms", "P(k), rms deviation", _POWER), _expected, _quotient, _rms_of_first, all_power=True
     ),
     Statistic(
         _in_quarters("power_worst", "P(k), largest deviation", _POWER), _expected, _quotient, _worst, all_power=True
     ),
-    Statistic(_headline("power_scatter", "scatter of P(k)", _POWER), _squares, _scatter, _rms_first, all_power=True),
+    Statistic(_headline("power_scatter", "scatter of P(k)", _POWER), _squares, _scatter, _rms_of_first, all_power=True),
     Statistic(_headline("power_correlation", "correlations of P(k)", _MATRICES), _products, _correlation, _frobenius),
     Statistic(
         _headline("power_covariance", "covariances of P(k)", _MATRICES), _products, _covariance, _frobenius_covariance
     ),
     Statistic(_heights("w1_sd/pixel", "heights of pixels", _HEIGHTS), _of("pixel"), _distribution, _wasserstein),
     Statistic(_heights("w1_sd/peak_height", "heights of peaks", _HEIGHTS), _of("peaks"), _distribution, _wasserstein),
-    Statistic(_headline("peak_counts", "numbers of peaks", _COUNTS), _coarse_peaks, _itself, _rms_of_filled),
-    Statistic(_headline("bispectrum_rms", "bispectrum", _COUNTS), _of("bispectrum"), _itself, _rms),
-    Statistic(_headline("minkowski_0", "area above", _MINKOWSKI), _of("minkowski_0"), _itself, _rms_of_largest),
-    Statistic(_headline("minkowski_1", "boundary above", _MINKOWSKI), _of("minkowski_1"), _itself, _rms_of_largest),
-    Statistic(_headline("minkowski_2", "Euler number above", _MINKOWSKI), _of("minkowski_2"), _itself, _rms_of_largest),
+    Statistic(
+        _headline("peak_counts", "numbers of peaks", _COUNTS),
+        lambda ensemble, rows, _: coarse(ensemble.columns["peaks"][rows]),
+        np.asarray,
+        _rms_of_filled,
+    ),
+    Statistic(_headline("bispectrum_rms", "bispectrum", _COUNTS), _of("bispectrum"), np.asarray, _rms),
+    Statistic(_headline("minkowski_0", "area above", _MINKOWSKI), _of("minkowski_0"), np.asarray, _rms_of_largest),
+    Statistic(_headline("minkowski_1", "boundary above", _MINKOWSKI), _of("minkowski_1"), np.asarray, _rms_of_largest),
+    Statistic(
+        _headline("minkowski_2", "Euler number above", _MINKOWSKI), _of("minkowski_2"), np.asarray, _rms_of_largest
+    ),
 )
 """To add one, add an entry: its quantity, the columns it is made of, what is compared, and the norm of differences."""
 

@@ -19,7 +19,6 @@ from .distances import (
     SPREAD,
     W1,
     W1_SD,
-    Columns,
     Draws,
     compare_1d,
     earth_mover,
@@ -121,8 +120,10 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
             if selection.condition or not binned:
                 scaled.append(compared[W1_SD])
         if selection is ALL:
-            projected = reference.projections[:, few], generated.projections[:, few_other]
-            found[Key(SLICED_W1)] = _sliced(*projected, draws, plan)
+            pairs = zip(reference.projections[:, few], generated.projections[:, few_other], strict=True)
+            edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
+            sliced = np.mean([compare_1d(r, g, edges, draws)[W1] for r, g in pairs], axis=0)
+            found[Key(SLICED_W1)] = Metric.from_splits(sliced, draws.n, _vector_unit(plan))
             names = [reference.names.index(name) for name in kind_of(plan.family).correlated(plan)]
             columns = reference.table[names][:, few].T, generated.table[names][:, few_other].T
             found[Key(CORRELATION)] = Metric.from_splits(draws.each(correlation_distance, *columns), draws.n)
@@ -134,12 +135,6 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
 
 def _vector_unit(plan: SurveyPlan) -> str:
     return kind_of(plan.family).vector_units[0 if plan.has_energy else 1]
-
-
-def _sliced(reference: Columns, generated: Columns, draws: Draws, plan: SurveyPlan) -> Metric:
-    edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
-    projected = [compare_1d(r, g, edges, draws)[W1] for r, g in zip(reference, generated, strict=True)]
-    return Metric.from_splits(np.mean(projected, axis=0), draws.n, _vector_unit(plan))
 
 
 def earth_mover_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:

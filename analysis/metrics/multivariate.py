@@ -180,11 +180,6 @@ def fourth_power_kernel(a: Columns, b: Columns) -> Columns:
     return np.multiply(kernel, kernel, out=kernel)
 
 
-def _half_width(values: ArrayLike) -> float:
-    low, high = np.percentile(np.asarray(values, dtype=np.float64), (16.275, 83.725))
-    return float(high - low) / 2
-
-
 def _kernel_metric(x: Array, y: Array, draws: Draws) -> Metric:
     """KPD of scaled features (N, F) and (M, F)."""
     found = []
@@ -192,8 +187,9 @@ def _kernel_metric(x: Array, y: Array, draws: Draws) -> Metric:
         own = _kernel_mean(base, base)
         found.append([own + _kernel_mean(z, z) - 2 * _kernel_mean(base, z) for z in (mine, other)])
     value, floor = np.median(found, axis=0)
-    error, floor_error = (_half_width(column) for column in np.transpose(found))
-    return Metric.of(float(value), error, float(floor), floor_error / math.sqrt(len(found)), draws.n)
+    low, high = np.percentile(found, (16.275, 83.725), axis=0)
+    error, floor_error = (high - low) / 2
+    return Metric.of(value, error, floor, floor_error / math.sqrt(len(found)), draws.n)
 
 
 def density_coverage(reference: Columns, generated: Columns, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
@@ -246,11 +242,8 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
 
 def correlation_matrix(columns: NDArray[np.floating]) -> Array:
     """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
-    centred = columns.astype(np.float64) - columns.mean(axis=1, dtype=np.float64)[:, None]
-    covariance = centred @ centred.T
-    size = np.sqrt(np.diag(covariance))
-    scale = np.outer(size, size)
-    return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.corrcoef(columns, dtype=np.float64))
 
 
 def correlation_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
