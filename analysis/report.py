@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -158,23 +159,24 @@ class Report:
             "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in self.quantities},
             "generated": {name: self._generated_json(name) for name in self.metrics},
         }
-        cleaned: dict[str, Any] = _finite(content)
+        text = json.dumps(content, default=_plain)
+        cleaned: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity
         return cleaned
 
     def _generated_json(self, name: str) -> dict[str, Any]:
         costs = {"costs": self._costs_json(name)}
         if name not in self.seeds:
-            return self._member_json(name, self.metrics[name]) | costs
+            return self._member_json(name) | costs
         members = self.members(name)
         return {
             "provenance": [entry for member in members for entry in self.generated[member].provenance],
             "samples": self.count(name),
             "metrics": _metrics_json(self.metrics[name]),
-            "seeds": {member: self._member_json(member, self.seed_metrics[member]) for member in members},
+            "seeds": {member: self._member_json(member) for member in members},
             **costs,
         }
 
-    def _member_json(self, name: str, found: Metrics) -> dict[str, Any]:
+    def _member_json(self, name: str) -> dict[str, Any]:
         classification = self.classifications.get(name)
         classifier = classification and {
             "tell_tales": classification.tell_tales,
@@ -185,7 +187,7 @@ class Report:
             **_source_json(self.generated[name]),
             "resolution": self._fits_json(name),
             "classifier": classifier,
-            "metrics": _metrics_json(found),
+            "metrics": _metrics_json(self.seed_metrics.get(name) or self.metrics[name]),
         }
 
     def _costs_json(self, name: str) -> dict[str, Any]:
@@ -238,13 +240,6 @@ def _metrics_json(found: Mapping[Any, Metric]) -> dict[str, Any]:
     return {str(key): metric.to_json() for key, metric in found.items()}
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: numbers of numpy as Python's, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)

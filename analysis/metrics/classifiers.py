@@ -22,13 +22,14 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
-from calogen.errors import ConfigError, ShardError
+from calogen.errors import ConfigError
 from calogen.families import Family
 
 from ..inputs import require_same
 from ..observables.catalogue import catalogue, observe
 from ..survey.plan import common_conditions
 from ..survey.survey import Progress, vectors
+from .distances import too_few
 from .kinds import LENGTHS, Change, kind_of
 from .registry import Key, Metric, Quantity
 
@@ -53,12 +54,8 @@ _AREA = (
 )
 AUC = Quantity("auc", "AUC of a classifier", _AREA, headline=True)
 AUC_WORST = Quantity("auc/worst", "AUC of the best classifier", _AREA, headline=True, large=True)
-JSD = Quantity(
-    "jsd",
-    "Jensen-Shannon divergence",
-    "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint.",
-    unit="bit",
-)
+_DIVERGENCE = "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint."
+JSD = Quantity("jsd", "Jensen-Shannon divergence", _DIVERGENCE, unit="bit")
 
 
 @dataclass(frozen=True)
@@ -166,12 +163,8 @@ def _sizes(reference: Samples, generated: Samples, most: int, rng: np.random.Gen
     """Samples a side against generated ones, and the halves of the reference for floor and controls."""
     n, half = min(len(reference), len(generated), most), min(len(reference) // 2, most)
     if min(n, half) < FEWEST_A_SIDE:
-        raise ShardError(
-            "too few samples for a classifier",
-            expected=f"at least {2 * FEWEST_A_SIDE} reference and {FEWEST_A_SIDE} generated samples",
-            found=f"{len(reference)} reference and {len(generated)} generated samples",
-            hint="give more samples, or compare without a classifier",
-        )
+        hint = "give more samples, or compare without a classifier"
+        raise too_few("for a classifier", FEWEST_A_SIDE, len(reference), len(generated), hint)
     return n, *halves(reference, half, rng)
 
 

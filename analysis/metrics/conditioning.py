@@ -91,17 +91,6 @@ def curve_edges(reference: Survey, condition: Condition) -> Array:
     return edges if len(edges) > 1 else known[0] * np.array([0.99, 1.01])  # one energy only
 
 
-def _binned(side: Survey, condition: Condition, edges: Array) -> Iterable[tuple[int, NDArray[np.bool_], Array]]:
-    """Of every bin with enough samples: its number, its samples (N,) and their values of the condition."""
-    x = side.conditions[condition.name].astype(np.float64)
-    place = np.searchsorted(edges, x, side="right") - 1
-    place[x == edges[-1]] = len(edges) - 2
-    for k in range(len(edges) - 1):
-        inside = place == k
-        if np.count_nonzero(inside) >= _FEWEST_IN_BIN:
-            yield k, inside, x[inside]
-
-
 def condition_curve(side: Survey, name: str, condition: Condition, edges: Array, statistic: Statistic) -> Curve:
     """A statistic of one observable in bins of a condition.
 
@@ -113,10 +102,22 @@ def condition_curve(side: Survey, name: str, condition: Condition, edges: Array,
         statistic: Gives value and error of a column of values.
     """
     values = side.table[side.names.index(name)].astype(np.float64)
+    return binned_curve(side.conditions[condition.name], edges, lambda rows: statistic(values[rows]))
+
+
+def binned_curve(
+    condition: NDArray[np.floating], edges: Array, measure: Callable[[NDArray[np.bool_]], tuple[float, float]]
+) -> Curve:
+    """Value and error that ``measure`` gives of the samples in each bin of a condition (N,), where there are enough."""
+    x = condition.astype(np.float64)
+    place = np.searchsorted(edges, x, side="right") - 1
+    place[x == edges[-1]] = len(edges) - 2
     points = np.full((3, len(edges) - 1), np.nan)
     points[0] = (edges[:-1] + edges[1:]) / 2
-    for k, inside, x in _binned(side, condition, edges):
-        points[:, k] = (float(x.mean()), *statistic(values[inside]))
+    for k in range(len(edges) - 1):
+        inside = place == k
+        if np.count_nonzero(inside) >= _FEWEST_IN_BIN:
+            points[:, k] = (float(x[inside].mean()), *measure(inside))
     return Curve(*points)
 
 
@@ -188,11 +189,11 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
         kind: A key of :data:`RESOLUTIONS`.
     """
     curve = condition_curve(side, "response", condition, edges, RESOLUTIONS[kind])
-    inverse = np.full((2, len(edges) - 1), np.nan)
-    for k, _, x in _binned(side, condition, edges):
-        energies = x * in_gev(condition)
-        inverse[:, k] = float(np.mean(1 / energies)), float(np.mean(energies**-2))
-    return fit_resolution(curve.y, curve.error, *inverse)
+    x = side.conditions[condition.name]
+    energies = x.astype(np.float64) * in_gev(condition)
+    inverse = binned_curve(x, edges, lambda rows: mean_of(1 / energies[rows])).y
+    inverse2 = binned_curve(x, edges, lambda rows: mean_of(energies[rows] ** -2)).y
+    return fit_resolution(curve.y, curve.error, inverse, inverse2)
 
 
 def in_gev(condition: Condition) -> float:
@@ -259,15 +260,10 @@ def held_out_selections(
         provenances: Of generated samples; ``holdout`` is ranges in the conditions' units by name.
         known: Conditions that every side has.
     """
-    ranges: list[tuple[str, float, float]] = []
-    for provenance in provenances:
-        holdout = provenance.get("holdout")
-        for name, ends in holdout.items() if isinstance(holdout, Mapping) else ():
-            low, high = (float(x) for x in ends)
-            if name in known and (name, low, high) not in ranges:
-                ranges.append((name, low, high))
+    holdouts = [holdout for p in provenances if isinstance(holdout := p.get("holdout"), Mapping)]
+    ranges = [(name, float(low), float(high)) for ranges in holdouts for name, (low, high) in ranges.items()]
     found = []
-    for name, low, high in ranges:
+    for name, low, high in dict.fromkeys(r for r in ranges if r[0] in known):
         condition = family.condition(name)
         key, title = interval(condition, low, high)
         top = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # training leaves out both ends

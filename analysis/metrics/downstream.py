@@ -142,9 +142,9 @@ def _differences(own: Array, foreign: Array, tested: Array, chosen: tuple[Select
         members = selection.of({selection.condition: incident.astype(np.float32)}, len(incident))
         if np.count_nonzero(members) < FEWEST:
             continue
-        low, middle, high = np.quantile(ours[members], (0.16, 0.5, 0.84))
-        low_, middle_, high_ = np.quantile(theirs[members], (0.16, 0.5, 0.84))
-        found[:, place] = middle_ - middle, (high_ - low_) / (high - low) - 1 if high > low else np.nan
+        quantiles = [np.quantile(side[members], (0.16, 0.5, 0.84)) for side in (ours, theirs)]
+        (width, median), (width_, median_) = ((high - low, middle) for low, middle, high in quantiles)
+        found[:, place] = median_ - median, width_ / width - 1 if width > 0 else np.nan
     return found
 
 

@@ -14,18 +14,15 @@ from .distances import (
     CORE,
     EMD,
     MAX_COMPARED,
-    MEAN,
     SLICED_W1,
-    SPREAD,
     W1,
     W1_SD,
     Draws,
     compare_1d,
     earth_mover,
-    mean_difference,
+    moment_differences,
     scale_of,
     separation_power,
-    spread_difference,
 )
 from .kinds import kind_of
 from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, thinned
@@ -37,14 +34,8 @@ _EMD_ROWS = 10_000  # samples that its splits are drawn from
 _EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
-SCORE = Quantity(
-    "score",
-    "mean distance (sd)",
-    "Mean of w1_sd over all observables and bins of the conditions.",
-    unit="sd",
-    headline=True,
-    large=True,
-)
+_SCORE = "Mean of w1_sd over all observables and bins of the conditions."
+SCORE = Quantity("score", "mean distance (sd)", _SCORE, unit="sd", headline=True, large=True)
 PROBLEMS = {
     name: Quantity(name, text, f"How many {text}.", unit, headline=True)
     for name, unit, text in (
@@ -112,10 +103,7 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
             for quantity, splits in compared.items():
                 unit = observable.unit if quantity is W1 else quantity.unit
                 found[Key(quantity, observable.name, selection)] = Metric.from_splits(splits, draws.n, unit)
-            # Differences of moments average to zero between halves of one sample: their floor is 0 without a split.
-            mean = mean_difference(r, g, signed=observable.signed), "sd" if observable.signed else ""
-            for quantity, (difference, unit) in ((MEAN, mean), (SPREAD, (spread_difference(r, g), SPREAD.unit))):
-                metric = Metric.of(*difference, 0.0, 0.0, min(len(r), len(g)), unit)
+            for quantity, metric in moment_differences(r, g, signed=observable.signed).items():
                 found[Key(quantity, observable.name, selection)] = metric
             if selection.condition or not binned:
                 scaled.append(compared[W1_SD])
@@ -159,9 +147,8 @@ def spectrum_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
     r, g, kind = reference.kept, generated.kept, kind_of(plan.family)
     if len(r) >= 4 and len(g) >= 2:
         draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
-        picked = [p.astype(np.float64) @ reference.kept_spectra for p in (draws.first, draws.second, draws.first_again)]
-        mine = [p.astype(np.float64) @ generated.kept_spectra for p in (draws.generated, draws.generated_again)]
-        pairs = [(picked[0], mine[0]), (picked[0], picked[1]), (picked[2], mine[1])]
+        spectra = reference.kept_spectra.astype(np.float64), generated.kept_spectra.astype(np.float64)
+        pairs = draws.pairs(lambda picks: picks @ spectra[0], lambda picks: picks @ spectra[1])
         separations = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
         found[Key(kind.spectrum)] = Metric.from_splits(separations, draws.n)
         shares = [[side[:, 0] / side.sum(axis=1) for side in pair] for pair in pairs]

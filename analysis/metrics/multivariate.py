@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,15 +38,10 @@ _NEIGHBOURHOOD = (
     "neighbour (Naeem et al. 2020); 1 would be perfect."
 )
 DENSITY = Quantity("density", "density among the reference", _NEIGHBOURHOOD, headline=True)
-COVERAGE = Quantity("coverage", "coverage of the reference", _NEIGHBOURHOOD, headline=True, large=True, telling=True)
-CORRELATION = Quantity(
-    "correlation",
-    "correlations between observables",
-    "Root mean square difference of the correlation matrices of observables.",
-    headline=True,
-    large=True,
-    telling=True,
-)
+_telling = partial(Quantity, headline=True, large=True, telling=True)
+COVERAGE = _telling("coverage", "coverage of the reference", _NEIGHBOURHOOD)
+_CORRELATIONS = "Root mean square difference of the correlation matrices of observables."
+CORRELATION = _telling("correlation", "correlations between observables", _CORRELATIONS)
 
 
 def thinned(count: int, most: int, seed: int) -> NDArray[np.int64]:

@@ -170,9 +170,6 @@ class SideBySide:
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
-_SPECIAL = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "#": r"\#", "&": r"\&", "$": r"\$", "{": r"\{"}
-
-
 def _escaped(text: str) -> str:
-    special = _SPECIAL | {"}": r"\}", "^": r"\^{}", "~": r"\~{}"}
-    return "".join(special.get(letter, letter) for letter in text)
+    special = {letter: f"\\{letter}" for letter in "_%#&${}"}
+    return text.translate(str.maketrans(special | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}))
