@@ -16,7 +16,7 @@ from calogen.families import Family
 
 from .metrics.conditioning import Fits
 from .metrics.maps import MapStatistics
-from .metrics.registry import Metric, Metrics, Quantity
+from .metrics.registry import Metric, Metrics
 from .numbers import number
 from .observables.observable import Observable
 from .origins import Costs
@@ -102,11 +102,6 @@ class Report:
         """The observables compared, by name."""
         return self.plan.observables
 
-    @property
-    def quantities(self) -> list[Quantity]:
-        """What was measured, in order."""
-        return list(dict.fromkeys(key.quantity for found in self.metrics.values() for key in found))
-
     def members(self, name: str) -> tuple[str, ...]:
         """Names in ``generated`` of one surrogate: its own, or those of its seeds."""
         return self.seeds.get(name, (name,))
@@ -143,6 +138,7 @@ class Report:
 
         No number in it is NaN or infinite, None stands for those.
         """
+        measured = dict.fromkeys(key.quantity for found in self.metrics.values() for key in found)
         content = {
             "schema": SCHEMA,
             "docs": SCHEMA_DOCS,
@@ -156,7 +152,7 @@ class Report:
                 "costs": self._costs_json("reference"),
             },
             "training": None if self.training is None else _source_json(self.training),
-            "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in self.quantities},
+            "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in measured},
             "generated": {name: self._generated_json(name) for name in self.metrics},
         }
         text = json.dumps(content, default=_plain)

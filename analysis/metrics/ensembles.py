@@ -145,7 +145,7 @@ def distance(reference: Spread, generated: Spread, norm: Norm, n: int, unit: str
     return Metric.of(float(value), float(error), float(floors.mean()), float(floor_error), n, unit)
 
 
-def difference(reference: Spread, generated: Spread, n: int, unit: str = "", *, ratio: bool = False) -> Metric:
+def difference(reference: Spread, generated: Spread, n: int, *, ratio: bool = False) -> Metric:
     """Generated minus reference of a single number, or their ratio minus 1; the floor is 0, either sign is possible."""
 
     def signed(mine: Array, other: Array) -> Array:
@@ -154,4 +154,4 @@ def difference(reference: Spread, generated: Spread, n: int, unit: str = "", *, 
     with np.errstate(divide="ignore", invalid="ignore"):
         value = signed(generated.value, reference.value)[0]
         error = signed(generated.again, reference.again)[:, 0].std(ddof=1)
-    return Metric.of(float(value), float(error), 0.0, 0.0, n, unit)
+    return Metric.of(float(value), float(error), 0.0, 0.0, n)

@@ -529,8 +529,7 @@ def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Survey
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty bin's deviation is undefined, and left out as such
         for selection in (*plan.selections, *reference.yardstick.quarters):
             found.update(_selection_metrics(reference, generated, selection, plan.seed))
-        for name in shared(reference.power, generated.power):
-            found.update(_slope_metrics(reference.power, generated.power, name, plan.seed))
+        found.update(_slope_metrics(reference.power, generated.power, plan.seed))
         found.update(_pair_metrics(reference, generated))
     return found
 
@@ -583,17 +582,18 @@ def _inferred_metrics(
             yield Key(quantity, name, selection), difference(spreads[0], spreads[1], n, ratio=ratio)
 
 
-def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: int) -> Iterator[tuple[Key, Metric]]:
-    names = shared(reference, generated)
-    number, n = names.index(name), min(len(reference), len(generated))
-    if n < FEWEST:
+def _slope_metrics(reference: Ensemble, generated: Ensemble, seed: int) -> Iterator[tuple[Key, Metric]]:
+    names, n = shared(reference, generated), min(len(reference), len(generated))
+    if not names or n < FEWEST:
         return
     spreads = [response(side, names, seed + k) for k, side in enumerate((reference, generated))]
-    mine = [_part(s, lambda v: v.reshape(len(v), len(names), -1)[:, number, :SHELLS]) for s in spreads]
-    means = [_part(s, lambda v: v.mean(axis=1, keepdims=True)) for s in mine]
-    yield Key(SLOPE, name), difference(means[0], means[1], n)
-    yield Key(SLOPE_RATIO, name), difference(means[0], means[1], n, ratio=True)
-    yield Key(SLOPE_RMS, name), distance(mine[0], mine[1], _rms(np.ones(1)), n)
+    for c, name in enumerate(names):
+        slopes = partial(lambda c, v: v.reshape(len(v), len(names), -1)[:, c, :SHELLS], c)
+        mine = [_part(spread, slopes) for spread in spreads]
+        means = [_part(spread, lambda v: v.mean(axis=1, keepdims=True)) for spread in mine]
+        yield Key(SLOPE, name), difference(*means, n)
+        yield Key(SLOPE_RATIO, name), difference(*means, n, ratio=True)
+        yield Key(SLOPE_RMS, name), distance(*mine, _rms(np.ones(1)), n)
 
 
 def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
-from ..survey.survey import Survey, vectors
+from ..survey.survey import Survey
 from .checks import duplicates, memorisation, tails
 from .distances import (
     CORE,
@@ -25,7 +25,7 @@ from .distances import (
     separation_power,
 )
 from .kinds import kind_of
-from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, thinned
+from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, some_vectors, thinned
 from .permutation import overall
 from .registry import Key, Metric, Quantity
 
@@ -127,10 +127,7 @@ def _vector_unit(plan: SurveyPlan) -> str:
 
 def earth_mover_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """``emd_SIZE``: exact earth mover's distance of sub-samples of the samples kept whole."""
-    rows = [thinned(len(side.kept), _EMD_ROWS, plan.seed) for side in (reference, generated)]
-    kept = (side.kept.select(r) for side, r in zip((reference, generated), rows, strict=True))
-    r, g = (vectors(part, plan.fixed_scale) for part in kept)
-    groups = None if reference.kept_groups is None else reference.kept_groups[rows[0]]
+    (r, groups), (g, _) = (some_vectors(side, plan, _EMD_ROWS) for side in (reference, generated))
     size = next((s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)), None)
     if size is None:
         return {}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..survey.plan import SurveyPlan
-from ..survey.survey import Survey
+from ..survey.survey import Survey, vectors
 from .distances import Columns, Draws, squared_distances
 from .kinds import kind_of
 from .registry import Key, Metric, Quantity
@@ -49,6 +49,12 @@ def thinned(count: int, most: int, seed: int) -> NDArray[np.int64]:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, 4]).choice(count, size=most, replace=False))
+
+
+def some_vectors(side: Survey, plan: SurveyPlan, most: int) -> tuple[Columns, NDArray[np.integer] | None]:
+    """At most so many of the samples kept whole, as vectors (n, V), and their realisations, (n,)."""
+    rows, groups = thinned(len(side.kept), most, plan.seed), side.kept_groups
+    return vectors(side.kept.select(rows), plan.fixed_scale), None if groups is None else groups[rows]
 
 
 def scaled_by_largest(reference: ArrayLike, *others: ArrayLike) -> list[Array]:

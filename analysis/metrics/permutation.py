@@ -50,7 +50,7 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key,
     """
     sides = (reference, generated)
     rows = [thinned(side.table.shape[1], _MOST, plan.seed) for side in sides]
-    if min(len(r) for r in rows) < _FEWEST:
+    if (n := min(len(r) for r in rows)) < _FEWEST:
         return {}
     groups = None if reference.groups is None else several(reference.groups[rows[0]])
     labels = _labels(len(rows[0]), len(rows[1]), groups, plan.seed)
@@ -59,7 +59,6 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key,
     largest = pulls.max(axis=0)
     others = largest[1:]
     key = list(found)[int(np.argmax(pulls[:, 0]))]
-    n = min(len(r) for r in rows)
     p = float(np.mean(largest >= largest[0]))
     floor, spread = float(others.mean()), float(others.std(ddof=1))
     metric = Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, OVERALL.unit)
