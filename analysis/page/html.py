@@ -143,10 +143,9 @@ def _glossary(report: Report) -> dict[str, dict[str, None]]:
     for key in (key for found in report.metrics.values() for key in found):
         name = f"{key.quantity.name}_N" if key.size else key.quantity.name
         entries.setdefault(key.quantity.meaning, {})[name] = None
-    first = {o.quantity: o for o in reversed(report.observables.values())}  # the first layer stands for all
-    for observable in report.observables.values():
-        if observable is first[observable.quantity]:
-            entries.setdefault(observable.axis_label, {})[observable.name] = None
+    observables = reversed(report.observables.values())
+    for observable in reversed({o.quantity: o for o in observables}.values()):  # the first layer stands for all
+        entries.setdefault(observable.axis_label, {})[observable.name] = None
     return entries
 
 
