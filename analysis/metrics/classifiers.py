@@ -209,8 +209,8 @@ def _usable(samples: Samples) -> tuple[Samples, int]:
 class _Found:
     """What a classifier reached in one view: mean AUC and Jensen-Shannon divergence with errors, and AUC by fold."""
 
-    area: Array
-    jsd: Array
+    area: tuple[float, float]
+    jsd: tuple[float, float]
     folds: tuple[float, ...]
     tell_tales: tuple[tuple[str, float], ...] = ()
 
@@ -249,15 +249,17 @@ def _trial(
         tick()
     tell_tales = _significant(names, np.asarray(lost), given=len(views.conditions)) if lost else ()
     values, errors = np.moveaxis(np.array(found), -1, 0)  # of AUC and divergence in each fold, (F, 2)
-    means = np.stack([values.mean(axis=0), np.sqrt(np.sum(errors**2, axis=0)) / len(values)], axis=1)
-    return _Found(*means, tuple(values[:, 0].tolist()), tell_tales)
+    error = np.sqrt(np.sum(errors**2, axis=0)) / len(values)
+    area, jsd = zip(values.mean(axis=0).tolist(), error.tolist(), strict=True)
+    return _Found(area, jsd, tuple(values[:, 0].tolist()), tell_tales)
 
 
 def _splits(part: Rows, cross_fit: bool) -> list[list[Rows]]:
     """Samples to train on, to choose the epoch and calibrate by, and to test on."""
-    splits = [(part != fold, [], part == fold) for fold in range(FOLDS)] if cross_fit else []
-    published = (part > 1, part == 1, part == 0)  # 60 / 20 / 20
-    return [[np.flatnonzero(rows) for rows in split] for split in splits or [published]]
+    splits: list[tuple[NDArray[np.bool_], ...]] = [(part > 1, part == 1, part == 0)]  # 60 / 20 / 20
+    if cross_fit:
+        splits = [(part != fold, np.zeros(0, dtype=bool), part == fold) for fold in range(FOLDS)]
+    return [[np.flatnonzero(rows) for rows in split] for split in splits]
 
 
 def _area(logits: Array, label: Columns) -> tuple[float, float]:

@@ -176,7 +176,7 @@ def fit_resolution(resolution: Array, error: Array, inverse: Array, inverse2: Ar
     terms = np.sqrt(squares)
     # Exact where a term is 0, and the usual width / (2 term) where it is large.
     errors = np.sqrt(squares + widths) - terms
-    return ResolutionFit(tuple(terms.tolist()), tuple(errors.tolist()), residual**2, np.count_nonzero(good) - 3)
+    return ResolutionFit(tuple(terms.tolist()), tuple(errors.tolist()), residual**2, int(good.sum()) - 3)
 
 
 def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -> ResolutionFit | None:

@@ -591,9 +591,9 @@ def _slope_metrics(reference: Ensemble, generated: Ensemble, seed: int) -> Itera
         slopes = partial(lambda c, v: v.reshape(len(v), len(names), -1)[:, c, :SHELLS], c)
         mine = [_part(spread, slopes) for spread in spreads]
         means = [_part(spread, lambda v: v.mean(axis=1, keepdims=True)) for spread in mine]
-        yield Key(SLOPE, name), difference(*means, n)
-        yield Key(SLOPE_RATIO, name), difference(*means, n, ratio=True)
-        yield Key(SLOPE_RMS, name), distance(*mine, _rms(np.ones(1)), n)
+        yield Key(SLOPE, name), difference(means[0], means[1], n)
+        yield Key(SLOPE_RATIO, name), difference(means[0], means[1], n, ratio=True)
+        yield Key(SLOPE_RMS, name), distance(mine[0], mine[1], _rms(np.ones(1)), n)
 
 
 def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:

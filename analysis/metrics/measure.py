@@ -145,7 +145,7 @@ def spectrum_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
     if len(r) >= 4 and len(g) >= 2:
         draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
         spectra = reference.kept_spectra.astype(np.float64), generated.kept_spectra.astype(np.float64)
-        pairs = draws.pairs(lambda picks: picks @ spectra[0], lambda picks: picks @ spectra[1])
+        pairs = draws.pairs(lambda p: p.astype(np.float64) @ spectra[0], lambda p: p.astype(np.float64) @ spectra[1])
         separations = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
         found[Key(kind.spectrum)] = Metric.from_splits(separations, draws.n)
         shares = [[side[:, 0] / side.sum(axis=1) for side in pair] for pair in pairs]

@@ -245,7 +245,7 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
 def correlation_matrix(columns: NDArray[np.floating]) -> Array:
     """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.corrcoef(columns, dtype=np.float64))
+        return np.asarray(np.nan_to_num(np.corrcoef(columns, dtype=np.float64)))
 
 
 def correlation_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

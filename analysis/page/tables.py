@@ -171,5 +171,5 @@ class SideBySide:
 
 
 def _escaped(text: str) -> str:
-    special = {letter: f"\\{letter}" for letter in "_%#&${}"}
-    return text.translate(str.maketrans(special | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}))
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", **{letter: f"\\{letter}" for letter in "_%#&${}"}}
+    return text.translate({ord(letter): escaped for letter, escaped in special.items()})
