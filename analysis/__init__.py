@@ -29,7 +29,7 @@ _HOMES = {
     "score_floor": "metrics.validation",
 }
 
-__all__ = ["Metric", "Report", "catalogue", "compare", "observe", "save", "score", "score_floor"]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from calogen.shards.realisations import require_apart
 from calogen.shards.samples import Samples
 
 from .inputs import open_side, require_same, require_settings, require_usable
-from .metrics.conditioning import Fits, curve_edges, fit_metrics, held_out_selections, resolution_fits
+from .metrics.conditioning import fit_metrics, held_out_selections, resolution_fits
 from .metrics.downstream import calibration
 from .metrics.kinds import kind_of
 from .metrics.maps import MapStatistics, map_metrics, map_statistics
@@ -83,7 +83,8 @@ def compare(
     surveys = {title: survey(source, plan, title=title, progress=progress) for title, source in sources.items()}
     base, learnt = surveys["reference"], surveys.get("training")
     measured = {title: side for title, side in surveys.items() if title != "training"}
-    fits, maps = _fits(measured, plan), _maps(measured, plan)
+    energy = plan.family.energy if plan.has_energy else None
+    fits, maps = resolution_fits(measured, energy) if energy else {}, _maps(measured, plan)
     classified = _classified(base, {name: surveys[name] for name in members}, classifier, seed, progress)
     found: dict[str, dict[Key, Metric]] = {}
     for name in members:
@@ -178,15 +179,6 @@ def _plan(
     gaps = held_out_selections(first.family, provenances, everywhere)
     kept = 100_000 if classifier == "calochallenge" else KEPT
     return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
-
-
-def _fits(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, Fits]:
-    """Fits of the resolution of every side; none without incident energies."""
-    energy = plan.family.energy
-    if energy is None or not plan.has_energy:
-        return {}
-    edges = curve_edges(sides["reference"], energy)
-    return {title: resolution_fits(side, energy, edges) for title, side in sides.items()}
 
 
 def _maps(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, MapStatistics]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from calogen.families import Family
 
 from .metrics.conditioning import Fits
 from .metrics.maps import MapStatistics
-from .metrics.registry import Metric, Metrics, Quantity
+from .metrics.registry import Metric, Metrics
 from .numbers import number
 from .observables.observable import Observable
 from .origins import Costs
@@ -101,11 +102,6 @@ class Report:
         """The observables compared, by name."""
         return self.plan.observables
 
-    @property
-    def quantities(self) -> list[Quantity]:
-        """What was measured, in order."""
-        return list(dict.fromkeys(key.quantity for found in self.metrics.values() for key in found))
-
     def members(self, name: str) -> tuple[str, ...]:
         """Names in ``generated`` of one surrogate: its own, or those of its seeds."""
         return self.seeds.get(name, (name,))
@@ -142,6 +138,7 @@ class Report:
 
         No number in it is NaN or infinite, None stands for those.
         """
+        measured = dict.fromkeys(key.quantity for found in self.metrics.values() for key in found)
         content = {
             "schema": SCHEMA,
             "docs": SCHEMA_DOCS,
@@ -155,26 +152,27 @@ class Report:
                 "costs": self._costs_json("reference"),
             },
             "training": None if self.training is None else _source_json(self.training),
-            "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in self.quantities},
+            "quantities": {q.name: {"title": q.title, "meaning": q.meaning} for q in measured},
             "generated": {name: self._generated_json(name) for name in self.metrics},
         }
-        cleaned: dict[str, Any] = _finite(content)
+        text = json.dumps(content, default=_plain)
+        cleaned: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)  # NaN and infinity
         return cleaned
 
     def _generated_json(self, name: str) -> dict[str, Any]:
         costs = {"costs": self._costs_json(name)}
         if name not in self.seeds:
-            return self._member_json(name, self.metrics[name]) | costs
+            return self._member_json(name) | costs
         members = self.members(name)
         return {
             "provenance": [entry for member in members for entry in self.generated[member].provenance],
             "samples": self.count(name),
             "metrics": _metrics_json(self.metrics[name]),
-            "seeds": {member: self._member_json(member, self.seed_metrics[member]) for member in members},
+            "seeds": {member: self._member_json(member) for member in members},
             **costs,
         }
 
-    def _member_json(self, name: str, found: Metrics) -> dict[str, Any]:
+    def _member_json(self, name: str) -> dict[str, Any]:
         classification = self.classifications.get(name)
         classifier = classification and {
             "tell_tales": classification.tell_tales,
@@ -185,7 +183,7 @@ class Report:
             **_source_json(self.generated[name]),
             "resolution": self._fits_json(name),
             "classifier": classifier,
-            "metrics": _metrics_json(found),
+            "metrics": _metrics_json(self.seed_metrics.get(name) or self.metrics[name]),
         }
 
     def _costs_json(self, name: str) -> dict[str, Any]:
@@ -238,13 +236,6 @@ def _metrics_json(found: Mapping[Any, Metric]) -> dict[str, Any]:
     return {str(key): metric.to_json() for key, metric in found.items()}
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: numbers of numpy as Python's, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)

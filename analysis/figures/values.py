@@ -19,9 +19,8 @@ from calogen.families import Condition, Family
 from ..metrics.conditioning import Curve, ResolutionFit, Statistic, binned_curve, condition_curve, curve_edges, in_gev
 from ..metrics.distances import W1_SD
 from ..metrics.ensembles import shared
-from ..metrics.inferred import response
 from ..metrics.kinds import kind_of
-from ..metrics.maps import FEWEST, MapStatistics, coarse
+from ..metrics.maps import FEWEST, MapStatistics, coarse, response
 from ..metrics.multivariate import correlation_matrix
 from ..metrics.registry import Key
 from ..numbers import with_error

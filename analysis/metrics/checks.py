@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calogen.families import Family
-from calogen.shards.samples import Samples
 
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey, vectors
 from .distances import Columns, Draws, halves, quantile, squared_distances
 from .kinds import kind_of
-from .multivariate import thinned
+from .multivariate import some_vectors
 from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
@@ -88,7 +87,7 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
     shares = [np.isin(sample_codes(side, plan), known) for side in (generated, reference)]
     found = {Key(TRAINING_COPIES): _share(shares[0], shares[1])}
     family, seed = plan.family, plan.seed
-    pool = _shapes(training.kept, plan)
+    pool = kind_of(family).nearness(vectors(training.kept, plan.fixed_scale))
     others, groups = _some_shapes(reference, plan)
     mine, _ = _some_shapes(generated, plan)
     work = 4.0 * family.voxels * len(family.mirrors) * (len(pool) + len(others) / 2)
@@ -132,14 +131,8 @@ def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
 
 def _some_shapes(side: Survey, plan: SurveyPlan) -> tuple[Columns, NDArray[np.integer] | None]:
     """Some whole samples in the space of nearest neighbours, (n, V), and their realisations, (n,)."""
-    rows = thinned(len(side.kept), _MOST_SHAPES, plan.seed)
-    groups = side.kept_groups
-    return _shapes(side.kept.select(rows), plan), None if groups is None else groups[rows]
-
-
-def _shapes(samples: Samples, plan: SurveyPlan) -> Columns:
-    """Samples in the space of nearest neighbours, (n, V)."""
-    return kind_of(plan.family).nearness(vectors(samples, plan.fixed_scale))
+    values, groups = some_vectors(side, plan, _MOST_SHAPES)
+    return kind_of(plan.family).nearness(values), groups
 
 
 def sample_codes(side: Survey, plan: SurveyPlan) -> NDArray[np.uint64]:

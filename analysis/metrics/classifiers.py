@@ -7,8 +7,9 @@ therefore also run on altered reference samples, and on two halves of the refere
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +22,15 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
-from calogen.errors import ConfigError, ShardError
+from calogen.errors import ConfigError
+from calogen.families import Family
 
 from ..inputs import require_same
-from ..survey.survey import Progress
-from .classifier_inputs import FOLDS, Views, groups_of, halves, parts
-from .kinds import Change, kind_of
+from ..observables.catalogue import catalogue, observe
+from ..survey.plan import common_conditions
+from ..survey.survey import Progress, vectors
+from .distances import too_few
+from .kinds import LENGTHS, Change, kind_of
 from .registry import Key, Metric, Quantity
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Classifier = Callable[[Columns], Array]  # logits of being generated, (N,), of columns (N, F)
+FOLDS = 5
+_DISTINCT = 50  # different conditions from which on equal ones are kept in one fold
 FEWEST_A_SIDE = 100  # fewer held-out samples say nothing
 _MOST_LOOKED_AT = 2000  # held-out samples from which the tell-tale observables are worked out
 _TREES = 100
@@ -48,12 +54,8 @@ _AREA = (
 )
 AUC = Quantity("auc", "AUC of a classifier", _AREA, headline=True)
 AUC_WORST = Quantity("auc/worst", "AUC of the best classifier", _AREA, headline=True, large=True)
-JSD = Quantity(
-    "jsd",
-    "Jensen-Shannon divergence",
-    "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint.",
-    unit="bit",
-)
+_DIVERGENCE = "Jensen-Shannon divergence in bits as those classifiers estimate it: 0 equal, 1 disjoint."
+JSD = Quantity("jsd", "Jensen-Shannon divergence", _DIVERGENCE, unit="bit")
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,8 @@ class Classification:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How classifiers are trained and tested: samples a side at most, and whether every sample is held out once."""
-
-    most: int
-    cross_fit: bool
-
-
-_RECIPES = {"light": _Recipe(10_000, cross_fit=True), "calochallenge": _Recipe(100_000, cross_fit=False)}
+_RECIPES = {"light": 10_000, "calochallenge": 100_000}
+"""How classifiers are trained and tested, and samples a side at most; all but the published one are cross-fitted."""
 
 
 def classify(
@@ -130,24 +125,21 @@ def classify(
     """
     _check(reference, generated, recipe)
     (reference, bad), (generated, worse) = _usable(reference), _usable(generated)
-    chosen = _RECIPES[recipe]
-    rng = np.random.default_rng([seed, 3])
-    n, first, second = _sizes(reference, generated, chosen.most, rng)
+    cross_fit, rng = recipe != "calochallenge", np.random.default_rng([seed, 3])
+    n, first, second = _sizes(reference, generated, _RECIPES[recipe], rng)
     views = Views(reference, generated, recipe)
     changes = kind_of(reference.family).changes
     # Networks see the changes in the first fold or not at all; trees are quick enough for all folds.
     few = {view: FOLDS if view == "observables" else 1 for view in views.names}
-    each = FOLDS if chosen.cross_fit else 1
+    each = FOLDS if cross_fit else 1
     total = 2 * each * len(few) + len(changes) * sum(min(each, folds) for folds in few.values())
-    done = 0
+    done = itertools.count(1)
 
     def tick() -> None:
-        nonlocal done
-        done += 1
         if progress is not None:
-            progress("classifiers", done, total)
+            progress("classifiers", next(done), total)
 
-    trial = partial(_trial, views, seed=seed, cross_fit=chosen.cross_fit, tick=tick)
+    trial = partial(_trial, views, seed=seed, cross_fit=cross_fit, tick=tick)
     mine, other = _sample(reference, n, rng), _sample(generated, n, rng)
     against = {view: trial(view, mine, other, explain=view == "observables") for view in few}
     among = {view: trial(view, first, second) for view in few}
@@ -160,22 +152,19 @@ def classify(
         if not any(metric.pull is not None and metric.pull > _SIGNIFICANT for metric in found.values()):
             unseen.append(change)
         controls |= found
-    metrics = _metrics(against, among, n, jsd=not chosen.cross_fit)
+    metrics = _metrics(against, among, n, jsd=not cross_fit)
     notes = _notes(recipe, n, len(first), (bad, worse), unseen, views)
-    folds_of = {view: tuple(float(area) for area in got.folds[:, 0, 0]) for view, got in against.items()}
-    return Classification(metrics, folds_of, against["observables"].tell_tales, controls, notes)
+    return Classification(
+        metrics, {view: got.folds for view, got in against.items()}, against["observables"].tell_tales, controls, notes
+    )
 
 
 def _sizes(reference: Samples, generated: Samples, most: int, rng: np.random.Generator) -> tuple[int, Samples, Samples]:
     """Samples a side against generated ones, and the halves of the reference for floor and controls."""
     n, half = min(len(reference), len(generated), most), min(len(reference) // 2, most)
     if min(n, half) < FEWEST_A_SIDE:
-        raise ShardError(
-            "too few samples for a classifier",
-            expected=f"at least {2 * FEWEST_A_SIDE} reference and {FEWEST_A_SIDE} generated samples",
-            found=f"{len(reference)} reference and {len(generated)} generated samples",
-            hint="give more samples, or compare without a classifier",
-        )
+        hint = "give more samples, or compare without a classifier"
+        raise too_few("for a classifier", FEWEST_A_SIDE, len(reference), len(generated), hint)
     return n, *halves(reference, half, rng)
 
 
@@ -218,24 +207,12 @@ def _usable(samples: Samples) -> tuple[Samples, int]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a classifier reached in one view: of each fold AUC and Jensen-Shannon divergence with errors, (F, 2, 2)."""
+    """What a classifier reached in one view: mean AUC and Jensen-Shannon divergence with errors, and AUC by fold."""
 
-    folds: Array
+    area: tuple[float, float]
+    jsd: tuple[float, float]
+    folds: tuple[float, ...]
     tell_tales: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def area(self) -> tuple[float, float]:
-        """Mean AUC over folds and its error."""
-        return self._mean(0)
-
-    @property
-    def jsd(self) -> tuple[float, float]:
-        """Mean divergence in bits and its error."""
-        return self._mean(1)
-
-    def _mean(self, which: int) -> tuple[float, float]:
-        values, errors = self.folds[:, which].T
-        return float(values.mean()), float(np.sqrt(np.sum(errors**2))) / len(values)
 
 
 def _trial(
@@ -271,18 +248,18 @@ def _trial(
             lost += _losses(classifier, table[looked_at], label[looked_at], run, rounds=1 if cross_fit else FOLDS)
         tick()
     tell_tales = _significant(names, np.asarray(lost), given=len(views.conditions)) if lost else ()
-    return _Found(np.array(found), tell_tales)
+    values, errors = np.moveaxis(np.array(found), -1, 0)  # of AUC and divergence in each fold, (F, 2)
+    error = np.sqrt(np.sum(errors**2, axis=0)) / len(values)
+    area, jsd = zip(values.mean(axis=0).tolist(), error.tolist(), strict=True)
+    return _Found(area, jsd, tuple(values[:, 0].tolist()), tell_tales)
 
 
-def _splits(part: Rows, cross_fit: bool) -> Iterator[tuple[Rows, Rows, Rows]]:
+def _splits(part: Rows, cross_fit: bool) -> list[list[Rows]]:
     """Samples to train on, to choose the epoch and calibrate by, and to test on."""
-    none = np.empty(0, dtype=np.int64)
-    for fold in range(FOLDS if cross_fit else 1):
-        test = np.flatnonzero(part == fold)
-        if cross_fit:
-            yield np.flatnonzero(part != fold), none, test
-        else:  # 60 / 20 / 20
-            yield np.flatnonzero(part > 1), np.flatnonzero(part == 1), test
+    splits: list[tuple[NDArray[np.bool_], ...]] = [(part > 1, part == 1, part == 0)]  # 60 / 20 / 20
+    if cross_fit:
+        splits = [(part != fold, np.zeros(0, dtype=bool), part == fold) for fold in range(FOLDS)]
+    return [[np.flatnonzero(rows) for rows in split] for split in splits]
 
 
 def _area(logits: Array, label: Columns) -> tuple[float, float]:
@@ -474,3 +451,103 @@ def _notes(
         for change in unseen
     ]
     return tuple(notes)
+
+
+# ------------------------------------------------------------------------------------------------ what they are shown
+def groups_of(sides: tuple[Samples, ...]) -> Rows:
+    """Samples that must not be separated: of equal conditions if there are many different ones, or of one realisation.
+
+    Equal discrete energies (the CaloChallenge's photons have 15) separate nothing: thousands of samples share each.
+    """
+    names = [n for n in sides[0].conditions if all(n in s.conditions for s in sides)]
+    total = sum(len(s) for s in sides)
+    if names:
+        rows = [np.stack([s.conditions[n] for n in names], axis=1) for s in sides]
+        if min(len(np.unique(r, axis=0)) for r in rows) >= _DISTINCT:
+            inverse = np.unique(np.concatenate(rows), axis=0, return_inverse=True)[1]
+            return np.asarray(inverse, dtype=np.int64).ravel()
+    found = np.arange(total)
+    start = 0
+    for side in sides:
+        realisations = side.extras.get("realisation_id")
+        if realisations is not None and len(np.unique(realisations)) >= 2 * FOLDS:
+            found[start : start + len(side)] = start + np.unique(realisations, return_inverse=True)[1].ravel()
+        start += len(side)
+    return found
+
+
+def parts(groups: NDArray[np.int64], side: NDArray[np.float32], count: int, rng: np.random.Generator) -> Rows:
+    """Random part of every sample, (N,) in 0 .. count - 1: groups stay whole, every part has as many of each side."""
+    _, group = np.unique(groups, return_inverse=True)
+    share = np.bincount(group, weights=side) / np.bincount(group)
+    kind = np.where(share == 0, 0, np.where(share == 1, 2, 1))  # of one side, of both, of the other
+    order = rng.permutation(len(share))
+    order = order[np.argsort(kind[order], kind="stable")]
+    part = np.empty(len(share), dtype=np.int64)
+    part[order] = np.arange(len(share)) % count
+    return part[group]
+
+
+def halves(reference: Samples, half: int, rng: np.random.Generator) -> tuple[Samples, Samples]:
+    """Two sets of ``half`` reference samples (or a few fewer) that share no group."""
+    part = parts(groups_of((reference,)), np.zeros(len(reference), dtype=np.float32), 2, rng)
+    both = [rng.permutation(np.flatnonzero(part == p)) for p in (0, 1)]
+    half = min(half, *(len(rows) for rows in both))
+    first, second = (reference.select(np.sort(rows[:half])) for rows in both)
+    return first, second
+
+
+class Views:
+    """What the classifiers are shown: columns for any samples, scaled by what the reference says.
+
+    Attributes:
+        names: The views.
+        recipe: Decides the columns of ``observables``: the CaloChallenge has its own.
+        conditions: Conditions that both sides have; their columns come first, logarithmic where the family says so.
+            The numbers of labels are a column too.
+    """
+
+    def __init__(self, reference: Samples, generated: Samples, recipe: str) -> None:
+        self.family, self.recipe = reference.family, recipe
+        sides = [reference.conditions, generated.conditions]
+        known = common_conditions(self.family, sides)
+        self.conditions = [c for c in self.family.conditions if c.name in known and all(c.name in s for s in sides)]
+        self.names = kind_of(self.family).views
+        some = reference.values[:: max(1, len(reference) // 1000)]
+        hits = some[some > 0]
+        self._faintest = float(np.quantile(hits, 0.001)) if len(hits) else 1.0
+        self.fixed_scale: float | None = None
+        if self.family.energy is not None and self.family.energy.name not in known:
+            self.fixed_scale = float(reference.values.sum(axis=1, dtype=np.float64).mean()) or 1.0
+
+    def table(self, view: str, samples: Samples) -> tuple[list[str], Columns]:
+        """Names of the columns (of observables only) and the columns, (N, F)."""
+        kept = samples.conditions.only([c.name for c in self.conditions])
+        samples = replace(samples, conditions=kept)
+        given = [np.log10(kept[c.name]) if c.scale == "log" else kept[c.name] for c in self.conditions]
+        names: list[str] = []
+        if view == "observables":
+            measured = observe(samples)
+            if self.recipe == "calochallenge":
+                measured = _published(self.family, measured)
+            names = [*kept, *measured]
+            columns = [*given, *measured.values()]
+            return names, np.stack(columns, axis=1).astype(np.float32)
+        if view == "log_voxels":
+            values = np.log(np.maximum(samples.values, np.float32(self._faintest)))
+        else:
+            # Showers in per cent of the incident energy, as in the CaloChallenge.
+            values = vectors(samples, self.fixed_scale) * np.float32(100 if view == "voxels" else 1)
+        return names, np.column_stack([*given, values]).astype(np.float32, copy=False)
+
+
+def _published(family: Family, measured: dict[str, Array]) -> dict[str, Array]:
+    """The CaloChallenge's high-level features in its units: layer energies, centres and widths."""
+    found, known = {}, catalogue(family)
+    for name, column in measured.items():
+        quantity = known[name].quantity
+        if quantity == "energy":
+            found[name] = np.log10(np.maximum(column, 0) + 1e-8)
+        elif quantity in LENGTHS:
+            found[name] = column / 100
+    return found

@@ -91,17 +91,6 @@ def curve_edges(reference: Survey, condition: Condition) -> Array:
     return edges if len(edges) > 1 else known[0] * np.array([0.99, 1.01])  # one energy only
 
 
-def _binned(condition: NDArray[np.floating], edges: Array) -> Iterable[tuple[int, NDArray[np.bool_], Array]]:
-    """Of every bin with enough samples: its number, its samples (N,) and their values of the condition."""
-    x = condition.astype(np.float64)
-    place = np.searchsorted(edges, x, side="right") - 1
-    place[x == edges[-1]] = len(edges) - 2
-    for k in range(len(edges) - 1):
-        inside = place == k
-        if np.count_nonzero(inside) >= _FEWEST_IN_BIN:
-            yield k, inside, x[inside]
-
-
 def condition_curve(side: Survey, name: str, condition: Condition, edges: Array, statistic: Statistic) -> Curve:
     """A statistic of one observable in bins of a condition.
 
@@ -120,10 +109,15 @@ def binned_curve(
     condition: NDArray[np.floating], edges: Array, measure: Callable[[NDArray[np.bool_]], tuple[float, float]]
 ) -> Curve:
     """Value and error that ``measure`` gives of the samples in each bin of a condition (N,), where there are enough."""
+    x = condition.astype(np.float64)
+    place = np.searchsorted(edges, x, side="right") - 1
+    place[x == edges[-1]] = len(edges) - 2
     points = np.full((3, len(edges) - 1), np.nan)
     points[0] = (edges[:-1] + edges[1:]) / 2
-    for k, inside, x in _binned(condition, edges):
-        points[:, k] = (float(x.mean()), *measure(inside))
+    for k in range(len(edges) - 1):
+        inside = place == k
+        if np.count_nonzero(inside) >= _FEWEST_IN_BIN:
+            points[:, k] = (float(x[inside].mean()), *measure(inside))
     return Curve(*points)
 
 
@@ -138,8 +132,8 @@ class ResolutionFit:
         ndf: Degrees of freedom.
     """
 
-    terms: tuple[float, float, float]
-    errors: tuple[float, float, float]
+    terms: tuple[float, ...]
+    errors: tuple[float, ...]
     chi2: float
     ndf: int
 
@@ -182,13 +176,11 @@ def fit_resolution(resolution: Array, error: Array, inverse: Array, inverse2: Ar
     terms = np.sqrt(squares)
     # Exact where a term is 0, and the usual width / (2 term) where it is large.
     errors = np.sqrt(squares + widths) - terms
-    a, b, c = (float(x) for x in terms)
-    da, db, dc = (float(x) for x in errors)
-    return ResolutionFit((a, b, c), (da, db, dc), float(residual) ** 2, int(np.count_nonzero(good)) - 3)
+    return ResolutionFit(tuple(terms.tolist()), tuple(errors.tolist()), residual**2, int(good.sum()) - 3)
 
 
-def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -> tuple[Curve, ResolutionFit | None]:
-    """The resolution of one side against the incident energy, and its fit.
+def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -> ResolutionFit | None:
+    """The fit to the resolution of one side against the incident energy.
 
     Args:
         side: Showers with incident energies.
@@ -197,11 +189,11 @@ def resolution_of(side: Survey, condition: Condition, edges: Array, kind: str) -
         kind: A key of :data:`RESOLUTIONS`.
     """
     curve = condition_curve(side, "response", condition, edges, RESOLUTIONS[kind])
-    inverse = np.full((2, len(edges) - 1), np.nan)
-    for k, _, x in _binned(side.conditions[condition.name], edges):
-        energies = x * in_gev(condition)
-        inverse[:, k] = float(np.mean(1 / energies)), float(np.mean(energies**-2))
-    return curve, fit_resolution(curve.y, curve.error, *inverse)
+    x = side.conditions[condition.name]
+    energies = x.astype(np.float64) * in_gev(condition)
+    inverse = binned_curve(x, edges, lambda rows: mean_of(1 / energies[rows])).y
+    inverse2 = binned_curve(x, edges, lambda rows: mean_of(energies[rows] ** -2)).y
+    return fit_resolution(curve.y, curve.error, inverse, inverse2)
 
 
 def in_gev(condition: Condition) -> float:
@@ -212,9 +204,10 @@ def in_gev(condition: Condition) -> float:
 Fits = dict[str, ResolutionFit | None]
 
 
-def resolution_fits(side: Survey, condition: Condition, edges: Array) -> Fits:
-    """The fits of every kind of resolution of one side."""
-    return {kind: resolution_of(side, condition, edges, kind)[1] for kind in RESOLUTIONS}
+def resolution_fits(sides: Mapping[str, Survey], energy: Condition) -> dict[str, Fits]:
+    """The fits of every kind of resolution of every side, in bins of the energy that the reference decides."""
+    edges = curve_edges(sides["reference"], energy)
+    return {name: {k: resolution_of(side, energy, edges, k) for k in RESOLUTIONS} for name, side in sides.items()}
 
 
 def fit_metrics(reference: Fits, generated: Fits, n: int) -> dict[Key, Metric]:
@@ -267,15 +260,10 @@ def held_out_selections(
         provenances: Of generated samples; ``holdout`` is ranges in the conditions' units by name.
         known: Conditions that every side has.
     """
-    ranges: list[tuple[str, float, float]] = []
-    for provenance in provenances:
-        holdout = provenance.get("holdout")
-        for name, ends in holdout.items() if isinstance(holdout, Mapping) else ():
-            low, high = (float(x) for x in ends)
-            if name in known and (name, low, high) not in ranges:
-                ranges.append((name, low, high))
+    holdouts = [holdout for p in provenances if isinstance(holdout := p.get("holdout"), Mapping)]
+    ranges = [(name, float(low), float(high)) for ranges in holdouts for name, (low, high) in ranges.items()]
     found = []
-    for name, low, high in ranges:
+    for name, low, high in dict.fromkeys(r for r in ranges if r[0] in known):
         condition = family.condition(name)
         key, title = interval(condition, low, high)
         top = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # training leaves out both ends

@@ -11,55 +11,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calogen.errors import ShardError
 
-from .registry import Quantity
+from .registry import Metric, Quantity
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
+T = TypeVar("T")
 SPLITS = 20
 MAX_COMPARED = 50_000  # samples a side of one split; more would cost time and show nothing new
 MIN_COMPARED = 2
+FEWEST_UNITS = 4  # realisations below which samples are taken as independent
 
-W1 = Quantity(
-    "w1",
-    "Wasserstein distance",
-    "Wasserstein-1 distance of one observable, in its unit and in standard deviations of the reference.",
-)
-W1_SD = Quantity("w1_sd", "Wasserstein distance in standard deviations", W1.meaning, unit="sd", counted=True)
-SEPARATION = Quantity(
-    "separation",
-    "separation power",
+_WASSERSTEIN = "Wasserstein-1 distance of one observable, in its unit and in standard deviations of the reference."
+W1 = Quantity("w1", "Wasserstein distance", _WASSERSTEIN)
+W1_SD = Quantity("w1_sd", "Wasserstein distance in standard deviations", _WASSERSTEIN, unit="sd", counted=True)
+_SEPARATION = (
     "Separation power of two histograms as in the CaloChallenge: 0 equal, 1 disjoint; blind beyond the axis, or with "
-    "under- and overflow as two more bins.",
+    "under- and overflow as two more bins."
 )
-SEPARATION_FLOW = Quantity("separation_flow", "separation power with under- and overflow", SEPARATION.meaning)
-CHI2 = Quantity(
-    "chi2",
-    "chi-square per degree of freedom",
-    "Chi-square per degree of freedom of the same histograms, with under- and overflow.",
-    unit="per ndf",
-)
-MEAN = Quantity(
-    "mean",
-    "mean",
+SEPARATION = Quantity("separation", "separation power", _SEPARATION)
+SEPARATION_FLOW = Quantity("separation_flow", "separation power with under- and overflow", _SEPARATION)
+_CHI2 = "Chi-square per degree of freedom of the same histograms, with under- and overflow."
+CHI2 = Quantity("chi2", "chi-square per degree of freedom", _CHI2, unit="per ndf")
+_MOMENTS = (
     "Generated over reference mean, standard deviation and half width of the central 68 %, minus 1; for signed "
-    "observables the difference of means in standard deviations.",
+    "observables the difference of means in standard deviations."
 )
-SPREAD = Quantity("spread", "standard deviation", MEAN.meaning)
-CORE = Quantity("core", "half width of the central 68 %", MEAN.meaning)
-SLICED_W1 = Quantity(
-    "sliced_w1",
-    "sliced Wasserstein distance of whole samples",
-    "Distances of whole samples: over random directions, and exact between sub-samples of N.",
-    headline=True,
-    telling=True,
-)
-EMD = Quantity("emd", "earth mover's distance", SLICED_W1.meaning, headline=True, large=True)
+MEAN = Quantity("mean", "mean", _MOMENTS)
+SPREAD = Quantity("spread", "standard deviation", _MOMENTS)
+CORE = Quantity("core", "half width of the central 68 %", _MOMENTS)
+_WHOLE = "Distances of whole samples: over random directions, and exact between sub-samples of N."
+SLICED_W1 = Quantity("sliced_w1", "sliced Wasserstein distance of whole samples", _WHOLE, headline=True, telling=True)
+EMD = Quantity("emd", "earth mover's distance", _WHOLE, headline=True, large=True)
 
 
 def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
@@ -79,10 +68,9 @@ def wasserstein_1d(a: ArrayLike, b: ArrayLike) -> float:
         raise ValueError(f"a distance needs samples on both sides, got {len(x)} and {len(y)}")
     if len(x) == len(y):
         return float(np.abs(x - y).mean())
-    merged = np.sort(np.concatenate([x, y]), kind="stable")
-    below_x = np.searchsorted(x, merged[:-1], side="right") / len(x)
-    below_y = np.searchsorted(y, merged[:-1], side="right") / len(y)
-    return float(np.sum(np.abs(below_x - below_y) * np.diff(merged)))
+    from scipy.stats import wasserstein_distance  # takes a second to import
+
+    return float(wasserstein_distance(x, y))
 
 
 def earth_mover(a: ArrayLike, b: ArrayLike) -> float:
@@ -201,12 +189,7 @@ class Draws:
         split = [halves(rng, reference, groups) for _ in range(splits)]
         n = min(cap, generated, *(min(len(a), len(b)) for a, b in split))
         if n < MIN_COMPARED:
-            raise ShardError(
-                "too few samples to compare",
-                expected=f"at least {2 * MIN_COMPARED} reference and {MIN_COMPARED} generated samples",
-                found=f"{reference} reference and {generated} generated samples",
-                hint="give more samples or fewer bins",
-            )
+            raise too_few("to compare", MIN_COMPARED, reference, generated, "give more samples or fewer bins")
         first, second = np.zeros((2, splits, reference), dtype=bool)
         chosen = np.zeros((splits, generated), dtype=bool)
         again = np.zeros((splits, reference), dtype=np.uint16)
@@ -224,6 +207,19 @@ class Draws:
         for first, mine, second in zip(self.first, self.generated, self.second, strict=True):
             yield reference[first], generated[mine], reference[second]
 
+    def pairs(
+        self, reference: Callable[[NDArray[np.generic]], T], generated: Callable[[NDArray[np.generic]], T]
+    ) -> tuple[tuple[T, T], tuple[T, T], tuple[T, T]]:
+        """What is measured on the samples compared: on R1 and the generated ones, R1 and R2, R1* and G*.
+
+        Args:
+            reference: Measures the reference samples that every split has, given as (S, N).
+            generated: The same for generated samples, (S, M).
+        """
+        first, second, again = (reference(picks) for picks in (self.first, self.second, self.first_again))
+        mine, mine_again = (generated(picks) for picks in (self.generated, self.generated_again))
+        return (first, mine), (first, second), (again, mine_again)
+
     def each(self, distance: Callable[[Columns, Columns], float], reference: Columns, generated: Columns) -> Array:
         """Any distance of samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*); (3, S)."""
         found = []
@@ -234,21 +230,33 @@ class Draws:
         return np.array(found).T
 
 
+def too_few(purpose: str, fewest: int, reference: int, generated: int, hint: str) -> ShardError:
+    """The error of samples that leave fewer than ``fewest`` on a side, the reference being halved."""
+    needed, found = (
+        f"{r} reference and {g} generated samples" for r, g in ((2 * fewest, fewest), (reference, generated))
+    )
+    return ShardError(f"too few samples {purpose}", expected=f"at least {needed}", found=found, hint=hint)
+
+
+def several(groups: NDArray[np.integer] | None) -> NDArray[np.integer] | None:
+    """The realisations of samples, (N,), if there are enough to resample by; else None: each sample by itself."""
+    return groups if groups is not None and len(np.unique(groups)) >= FEWEST_UNITS else None
+
+
 def halves(
     rng: np.random.Generator, count: int, groups: NDArray[np.integer] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Two random halves of ``count`` samples; of whole realisations where there are four or more."""
-    names = np.unique(groups) if groups is not None else np.empty(0)
-    if groups is None or len(names) < 4:
+    if (groups := several(groups)) is None:
         order = rng.permutation(count)
         return order[: count // 2], order[count // 2 :]
+    names = np.unique(groups)
     left = np.isin(groups, rng.permutation(names)[: len(names) // 2])
     return np.flatnonzero(left), np.flatnonzero(~left)
 
 
 def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.integer] | None) -> NDArray[np.int64]:
-    names = np.unique(groups) if groups is not None else np.empty(0)
-    if groups is None or len(names) < 4:
+    if (groups := several(groups)) is None:
         return rng.integers(count, size=n)
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
@@ -270,22 +278,24 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
     Returns:
         D(R1, G), D(R1, R2) and D(R1*, G*) of every split, (3, S), by quantity.
     """
-    order, order_g = np.argsort(reference, kind="stable"), np.argsort(generated, kind="stable")
-    values, values_g = reference[order], generated[order_g]
-    picks = [picked[:, order] for picked in (draws.first, draws.second, draws.first_again)]
-    picks_g = [picked[:, order_g] for picked in (draws.generated, draws.generated_again)]
-    half, other, again = (_picked(values, p) for p in picks)
-    mine, mine_again = (_picked(values_g, p) for p in picks_g)
-    sides = [(half, mine), (half, other), (again, mine_again)]
-    inside = [_counts(values, p, edges) for p in picks]
-    inside_g = [_counts(values_g, p, edges) for p in picks_g]
-    pairs = [(inside[0], inside_g[0]), (inside[0], inside[1]), (inside[2], inside_g[1])]
+
+    def sorted_once(column: Columns) -> Callable[[NDArray[np.generic]], tuple[Columns, NDArray[np.int64]]]:
+        order = np.argsort(column, kind="stable")
+        values = column[order]
+
+        def measured(picks: NDArray[np.generic]) -> tuple[Columns, NDArray[np.int64]]:
+            ordered = picks[:, order]
+            return _picked(values, ordered), _counts(values, ordered, edges)
+
+        return measured
+
+    pairs = draws.pairs(sorted_once(reference), sorted_once(generated))
     return {
-        W1: np.asarray([np.abs(a - b).mean(axis=1, dtype=np.float64) for a, b in sides]),
-        SEPARATION: np.asarray([separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]),
-        SEPARATION_FLOW: np.asarray([separation_power(a, b) for a, b in pairs]),
-        CHI2: np.asarray([chi2_per_ndf(a, b) for a, b in pairs]),
-        CORE: np.asarray([_width_ratio(a, b) for a, b in sides]),
+        W1: np.asarray([np.abs(x - y).mean(axis=1, dtype=np.float64) for (x, _), (y, _) in pairs]),
+        SEPARATION: np.asarray([separation_power(a[:, 1:-1], b[:, 1:-1]) for (_, a), (_, b) in pairs]),
+        SEPARATION_FLOW: np.asarray([separation_power(a, b) for (_, a), (_, b) in pairs]),
+        CHI2: np.asarray([chi2_per_ndf(a, b) for (_, a), (_, b) in pairs]),
+        CORE: np.asarray([_width_ratio(x, y) for (x, _), (y, _) in pairs]),
     }
 
 
@@ -309,6 +319,15 @@ def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArr
     running = np.zeros((len(picked), len(values) + 1), dtype=np.int64)
     np.cumsum(picked, axis=1, out=running[:, 1:])
     return np.diff(running[:, bounds], axis=1)
+
+
+def moment_differences(reference: Columns, generated: Columns, *, signed: bool) -> dict[Quantity, Metric]:
+    """``mean`` and ``spread``. They average to zero between halves of one sample: their floor is 0 without a split."""
+    n, unit = min(len(reference), len(generated)), "sd" if signed else ""
+    return {
+        MEAN: Metric.of(*mean_difference(reference, generated, signed=signed), 0.0, 0.0, n, unit),
+        SPREAD: Metric.of(*spread_difference(reference, generated), 0.0, 0.0, n),
+    }
 
 
 def mean_difference(reference: Columns, generated: Columns, *, signed: bool) -> tuple[float, float]:

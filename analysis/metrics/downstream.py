@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +72,7 @@ def calibration(
     alone = reference.family.model_copy(update={"conditions": (energy,)})
     chosen = selections(alone, {energy.name: mine[:, 0].astype(np.float32)}, bins)
     rng = np.random.default_rng([seed, 7])
-    draws = [list(_divided(mine, other, n, rng, chosen)) for _ in range(splits)]
+    draws = [_divided(mine, other, n, rng, chosen) for _ in range(splits)]
     return _metrics(np.asarray(draws), chosen, n)
 
 
@@ -119,21 +119,17 @@ def _columns(samples: Samples, energy: str) -> Array:
     return np.asarray(columns[good])
 
 
-def _divided(
-    mine: Array, other: Array, n: int, rng: np.random.Generator, chosen: tuple[Selection, ...]
-) -> Iterator[Array]:
-    """One split: differences for value, floor and resample, both ways; each (2 ways, 2 quantities, B)."""
+def _divided(mine: Array, other: Array, n: int, rng: np.random.Generator, chosen: tuple[Selection, ...]) -> Array:
+    """One split: differences for value, floor and resample, both ways, (3, 2 ways, 2 quantities, B)."""
+
+    def both_ways(first: Array, tested: Array, made: Array, made_tested: Array) -> list[Array]:
+        return [_differences(first, made, tested, chosen), _differences(made, first, made_tested, chosen)]
+
     first, second, tested = (mine[rows] for rows in np.split(rng.permutation(len(mine))[: 3 * n], 3))
-    made, made_tested = (other[rows] for rows in np.split(rng.permutation(len(other))[: 2 * n], 2))
-
-    def resampled(showers: Array) -> Array:
-        return showers[rng.integers(len(showers), size=len(showers))]
-
+    made = [other[rows] for rows in np.split(rng.permutation(len(other))[: 2 * n], 2)]
+    again = [x[rng.integers(n, size=n)] for x in (first, tested, *made)]
     floor = _differences(first, second, tested, chosen)
-    yield np.stack([_differences(first, made, tested, chosen), _differences(made, first, made_tested, chosen)])
-    yield np.stack([floor, floor])
-    first, tested, made, made_tested = (resampled(x) for x in (first, tested, made, made_tested))
-    yield np.stack([_differences(first, made, tested, chosen), _differences(made, first, made_tested, chosen)])
+    return np.stack([both_ways(first, tested, *made), [floor, floor], both_ways(*again)])
 
 
 def _differences(own: Array, foreign: Array, tested: Array, chosen: tuple[Selection, ...]) -> Array:
@@ -146,19 +142,14 @@ def _differences(own: Array, foreign: Array, tested: Array, chosen: tuple[Select
         members = selection.of({selection.condition: incident.astype(np.float32)}, len(incident))
         if np.count_nonzero(members) < FEWEST:
             continue
-        low, middle, high = np.quantile(ours[members], (0.16, 0.5, 0.84))
-        low_, middle_, high_ = np.quantile(theirs[members], (0.16, 0.5, 0.84))
-        found[:, place] = middle_ - middle, (high_ - low_) / (high - low) - 1 if high > low else np.nan
+        quantiles = [np.quantile(side[members], (0.16, 0.5, 0.84)) for side in (ours, theirs)]
+        (width, median), (width_, median_) = ((high - low, middle) for low, middle, high in quantiles)
+        found[:, place] = median_ - median, width_ / width - 1 if width > 0 else np.nan
     return found
 
 
 def _metrics(draws: Array, chosen: tuple[Selection, ...], n: int) -> dict[Key, Metric]:
     """From (splits, value / floor / resample, ways, quantities, bins)."""
-    found = {}
-    for way, quantity in enumerate((CALIBRATION, CALIBRATION_BACK)):
-        for row, word in enumerate(("bias", "resolution")):
-            for place, selection in enumerate(chosen):
-                differences = draws[:, :, way, row, place].T
-                if np.isfinite(differences).all():
-                    found[Key(quantity, word, selection)] = Metric.from_splits(differences, n)
-    return found
+    keys = [Key(*parts) for parts in product((CALIBRATION, CALIBRATION_BACK), ("bias", "resolution"), chosen)]
+    differences = draws.reshape(*draws.shape[:2], -1).T  # of each key, (value / floor / resample, splits)
+    return {k: Metric.from_splits(d, n) for k, d in zip(keys, differences, strict=True) if np.isfinite(d).all()}

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from ..survey.selections import ALL, Selection
 from .conditioning import Curve
+from .distances import several
 from .registry import Metric
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
 Rows = NDArray[np.bool_]
 DRAWS = 40  # halves and bootstrap resamples
-FEWEST_UNITS = 4  # realisations below which samples are taken as independent
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,8 @@ class Ensemble:
 
     def units(self, rows: Rows) -> NDArray[np.int64]:
         """The unit of some samples, numbered from 0, (m,)."""
-        if self.unit is not None:
-            names, found = np.unique(self.unit[rows], return_inverse=True)
-            if len(names) >= FEWEST_UNITS:
-                return np.asarray(found)
-        return np.arange(np.count_nonzero(rows))
+        unit = None if self.unit is None else several(self.unit[rows])
+        return np.arange(np.count_nonzero(rows)) if unit is None else np.unique(unit, return_inverse=True)[1]
 
     def curve(self, x: Array, values: Columns, rows: Rows) -> Curve:
         """Mean of columns (n, K) over some samples, with errors from the scatter between units."""
@@ -148,7 +145,7 @@ def distance(reference: Spread, generated: Spread, norm: Norm, n: int, unit: str
     return Metric.of(float(value), float(error), float(floors.mean()), float(floor_error), n, unit)
 
 
-def difference(reference: Spread, generated: Spread, n: int, unit: str = "", *, ratio: bool = False) -> Metric:
+def difference(reference: Spread, generated: Spread, n: int, *, ratio: bool = False) -> Metric:
     """Generated minus reference of a single number, or their ratio minus 1; the floor is 0, either sign is possible."""
 
     def signed(mine: Array, other: Array) -> Array:
@@ -157,4 +154,4 @@ def difference(reference: Spread, generated: Spread, n: int, unit: str = "", *, 
     with np.errstate(divide="ignore", invalid="ignore"):
         value = signed(generated.value, reference.value)[0]
         error = signed(generated.again, reference.again)[:, 0].std(ddof=1)
-    return Metric.of(float(value), float(error), 0.0, 0.0, n, unit)
+    return Metric.of(float(value), float(error), 0.0, 0.0, n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,11 +129,10 @@ def _thinned(values: Values, rng: np.random.Generator) -> Values:
 
 
 _SPECTRUM = "Separation power of the spectrum of single voxels or pixels: 0 equal, 1 disjoint."
+_spectrum = partial(Quantity, meaning=_SPECTRUM, headline=True, large=True, telling=True)
 _EMPTY_SHARE = "Share of voxels or pixels that are empty or below the spectrum's axis, less the reference's."
 SHOWERS = Kind(
-    spectrum=Quantity(
-        "separation/voxel", "energy spectrum of single voxels", _SPECTRUM, headline=True, large=True, telling=True
-    ),
+    spectrum=_spectrum("separation/voxel", "energy spectrum of single voxels"),
     empty=Quantity("empty_voxels", "share of empty voxels", _EMPTY_SHARE, headline=True),
     vector_units=("of incident energy", "of the reference's mean deposited energy"),
     nearness=lambda vectors: np.sqrt(np.maximum(vectors, 0)),  # Hellinger's distance: voxels of all sizes count
@@ -159,14 +159,12 @@ def _map_features(side: Survey, plan: SurveyPlan, rows: Rows) -> Array:
 
 
 def _map_correlated(plan: SurveyPlan) -> list[str]:
-    powers = [n for n in plan.observables if n.startswith("power_")]
+    powers = [o.name for o in plan.observables.values() if o.wave_number]
     return ["mean", "std", "peaks", *powers[:: max(1, len(powers) // 15)]]
 
 
 MAPS = Kind(
-    spectrum=Quantity(
-        "separation/pixel", "distribution of single pixels", _SPECTRUM, headline=True, large=True, telling=True
-    ),
+    spectrum=_spectrum("separation/pixel", "distribution of single pixels"),
     empty=Quantity("empty_pixels", "share of empty pixels", _EMPTY_SHARE, headline=True),
     vector_units=("ln(1+delta)", "ln(1+delta)"),
     nearness=lambda vectors: vectors,

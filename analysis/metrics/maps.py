@@ -6,7 +6,7 @@ quarters of the plane of the first two. Errors and floors are by realisation (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,13 +20,16 @@ from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowsk
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL, Selection
 from ..survey.survey import Survey
-from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared
-from .inferred import PowerModel, Regressor, response
+from .distances import halves
+from .ensembles import Ensemble, Norm, Rows, Spread, difference, distance, shared, unit_sums
 from .multivariate import thinned
 from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
 FEWEST = 20  # maps of either side below which a selection is left out
+_FEWEST_TRAINED = 40  # maps to train a regression with
+_RIDGE = 1e-3  # of the mean square of a summary
+_STEPS = 25  # of the fit of the mean power spectrum
 SHELLS = 16  # that the headline is about: from the fundamental mode to 16 times that
 _THRESHOLDS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)  # quantiles of the reference's pixels
 _MOST_MAPS = 50_000  # maps of a side whose power spectra are compared
@@ -105,6 +108,142 @@ def quarters(family: Family, conditions: Mapping[str, NDArray[np.floating]]) -> 
     return tuple(found)
 
 
+# ------------------------------------------------------------------------------------------------ conditions
+@dataclass(frozen=True)
+class PowerModel:
+    """The mean power spectrum as a function of the conditions: ln <P(k)> = a(k) + sum_c b_c(k) (theta_c - mean).
+
+    A generalised linear model with logarithmic link and gamma variance: it is the mean over maps that is modelled,
+    however maps scatter and whether or not it is known which of them share a box.
+
+    Attributes:
+        names: Conditions, C.
+        centre: Their means, (C,).
+        scale: Mean P(k), (K,).
+        slopes: a and b, of P(k) over its mean, (1 + C, K).
+
+    Source: McCullagh and Nelder 1989, ch. 8.
+    """
+
+    names: tuple[str, ...]
+    centre: Array
+    scale: Array
+    slopes: Array
+
+    @classmethod
+    def fit(cls, side: Ensemble, names: Sequence[str]) -> PowerModel:
+        """Fit to the column ``power`` (n, K) of some maps."""
+        power = side.columns["power"].astype(np.float64)
+        scale = np.maximum(power.mean(axis=0), np.finfo(np.float64).tiny)
+        centre = np.array([side.conditions[name].mean(dtype=np.float64) for name in names])
+        model = cls(tuple(names), centre, scale, np.zeros((1 + len(names), power.shape[1])))
+        design, slopes = model.design(side), model.slopes
+        inverse = np.linalg.pinv(design.T @ design)
+        for _ in range(_STEPS):
+            slopes = slopes + np.clip(inverse @ (design.T @ (power / scale * np.exp(-design @ slopes) - 1)), -1, 1)
+        return cls(tuple(names), centre, scale, slopes)
+
+    def design(self, side: Ensemble) -> Array:
+        """A constant and the conditions less their means, (n, 1 + C)."""
+        columns = [
+            side.conditions[name].astype(np.float64) - c for name, c in zip(self.names, self.centre, strict=True)
+        ]
+        return np.stack([np.ones(len(side)), *columns], axis=1)
+
+    def expected(self, side: Ensemble) -> Array:
+        """Mean power spectrum for the conditions of each map, (n, K)."""
+        return np.asarray(self.scale * np.exp(self.design(side) @ self.slopes))
+
+
+def response(side: Ensemble, names: Sequence[str], seed: int) -> Spread:
+    """Slopes d ln P(k) / d condition of the mean power spectrum, (C * K) in the order condition, shell.
+
+    Halves and resamples are one step of the fit's iteration from the solution of all.
+
+    Args:
+        side: Has ``power`` (n, K).
+        names: Conditions, C.
+        seed: Decides halves and resamples.
+
+    Source: one-step estimators: van der Vaart 1998, Asymptotic Statistics, sec. 5.7.
+    """
+    model = PowerModel.fit(side, names)
+    design = model.design(side)
+    left = side.columns["power"] / model.expected(side) - 1
+    squares = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+    products = (design[:, :, None] * left[:, None, :]).reshape(len(design), -1)
+    sums = unit_sums(np.concatenate([squares, products], axis=1), side.units(side.members()))
+    size = design.shape[1]
+
+    def step(weighted: Array) -> Array:
+        matrix = weighted[:, : size**2].reshape(-1, size, size)
+        change = np.linalg.pinv(matrix) @ weighted[:, size**2 :].reshape(len(weighted), size, -1)
+        return np.asarray((model.slopes + change)[:, 1:].reshape(len(weighted), -1))
+
+    return Spread.of(sums, step, seed)
+
+
+@dataclass(frozen=True)
+class Regressor:
+    """Infers conditions from summaries of a single map: ridge regressions, each trained on one half of the reference.
+
+    Attributes:
+        first: Which reference maps trained the first regression, (n,); the others trained the second.
+        centre: Mean of each summary, (F,).
+        scale: Its standard deviation, (F,).
+        weights: Of both regressions, (2, F + 1, C).
+    """
+
+    first: NDArray[np.bool_]
+    centre: Array
+    scale: Array
+    weights: Array
+
+    @classmethod
+    def fit(cls, shapes: Ensemble, seed: int) -> Regressor | None:
+        """Train with reference maps, halves of whole realisations; None without conditions or of fewer than 40 maps."""
+        names = tuple(shapes.conditions)
+        if not names or len(shapes) < _FEWEST_TRAINED:
+            return None
+        x = _summaries(shapes)
+        centre, scale = x.mean(axis=0), x.std(axis=0)
+        scale = np.where(scale > 0, scale, 1.0)
+        x = _design(x, centre, scale)
+        truth = np.stack([shapes.conditions[n] for n in names], axis=1).astype(np.float64)
+        first = np.zeros(len(x), dtype=bool)
+        first[halves(np.random.default_rng([seed, 10]), len(x), shapes.unit)[0]] = True
+        penalty = _RIDGE * np.diag([0.0, *np.ones(x.shape[1] - 1)])
+        weights = [
+            np.linalg.solve(x[h].T @ x[h] + penalty * np.count_nonzero(h), x[h].T @ truth[h]) for h in (first, ~first)
+        ]
+        return cls(first, centre, scale, np.stack(weights))
+
+    def infer(self, shapes: Ensemble, *, own: bool) -> Array:
+        """Infer the conditions of each map, (n, C).
+
+        Args:
+            shapes: The maps' summaries.
+            own: Whether these are the maps it was trained with: each is then left to the regression that never saw it.
+                Of others each regression infers every other map.
+        """
+        x = _design(_summaries(shapes), self.centre, self.scale)
+        by_second = self.first if own else np.arange(len(x)) % 2 == 0
+        return np.asarray(np.where(by_second[:, None], x @ self.weights[1], x @ self.weights[0]))
+
+
+def _summaries(shapes: Ensemble) -> Array:
+    """What conditions are inferred from: ln P(k) of 16 shells, Minkowski functionals, the number of peaks; (n, F)."""
+    power = np.log(np.maximum(shapes.columns["power"][:, :SHELLS].astype(np.float64), np.finfo(np.float32).tiny))
+    peaks = shapes.columns["peaks"].sum(axis=1, dtype=np.float64, keepdims=True)
+    return np.concatenate([power, *(shapes.columns[f"minkowski_{v}"] for v in range(3)), peaks], axis=1)
+
+
+def _design(summaries: Array, centre: Array, scale: Array) -> Array:
+    """A constant, and summaries in standard deviations; of those far outside the reference's five at most."""
+    standard = np.clip((summaries - centre) / scale, -5, 5)
+    return np.concatenate([np.ones((len(standard), 1)), standard], axis=1)
+
+
 # ------------------------------------------------------------------------------------------------ what is measured
 @dataclass(frozen=True)
 class Yardstick:
@@ -152,7 +291,7 @@ def map_statistics(side: Survey, plan: SurveyPlan, reference: MapStatistics | No
         reference: The reference's statistics; None for the reference itself, which decides the yardstick.
     """
     family = plan.family
-    columns = [i for i, name in enumerate(side.names) if name.startswith("power_")]
+    columns = [i for i, observable in enumerate(plan.observables.values()) if observable.wave_number]
     listed = thinned(side.table.shape[1], _MOST_MAPS, plan.seed)
     power = _ensemble(side, listed, {"power": side.table[columns][:, listed].T})
     rows = thinned(len(side.kept), max(FEWEST, _MOST_PIXELS // family.voxels), plan.seed)
@@ -233,10 +372,6 @@ class Statistic:
     all_power: bool = False
 
 
-def _itself(mean: Array) -> Array:
-    return mean
-
-
 def _quotient(mean: Array) -> Array:
     """The ratio estimator: means over means of what their conditions make one expect, (S, 2K) to (S, K)."""
     first, second = np.split(mean, 2, axis=1)
@@ -276,11 +411,6 @@ def _distribution(mean: Array) -> Array:
 def _rms(reference: Array, shells: int | None = None) -> Norm:
     """Root mean square relative deviation."""
     return lambda d: np.asarray(np.sqrt(np.mean((d / reference)[:, :shells] ** 2, axis=1)))
-
-
-def _rms_first(reference: Array) -> Norm:
-    """The same over the first shells."""
-    return _rms(reference, SHELLS)
 
 
 def _worst(reference: Array) -> Norm:
@@ -326,10 +456,6 @@ def _of(name: str) -> Callable[[Ensemble, Rows, Array], Array]:
     return lambda ensemble, rows, _: np.asarray(ensemble.columns[name][rows], dtype=np.float64)
 
 
-def _coarse_peaks(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:  # noqa: ARG001
-    return coarse(ensemble.columns["peaks"][rows])
-
-
 def _expected(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
     return np.concatenate([ensemble.columns[name][rows] / scale for name in ("power", "expected")], axis=1)
 
@@ -346,6 +472,7 @@ def _products(ensemble: Ensemble, rows: Rows, scale: Array) -> Array:
     return np.concatenate([power, products.reshape(len(power), -1)], axis=1)
 
 
+_rms_of_first = partial(_rms, shells=SHELLS)
 _headline = partial(Quantity, headline=True)
 _in_quarters = partial(Quantity, headline=True, in_quarters=True)
 _heights = partial(Quantity, unit="sd", headline=True, in_quarters=True, counted=True)
@@ -364,23 +491,30 @@ _MINKOWSKI = (
 )
 STATISTICS = (
     Statistic(
-        _in_quarters("power_rms", "P(k), rms deviation", _POWER), _expected, _quotient, _rms_first, all_power=True
+        _in_quarters("power_rms", "P(k), rms deviation", _POWER), _expected, _quotient, _rms_of_first, all_power=True
     ),
     Statistic(
         _in_quarters("power_worst", "P(k), largest deviation", _POWER), _expected, _quotient, _worst, all_power=True
     ),
-    Statistic(_headline("power_scatter", "scatter of P(k)", _POWER), _squares, _scatter, _rms_first, all_power=True),
+    Statistic(_headline("power_scatter", "scatter of P(k)", _POWER), _squares, _scatter, _rms_of_first, all_power=True),
     Statistic(_headline("power_correlation", "correlations of P(k)", _MATRICES), _products, _correlation, _frobenius),
     Statistic(
         _headline("power_covariance", "covariances of P(k)", _MATRICES), _products, _covariance, _frobenius_covariance
     ),
     Statistic(_heights("w1_sd/pixel", "heights of pixels", _HEIGHTS), _of("pixel"), _distribution, _wasserstein),
     Statistic(_heights("w1_sd/peak_height", "heights of peaks", _HEIGHTS), _of("peaks"), _distribution, _wasserstein),
-    Statistic(_headline("peak_counts", "numbers of peaks", _COUNTS), _coarse_peaks, _itself, _rms_of_filled),
-    Statistic(_headline("bispectrum_rms", "bispectrum", _COUNTS), _of("bispectrum"), _itself, _rms),
-    Statistic(_headline("minkowski_0", "area above", _MINKOWSKI), _of("minkowski_0"), _itself, _rms_of_largest),
-    Statistic(_headline("minkowski_1", "boundary above", _MINKOWSKI), _of("minkowski_1"), _itself, _rms_of_largest),
-    Statistic(_headline("minkowski_2", "Euler number above", _MINKOWSKI), _of("minkowski_2"), _itself, _rms_of_largest),
+    Statistic(
+        _headline("peak_counts", "numbers of peaks", _COUNTS),
+        lambda ensemble, rows, _: coarse(ensemble.columns["peaks"][rows]),
+        np.asarray,
+        _rms_of_filled,
+    ),
+    Statistic(_headline("bispectrum_rms", "bispectrum", _COUNTS), _of("bispectrum"), np.asarray, _rms),
+    Statistic(_headline("minkowski_0", "area above", _MINKOWSKI), _of("minkowski_0"), np.asarray, _rms_of_largest),
+    Statistic(_headline("minkowski_1", "boundary above", _MINKOWSKI), _of("minkowski_1"), np.asarray, _rms_of_largest),
+    Statistic(
+        _headline("minkowski_2", "Euler number above", _MINKOWSKI), _of("minkowski_2"), np.asarray, _rms_of_largest
+    ),
 )
 """To add one, add an entry: its quantity, the columns it is made of, what is compared, and the norm of differences."""
 
@@ -395,8 +529,7 @@ def map_metrics(reference: MapStatistics, generated: MapStatistics, plan: Survey
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty bin's deviation is undefined, and left out as such
         for selection in (*plan.selections, *reference.yardstick.quarters):
             found.update(_selection_metrics(reference, generated, selection, plan.seed))
-        for name in shared(reference.power, generated.power):
-            found.update(_slope_metrics(reference.power, generated.power, name, plan.seed))
+        found.update(_slope_metrics(reference.power, generated.power, plan.seed))
         found.update(_pair_metrics(reference, generated))
     return found
 
@@ -449,17 +582,18 @@ def _inferred_metrics(
             yield Key(quantity, name, selection), difference(spreads[0], spreads[1], n, ratio=ratio)
 
 
-def _slope_metrics(reference: Ensemble, generated: Ensemble, name: str, seed: int) -> Iterator[tuple[Key, Metric]]:
-    names = shared(reference, generated)
-    number, n = names.index(name), min(len(reference), len(generated))
-    if n < FEWEST:
+def _slope_metrics(reference: Ensemble, generated: Ensemble, seed: int) -> Iterator[tuple[Key, Metric]]:
+    names, n = shared(reference, generated), min(len(reference), len(generated))
+    if not names or n < FEWEST:
         return
     spreads = [response(side, names, seed + k) for k, side in enumerate((reference, generated))]
-    mine = [_part(s, lambda v: v.reshape(len(v), len(names), -1)[:, number, :SHELLS]) for s in spreads]
-    means = [_part(s, lambda v: v.mean(axis=1, keepdims=True)) for s in mine]
-    yield Key(SLOPE, name), difference(means[0], means[1], n)
-    yield Key(SLOPE_RATIO, name), difference(means[0], means[1], n, ratio=True)
-    yield Key(SLOPE_RMS, name), distance(mine[0], mine[1], _rms(np.ones(1)), n)
+    for c, name in enumerate(names):
+        slopes = partial(lambda c, v: v.reshape(len(v), len(names), -1)[:, c, :SHELLS], c)
+        mine = [_part(spread, slopes) for spread in spreads]
+        means = [_part(spread, lambda v: v.mean(axis=1, keepdims=True)) for spread in mine]
+        yield Key(SLOPE, name), difference(means[0], means[1], n)
+        yield Key(SLOPE_RATIO, name), difference(means[0], means[1], n, ratio=True)
+        yield Key(SLOPE_RMS, name), distance(mine[0], mine[1], _rms(np.ones(1)), n)
 
 
 def _part(spread: Spread, function: Callable[[Array], Array]) -> Spread:

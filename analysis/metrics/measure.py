@@ -8,28 +8,24 @@ from numpy.typing import NDArray
 from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
-from ..survey.survey import Survey, vectors
+from ..survey.survey import Survey
 from .checks import duplicates, memorisation, tails
 from .distances import (
     CORE,
     EMD,
     MAX_COMPARED,
-    MEAN,
     SLICED_W1,
-    SPREAD,
     W1,
     W1_SD,
-    Columns,
     Draws,
     compare_1d,
     earth_mover,
-    mean_difference,
+    moment_differences,
     scale_of,
     separation_power,
-    spread_difference,
 )
 from .kinds import kind_of
-from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, thinned
+from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, some_vectors, thinned
 from .permutation import overall
 from .registry import Key, Metric, Quantity
 
@@ -38,14 +34,8 @@ _EMD_ROWS = 10_000  # samples that its splits are drawn from
 _EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
-SCORE = Quantity(
-    "score",
-    "mean distance (sd)",
-    "Mean of w1_sd over all observables and bins of the conditions.",
-    unit="sd",
-    headline=True,
-    large=True,
-)
+_SCORE = "Mean of w1_sd over all observables and bins of the conditions."
+SCORE = Quantity("score", "mean distance (sd)", _SCORE, unit="sd", headline=True, large=True)
 PROBLEMS = {
     name: Quantity(name, text, f"How many {text}.", unit, headline=True)
     for name, unit, text in (
@@ -113,16 +103,15 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
             for quantity, splits in compared.items():
                 unit = observable.unit if quantity is W1 else quantity.unit
                 found[Key(quantity, observable.name, selection)] = Metric.from_splits(splits, draws.n, unit)
-            # Differences of moments average to zero between halves of one sample: their floor is 0 without a split.
-            mean = mean_difference(r, g, signed=observable.signed), "sd" if observable.signed else ""
-            for quantity, (difference, unit) in ((MEAN, mean), (SPREAD, (spread_difference(r, g), SPREAD.unit))):
-                metric = Metric.of(*difference, 0.0, 0.0, min(len(r), len(g)), unit)
+            for quantity, metric in moment_differences(r, g, signed=observable.signed).items():
                 found[Key(quantity, observable.name, selection)] = metric
             if selection.condition or not binned:
                 scaled.append(compared[W1_SD])
         if selection is ALL:
-            projected = reference.projections[:, few], generated.projections[:, few_other]
-            found[Key(SLICED_W1)] = _sliced(*projected, draws, plan)
+            pairs = zip(reference.projections[:, few], generated.projections[:, few_other], strict=True)
+            edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
+            sliced = np.mean([compare_1d(r, g, edges, draws)[W1] for r, g in pairs], axis=0)
+            found[Key(SLICED_W1)] = Metric.from_splits(sliced, draws.n, _vector_unit(plan))
             names = [reference.names.index(name) for name in kind_of(plan.family).correlated(plan)]
             columns = reference.table[names][:, few].T, generated.table[names][:, few_other].T
             found[Key(CORRELATION)] = Metric.from_splits(draws.each(correlation_distance, *columns), draws.n)
@@ -136,18 +125,9 @@ def _vector_unit(plan: SurveyPlan) -> str:
     return kind_of(plan.family).vector_units[0 if plan.has_energy else 1]
 
 
-def _sliced(reference: Columns, generated: Columns, draws: Draws, plan: SurveyPlan) -> Metric:
-    edges = np.array([0.0, 1.0])  # only the Wasserstein distances are of interest
-    projected = [compare_1d(r, g, edges, draws)[W1] for r, g in zip(reference, generated, strict=True)]
-    return Metric.from_splits(np.mean(projected, axis=0), draws.n, _vector_unit(plan))
-
-
 def earth_mover_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
     """``emd_SIZE``: exact earth mover's distance of sub-samples of the samples kept whole."""
-    rows = [thinned(len(side.kept), _EMD_ROWS, plan.seed) for side in (reference, generated)]
-    kept = (side.kept.select(r) for side, r in zip((reference, generated), rows, strict=True))
-    r, g = (vectors(part, plan.fixed_scale) for part in kept)
-    groups = None if reference.kept_groups is None else reference.kept_groups[rows[0]]
+    (r, groups), (g, _) = (some_vectors(side, plan, _EMD_ROWS) for side in (reference, generated))
     size = next((s for s in _EMD_SIZES if 2 * s <= len(r) and s <= len(g)), None)
     if size is None:
         return {}
@@ -164,9 +144,8 @@ def spectrum_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
     r, g, kind = reference.kept, generated.kept, kind_of(plan.family)
     if len(r) >= 4 and len(g) >= 2:
         draws = Draws.make(len(r), len(g), plan.seed, groups=reference.kept_groups)
-        picked = [p.astype(np.float64) @ reference.kept_spectra for p in (draws.first, draws.second, draws.first_again)]
-        mine = [p.astype(np.float64) @ generated.kept_spectra for p in (draws.generated, draws.generated_again)]
-        pairs = [(picked[0], mine[0]), (picked[0], picked[1]), (picked[2], mine[1])]
+        spectra = reference.kept_spectra.astype(np.float64), generated.kept_spectra.astype(np.float64)
+        pairs = draws.pairs(lambda p: p.astype(np.float64) @ spectra[0], lambda p: p.astype(np.float64) @ spectra[1])
         separations = [separation_power(a[:, 1:-1], b[:, 1:-1]) for a, b in pairs]
         found[Key(kind.spectrum)] = Metric.from_splits(separations, draws.n)
         shares = [[side[:, 0] / side.sum(axis=1) for side in pair] for pair in pairs]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..survey.plan import SurveyPlan
-from ..survey.survey import Survey
+from ..survey.survey import Survey, vectors
 from .distances import Columns, Draws, squared_distances
 from .kinds import kind_of
 from .registry import Key, Metric, Quantity
@@ -37,15 +38,10 @@ _NEIGHBOURHOOD = (
     "neighbour (Naeem et al. 2020); 1 would be perfect."
 )
 DENSITY = Quantity("density", "density among the reference", _NEIGHBOURHOOD, headline=True)
-COVERAGE = Quantity("coverage", "coverage of the reference", _NEIGHBOURHOOD, headline=True, large=True, telling=True)
-CORRELATION = Quantity(
-    "correlation",
-    "correlations between observables",
-    "Root mean square difference of the correlation matrices of observables.",
-    headline=True,
-    large=True,
-    telling=True,
-)
+_telling = partial(Quantity, headline=True, large=True, telling=True)
+COVERAGE = _telling("coverage", "coverage of the reference", _NEIGHBOURHOOD)
+_CORRELATIONS = "Root mean square difference of the correlation matrices of observables."
+CORRELATION = _telling("correlation", "correlations between observables", _CORRELATIONS)
 
 
 def thinned(count: int, most: int, seed: int) -> NDArray[np.int64]:
@@ -53,6 +49,12 @@ def thinned(count: int, most: int, seed: int) -> NDArray[np.int64]:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, 4]).choice(count, size=most, replace=False))
+
+
+def some_vectors(side: Survey, plan: SurveyPlan, most: int) -> tuple[Columns, NDArray[np.integer] | None]:
+    """At most so many of the samples kept whole, as vectors (n, V), and their realisations, (n,)."""
+    rows, groups = thinned(len(side.kept), most, plan.seed), side.kept_groups
+    return vectors(side.kept.select(rows), plan.fixed_scale), None if groups is None else groups[rows]
 
 
 def scaled_by_largest(reference: ArrayLike, *others: ArrayLike) -> list[Array]:
@@ -180,11 +182,6 @@ def fourth_power_kernel(a: Columns, b: Columns) -> Columns:
     return np.multiply(kernel, kernel, out=kernel)
 
 
-def _half_width(values: ArrayLike) -> float:
-    low, high = np.percentile(np.asarray(values, dtype=np.float64), (16.275, 83.725))
-    return float(high - low) / 2
-
-
 def _kernel_metric(x: Array, y: Array, draws: Draws) -> Metric:
     """KPD of scaled features (N, F) and (M, F)."""
     found = []
@@ -192,8 +189,9 @@ def _kernel_metric(x: Array, y: Array, draws: Draws) -> Metric:
         own = _kernel_mean(base, base)
         found.append([own + _kernel_mean(z, z) - 2 * _kernel_mean(base, z) for z in (mine, other)])
     value, floor = np.median(found, axis=0)
-    error, floor_error = (_half_width(column) for column in np.transpose(found))
-    return Metric.of(float(value), error, float(floor), floor_error / math.sqrt(len(found)), draws.n)
+    low, high = np.percentile(found, (16.275, 83.725), axis=0)
+    error, floor_error = (high - low) / 2
+    return Metric.of(value, error, floor, floor_error / math.sqrt(len(found)), draws.n)
 
 
 def density_coverage(reference: Columns, generated: Columns, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
@@ -246,11 +244,8 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
 
 def correlation_matrix(columns: NDArray[np.floating]) -> Array:
     """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
-    centred = columns.astype(np.float64) - columns.mean(axis=1, dtype=np.float64)[:, None]
-    covariance = centred @ centred.T
-    size = np.sqrt(np.diag(covariance))
-    scale = np.outer(size, size)
-    return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.nan_to_num(np.corrcoef(columns, dtype=np.float64)))
 
 
 def correlation_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

@@ -18,7 +18,7 @@ from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
 from ..survey.survey import Survey
-from .distances import CHI2, SLICED_W1, W1, Columns, halves
+from .distances import CHI2, SLICED_W1, W1, Columns, halves, several
 from .kinds import kind_of
 from .multivariate import CORRELATION, KPD, correlation_distance, fourth_power_kernel, scaled_by_largest, thinned
 from .registry import Key, Metric, Quantity
@@ -50,25 +50,19 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key,
     """
     sides = (reference, generated)
     rows = [thinned(side.table.shape[1], _MOST, plan.seed) for side in sides]
-    if min(len(r) for r in rows) < _FEWEST:
+    if (n := min(len(r) for r in rows)) < _FEWEST:
         return {}
-    labels = _labels(len(rows[0]), len(rows[1]), _groups(reference, rows[0]), plan.seed)
+    groups = None if reference.groups is None else several(reference.groups[rows[0]])
+    labels = _labels(len(rows[0]), len(rows[1]), groups, plan.seed)
     found = dict(_statistics(reference, generated, rows, labels, plan))
     pulls = np.stack([_pulls(values) for values in found.values()])
     largest = pulls.max(axis=0)
     others = largest[1:]
     key = list(found)[int(np.argmax(pulls[:, 0]))]
-    n = min(len(r) for r in rows)
     p = float(np.mean(largest >= largest[0]))
     floor, spread = float(others.mean()), float(others.std(ddof=1))
     metric = Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, OVERALL.unit)
     return {Key(OVERALL): replace(metric, statistic=key), Key(OVERALL_P): Metric(p, None, None, None, None, n)}
-
-
-def _groups(side: Survey, rows: NDArray[np.int64]) -> NDArray[np.integer] | None:
-    if side.groups is None or len(np.unique(side.groups[rows])) < 4:
-        return None
-    return side.groups[rows]
 
 
 def _labels(reference: int, generated: int, groups: NDArray[np.integer] | None, seed: int) -> Labels:

@@ -33,7 +33,8 @@ def map_observables(family: Family) -> Iterator[Observable]:
     some = range(0, len(numbers), max(1, len(numbers) // _POWERS_SHOWN))[:_POWERS_SHOWN]
     for row, k in enumerate(numbers):
         label, measure = rf"$P(k={k:.3g}$" + per_box, partial(lambda row, s: s.power[row], row)
-        yield Observable(f"power_{row + 1}", label, unit, measure, log=True, figure="power" if row in some else "")
+        figure = "power" if row in some else ""
+        yield Observable(f"power_{row + 1}", label, unit, measure, log=True, wave_number=float(k), figure=figure)
 
 
 def wave_numbers(family: Family) -> Array:

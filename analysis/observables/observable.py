@@ -30,6 +30,7 @@ class Observable:
         step: Distance between neighbouring values of a quantity that counts, 0 for a continuous one.
         layer: The detector's number of the layer concerned, if any.
         needs_energy: Whether it exists only where the incident energy is known.
+        wave_number: Of a value of the power spectrum, in h/Mpc; else 0.
         figure: Which figure of observables shows it (``shower``: ``observables-shower``); empty for none.
     """
 
@@ -42,6 +43,7 @@ class Observable:
     step: float = 0.0
     layer: int | None = None
     needs_energy: bool = False
+    wave_number: float = 0.0
     figure: str = ""
 
     @property

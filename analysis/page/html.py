@@ -45,8 +45,7 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         report: The report.
         figures: Name, title, caption and PNG of each figure.
     """
-    rows = [row for name, found in report.metrics.items() for row in _rows(name, found)]
-    total = sum(len(found) for found in report.metrics.values())
+    rows = [(name, key, found[key]) for name, found in report.metrics.items() for key in _shown(found)]
     sources = {"reference": report.reference, **report.generated}
     if report.training is not None:
         sources["training"] = report.training
@@ -54,17 +53,12 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         report=report,
         verdicts=[verdict(report, name) for name in report.metrics],
         tables=[table for table in _tables(report) if table.rows],
-        figures=[
-            {"name": n, "title": t, "caption": c, "image": base64.b64encode(png).decode(), "width": _shown_width(png)}
-            for n, t, c, png in figures
-        ],
+        figures=[(*words, base64.b64encode(png).decode(), _shown_width(png)) for *words, png in figures],
         glossary=_glossary(report),
-        header=("generated", "metric", "observable", "bin", *_NUMBERS, "pull", "n", "unit"),
         rows=rows,
-        left_out=total - len(rows),
+        left_out=sum(map(len, report.metrics.values())) - len(rows),
         settings=_provenance([report.settings]),
         provenance={name: _provenance(side.provenance) for name, side in sources.items()},
-        several=len(report.metrics) > 1,
         near=NEAR_FLOOR,
     )
 
@@ -149,29 +143,19 @@ def _glossary(report: Report) -> dict[str, dict[str, None]]:
     for key in (key for found in report.metrics.values() for key in found):
         name = f"{key.quantity.name}_N" if key.size else key.quantity.name
         entries.setdefault(key.quantity.meaning, {})[name] = None
+    observables = reversed(report.observables.values())
+    for observable in reversed({o.quantity: o for o in observables}.values()):  # the first layer stands for all
+        entries.setdefault(observable.axis_label, {})[observable.name] = None
     return entries
 
 
-_NUMBERS = ("value", "error", "floor", "floor_error")
-
-
-def _rows(name: str, found: Metrics) -> list[dict[str, Any]]:
-    """Rows of the table of all metrics: text to read and numbers to sort by."""
-    rows = []
-    for key in sorted(found, key=lambda k: -abs(found[k].pull or 0.0))[:_ROWS_SHOWN]:
-        metric, pull = found[key], found[key].pull
-        quantity = Key(key.quantity, size=key.size)
-        cells = [{"text": word} for word in (name, quantity, key.observable, key.selection.name or "all")]
-        values = [getattr(metric, part) for part in _NUMBERS]
-        cells += [{"text": number(x, 3), "value": "" if x is None else f"{x:.6g}"} for x in values]
-        cells += [{"text": pull_text(metric), "value": "" if pull is None else f"{pull:.3f}"}]
-        cells += [{"text": f"{metric.n}", "value": f"{metric.n}"}, {"text": unit_text(metric)}]
-        rows.append({"cells": cells, "far": pull is not None and abs(pull) >= NEAR_FLOOR})
-    return rows
+def _shown(found: Metrics) -> list[Key]:
+    """The keys in the table of all metrics, the largest pulls first."""
+    return sorted(found, key=lambda key: -abs(found[key].pull or 0.0))[:_ROWS_SHOWN]
 
 
 # ------------------------------------------------------------------------------------------------ provenance
-def _provenance(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _provenance(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is common to all entries first, then how the rest varies: many files differ only by a seed."""
     # The history is drawn; hundreds of numbers would only hide the rest.
     flat = [dict(_flattened({k: v for k, v in entry.items() if k != "history"})) for entry in entries]
@@ -180,7 +164,7 @@ def _provenance(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         values = list(dict.fromkeys(entry[key] for entry in flat if key in entry))
         more = f" ... ({len(values)} values)" if len(values) > 4 else ""
         merged[key] = ", ".join(values[:4]) + more
-    return [{"key": k, "value": v} for k, v in merged.items()]
+    return merged
 
 
 def _flattened(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -196,4 +180,5 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("calogen.analysis.page", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.globals |= {"number": number, "pull_text": pull_text, "unit_text": unit_text, "Key": Key}
     return environment.get_template("report.html")

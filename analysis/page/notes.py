@@ -64,7 +64,7 @@ def condition_notes(name: str, base: Survey, side: Survey, plan: SurveyPlan) -> 
         if found := differs(condition, base, side, plan):
             notes.append(
                 f"{name}: its {condition.name} is not distributed as in the reference ({found}), so part of every "
-                "difference comes from that; generate with --like REFERENCE."
+                "difference comes from that; generate at the conditions of the reference."
             )
         mine = [s.of(side.conditions, side.table.shape[1]) for s in plan.selections if s.condition == condition.name]
         if mine and (outside := ~np.any(mine, 0)).any():

@@ -99,19 +99,13 @@ def summary(report: Report) -> list[Row]:
 
 def cost_table(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of what training and generating cost, of everything whose files say."""
-    titles = [f"{key} [{unit}]" if unit else key for key, unit in COSTS.items()]
-    rows = [
-        (
-            name,
-            c.network or "-",
-            c.objective or "-",
-            *(amount(getattr(c, key)) for key in COSTS),
-            c.training_device or "-",
-        )
-        for name, c in report.costs.items()
-        if c.known()
-    ]
-    return ("generated", "network", "objective", *(t.replace("_", " ") for t in titles), "trained on"), rows
+    titles = [f"{key} [{unit}]".removesuffix(" []").replace("_", " ") for key, unit in COSTS.items()]
+    rows = []
+    for name, c in report.costs.items():
+        if c.known():
+            costs = (amount(getattr(c, key)) for key in COSTS)
+            rows.append((name, c.network or "-", c.objective or "-", *costs, c.training_device or "-"))
+    return ("generated", "network", "objective", *titles, "trained on"), rows
 
 
 @dataclass(frozen=True)
@@ -176,9 +170,6 @@ class SideBySide:
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
-_SPECIAL = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "#": r"\#", "&": r"\&", "$": r"\$", "{": r"\{"}
-
-
 def _escaped(text: str) -> str:
-    special = _SPECIAL | {"}": r"\}", "^": r"\^{}", "~": r"\~{}"}
-    return "".join(special.get(letter, letter) for letter in text)
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", **{letter: f"\\{letter}" for letter in "_%#&${}"}}
+    return text.translate({ord(letter): escaped for letter, escaped in special.items()})

@@ -7,8 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from calogen.analysis.metrics import classifiers
-from calogen.analysis.metrics.classifier_inputs import FOLDS, Views, groups_of, halves, parts
-from calogen.analysis.metrics.classifiers import auc, classify
+from calogen.analysis.metrics.classifiers import FOLDS, Views, auc, classify, groups_of, halves, parts
 from calogen.analysis.metrics.kinds import MAPS as KIND_OF_MAPS
 from calogen.analysis.metrics.kinds import SHOWERS
 from calogen.analysis.observables.catalogue import observe

@@ -12,8 +12,7 @@ from calogen.analysis.figures.draw import draw
 from calogen.analysis.figures.maps import field
 from calogen.analysis.figures.panels import encode
 from calogen.analysis.metrics.ensembles import Ensemble, Spread, difference, distance, unit_sums
-from calogen.analysis.metrics.inferred import PowerModel, response
-from calogen.analysis.metrics.maps import map_metrics, map_statistics, quarters
+from calogen.analysis.metrics.maps import PowerModel, map_metrics, map_statistics, quarters, response
 from calogen.analysis.observables.statistics import (
     LogAxis,
     Shells,
