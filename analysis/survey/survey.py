@@ -189,11 +189,9 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
     basis = directions(family.voxels, PROJECTIONS, plan.seed).astype(np.float32)
     streams, examples = Streams(plan), _Examples(plan)
     columns, conditions, kept = _Buffers(len(order)), _Buffers(len(order)), list[Samples]()
-    # A source opened with ``drop_bad`` has left out rows that are as unphysical as those counted here.
     problems = Counter(nonfinite_voxels=0, nonfinite_samples=0, negative_voxels=0)
     if "response" in plan.observables:
         problems["response_too_high"] = 0
-    problems["dropped_samples"] = getattr(source, "dropped", 0)
     done = 0
     with threadpool_limits(1, "blas"):  # products here are small: more threads would wait for each other
         for chunk in source.chunks(_rows_at_once(family)):
@@ -222,6 +220,8 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
                     conditions.add(name, values[rows])
             if progress is not None:
                 progress(title, done, count)
+    # A source opened with ``drop_bad`` has left out rows that are as unphysical as those counted here.
+    problems["dropped_samples"] = getattr(source, "dropped", 0)
     if not kept:
         raise ShardError(
             "no sample of the source can be used",

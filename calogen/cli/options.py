@@ -60,11 +60,16 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except CalogenError as error:
-            command = self.commands.get(context.invoked_subcommand or "", self)
-            options = {option.name: max(option.opts, key=len) for option in command.params}
+            mine = context.invoked_subcommand or ""
+            options = {option.name: max(option.opts, key=len) for option in self.commands[mine].params} if mine else {}
+            others = {
+                option.name: f"{context.command_path} {name} {max(option.opts, key=len)}"
+                for name, command in self.commands.items()
+                for option in command.params
+            }
             for part in ("what", "where", "expected", "hint"):
-                if isinstance(text := getattr(error, part), str):
-                    setattr(error, part, as_options(text, options))
+                if isinstance(text := getattr(error, part), str):  # what to do may be to run another command
+                    setattr(error, part, as_options(text, {**others, **options} if part == "hint" else options))
             raise
 
 
