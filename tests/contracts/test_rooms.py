@@ -184,3 +184,14 @@ def test_the_library_does_not_speak_of_options() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
                 found = options & set(re.findall(r"(?<![\w-])--[a-z-]+", node.value))
                 assert not found, f"{name}, line {node.lineno}: {node.value}"
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    files = [
+        str(path.relative_to(ROOT))
+        for folder in ("calogen", "analysis", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 40
+    assert not [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)]
