@@ -343,7 +343,7 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         entries of the histograms differ (rounding at a bin's edge).
 
     Raises:
-        ConfigError: If the data are maps, or there are more threads than the machine has a use for.
+        ConfigError: If the data are maps, or there are too many threads for this machine.
         ShardError: If they cannot be read.
         CalogenError: If the two do not agree.
     """
