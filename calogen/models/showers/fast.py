@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -11,23 +12,16 @@ from numpy.typing import NDArray
 from scipy.special import erfc, ndtri
 from torch import Tensor
 
-from ..conditions import codings, scaling
+from ..conditions import codings, energy_column, scaling
 from ..contract import Array
 from ..layers import SLOPE
+from .energies import FoldedEnergies
+from .factors import LEAST_NOISE
+from .frame import Cells
 from .shapes import LOW, MIDDLE
-from .transform import (
-    CLIP,
-    EARLIER_CLIP,
-    ELECTRON,
-    LEAK_FLOOR,
-    LINE_REACH,
-    MOST_NORMAL,
-    PER_UNIT,
-    SMALLEST,
-    ShowerTransform,
-)
+from .transform import ShowerTransform
+from .voxels import CLIP, ELECTRON, FAINT, LINE_REACH
 
-_NEVER_EMPTY = math.log(1e-5)  # log odds below which a layer is never empty
 _LOG_2 = np.float32(math.log(2))
 _MOST_TAIL = np.float32(6 * math.sqrt(0.5))
 _CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
@@ -50,73 +44,106 @@ class FoldedShowers:
     def __init__(
         self, transform: ShowerTransform, splits: tuple[int, int, int], tensors: Mapping[str, Tensor], epsilon: float
     ) -> None:
-        family = transform.family
+        voxels, window = transform.voxels, transform.window
         state: dict[str, Array] = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
-        learnt = {name.removeprefix("transform."): a for name, a in state.items() if name.startswith("transform.")}
-        self._family, self._splits = family, splits
-        offset, slope, logarithmic = scaling(family, transform.conditions)
+        prefix = "transform.voxels."
+        learnt = {name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)}
+        self._transform, self._splits = copy.deepcopy(transform).cpu(), splits
+        self._layer_energies = FoldedEnergies(transform.energies)
+        offset, slope, logarithmic = scaling(transform.family, transform.conditions)
         self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
         self._logarithmic = np.flatnonzero(logarithmic)
-        self._codings = [(i, table.astype(np.float32)) for i, table in codings(family, transform.conditions)]
-        self._energy_column = transform.energy_column
-        self._energy_layers = _dense(state, "energies.")
+        self._codings = [(i, table.astype(np.float32)) for i, table in codings(transform.family, transform.conditions)]
+        self._energy_column = energy_column(transform.family, transform.conditions)
+        self._of_energies, self._plain_columns = transform.columns
+        self._energy_network = _dense(state, "energies.")
         *self._hidden, (last, bias) = _dense(state, "shapes.")
+        # Normalised normals over the root of 2, as erfc takes them.
         scale = 1 / np.sqrt(state["standardise.running_var"] + np.float32(epsilon))
-        scale *= np.float32(math.sqrt(0.5))  # erfc takes normals over the root of 2
-        shift = bias - state["standardise.running_mean"]
-        self._mix = np.concatenate([last, state["loadings"].T, state["drift"].T, shift[None]]) * scale
-        self._drifting = state["drift"].shape[1]
-        self._noise = state["noise"] * scale
-        # Energies: quantiles and log odds of being empty are one product.
-        logits = learnt["empty_logits"][:, None]
-        self._quantiles = np.concatenate([learnt["energy_quantiles"].transpose(0, 2, 1), logits], 1)
-        self._powers = transform.powers.numpy()
-        self._extended = _extended(self._quantiles.shape[1] - 1)
-        self._least, self._most = learnt["energy_range"].T[:, :, None, None]
-        self._order = transform.orders[int(learnt["reference"])].numpy()
-        # Voxels: regressions on products of three columns; those of the conditions alone come first.
-        self._products = transform.products.numpy()
-        self._plain = len(learnt["shape_centre"])
+        scale *= np.float32(math.sqrt(0.5))
+        self._shift = np.concatenate([last, (bias - state["standardise.running_mean"])[None]]) * scale
+        self._drifting = state["drift"].shape[2]
+        self._loadings = np.concatenate([state["loadings"].T, *state["drift"].transpose(0, 2, 1)]) * scale
+        self._power, self._variance = state["power"] * scale**2, scale**2
+        self._driver_centre, self._together = state["centre"], state["together"]
+        self._core, self._mixing = state["core"], np.ascontiguousarray(state["mixing"].transpose(0, 2, 1))
+        # Regressions on products of three columns; those of the conditions alone come first.
+        self._products, self._plain = voxels.products.numpy(), len(learnt["shape_centre"])
+        self._layer, self._depth = voxels.places
         self._stations, self._gaps = learnt["stations"][:-1, None], np.diff(learnt["stations"])[:, None]
         self._centre, self._spread = learnt["shape_centre"].T.copy(), learnt["shape_spread"][:, None]
         regressions = [-learnt["occupancy"], learnt["log_scale"], learnt["location"]]
-        self._parts = family.layer_slices
+        self._parts = window.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = learnt["shape"]
-        unit = np.float32(family.unit_in_mev)
+        self._knee, self._threshold = np.float32(window.knee), np.float32(window.threshold)
+        unit = np.float32(window.unit_in_mev)
         self._mass, self._reach = np.float32(ELECTRON) / unit, np.float32(LINE_REACH) / unit
-        self._half = (learnt["line"] / unit)[family.layer_of_voxel]
+        self._half = (learnt["line"] / unit)[window.layer_of_voxel]
         self._stretch = self._reach / (self._reach - self._half)
 
     @np.errstate(over="ignore")  # far outside the trained range odds are infinite: probabilities 0 and 1
     def __call__(self, latent: Array, conditions: Array) -> Array:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
-        # The networks, and everything linear after them as one product.
-        layers, latents, _ = self._splits
-        first, factors, own = latent[:, :layers], latent[:, layers : layers + latents], latent[:, layers + latents :]
+        # The networks, and layer energies: voxels depend on them.
+        size, rank, _ = self._splits
+        first, factors, own = latent[:, :size], latent[:, size : size + rank], latent[:, size + rank :]
         scaled = self._scaled(conditions)
-        normals = first + _run(self._energy_layers, np.concatenate([first, scaled], 1))
+        normals = first + _run(self._energy_network, np.concatenate([first, scaled], 1))
         hidden = _leaky(_run(self._hidden, np.concatenate([normals, factors, scaled], 1)))
+        energies = self._layer_energies(normals, _taken(conditions, self._of_energies))
         one = np.ones((len(latent), 1), np.float32)
         leading = scaled[:, self._energy_column, None] if self._energy_column is not None else 0 * one
-        drifting = factors[:, : self._drifting] * leading
-        showers: Array = np.concatenate([hidden, factors, drifting, one], 1) @ self._mix
+        cells, local = self._local(conditions, energies)
+        features = self._features(energies.T, self._scaled_plain(scaled), leading, local)
+        near = self._near(leading)
 
-        # Energies first: voxels depend on them.
-        energies = self._layer_energies(normals, conditions, scaled, leading)
-        features, near = self._features(energies, scaled, leading), self._near(leading)
+        # Everything linear as two products, whose second the layers that are faint have less of.
+        late = np.tanh(features[self._depth, 0])[:, None]
+        drivers = np.concatenate([leading, late, *([] if local is None else [local[1]])], 1) - self._driver_centre
+        drifting = factors[:, : self._drifting]
+        common = np.concatenate([factors, *(drifting * d[:, None] for d in drivers.T)], 1) @ self._loadings
+        faint = np.minimum(np.maximum(FAINT - features[self._layer], 0), 1).T
+        together = 1 - faint * (1 - self._together)
+        for number in np.flatnonzero((together < 1).any(0)):
+            common[:, self._parts[number]] *= together[:, number, None]
+        showers: Array = np.concatenate([hidden, one], 1) @ self._shift
+        showers += common
+        squares = _quadratic(drivers)
+        own = own.copy()
+        own[:, self._core] = np.einsum("blm,lmk->blk", own[:, self._core], self._mixing)
 
         # Voxels in blocks: a dozen passes over arrays of this size would wait for memory, not for arithmetic.
         rows = max(1, _CACHED // showers.shape[1])
         buffers = np.empty((5, min(rows, len(showers)), showers.shape[1]), np.float32)
         for start in range(0, len(showers), rows):
             block = slice(start, start + rows)
-            normals, spare = showers[block], buffers[0, : len(showers[block])]
-            spare = np.matmul(near[block], self._noise, out=spare)
+            spare = np.matmul(squares[block], self._power, out=buffers[0, : len(showers[block])])
+            for number in np.flatnonzero((together[block] < 1).any(0)):
+                spare[:, self._parts[number]] *= together[block, number, None] ** 2
+            np.subtract(self._variance, spare, out=spare)
+            np.sqrt(np.maximum(spare, np.float32(LEAST_NOISE) * self._variance, out=spare), out=spare)
             spare *= own[block]
-            normals += spare
-            self._voxels(normals, energies[:, block], features[..., block], near[block], buffers)
-        return showers
+            showers[block] += spare
+            self._voxels(showers[block], energies[block].T, features[..., block], near[block], buffers)
+        return showers if cells is None else self._on_read_out(showers, cells)
+
+    @torch.inference_mode()
+    def _local(self, conditions: Array, energies: Array) -> tuple[Cells | None, tuple[Array, Array] | None]:
+        """Where the axes are, and what :class:`Local` holds, features first."""
+        frame = self._transform.frame
+        if frame is None:
+            return None, None
+        cells = frame.cells(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (conditions, energies)))
+        local = self._transform.local(cells)
+        return cells, (local.features.permute(2, 1, 0).numpy(), local.drivers.numpy())
+
+    @torch.inference_mode()
+    def _on_read_out(self, showers: Array, cells: Cells) -> Array:
+        frame = self._transform.frame
+        assert frame is not None
+        found: Array = frame.from_frame(torch.from_numpy(showers), cells)[0].numpy()
+        return found
 
     def _scaled(self, conditions: Array) -> Array:
         codes = conditions
@@ -130,77 +157,31 @@ class FoldedShowers:
             scaled = np.concatenate([scaled, rows[:, 1:]], 1)
         return scaled
 
-    def _layer_energies(self, normals: Array, conditions: Array, scaled: Array, leading: Array) -> Array:
-        """:meth:`ShowerTransform.energies_from_normals`, layers first: (L, B)."""
-        rows = _within(normals.T, MOST_NORMAL)
-        one = np.ones((1, rows.shape[1]), np.float32)
-        columns = np.concatenate([one, scaled.T, _within(rows, EARLIER_CLIP), 0 * one, (leading * leading).T])
-
-        # Quantiles at the fitted levels, and log odds of being empty, of all energy variables in one product.
-        first, second, third = (columns.take(power, 0) for power in self._powers)
-        designs = (first * second * third).reshape(len(rows), -1, rows.shape[1])
-        fitted = self._quantiles @ designs
-        logits, empty = fitted[1:, -1], None
-        if logits.max(initial=-np.inf) > _NEVER_EMPTY:
-            rows, empty = _emptied(rows, logits)
-
-        # Extended to all knots, increasing and within the range of the data; then straight lines between them.
-        knots = self._extended @ np.maximum.accumulate(fitted[:, :-1], axis=1)
-        np.minimum(np.maximum(knots, self._least, out=knots), self._most, out=knots)
-        position = _within(rows, MOST_NORMAL) * np.float32(PER_UNIT) + np.float32(4 * PER_UNIT)
-        index = position.astype(np.intp)
-        position -= index
-        count = rows.shape[1]
-        index += knots.shape[1] * np.arange(len(rows))[:, None]
-        index = index * count + np.arange(count)
-        low, high = knots.take(index), knots.take(index + count)
-        return self._from_variables(low + position * (high - low), empty, conditions)
-
-    def _from_variables(self, variables: Array, empty: NDArray[np.bool_] | None, conditions: Array) -> Array:
-        """Energies (L, B) from energy variables (L, B): total, and logarithms relative to the leading layer."""
-        knee = np.float32(self._family.knee)
-        total, floor = np.exp(variables[0]), np.float32(LEAK_FLOOR)
-        if self._energy_column is None:
-            total = np.maximum(total - knee, 0)
-        else:
-            conserved = self._family.conserves_energy
-            response, most = (1 + floor - total, 1) if conserved else (total - floor, self._family.max_response)
-            total = conditions[:, self._energy_column] * np.minimum(np.maximum(response, 0), np.float32(most))
-        variables[0] = 0
-        shares, layers = np.exp(variables[self._order]), np.float32(len(variables))
-        if empty is not None:
-            empty = empty[self._order]
-            shares[empty] = 0
-            layers = layers - empty.sum(0, dtype=np.float32)
-        energies: Array = shares * ((total + layers * knee) / shares.sum(0)) - knee
-        np.maximum(energies, np.float32(SMALLEST) * knee, out=energies)
-        if empty is not None:
-            energies[empty] = 0
-        energies *= total / np.maximum(energies.sum(0), np.float32(1e-12))
-        return energies
-
     def _near(self, leading: Array) -> Array:
         """:meth:`ShowerTransform.near`, (B, 3)."""
         first, second = np.minimum(np.maximum((leading.T - self._stations) / self._gaps, 0), 1)
         return np.stack([1 - first, first - second, second], 1)
 
-    def _features(self, energies: Array, scaled: Array, leading: Array) -> Array:
-        """:meth:`ShowerTransform.features`, features first: (F, L, B)."""
+    def _features(self, energies: Array, scaled: Array, leading: Array, local: tuple[Array, Array] | None) -> Array:
+        """:meth:`VoxelShares.features`, features first: (F, L, B)."""
         layers, count = energies.shape
         number = np.arange(layers, dtype=np.float32)
         depth = (number @ energies) / np.maximum(energies.sum(0), np.float32(1e-12))
-        profile = np.concatenate([np.log(energies + np.float32(self._family.knee)), depth[None]])
-        columns = np.empty((scaled.shape[1] + 4, layers, count), np.float32)
-        columns[0], columns[1:-3], columns[-1] = 1, scaled.T[:, None], leading[:, 0] * leading[:, 0]
+        profile = np.concatenate([np.log(energies + self._knee), depth[None]])
+        plain = scaled.shape[1]
+        columns = np.empty((plain + 4 + (0 if local is None else len(local[0])), layers, count), np.float32)
+        columns[0], columns[1 : plain + 1], columns[plain + 3] = 1, scaled.T[:, None], leading[:, 0] * leading[:, 0]
         first, second, third = (columns[product, 0] for product in self._products[:, : self._plain])
         standard = _within((profile - self._centre @ (first * second * third)) / self._spread, CLIP)
-        columns[-3], columns[-2] = standard[:-1], standard[-1]
+        columns[plain + 1], columns[plain + 2] = standard[:-1], standard[-1]
+        if local is not None:
+            columns[plain + 4 :] = local[0]
         first, second, third = (columns[product] for product in self._products)
         features: Array = first * second * third
         return features
 
     def _voxels(self, normals: Array, energies: Array, features: Array, near: Array, buffers: Array) -> None:
-        """Turn voxel normals over the root of 2, (B, V), into MeV, in place; see :meth:`ShowerTransform.inverse`."""
+        """Turn voxel normals over the root of 2, (B, V), into MeV, in place; see :meth:`VoxelShares.inverse`."""
         # The regressions of all voxels, a layer at a time because each has features of its own.
         excess, spread, location, spare, weight = buffers[:, : len(normals)]
         for number, (part, regressions) in enumerate(zip(self._parts, self._regressions, strict=True)):
@@ -219,15 +200,21 @@ class FoldedShowers:
 
         # Shares, zero where the excess is negative, normalised to the energy of their layer.
         self._shares(np.maximum(excess, np.float32(1e-4), out=normals), near, spread, location, spare, weight)
-        showers = np.multiply(location, np.greater(excess, 0, out=spare), out=normals)
+        on = np.greater(excess, 0, out=spare)
+        showers = np.multiply(location, on, out=normals)
         for part, energy in zip(self._parts, energies, strict=True):
             layer = showers[:, part]
-            total = layer.sum(1)
-            if not total.all():  # a layer with energy but no voxel on puts it all into the voxel that came nearest
-                missing = np.flatnonzero(total == 0)
-                layer[missing, excess[missing, part].argmax(1)] = 1
-                total[missing] = 1
-            layer *= (energy / total)[:, None]
+            total, least = layer.sum(1), 0.0
+            if self._threshold:
+                least = self._threshold * on[:, part].sum(1)
+            # A layer with no voxel on, or more than its energy suffices for, puts it all into the one that came nearest.
+            alone = np.flatnonzero((total == 0) | (energy <= least))
+            layer *= ((energy - least) / np.maximum(total, np.float32(1e-30)))[:, None]
+            if self._threshold:
+                layer += self._threshold * on[:, part]
+            if len(alone):
+                layer[alone] = 0
+                layer[alone, excess[alone, part].argmax(1)] = energy[alone]
         if self._half.any():
             self._put_on_line(showers, energies, spare, weight, excess)
 
@@ -269,24 +256,14 @@ class FoldedShowers:
             layer *= (energy / np.maximum(layer.sum(1), np.float32(1e-30)))[:, None]
 
 
-def _extended(count: int) -> Array:
-    """From ``count`` fitted quantiles to all knots: they continue with the slope over a whole unit."""
-    fitted = np.eye(count)
-    beyond = np.arange(1, PER_UNIT + 1)[:, None] / PER_UNIT
-    below = fitted[0] + beyond[::-1] * (fitted[0] - fitted[PER_UNIT])
-    above = fitted[-1] + beyond * (fitted[-1] - fitted[-1 - PER_UNIT])
-    return np.concatenate([below, fitted, above]).astype(np.float32)
+def _quadratic(drivers: Array) -> Array:
+    """One, the drivers and their products of two, (B, 1 + J + J (J + 1) / 2)."""
+    first, second = np.triu_indices(drivers.shape[1])
+    return np.concatenate([np.ones_like(drivers[:, :1]), drivers, drivers[:, first] * drivers[:, second]], 1)
 
 
-def _emptied(normals: Array, logits: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Normals (L, B) stretched over layers that are not empty, and which are empty; log odds (L - 1, B)."""
-    full = np.ones_like(normals)
-    full[1:] = 1 / (1 + np.exp(logits))
-    full[full > 1 - 1e-5] = 1
-    tail = erfc(normals * np.float32(math.sqrt(0.5))) / 2
-    empty = tail > full
-    inner = np.where(empty, 0.5, tail / np.maximum(full, 1e-6)).clip(1e-9, 1 - 1e-9)
-    return np.where(full < 1, -ndtri(inner.astype(np.float64)), normals).astype(np.float32), empty
+def _taken(conditions: Array, columns: list[int] | None) -> Array:
+    return conditions if columns is None else np.ascontiguousarray(conditions[:, columns])
 
 
 def _dense(state: dict[str, Array], prefix: str) -> list[tuple[Array, Array]]:

@@ -35,12 +35,15 @@ def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float | Tensor
     return solution.T
 
 
-def fit_logistic(design: Tensor, occupied: Tensor, ridge: float | Tensor = 2.0, iterations: int = 15) -> Tensor:
+def fit_logistic(
+    design: Tensor, hits: Tensor, trials: Tensor | int = 1, ridge: float | Tensor = 2.0, iterations: int = 15
+) -> Tensor:
     """Occupancy of V voxels as logistic regressions, by Newton's method.
 
     Args:
         design: Features, (N, F), constant first.
-        occupied: Whether each voxel is on, (N, V), 0 or 1.
+        hits: In how many trials each voxel is on, (N, V).
+        trials: How many there are for each row, (N, V) or one number.
         ridge: Strength of the pull of all but the constant towards 0, in units of observations; a number, or one for
             each feature, (F,).
         iterations: Newton steps.
@@ -48,21 +51,22 @@ def fit_logistic(design: Tensor, occupied: Tensor, ridge: float | Tensor = 2.0, 
     Returns:
         Coefficients of the log odds, (F, V).
     """
-    mean = (occupied.sum(0) + 0.5) / (len(occupied) + 1.0)  # never 0 or 1: a voxel never seen stays possible
-    coefficients = torch.zeros(design.shape[1], occupied.shape[1], dtype=design.dtype)
+    mean = (hits.sum(0) + 0.5) / ((trials + torch.zeros_like(hits)).sum(0) + 1.0)  # never 0 or 1: a voxel never seen stays possible
+    coefficients = torch.zeros(design.shape[1], hits.shape[1], dtype=design.dtype)
     coefficients[0] = torch.log(mean / (1 - mean))
     shrink = (torch.ones(design.shape[1], dtype=design.dtype) * ridge)[:, None]
     shrink[0] = 0.1  # half an observation each way
 
     def loss(candidate: Tensor) -> Tensor:
         logit = design @ candidate
-        return (softplus(logit) - occupied * logit).sum(0) + (shrink * candidate.square()).sum(0) / 2
+        return (trials * softplus(logit) - hits * logit).sum(0) + (shrink * candidate.square()).sum(0) / 2
 
     best, step = loss(coefficients), torch.ones_like(mean)
     for _ in range(iterations):
         probability = torch.sigmoid(design @ coefficients)
-        gradient = design.T @ (occupied - probability) - shrink * coefficients
-        direction = _solve(design, (probability * (1 - probability)).clamp(min=1e-4), gradient.T, ridge)
+        gradient = design.T @ (hits - trials * probability) - shrink * coefficients
+        weights = trials * (probability * (1 - probability)).clamp(min=1e-4)
+        direction = _solve(design, weights, gradient.T, ridge)
         candidate = coefficients + step * direction
         value = loss(candidate)
         # Newton's step overshoots where the classes nearly separate: take it only where it helps, else halve it.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +15,17 @@ from ...shards.samples import Samples
 from ..contract import Generator, Inference
 from ..layers import SLOPE, mlp
 from .fast import FoldedShowers
-from .fitting import fit_factors, own_noise
-from .transform import ShowerTransform
+from .factors import LEAST_NOISE, fit_factors
+from .transform import Fitted, ShowerTransform
+from .voxels import Given
 
-_FACTOR_NUMBERS = 30_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
+_FACTOR_NUMBERS = 100_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
 _BLOCK = 2048  # showers at a time
+_CORE = 16  # voxels of a layer, the hottest, whose own noise is correlated
+_FAINTEST, _FEW_FAINT = 0.9, 50  # how faint layers are, and how many, by which their correlations are judged
+_UNKNOWN = 8.0  # a ceiling that says nothing of a normal
+_WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
+_CORRECTIONS = 2  # of the fit by what comes out of it
 _DRIFTING = 64  # factors whose loadings change with the incident energy
 
 
@@ -34,25 +43,32 @@ class ShowerGenerator(Generator):
     """
 
     transform: ShowerTransform
-    noise: Tensor  # (3, V) spread of each voxel's own noise at the transform's stations of energy
+    centre: Tensor  # (J,) mean of each driver of the loadings
+    power: Tensor  # (1 + J + J (J + 1) / 2, V) variance due to factors as a quadratic form of the drivers
 
     def __init__(
         self, family: Family, conditions: Sequence[str], latent: int = 192, hidden: Sequence[int] = (256, 128)
     ) -> None:
         super().__init__(family, conditions)
-        layers, count = len(family.layers), self.scaled_size
         self.transform = ShowerTransform(family, conditions)
-        self.splits = (layers, latent, family.voxels)  # of the latent numbers: energies, factors, voxels' own noise
-        self.latent_size, self.coarse = sum(self.splits), latent + family.voxels
-        self.register_buffer("noise", torch.ones(len(self.transform.stations), family.voxels))
-        self.loadings = nn.Parameter(torch.zeros(family.voxels, latent))
-        # How the loadings of the first factors change with the scaled incident energy.
-        self.drift = nn.Parameter(torch.zeros(family.voxels, min(latent, _DRIFTING)))
+        window = self.transform.window
+        size, voxels, count = self.transform.energies.size, window.voxels, self.scaled_size
+        self.splits = (size, latent, voxels)  # of the latent numbers: energies, factors, voxels' own noise
+        self.latent_size, self.coarse = sum(self.splits), latent + voxels
+        drivers, drifting = self.transform.voxels.drivers, min(latent, _DRIFTING)
+        self.register_buffer("core", torch.zeros(len(family.layers), min(_CORE, *np.diff(window.layer_bounds)), dtype=torch.long))
+        self.register_buffer("mixing", torch.eye(self.core.shape[1]).repeat(len(family.layers), 1, 1))
+        self.register_buffer("together", torch.ones(len(family.layers)))
+        self.register_buffer("layer_of_voxel", torch.from_numpy(window.layer_of_voxel), persistent=False)
+        self.register_buffer("centre", torch.zeros(drivers))
+        self.register_buffer("power", torch.zeros(1 + drivers + drivers * (drivers + 1) // 2, voxels))
+        self.loadings = nn.Parameter(torch.zeros(voxels, latent))
+        self.drift = nn.Parameter(torch.zeros(drivers, voxels, drifting))  # how those of the first factors change
         # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
         # rarely on drifts away within a thousand steps.
-        self.standardise = nn.BatchNorm1d(family.voxels, affine=False, momentum=0.01)
-        self.energies = mlp([layers + count, 128, 128, layers], slope=SLOPE, zero_last=True)
-        self.shapes = mlp([layers + latent + count, *hidden, family.voxels], slope=SLOPE, zero_last=True)
+        self.standardise = nn.BatchNorm1d(voxels, affine=False, momentum=0.01)
+        self.energies = mlp([size + count, 128, 128, size], slope=SLOPE, zero_last=True)
+        self.shapes = mlp([size + latent + count, *hidden, voxels], slope=SLOPE, zero_last=True)
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
@@ -60,11 +76,20 @@ class ShowerGenerator(Generator):
         scaled = self.scaled(conditions)
         energy_normals = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
-        drifting = factors[:, : self.drift.shape[1]] * self.transform.leading(scaled)
-        common = factors @ self.loadings.T + drifting @ self.drift.T
-        noise = self.transform.near(conditions) @ self.noise
-        voxel_normals = self.standardise(common + own * noise + shift)
-        return self.transform.inverse(energy_normals, voxel_normals, conditions)
+        given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
+        return self.transform.made(self.standardise(self._copula(factors, own, given) + shift), given, conditions)
+
+    def _copula(self, factors: Tensor, own: Tensor, given: Given) -> Tensor:
+        """Voxel normals (B, V) before training, of factors (B, K) and the voxels' own noise (B, V)."""
+        drivers, drifting = given.drivers - self.centre, factors[:, : self.drift.shape[2]]
+        common = factors @ self.loadings.T
+        for driver, drift in zip(drivers.unbind(1), self.drift, strict=True):
+            common = common + driver[:, None] * (drifting @ drift.T)
+        layer = self.layer_of_voxel
+        together = (1 - given.faint * (1 - self.together)).index_select(1, layer)
+        common = common * together
+        mixed = own.index_copy(1, self.core.flatten(), torch.einsum("blm,lkm->blk", own[:, self.core], self.mixing).flatten(1))
+        return common + mixed * (1 - _quadratic(drivers) @ self.power * together.square()).clamp(min=LEAST_NOISE).sqrt()
 
     def folded(self) -> Inference:
         """In numpy, with all that training needs folded into the weights."""
@@ -73,26 +98,90 @@ class ShowerGenerator(Generator):
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit transform and factors to training samples."""
-        showers, conditions = self.transform.fit(samples)
+        data = self.transform.fit(samples)
+        self.remarks = self.transform.remarks
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(len(showers), generator=generator)[: max(1000, _FACTOR_NUMBERS // self.family.voxels)]
-        showers, conditions = showers[rows], conditions[rows]
-        self.transform.double()
-        blocks = list(zip(showers.split(_BLOCK), conditions.split(_BLOCK), strict=True))
-        normals = torch.cat([self.transform(*block)[1].float() for block in blocks])
-        ceiling = torch.cat([self.transform.ceiling(*block).float() for block in blocks])
-        self.transform.float()
-        energy = self.transform.leading(self.scaled(conditions))[:, 0].float()
-        # Normals of a mirrored shower are the mirrored normals.
-        mirrors = [torch.from_numpy(order) for order in self.family.mirrors]
-        mirrors = mirrors[: max(1, _FACTOR_NUMBERS // max(1, showers.numel()))]
-        normals, off, ceiling = (
-            torch.cat([a[:, order] for order in mirrors]) for a in (normals, showers == 0, ceiling)
-        )
-        loadings, drift = fit_factors(
-            normals, off, ceiling, self.splits[1], generator, energy.repeat(len(mirrors)), self.drift.shape[1]
+        self._fit_correlations(data, generator)
+
+        # Shares are normalised in the end, which changes them: the fit is corrected for that.
+        voxels = self.transform.voxels
+        target = copy.deepcopy(voxels).double()
+        for _ in range(_CORRECTIONS):
+            made = torch.cat([self._made(data, rows, generator) for rows in _blocks(len(data.showers))])
+            voxels.double().correct(target, made, data.energies, data.views)
+            voxels.float()
+
+    def _fit_correlations(self, data: Fitted, generator: torch.Generator) -> None:
+        rows = torch.randperm(len(data.showers), generator=generator)
+        rows = rows[: max(1000, _FACTOR_NUMBERS // self.transform.window.voxels)]
+        normals, ceiling = (torch.empty(len(rows), self.splits[2]) for _ in "ab")
+        drivers, faint = torch.empty(len(rows), len(self.centre)), torch.empty(len(rows), len(self.together))
+        for block in _blocks(len(rows)):
+            here = rows[block]
+            given = self.transform.given(data.energies[here].float(), data.conditions[here].float())
+            normals[block] = self.transform.voxels(data.showers[here], given)
+            off = self.transform.voxels.ceiling(given)
+            if data.seen is not None:
+                off[~data.seen[here]] = _UNKNOWN
+            ceiling[block] = torch.where(data.showers[here] > 0, torch.inf, off)
+            drivers[block], faint[block] = given.drivers, given.faint
+        self.centre.copy_(drivers.mean(0))
+        weights, core = self._importance(data)
+        self.core.copy_(core)
+
+        # Where a layer is faint, few particles make it, and its voxels go together less. Correlations are those of others.
+        faintest = [normals[faint[:, i] > _FAINTEST][:, group] for i, group in enumerate(core)]
+        ceiling[(faint > 0.5)[:, self.layer_of_voxel]] = _UNKNOWN
+        images = [(data.views[0].orders, drivers - self.centre)]
+        for view in data.views[1:]:
+            moved = drivers.clone()
+            if view.local is not None:
+                moved[:, -view.local.drivers.shape[1] :] = view.local.drivers[rows].float()
+            images.append((view.orders, moved - self.centre))
+        loadings, drift, mixing = fit_factors(
+            normals, ceiling, images, self.splits[1], self.drift.shape[2], weights, core, generator
         )
         self.loadings.zero_()[:, : loadings.shape[1]] = loadings
-        self.drift.zero_()[:, : drift.shape[1]] = drift
-        for noise, station in zip(self.noise, self.transform.stations, strict=True):
-            noise.copy_(own_noise(self.loadings, self.drift, station))
+        self.drift.zero_()[..., : drift.shape[2]] = drift
+        self.mixing.copy_(mixing)
+        self.power.copy_(_power(self.loadings, self.drift))
+        for i, (known, group) in enumerate(zip(faintest, core, strict=True)):
+            if len(known) >= _FEW_FAINT:
+                model = self.loadings[group] @ self.loadings[group].T
+                model.fill_diagonal_(0.0)
+                slope = (known.T @ known / len(known) * model).sum() / model.square().sum().clamp(min=1e-9)
+                self.together[i] = slope.clamp(0, 1).sqrt()
+
+    def _made(self, data: Fitted, rows: slice, generator: torch.Generator) -> Tensor:
+        """Random showers (N, V) in MeV with the layer energies of training showers, in their frame."""
+        given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
+        _, rank, voxels = self.splits
+        factors, own = (torch.randn(len(given.energies), n, generator=generator) for n in (rank, voxels))
+        return self.transform.voxels.inverse(self._copula(factors, own, given), given)
+
+    def _importance(self, data: Fitted) -> tuple[Tensor, Tensor]:
+        """How much the correlations of each voxel (V,) count, and the hottest voxels of each layer, (L, M)."""
+        window, once = self.transform.window, data.showers.mean(0, dtype=torch.float64)
+        mean = sum(once[order] for view in data.views for order in view.orders)  # equal for all images
+        parts = [mean[part] / mean[part].sum().clamp(min=1e-30) for part in window.layer_slices]
+        hottest = [part.argsort(descending=True, stable=True)[: self.core.shape[1]] for part in parts]
+        core = torch.stack([h + start for h, start in zip(hottest, window.layer_bounds, strict=False)])
+        return torch.sqrt(1 + _WEIGHT * torch.cat(parts)).float(), core
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(count, start + _BLOCK)) for start in range(0, count, _BLOCK)]
+
+
+def _quadratic(drivers: Tensor) -> Tensor:
+    """One, the drivers and their products of two, (B, 1 + J + J (J + 1) / 2), of drivers (B, J)."""
+    pairs = [a * b for a, b in itertools.combinations_with_replacement(drivers.unbind(1), 2)]
+    return torch.stack([torch.ones_like(pairs[0]), *drivers.unbind(1), *pairs], 1)
+
+
+def _power(loadings: Tensor, drift: Tensor) -> Tensor:
+    """The squares of loadings added up, as coefficients of :func:`_quadratic`, (..., V)."""
+    first = loadings[:, : drift.shape[2]]
+    pairs = itertools.combinations_with_replacement(range(len(drift)), 2)
+    mixed = [(drift[a] * drift[b]).sum(1) * (1 if a == b else 2) for a, b in pairs]
+    return torch.stack([loadings.square().sum(1), *(2 * (first * slope).sum(1) for slope in drift), *mixed])

@@ -15,6 +15,7 @@ from .fitting import inverse_tail
 LOW, MIDDLE = -2.5, -0.7  # logarithms at which the quantile function may bend
 SHAPES = 5  # numbers that describe it
 _LEAST, _MOST = -9.2, 3.2  # logarithms between which it is inverted
+_FLATTEST = np.array([0.1, 0.02, 0.02])  # least slopes of the logarithm below LOW, between LOW and MIDDLE, and above
 _LEVELS = torch.tensor(
     [0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.16, 0.25, 0.35, 0.5, 0.65, 0.75, 0.84, 0.9, 0.95, 0.98, 0.99, 0.997, 0.999],
     dtype=torch.float64,
@@ -87,7 +88,16 @@ def fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
     fits = np.stack([nnls(design * weight[:, None], column * weight)[0] for column in target.T], 1)
 
     # Strictly increasing, so that the inverse exists. Then from three slopes to one with two further ones:
-    low, middle, high = np.maximum(fits[2:5], [[0.1], [0.02], [0.02]])
+    low, middle, high = np.maximum(fits[2:5], _FLATTEST[:, None])
     # log.clamp(LOW, MIDDLE) = log - (log - LOW)_- - (log - MIDDLE)_+, and (log - MIDDLE)_+ = log - MIDDLE - (...)_-
     constant = fits[0] - fits[1] + MIDDLE * (middle - high)
     return torch.from_numpy(np.stack([constant, high, fits[5], low - middle, middle - high]))
+
+
+def shifted(shape: Tensor, target: Tensor, found: Tensor) -> Tensor:
+    """A shape (5, ...) with the difference of two others added; it still increases."""
+    # In constant, root and the three slopes of the logarithm, of which none may be negative.
+    pieces = [torch.stack([s[0], s[2], s[1] + s[3] + s[4], s[1] + s[4], s[1]]) for s in (shape, target, found)]
+    constant, root, *slopes = (pieces[0] + pieces[1] - pieces[2]).unbind(0)
+    low, middle, high = (slope.clamp(min=least) for slope, least in zip(slopes, _FLATTEST.tolist(), strict=True))
+    return torch.stack([constant, high, root.clamp(min=0), low - middle, middle - high])

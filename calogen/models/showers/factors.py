@@ -1,0 +1,193 @@
+"""Correlations of voxels: a linear factor model of standard normals, some of which are only known to lie below a ceiling.
+
+Plain statistics on tensors; no physics and no units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .fitting import inverse_tail, normal_tail
+
+LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
+_ROUNDS = 4  # of drawing what is hidden and finding the factors
+_UPDATES = 6  # of the voxels' own variances in a round
+_SPARE = 16  # axes followed beside those that are kept
+_DENSE = 2500  # voxels up to which the matrix of their correlations is computed
+_NUMBERS = 3_000_000  # normals worked on at a time
+_IMAGED = 200_000_000  # normals of all images looked at in one pass
+
+
+def fit_factors(
+    normals: Tensor,
+    ceiling: Tensor,
+    views: Sequence[tuple[Tensor, Tensor]],
+    rank: int,
+    drifting: int,
+    weights: Tensor,
+    core: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor loadings of standard normals, changing linearly with some variables of each row.
+
+    The correlation matrix is made equal to that of the data off its diagonal: principal factors (Harman 1960). Hidden
+    normals are drawn from what the factors of the round before leave open (truncated normals), in turn with that.
+
+    Args:
+        normals: (N, V) float32; where hidden they are overwritten.
+        ceiling: Upper bounds of hidden normals, (N, V) float32; infinite where the normal is known.
+        views: Orders of the voxels, (I, V), under which correlations are the same, and the variables (N, J) that loadings
+            change with in these images: of order one, with mean about 0 and of little correlation.
+        rank: Number of factors K, at most min(N, V) - 1.
+        drifting: How many of the first factors have loadings that change (D).
+        weights: How much the correlations of each voxel count, (V,).
+        generator: Source of the drawn values.
+
+        core: Voxels whose own noise is correlated, too: L groups of M each, (L, M), every group in all of its images.
+
+    Returns:
+        Loadings (V, K) where all drivers are 0, their slopes (J, V, D), and how independent noise is mixed within each
+        group of the core, (L, M, M).
+    """
+    count, voxels = normals.shape
+    rank, kinds = min(rank, count - 1, voxels - 1), views[0][1].shape[1]
+    if rank < 1:
+        mixing = torch.eye(core.shape[1]).expand(*core.shape, -1)
+        return normals.new_zeros(voxels, 0), normals.new_zeros(kinds, voxels, 0), mixing
+    hidden = torch.isfinite(ceiling)
+    drifting = min(drifting, rank)
+    images = [(order, drivers) for orders, drivers in views for order in orders]
+    copies = max(1, min(len(images), _IMAGED // normals.numel()))
+    chunks = [
+        (rows, [images[i] for i in torch.randperm(len(images), generator=generator)[:copies]])
+        for rows in torch.arange(count).split(max(1, _NUMBERS // voxels))
+    ]
+
+    loadings, noise = normals.new_zeros(voxels, rank), normals.new_full((voxels, 1), 0.5)
+    axes = torch.randn(voxels, min(voxels, rank + _SPARE), generator=generator, dtype=normals.dtype)
+    for _ in range(_ROUNDS):
+        for rows, _ in chunks:
+            normals[rows] = _drawn(normals[rows], hidden[rows], ceiling[rows], loadings, generator)
+        correlations, _ = _second_moments(normals, chunks)
+        for _ in range(_UPDATES):
+            # A step of subspace iteration towards the leading axes of the weighted matrix less the voxels' own variance.
+            axes = torch.linalg.qr(axes).Q
+            scaled = weights[:, None] * axes
+            image = weights[:, None] * (correlations(scaled) - noise * scaled)
+            values, turn = torch.linalg.eigh((axes.T @ image + image.T @ axes) / 2)
+            leading, values = (axes @ turn)[:, -rank:].flip(1), values[-rank:].flip(0)
+            loadings = _bounded(leading * values.clamp(min=0).sqrt() / weights[:, None])
+            noise = own_variance(loadings)[:, None]
+            axes = image
+
+    # The slope X of the loadings L with a driver solves L X^T + X L^T = C, C being the slope of the correlations; its
+    # diagonal is 0, since normals are standard at every value of the driver.
+    inverse = torch.linalg.pinv((loadings.T @ loadings).double(), hermitian=True).to(loadings.dtype)
+    slopes = normals.new_zeros(kinds, voxels, drifting)
+    for kind, slope in enumerate(slopes):
+        squares = sum((drivers[rows, kind].square().sum() for rows, images in chunks for _, drivers in images))
+        if squares > 0:
+            change, diagonal = _second_moments(normals, chunks, kind)
+            product = change(loadings) - diagonal[:, None] * loadings
+            product *= count * copies / squares
+            slope[:] = (product @ inverse - loadings @ (inverse @ (loadings.T @ product) @ inverse) / 2)[:, :drifting]
+    return loadings, slopes, _mixing(normals, chunks, loadings, core)
+
+
+def _mixing(normals: Tensor, chunks: _Chunks, loadings: Tensor, core: Tensor) -> Tensor:
+    """Roots (L, M, M) of the correlations of the voxels' own noise within groups (L, M): what factors leave over."""
+    groups, size = core.shape
+    left, share = normals.new_zeros(groups, size, size), 1 / sum(len(rows) * len(images) for rows, images in chunks)
+    for rows, images in chunks:
+        for order, _ in images:
+            here = normals[rows][:, order[core]]
+            left += torch.einsum("nlm,nlk->lmk", here, here) * share
+    noise = own_variance(loadings)[core].sqrt()
+    left -= loadings[core] @ loadings[core].mT
+    left /= noise[:, :, None] * noise[:, None, :]
+    left.diagonal(dim1=1, dim2=2).fill_(1.0)
+    # A sample's matrix need not be that of any noise: negative variances are put to a little above 0.
+    values, axes = torch.linalg.eigh(left)
+    roots = axes * values.clamp(min=LEAST_NOISE).sqrt()[:, None, :]
+    return roots / roots.square().sum(2, keepdim=True).sqrt()
+
+
+def loadings_at(loadings: Tensor, slopes: Tensor, drivers: Tensor) -> Tensor:
+    """Loadings (V, K) at some values (J,) of the drivers; see :func:`fit_factors`."""
+    moved = loadings.clone()
+    moved[:, : slopes.shape[2]] += torch.tensordot(drivers, slopes, 1)
+    return moved
+
+
+def own_variance(loadings: Tensor) -> Tensor:
+    """Variance of each voxel's own noise beside its factors, (V,); loadings (V, K)."""
+    return (1 - loadings.square().sum(1)).clamp(min=LEAST_NOISE)
+
+
+_Chunks = Sequence[tuple[Tensor, list[tuple[Tensor, Tensor]]]]  # rows, and in which images they are looked at
+
+
+def _second_moments(
+    normals: Tensor, chunks: _Chunks, driver: int | None = None
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The product of the correlation matrix of all images with some axes (V, A), and its diagonal (V,).
+
+    If the number of a driver is given, rows are weighted with it.
+    """
+    voxels = normals.shape[1]
+    diagonal, share = normals.new_zeros(voxels), 1 / sum(len(rows) * len(images) for rows, images in chunks)
+
+    def weighted(rows: Tensor, drivers: Tensor) -> Tensor:
+        return normals[rows] if driver is None else normals[rows] * drivers[rows, driver, None]
+
+    for rows, images in chunks:
+        for order, drivers in images:
+            diagonal += (weighted(rows, drivers) * normals[rows]).sum(0)[order] * share
+
+    if voxels <= _DENSE:  # the matrix itself is small
+        matrix = normals.new_zeros(voxels, voxels)
+        for rows, images in chunks:
+            for order, drivers in images:
+                matrix += (weighted(rows, drivers).T @ normals[rows])[order][:, order] * share
+        return lambda axes: matrix @ axes, diagonal
+
+    def product(axes: Tensor) -> Tensor:
+        total = torch.zeros_like(axes)
+        for rows, images in chunks:
+            for order, drivers in images:
+                here = torch.empty_like(axes)
+                here[order] = axes
+                total += (weighted(rows, drivers).T @ (normals[rows] @ here))[order] * share
+        return total
+
+    return product, diagonal
+
+
+def _drawn(
+    normals: Tensor, hidden: Tensor, ceiling: Tensor, loadings: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Normals (N, V) with hidden ones drawn anew: factors given all, then what is hidden given the factors."""
+    noise = own_variance(loadings)
+    if not loadings.any():  # nothing is known yet, not even values of hidden ones to start from
+        mean = torch.zeros_like(normals)
+        noise = torch.ones_like(noise)
+    else:
+        precision = torch.eye(loadings.shape[1], dtype=loadings.dtype) + (loadings.T / noise) @ loadings
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        centre = (normals / noise) @ loadings @ (root @ root.T)
+        draw = torch.randn(centre.shape, generator=generator, dtype=centre.dtype)
+        mean = (centre + draw @ root.T) @ loadings.T
+    top, spread = ceiling[hidden], noise.sqrt().expand_as(normals)[hidden]
+    found = normals.clone()
+    mass = 1 - normal_tail((top - mean[hidden]) / spread)
+    uniform = torch.rand(top.shape, generator=generator, dtype=top.dtype)
+    found[hidden] = torch.minimum(mean[hidden] - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
+    return found
+
+
+def _bounded(loadings: Tensor) -> Tensor:
+    """Loadings whose squares add up to at most all but the least variance of a voxel's own."""
+    return loadings / (loadings.square().sum(1, keepdim=True) / (1 - LEAST_NOISE)).clamp(min=1.0).sqrt()

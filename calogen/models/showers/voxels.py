@@ -1,0 +1,431 @@
+"""The voxels of showers whose layer energies are known <-> standard normals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...families import Family
+from ..conditions import energy_column, scale_conditions, scaled_size
+from .fitting import fit_least_squares, fit_logistic, inverse_tail, normal_tail
+from .shapes import SHAPES, exponential, fit_shapes, quantile, shifted
+
+_FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
+_LINE_ROWS = 3000  # showers in which the line is looked for
+_NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting: bounds memory to some 500 MB
+_ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
+ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
+LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
+FAINT = -0.5  # standard deviations of its log energy below which a layer begins to be faint; one further, it is
+CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
+LEAST = 1e-3  # of the threshold: the least excess over it
+
+
+class Local(NamedTuple):
+    """Where showers lie in the cells of the layers, where that changes from shower to shower.
+
+    Attributes:
+        features: Of each layer, (B, L, K), dimensionless.
+        drivers: Numbers of order one, (B, J'), with which the correlations of voxels change.
+    """
+
+    features: Tensor
+    drivers: Tensor
+
+
+class Given(NamedTuple):
+    """What the distributions of voxels depend on, of B showers.
+
+    Attributes:
+        energies: Of the layers, (B, L), in MeV.
+        features: Of each layer, (B, L, F), dimensionless.
+        near: How near each station of energy is, (B, 3), adding up to 1.
+        drivers: With which the correlations of voxels change, (B, J), of order one.
+        faint: Whether each layer has far less energy than usual, (B, L), from 0 (no) to 1 (yes).
+    """
+
+    energies: Tensor
+    features: Tensor
+    near: Tensor
+    drivers: Tensor
+    faint: Tensor
+
+
+class View(NamedTuple):
+    """Images of training showers that change the conditions in one and the same way.
+
+    Attributes:
+        orders: Orders of the voxels, (I, V).
+        conditions: Of the images, (N, C), in their units, float64.
+        local: Where the images lie in the cells, float64.
+    """
+
+    orders: Tensor
+    conditions: Tensor
+    local: Local | None = None
+
+
+class VoxelShares(nn.Module):
+    """How the energy of each layer is shared between its voxels.
+
+    Given the conditions and the layer energies, every voxel is expressed as the standard normal number n with the same
+    probability. It is on if the upper tail S(n) is below p = sigmoid(logit). Of the layer's energy over the thresholds
+    of its voxels that are on, its share is then exp(m + s * Q(log(p / S))): log(p / S) is standard exponential, so Q
+    holds the shape of the distribution. The share falls to 0 continuously as S rises to p, hence gradients with no
+    straight-through trick. logit, m and log s are polynomials in the conditions, the layer's energy and the shower's
+    depth; Q is interpolated between three incident energies.
+
+    Shares are normalised to their layer's energy: energies are exact, whatever the network does.
+
+    Args:
+        family: A calorimeter family.
+        conditions: Names of the conditions that voxels depend on.
+        local: How many features there are besides (:class:`Local`), for how many, the first, products with energies
+            and depth are worth it, and how many drivers.
+    """
+
+    products: Tensor  # (3, F) which three columns are multiplied for each feature of voxels
+    shape_centre: Tensor  # (P, L + 1) log layer energies and depth as polynomials in c ...
+    shape_spread: Tensor  # (L + 1,) ... and their spread about it
+    line: Tensor  # (L,) half width in MeV of what is moved onto the line at the electron's mass
+    stations: Tensor  # (3,) scaled incident energies between which shapes are interpolated
+
+    def __init__(self, family: Family, conditions: Sequence[str], local: tuple[int, int, int] = (0, 0, 0)) -> None:
+        super().__init__()
+        self.family, self.conditions = family, tuple(conditions)
+        self.energy_column = energy_column(family, self.conditions)
+        count, layers, voxels = scaled_size(family, self.conditions), len(family.layers), family.voxels
+        products = _voxel_products(count, local[:2], self.energy_column)
+        features = products.shape[1]
+        self._rough = (products > 0).all(0) | (products.amax(0) == count + 3)  # products of more than two
+        self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
+        self.places = self._layer, self._depth = tuple(products.T.tolist().index([count + i, 0, 0]) for i in (1, 2))
+        self.drivers = 2 + local[2]
+        self.register_buffer("products", products, persistent=False)
+        self.register_buffer("shape_centre", torch.zeros(self._plain, layers + 1))
+        self.register_buffer("shape_spread", torch.ones(layers + 1))
+        self.register_buffer("line", torch.zeros(layers))
+        self.register_buffer("stations", torch.tensor([-0.5, 0.2, 0.8]))
+        # Parameters, so that training can refine them: (F, V) each, and the numbers of Q at each station.
+        self.occupancy = nn.Parameter(torch.zeros(features, voxels))
+        self.location = nn.Parameter(torch.zeros(features, voxels))
+        self.log_scale = nn.Parameter(torch.zeros(features, voxels))
+        self.shape = nn.Parameter(torch.zeros(SHAPES, len(self.stations), voxels))
+
+    # --- features -----------------------------------------------------------------------------------------------
+
+    def leading(self, scaled: Tensor) -> Tensor:
+        """The scaled incident energy (..., 1), 0 where it is no condition; scaled conditions (..., C)."""
+        column = self.energy_column
+        return scaled.new_zeros(*scaled.shape[:-1], 1) if column is None else scaled[..., column : column + 1]
+
+    def near(self, conditions: Tensor) -> Tensor:
+        """How near each station of energy is, (B, 3), adding up to 1; conditions (B, C) in their units."""
+        energy = self.leading(scale_conditions(self.family, self.conditions, conditions))
+        ramps = ((energy - self.stations[:-1]) / self.stations.diff()).clamp(0, 1)
+        return torch.cat([1 - ramps[:, :1], ramps[:, :1] - ramps[:, 1:], ramps[:, 1:]], 1)
+
+    def given(self, energies: Tensor, conditions: Tensor, local: Local | None = None) -> Given:
+        """What voxel distributions depend on.
+
+        Args:
+            energies: Of the layers, (B, L), in MeV.
+            conditions: (B, C), in their units.
+            local: Where the shower lies in the cells, where that changes.
+        """
+        features = self.features(energies, conditions, local)
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        drivers = [self.leading(scaled), torch.tanh(features[:, 0, self._depth : self._depth + 1])]
+        drivers += [] if local is None else [local.drivers]
+        faint = (FAINT - features[..., self._layer]).clamp(0, 1)
+        return Given(energies, features, self.near(conditions), torch.cat(drivers, 1), faint)
+
+    def features(self, energies: Tensor, conditions: Tensor, local: Local | None = None) -> Tensor:
+        """The features (B, L, F), dimensionless; arguments as for :meth:`given`."""
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        profile = self._profile(energies)
+        standard = (profile - self._plain_features(scaled) @ self.shape_centre) / self.shape_spread
+        standard = standard.clamp(-CLIP, CLIP)
+        layers = len(self.family.layers)
+        pair = torch.stack([standard[:, :layers], standard[:, layers:].expand(-1, layers)], 2)
+        parts = [scaled[:, None, :].expand(-1, layers, -1), pair]
+        return self._products(parts if local is None else [*parts, local.features], self.products)
+
+    def _plain_features(self, scaled: Tensor) -> Tensor:
+        """The features (B, P) that depend on the conditions alone."""
+        return self._products([scaled, scaled.new_zeros(len(scaled), 2)], self.products[:, : self._plain])
+
+    def _products(self, parts: Sequence[Tensor], products: Tensor) -> Tensor:
+        one, square = torch.ones_like(parts[1][..., :1]), self.leading(parts[0]).square()
+        columns = torch.cat([one, parts[0], parts[1], square, *parts[2:]], -1)
+        first, second, third = (columns.index_select(-1, product) for product in products)
+        return first * second * third
+
+    def _profile(self, energies: Tensor) -> Tensor:
+        """Log layer energies and the energy-weighted mean layer, (B, L + 1)."""
+        number = torch.arange(energies.shape[1], device=energies.device, dtype=energies.dtype)
+        depth = (energies * number).sum(1) / energies.sum(1).clamp(min=1e-12)
+        return torch.cat([torch.log(energies + self.family.knee), depth[:, None]], 1)
+
+    # --- normals to showers and back ----------------------------------------------------------------------------
+
+    def inverse(self, normals: Tensor, given: Given) -> Tensor:
+        """Showers (B, V) in MeV, never negative, with the given layer energies, of normals (B, V)."""
+        tail = normal_tail(normals.clamp(-6, 6))
+        threshold, parts = self.family.threshold, []
+        for i, part in enumerate(self.family.layer_slices):
+            # How far the upper tail S of a normal lies below the probability p of the voxel being on: log(p / S).
+            row, energy = given.features[:, i], given.energies[:, i : i + 1]
+            excess = nn.functional.logsigmoid(row @ self.occupancy[:, part]) - torch.log(tail[:, part])
+            on = excess > 0
+
+            # That excess is a standard exponential, and the quantile function makes it the logarithm of the share.
+            # Voxels that are off are computed at 1, where gradients are harmless, and put to zero afterwards.
+            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * quantile(
+                torch.where(on, excess, 1.0).clamp(min=1e-4), given.near @ self.shape[..., part]
+            )
+            share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
+
+            # The layer's energy is known already: what is over the thresholds is shared out. Where no voxel is on, or
+            # more are than the energy suffices for, all of it goes into the voxel that came nearest.
+            total, least = share.sum(1, keepdim=True), threshold * on.sum(1, keepdim=True)
+            voxels = share / total.clamp(min=1e-30) * (energy - least) + threshold * on
+            nearest = torch.zeros_like(share).scatter_(1, excess.argmax(1, keepdim=True), 1.0)
+            voxels = torch.where((total > 0) & (energy > least), voxels, nearest * energy)
+            parts.append(self._with_line(voxels, energy, i))
+        return torch.cat(parts, 1)
+
+    def _with_line(self, voxels: Tensor, energies: Tensor, i: int) -> Tensor:
+        """Voxels (B, V) of layer i, in MeV, those next to the electron's mass moved onto it; energies (B, 1) stay.
+
+        The distances to the line shrink by its half width, and those within reach are stretched again, so that there
+        is no gap.
+        """
+        unit = self.family.unit_in_mev
+        mass, reach, half = ELECTRON / unit, LINE_REACH / unit, self.line[i] / unit
+        distance = voxels - mass
+        moved = mass + distance.sign() * (distance.abs() - half).clamp(min=0) * reach / (reach - half)
+        voxels = torch.where((distance.abs() < reach) & (half > 0), moved, voxels)
+        return voxels * (energies / voxels.sum(1, keepdim=True).clamp(min=1e-30))
+
+    def forward(self, showers: Tensor, given: Given) -> Tensor:
+        """Normals (B, V) of showers (B, V) in MeV with the given layer energies; the inverse of :meth:`inverse`.
+
+        A voxel that is off is given the middle of the normals it may have: the largest one is :meth:`ceiling`.
+        """
+        normals = []
+        for i, part in enumerate(self.family.layer_slices):
+            # The share as a standardised logarithm, and the exponential variable that has it as its quantile.
+            row, layer = given.features[:, i], showers[:, part]
+            share = self._shares(layer, given.energies[:, i : i + 1])
+            residual = (torch.log(share.clamp(min=1e-30)) - row @ self.location[:, part]) * torch.exp(-row @ self.log_scale[:, part])
+            excess = exponential(residual, given.near @ self.shape[..., part])
+
+            # From there the upper tail of the normal: S = p exp(-excess) where the voxel is on, between p and 1 where
+            # it is off. Of one that has the whole layer only that it is on is known.
+            probability = torch.sigmoid(row @ self.occupancy[:, part])
+            on = probability * torch.where(share < 1, torch.exp(-excess), 0.5)
+            normals.append(inverse_tail(torch.where(layer > 0, on, (1 + probability) / 2)))
+        return torch.cat(normals, 1)
+
+    def ceiling(self, given: Given) -> Tensor:
+        """The normal below which each voxel is off, (B, V)."""
+        parts = enumerate(self.family.layer_slices)
+        logits = torch.cat([given.features[:, i] @ self.occupancy[:, part] for i, part in parts], 1)
+        return inverse_tail(torch.sigmoid(logits))
+
+    def _shares(self, layer: Tensor, energy: Tensor) -> Tensor:
+        """Shares (B, V_layer) of the layer's energy (B, 1) over the thresholds of its voxels that are on; 0 where off."""
+        threshold, on = self.family.threshold, layer > 0
+        least = threshold * LEAST  # rounding must not make a voxel that is on one that is off
+        over = torch.where(on, (layer - threshold).clamp(min=max(least, 1e-30)), 0.0)
+        return over / (energy - threshold * on.sum(1, keepdim=True)).clamp(min=max(least, 1e-30))
+
+    # --- fit ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(
+        self,
+        showers: Tensor,
+        energies: Tensor,
+        views: Sequence[View],
+        seen: Tensor | None = None,
+        *,
+        occupancy: bool = True,
+    ) -> None:
+        """Fit to training showers and their images, which follow the same law.
+
+        Args:
+            showers: (N, V) in MeV, float32.
+            energies: Of their layers, (N, L), float64.
+            views: Images that change the conditions in one way, each: the first is that of the showers themselves.
+            seen: Which voxels the read-out can have seen, (N, V) bool; none: all.
+            occupancy: Whether to fit how often voxels are on, and what all fits depend on, too.
+        """
+        if occupancy:
+            self._centre(energies, views[0])
+
+        # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory, and
+        # its numbers are written to each image.
+        images = torch.cat([view.orders for view in views])
+        nearest = [self.near(view.conditions).argmax(1) for view in views]
+        for i, part in enumerate(self.family.layer_slices):
+            rows = energies[:, i] > 0
+            if not rows.any():
+                self.occupancy[0, part] = -30.0
+                continue
+            design = torch.cat([self._layer_features(view, energies, i)[rows] for view in views])
+            stations = torch.cat([n[rows] for n in nearest])
+            layer = self._shares(showers[rows][:, part].double(), energies[rows, i : i + 1]).float()
+            voxels, orbit = images[:, part].amin(0).unique(return_inverse=True)
+            block = max(1, _NUMBERS // (len(design) * max(len(view.orders) for view in views)))
+            for start in range(0, len(voxels), block):
+                chosen = [view.orders[:, voxels[start : start + block]] - part.start for view in views]
+                chosen = [orders.unique(dim=0) for orders in chosen]
+                shares = torch.cat([torch.stack([layer[:, voxel] for voxel in orders]) for orders in chosen], 1)
+                trials: Tensor | int = len(shares)
+                if seen is not None:
+                    found = seen[rows][:, part]
+                    trials = torch.cat([sum(found[:, voxel].double() for voxel in orders) for orders in chosen])
+                fits = self._fit_voxels(design, shares.double(), stations, trials if occupancy else None)
+                here = (orbit >= start) & (orbit < start + block)
+                where = torch.arange(part.start, part.stop)[here]
+                for name, fit in fits.items():
+                    getattr(self, name)[..., where] = fit[..., orbit[here] - start]
+
+    def _centre(self, energies: Tensor, view: View) -> None:
+        """Find the stations of energy, and the mean course of energies and depth with the conditions."""
+        scaled = scale_conditions(self.family, self.conditions, view.conditions)
+        energy = self.leading(scaled)[:, 0]
+        ends = torch.quantile(energy[:: max(1, len(energy) // 100_000)], energy.new_tensor([1 / 6, 1 / 2, 5 / 6]))
+        if (ends.diff() > 0.05).all():
+            self.stations.copy_(ends)
+
+        # What voxels depend on: energies and depth less their mean course with the conditions, in units of their
+        # spread about it. Else they would repeat what the conditions say, and no regression could tell them apart.
+        plain, profile = self._plain_features(scaled), self._profile(energies)
+        self.shape_centre.copy_(fit_least_squares(plain, profile, torch.ones_like(profile), ridge=1e-3))
+        spread = (profile - plain @ self.shape_centre).std(0)
+        self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    @torch.no_grad()
+    def correct(self, target: VoxelShares, made: Tensor, energies: Tensor, views: Sequence[View]) -> None:
+        """Shift locations, scales and shapes by what those of the showers made so far are off.
+
+        Normalising shares to the energy of their layer changes how each is distributed. So the same fit is made to what
+        comes out, and the differences are taken off (indirect inference: Gourieroux, Monfort & Renault 1993).
+
+        Args:
+            target: What was fitted to the training showers.
+            made: Showers (N, V) in MeV that this object makes with the energies of the training showers.
+            energies: As for :meth:`fit`.
+            views: As for :meth:`fit`.
+        """
+        found = copy.deepcopy(self)
+        found.fit(made, energies, views, occupancy=False)
+        self.location += target.location - found.location
+        self.log_scale += target.log_scale - found.log_scale
+        self.shape.copy_(shifted(self.shape, target.shape, found.shape))
+
+    def _layer_features(self, view: View, energies: Tensor, i: int) -> Tensor:
+        """The features (N, F) of one layer, float64: those of all layers at a time would fill memory."""
+        rows = torch.arange(len(energies)).split(max(1, _NUMBERS // self.products.shape[1] // energies.shape[1]))
+        local = view.local
+        parts = [None if local is None else Local(local.features[r], local.drivers[r]) for r in rows]
+        blocks = zip(rows, parts, strict=True)
+        return torch.cat([self.features(energies[r], view.conditions[r], part)[:, i] for r, part in blocks])
+
+    def _fit_voxels(
+        self, design: Tensor, shares: Tensor, stations: Tensor, trials: Tensor | int | None
+    ) -> dict[str, Tensor]:
+        """Parameters of some voxels of one layer, by name.
+
+        Args: design (N, F), shares of the layer (I, N, V_block) in I images, nearest station of each shower (N,), in how
+        many images a voxel can have been seen (N, V_block); none: occupancies are not fitted.
+        """
+        # The mean of the logarithm, then the logarithm of its spread as a mean of log residuals: least squares, which
+        # thousands of voxels solve at once without iterations. Products of three and four are pulled towards 0 more.
+        on = shares > 0
+        several = on & (shares < 1)  # a voxel that has the whole layer says nothing about how energy is shared
+        count = several.sum(0).double()
+        mean = _mean_over(several, count)
+        logs = torch.log(shares.clamp(min=1e-30))
+        ridge = 1 + _ROUGHNESS * self._rough.double()
+        location = fit_least_squares(design, mean(logs), count, ridge=2 * ridge)
+        residual = logs - design @ location
+        log_scale = fit_least_squares(design, mean(torch.log(residual.abs() + 1e-3)), count, ridge=20 * ridge)
+
+        # A mean of logarithms is the spread up to a factor, which the root of the mean square puts right.
+        residual *= torch.exp(-design @ log_scale)
+        spread = ((residual.square() * several).sum((0, 1)) / count.sum(0).clamp(min=1)).sqrt().clamp(min=1e-3)
+        log_scale[0] += torch.log(spread)
+        residual /= spread
+
+        # What is left is the shape, one for each station of energy; where a station has few voxels on, that of all.
+        shapes = []
+        whole: Tensor | None = None
+        for station in range(len(self.stations)):
+            chosen = stations == station
+            if several[:, chosen].sum() < _FEW_HITS:
+                whole = self._fit_shapes(residual, several) if whole is None else whole
+                shapes.append(whole)
+            else:
+                shapes.append(self._fit_shapes(residual[:, chosen], several[:, chosen]))
+        fits = {"location": location, "log_scale": log_scale, "shape": torch.stack(shapes, 1)}
+        if trials is not None:
+            fits["occupancy"] = fit_logistic(design, on.sum(0).double(), trials, ridge=2 * ridge)
+        return fits
+
+    @staticmethod
+    def _fit_shapes(residual: Tensor, on: Tensor) -> Tensor:
+        count = on.sum((0, 1))  # decides how far a voxel's own data is trusted
+        return fit_shapes(residual.flatten(0, 1), on.flatten(0, 1), count / (count + 30))
+
+    @torch.no_grad()
+    def fit_line(self, showers: Tensor, given: Given) -> None:
+        """Move as many voxels onto the line at the electron's mass as there are in the data, if there is one."""
+        # What the transform makes so far, of random normals and the true energies.
+        mass = ELECTRON / self.family.unit_in_mev
+        normals = torch.randn(showers.shape, generator=torch.Generator().manual_seed(0))
+        self.line.zero_()
+        made = self.inverse(normals, given)
+
+        # A line is an excess of voxels at the mass over those beside it. Its half width is chosen so that as many
+        # generated voxels lie within it as there are on the line in the data.
+        for i, part in enumerate(self.family.layer_slices):
+            distance = (showers[:, part] - mass).abs() / mass
+            on_line, beside = int((distance < 1e-4).sum()), int(((distance > 1e-3) & (distance < 1.1e-2)).sum())
+            if on_line > 100 + beside:  # beside: a hundred times as wide
+                distances = (made[:, part] - mass)[made[:, part] > 0].abs().sort().values
+                self.line[i] = distances[min(on_line, len(distances) - 1)].clamp(max=LINE_REACH / 2)
+
+
+def _mean_over(chosen: Tensor, count: Tensor) -> Callable[[Tensor], Tensor]:
+    """The mean (N, V) over images (I, N, V), of those that are chosen."""
+    return lambda values: (values * chosen).sum(0) / count.clamp(min=1)
+
+
+def _voxel_products(conditions: int, local: tuple[int, int], energy: int | None) -> Tensor:
+    """Columns to be multiplied, (3, F), for the features of voxels; those of the conditions alone come first.
+
+    The columns are: one, the conditions, the layer's energy, the depth, the incident energy squared, and the local
+    features. All products of two; of three and four where the incident energy is one, since showers change most with
+    it; local features by themselves, and the first of them with energies and depth.
+    """
+    layer, depth, square = conditions + 1, conditions + 2, conditions + 3
+    pairs = itertools.combinations_with_replacement(range(1, conditions + 3), 2)
+    chosen = [(0, 0, 0), *((v, 0, 0) for v in range(1, conditions + 3)), *((a, b, 0) for a, b in pairs)]
+    if energy is not None:
+        chosen += itertools.combinations_with_replacement((1 + energy, layer, depth), 3)
+        chosen += [(square, square, 0)]
+    plain = [product for product in chosen if not {layer, depth} & set(product)]
+    chosen = [*plain, *(product for product in chosen if product not in plain)]
+    first, crossed = square + 1, [layer, depth, *([] if energy is None else [1 + energy])]
+    chosen += [(column, 0, 0) for column in range(first, first + local[0])]
+    chosen += [(column, other, 0) for column in range(first, first + local[1]) for other in crossed]
+    return torch.tensor(chosen, device="cpu").T
