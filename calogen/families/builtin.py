@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .conditions import Condition
@@ -22,15 +22,17 @@ def _challenge(
     rings: Mapping[int, tuple[int, tuple[float, ...]]],
     energies: tuple[float, float],
     threshold: float,
+    depths: Sequence[tuple[float, float]] = (),
 ) -> Family:
     """A data set of the CaloChallenge: layers (sectors, edges of rings in mm) by number, energies in MeV."""
-    return Family(
+    family = Family(
         name=name,
         description=f"CaloChallenge data set {name}: {about}",
         conditions=(incident_energy(*energies),),
         layers=tuple(CylindricalLayer(index=i, n_alpha=n, r_edges=edges) for i, (n, edges) in rings.items()),
         threshold=threshold,
     )
+    return family.with_depths(depths) if depths else family
 
 
 # Edges in mm, from the binning files of the CaloChallenge (arXiv:2410.21611).
@@ -53,6 +55,7 @@ _PIONS = {
 _ATLAS = (256, 4_194_304)
 _REGULAR_2 = {i: (16, tuple(round(4.65 * k, 3) for k in range(10))) for i in range(45)}
 _REGULAR_3 = {i: (50, tuple(round(2.325 * k, 3) for k in range(19))) for i in range(45)}
+_PLATES = [(round(3.4 * k, 3), round(3.4 * (k + 1), 3)) for k in range(45)]  # two of 1.4 mm W + 0.3 mm Si a layer
 _SILICON = "electrons in a silicon-tungsten cylinder"
 _COSMOLOGY = (Condition(name="Omega_m", low=0.1, high=0.5), Condition(name="sigma_8", low=0.6, high=1.0))
 _CAMELS = (  # in the order of the columns of CAMELS' own params_*.txt
@@ -69,7 +72,10 @@ FAMILIES: dict[str, Family] = {
             description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
             "deposits of absorber and active material summed",
             conditions=(incident_energy(1e3, 100e3),),
-            layers=tuple(CartesianLayer(shape=shape, size=(480, 480)) for shape in ((3, 96), (12, 12), (12, 6))),
+            layers=tuple(
+                CartesianLayer(shape=shape, size=(480, 480), z=z)
+                for shape, z in (((3, 96), (0, 90)), ((12, 12), (90, 437)), ((12, 6), (437, 480)))
+            ),
             threshold=0.0,  # the simulation records every deposit; 0.3 % of the cells hold less than 15 keV
             symmetries=("mirror-x", "mirror-y"),
             conserves_energy=True,
@@ -77,8 +83,8 @@ FAMILIES: dict[str, Family] = {
         ),
         _challenge("1-photons", "photons in the ATLAS calorimeter, 368 voxels", _PHOTONS, _ATLAS, threshold=1.0),
         _challenge("1-pions", "charged pions in the ATLAS calorimeter, 533 voxels", _PIONS, _ATLAS, threshold=1.0),
-        _challenge("2", f"{_SILICON}, 45 x 16 x 9 voxels", _REGULAR_2, (1e3, 1e6), threshold=0.01515),
-        _challenge("3", f"{_SILICON}, 45 x 50 x 18 voxels", _REGULAR_3, (1e3, 1e6), threshold=0.01515),
+        _challenge("2", f"{_SILICON}, 45 x 16 x 9 voxels", _REGULAR_2, (1e3, 1e6), 0.01515, _PLATES),
+        _challenge("3", f"{_SILICON}, 45 x 50 x 18 voxels", _REGULAR_3, (1e3, 1e6), 0.01515, _PLATES),
         Family(
             name="nbody-64",
             description="Projected N-body density, 64 x 64 pixels of 1 Mpc/h, 8 Mpc/h deep, z = 0, periodic",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from .conditions import Condition, Frozen
 from .layers import Layer
 from .units import DENSITY, in_mev
 
+_SAME_DEPTH = 1e-6  # mm: sums of thicknesses are rounded
 Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
 
@@ -66,6 +68,11 @@ class Family(Frozen):
             odd = [i for i, layer in enumerate(self.layers) if not layer.can_mirror_x]
             if "mirror-x" in self.symmetries and odd:
                 raise ValueError(f"mirror-x needs an even number of sectors in layers {odd}")
+            if 0 < len(self.depths) < len(self.layers):
+                raise ValueError("either all layers have a depth z, or none")
+            crossing = [i for i, (a, b) in enumerate(pairwise(self.depths)) if b[0] < a[1] - _SAME_DEPTH]
+            if crossing:
+                raise ValueError(f"layer {crossing[0] + 1} begins (z) before layer {crossing[0]} ends")
         elif self.pixels is None or self.layers:
             raise ValueError("a map family has pixels and no layers")
         if self.kind == "map" and any(c.labels for c in self.conditions):
@@ -113,6 +120,11 @@ class Family(Frozen):
     def layer_numbers(self) -> tuple[int, ...]:
         """The detector's own layer numbers, L of them."""
         return tuple(i if layer.index is None else layer.index for i, layer in enumerate(self.layers))
+
+    @property
+    def depths(self) -> tuple[tuple[float, float], ...]:
+        """Depth in mm at which each layer begins and ends, L pairs; empty where it is not known."""
+        return tuple(layer.z for layer in self.layers if layer.z is not None)
 
     @cached_property
     def centres(self) -> NDArray[np.float64]:
@@ -169,7 +181,8 @@ class Family(Frozen):
         """Name and size: families of one name may differ in their layers, or in the box of their maps."""
         if self.kind == "map":
             return f"{self.name}, {self.pixels} pixels, box {self.box_size:g} Mpc/h, {self.depth:g} Mpc/h deep"
-        return f"{self.name}, {self.voxels} voxels in {len(self.layers)} layers"
+        depth = f", {self.depths[-1][1]:g} mm deep" if self.depths else ""
+        return f"{self.name}, {self.voxels} voxels in {len(self.layers)} layers{depth}"
 
     @property
     def unit_in_mev(self) -> float:
@@ -197,8 +210,22 @@ class Family(Frozen):
         conditions = {c.name: c for c in self.conditions} | {condition.name: condition}
         return Family.model_validate({**self.model_dump(), "conditions": tuple(conditions.values())})
 
+    def with_depths(self, depths: Sequence[tuple[float, float]]) -> Family:
+        """The family with layers from and to these depths in mm, L pairs that follow each other, or none."""
+        if tuple(depths) == self.depths:
+            return self
+        layers = zip(self.layers, depths or [None] * len(self.layers), strict=True)
+        return self.model_copy(update={"layers": tuple(layer.model_copy(update={"z": z}) for layer, z in layers)})
+
+    def same_cells(self, other: Family) -> bool:
+        """Whether the layers of the two families have the same cells, whatever their depths."""
+        return self.layers == other.layers or self.with_depths(()).layers == other.with_depths(()).layers
+
     def same_samples(self, other: Family) -> bool:
-        """Whether samples of the two families can be compared voxel by voxel."""
-        deep = math.isclose(self.depth, other.depth) if self.depth and other.depth else True
-        mine = (self.kind, self.unit, self.layers, self.pixels, self.box_size)
-        return deep and mine == (other.kind, other.unit, other.layers, other.pixels, other.box_size)
+        """Whether samples of the two families can be compared voxel by voxel; depths count where both know theirs."""
+        mine = (self.kind, self.unit, self.pixels, self.box_size)
+        if mine != (other.kind, other.unit, other.pixels, other.box_size) or not self.same_cells(other):
+            return False
+        if self.depths and other.depths:
+            return np.allclose(self.depths, other.depths, rtol=0, atol=_SAME_DEPTH)
+        return math.isclose(self.depth, other.depth) if self.depth and other.depth else True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .conditions import Frozen
 
@@ -32,10 +32,26 @@ class Outline(NamedTuple):
 
 
 class _Layer(Frozen, ABC):
-    """What layers have in common; each says its ``shape`` and its cells' ``centres``."""
+    """What layers have in common; each says its ``shape`` and its cells' ``centres``.
+
+    Attributes:
+        z: Depth in mm, from the plane of the impact point, at which the layer begins and ends (none: not known).
+    """
 
     rectangular: ClassVar[bool] = False
     """Whether all cells are rectangles of one size."""
+    z: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _forwards(self) -> Self:
+        if self.z is not None and not -math.inf < self.z[0] < self.z[1] < math.inf:
+            raise ValueError(f"a layer begins before it ends, got z = {self.z} mm")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_depth(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)  # files of families without depths stay as they always were
+        return found if found.get("z") else {key: value for key, value in found.items() if key != "z"}
 
     @property
     @abstractmethod
@@ -67,6 +83,7 @@ class CartesianLayer(_Layer):
         shape: Cells along x and y.
         size: Full extent along x and y in mm, centred on the axis.
         index: The detector's own number of the layer (its position in the family when absent).
+        z: Depth in mm at which the layer begins and ends.
     """
 
     rectangular = True
@@ -80,6 +97,11 @@ class CartesianLayer(_Layer):
         if min(self.shape) < 1 or min(self.size) <= 0:
             raise ValueError(f"a layer needs at least one cell and a positive size, got {self.shape}, {self.size}")
         return self
+
+    @property
+    def pitch(self) -> tuple[float, float]:
+        """Extent of a cell along x and y in mm."""
+        return self.size[0] / self.shape[0], self.size[1] / self.shape[1]
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -117,6 +139,7 @@ class CylindricalLayer(_Layer):
         n_alpha: Sectors, equal in angle, starting at alpha = -pi.
         r_edges: Ring edges in mm, increasing.
         index: The detector's own number of the layer (its position in the family when absent).
+        z: Depth in mm at which the layer begins and ends.
     """
 
     geometry: Literal["cylindrical"] = "cylindrical"

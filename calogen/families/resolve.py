@@ -43,7 +43,7 @@ def resolve_family(source: str | Path | Mapping[str, Any] | Family) -> Family:
 
 def _from_table(table: object) -> Family:
     try:
-        return Family.model_validate(table)
+        family = Family.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["family", *(str(part) for part in first["loc"])])
@@ -51,6 +51,10 @@ def _from_table(table: object) -> Family:
         raise ConfigError(
             f"the family table is not valid: {first['msg']}", where=where, found=first.get("input"), hint=hint
         ) from None
+    known = FAMILIES.get(family.name)  # files written before layers had depths are those of the family of their name
+    if known and known.depths and not family.depths and known.same_cells(family):
+        return family.with_depths(known.depths)
+    return family
 
 
 def family_from_binning(path: str | Path, particle: str | None = None) -> Family:
@@ -86,10 +90,9 @@ def family_from_binning(path: str | Path, particle: str | None = None) -> Family
     if not layers:
         raise ConfigError("the binning file has no layers", where=path, expected="<Layer id r_edges n_bin_alpha>")
     named = {"name": path.stem, "description": f"from {path.name}", "threshold": 0.0}
-    for family in FAMILIES.values():
-        if family.layers == tuple(layers):
-            return family.model_copy(update=named)
-    return Family(conditions=(incident_energy(256, 4_194_304),), layers=tuple(layers), **named)
+    family = Family(conditions=(incident_energy(256, 4_194_304),), layers=tuple(layers), **named)
+    known = next((known for known in FAMILIES.values() if known.same_cells(family)), None)
+    return known.model_copy(update=named) if known else family
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DamagedError, StorageError
+from ..families import Family
 from ..storage import require_writable, write_atomic
 from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
 
@@ -218,7 +219,10 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
     checkpoint, damaged = _newest(folder)
-    theirs = _fixed(checkpoint.card.config)
+    begun = checkpoint.card.config
+    if isinstance(config.family, Family) and isinstance(begun.family, Family) and not begun.family.depths:
+        config = config.updated({"family": config.family.with_depths(())})  # begun before layers had depths
+    theirs = _fixed(begun)
     for key, value in _fixed(config).items():
         if theirs[key] != value:
             raise CheckpointError(

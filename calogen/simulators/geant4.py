@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +52,7 @@ _VACUUM = {"density": 1e-15, "state": "gas", "composition": {"Ar": 1}}
 _CM = 0.1  # calzone's unit of length, from mm
 _GAP = 1.0  # mm of vacuum between the gun and the front
 _LIMITS = {"incident_energy": (1.0, 10 * ENERGY_UNITS["TeV"]), "theta": (0.0, 80.0), "phi": (-360.0, 360.0)}
+_UNSAID = {"energy": True, "particle": True, "family": {"layers": {"__all__": {"z"}}}}  # layer_ends say the latter
 _FIXED = {"impact_x": "fixed:0", "impact_y": "fixed:0", "theta": "fixed:0", "phi": "fixed:0"}
 
 
@@ -105,7 +107,8 @@ class Detector(_Frozen):
         family: Voxels and their layers.
         width: Extent of the plates along x and y in mm.
         modules: The plates from the front to the back.
-        layer_ends: Depth in mm at which each read-out layer ends; deposits beyond the last are not read out.
+        layer_ends: Depth in mm at which each read-out layer ends, the first beginning at the front; deposits beyond the
+            last are not read out. The same as the layers' ``z``: either gives the other.
         materials: Materials of its own.
         particle: What it is usually shot with.
         signal: Deposits that are summed by default: in ``all`` plates, or in the ``active`` ones.
@@ -117,7 +120,7 @@ class Detector(_Frozen):
     family: Family
     width: float = Field(gt=0, le=1e5)
     modules: tuple[Module, ...] = Field(min_length=1)
-    layer_ends: tuple[float, ...]
+    layer_ends: tuple[float, ...] = ()
     materials: dict[str, Material] = {}
     particle: Literal["gamma", "e-", "e+"] = "gamma"
     signal: Signal = "all"
@@ -129,6 +132,10 @@ class Detector(_Frozen):
     def _consistent(self) -> Detector:
         if not self.family.layers:
             raise ValueError("the family must be a calorimeter")
+        if not self.layer_ends:
+            if not self.family.depths:
+                raise ValueError("layers need depths: layer_ends here, or z = [begin, end] in each layer of the family")
+            vars(self)["layer_ends"] = tuple(end for _, end in self.family.depths)  # not by assignment: it is frozen
         if self.family.unit != "MeV":
             raise ValueError(f"the family's unit must be MeV, got '{self.family.unit}'")
         if len(self.layer_ends) != len(self.family.layers):
@@ -139,6 +146,11 @@ class Detector(_Frozen):
             raise ValueError(f"at most {_MOST_PLATES} plates, got {len(self.plates)}")
         if self.layer_ends[-1] > self.depth + 1e-6:
             raise ValueError(f"the last layer ends at {self.layer_ends[-1]} mm, behind the plates ({self.depth} mm)")
+        spans = tuple(pairwise((0.0, *self.layer_ends)))
+        if not self.family.depths:
+            vars(self)["family"] = self.family.with_depths(spans)
+        elif not np.allclose(self.family.depths, spans, rtol=0, atol=1e-6):
+            raise ValueError(f"layer_ends say that layers lie at {spans} mm, the family's z at {self.family.depths} mm")
         return self
 
     @cached_property
@@ -359,7 +371,7 @@ class Geant4(OneByOne):
             "photonuclear": "off",
             "conditions": self.drawn.texts,
             "geometry": Path(self.geometry).name,
-            "detector": self.detector.model_dump(mode="json", exclude_defaults=True, exclude={"energy", "particle"}),
+            "detector": self.detector.model_dump(mode="json", exclude_defaults=True, exclude=_UNSAID),
             "seed": self.seed,
         }
 

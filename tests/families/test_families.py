@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ALL_FAMILIES, CALORIMETERS, ENERGY, SMALL
+from support import ALL_FAMILIES, CALORIMETERS, ENERGY, ROOT, SMALL
 
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family, resolve_family
@@ -136,6 +137,35 @@ def test_families_are_compared_by_geometry_and_not_by_name() -> None:
     assert not calogan.same_samples(calogan.model_copy(update={"unit": "GeV"}))
 
 
+def test_depths_count_where_both_families_know_theirs() -> None:
+    calogan = FAMILIES["calogan"]
+    assert calogan.depths == ((0, 90), (90, 437), (437, 480))
+    assert calogan.layers[1].pitch == (40, 40)
+    shallow, unknown = calogan.with_depths([(0, 80), (80, 437), (437, 480)]), calogan.with_depths(())
+    assert not shallow.same_samples(calogan)
+    assert shallow.same_cells(calogan)
+    for one in (calogan, shallow):
+        assert unknown.same_samples(one)
+        assert one.same_samples(unknown)
+
+
+def test_a_family_without_depths_is_written_as_it_always_was() -> None:
+    unknown = FAMILIES["calogan"].with_depths(())
+    assert unknown.depths == ()
+    assert list(unknown.model_dump()["layers"][0]) == ["geometry", "shape", "size", "index"]
+    assert '"z":[90.0,437.0]' in FAMILIES["calogan"].model_dump_json()
+
+
+def test_a_written_family_of_a_built_in_one_gets_its_depths() -> None:
+    old = FAMILIES["calogan"].with_depths(()).model_copy(update={"symmetries": (), "description": "old"})
+    read = resolve_family(json.loads(old.model_dump_json()))
+    assert (read.depths, read.description) == (FAMILIES["calogan"].depths, "old")
+    assert resolve_family(read.with_depths([(0, 1), (1, 2), (2, 3)]).model_dump()).depths[2] == (2, 3)
+    assert resolve_family(old.model_copy(update={"name": "mine"}).model_dump()).depths == ()
+    binning = resolve_family(ROOT / "tests" / "binning" / "binning_dataset_2.xml")
+    np.testing.assert_allclose(binning.depths[44], (149.6, 153))
+
+
 TABLE = """
 name = "mine"
 conserves_energy = true
@@ -193,6 +223,8 @@ high = 90.0
         ('"incident_energy"', '"energy"', "first condition of a calorimeter family is the incident energy"),
         ("[0, 1, 2]", "[0, 2, 1]", "r_edges must increase"),
         ("[2, 2]", "[0, 2]", "at least one cell"),
+        ("n_alpha = 2", "n_alpha = 2\nz = [3.0, 3.0]", "begins before it ends"),
+        ("n_alpha = 2", "n_alpha = 2\nz = [0.0, 3.0]", "either all layers have a depth z, or none"),
         ("threshold = 0.5", 'symmetries = ["roll"]', "calorimeter symmetries are"),
         ("n_alpha = 2", "n_alpha = 0", "n_alpha"),
         ("threshold = 0.5", "pixels = [4, 4]", "has layers and no pixels"),
@@ -204,6 +236,16 @@ def test_a_wrong_table_says_what_is_wrong_with_it(old: str, new: str, message: s
         resolve_family(tomllib.loads(TABLE.replace(old, new)))
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+def test_layers_follow_each_other_in_depth() -> None:
+    table = tomllib.loads(TABLE)
+    for layer, z in zip(table["layers"], ([1, 4], [3, 5]), strict=True):
+        layer["z"] = z
+    with pytest.raises(ConfigError, match=r"layer 1 begins \(z\) before layer 0 ends"):
+        resolve_family(table)
+    table["layers"][1]["z"] = [4.5, 5]
+    assert resolve_family(table).depths == ((1, 4), (4.5, 5))
 
 
 def test_a_family_may_stand_in_a_toml_file(tmp_path: Path) -> None:

@@ -633,3 +633,20 @@ def test_reading_needs_no_torch() -> None:
     script = "import sys, calogen.shards; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_files_from_before_layers_had_depths_are_read_with_newer_ones(tmp_path: Path) -> None:
+    known, other = SMALL.with_depths([(0, 4), (4, 9)]), SMALL.with_depths([(0, 5), (5, 9)])
+    for name, family in (("old", SMALL), ("new", known), ("other", other)):
+        write_shard(tmp_path / f"{name}.h5", toy(family, 5), provenance={})
+    old, new, third = (tmp_path / f"{name}.h5" for name in ("old", "new", "other"))
+    assert open_shards(old).family.depths == ()
+    for pair in ((old, new), (new, old)):
+        assert open_shards(pair).family == known
+        assert len(open_shards(pair)) == 10
+    assert open_shards(new, family=SMALL).family == open_shards(old, family=known).family == known
+    for several in ((new, third), (old, new, third)):
+        with pytest.raises(ShardError, match="files of different family"):
+            open_shards(several)
+    with pytest.raises(ShardError, match="another family than asked for"):
+        open_shards(third, family=known)

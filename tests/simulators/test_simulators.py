@@ -208,9 +208,23 @@ def test_a_detector_of_ones_own(own_detector):
     assert beyond.tolist() == [16]
 
 
+def test_depths_of_layers_are_said_once(own_detector):
+    assert load_detector(own_detector).family.depths == ((0, 10.3), (10.3, 24.5))
+    text = OWN_DETECTOR.replace("[80.0, 80.0]", "[80.0, 80.0], z = [0.0, 10.3]").replace(
+        "30.0] }", "30.0], z = [10.3, 24.5] }"
+    )
+    own_detector.write_text(text.replace("layer_ends = [10.3, 24.5]", ""))
+    assert load_detector(own_detector).layer_ends == (10.3, 24.5)
+    own_detector.write_text(text.replace("layer_ends = [10.3, ", "layer_ends = [11.3, "))
+    with pytest.raises(ConfigError, match="layer_ends say that layers lie at"):
+        load_detector(own_detector)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        ("layer_ends = [10.3, 24.5]", "", "layers need depths"),
+        ("size = [80.0, 80.0] },", "size = [80.0, 80.0], z = [0, 9] },", "either all layers have a depth z, or none"),
         ("layer_ends = [10.3, 24.5]", "layer_ends = [10.3]", "2 layers need as many layer_ends"),
         ("layer_ends = [10.3, 24.5]", "layer_ends = [24.5, 10.3]", "must increase"),
         ("layer_ends = [10.3, 24.5]", "layer_ends = [10.3, 26.0]", "behind the plates"),

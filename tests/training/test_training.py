@@ -152,6 +152,15 @@ def test_a_finished_run_can_be_resumed_for_more_steps(data: Path, tmp_path: Path
     same(tensors(tmp_path / "run", 6), tensors(tmp_path / "whole", 6))
 
 
+def test_a_run_from_before_layers_had_depths_can_be_resumed(data: Path, tmp_path: Path) -> None:
+    train(tiny(training={"steps": 1}), data, tmp_path / "run")
+    known = tiny(family=SMALL.with_depths([(0, 1), (1, 2), (2, 4)]), training={"steps": 2})
+    assert train(known, data, tmp_path / "run", resume=True).step == 2
+    other = tiny(family=SMALL.with_depths([(0, 1), (1, 3), (3, 4)]), training={"steps": 3})
+    with pytest.raises(CheckpointError, match="another 'family'"):
+        train(other, data, tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

@@ -107,14 +107,19 @@ def _read(header: Header, like: Family | None) -> Layout:
 
 
 def _family(header: Header, stored: Family | None) -> Family | None:
-    """The family asked for, with the labels that the file has; that of the file where none is."""
+    """The family asked for, with the labels and depths that the file has; that of the file where none is."""
     family = header.family
     if family is None or stored is None:
         return family or stored
     if not stored.same_samples(family):
         raise ShardError(
-            "the file holds another family than asked for", where=header.path, expected=family.name, found=stored.name
+            "the file holds another family than asked for",
+            where=header.path,
+            expected=family.summary,
+            found=stored.summary,
         )
+    if stored.depths and not family.depths:
+        family = family.with_depths(stored.depths)
     known = [condition.name for condition in family.conditions]
     for condition in stored.conditions:
         if condition.labels and condition.name not in known:  # part of the data, whatever else is asked for
