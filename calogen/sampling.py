@@ -247,6 +247,8 @@ class Surrogate:
     def check(self, conditions: Conditions, *, extrapolate: bool = False) -> None:
         """Refuse conditions that are not finite or outside the trained range.
 
+        What differs from something within the range by an exact law only, which the generator knows, is within.
+
         Args:
             conditions: Those of the surrogate, in their units.
             extrapolate: Allow what lies outside, as long as it is finite and physical.
@@ -254,9 +256,12 @@ class Surrogate:
         Raises:
             ConditionError: Names condition, row, value, range and remedy.
         """
-        for known in self.card.conditions:
-            known.check(conditions[known.name], self.family.condition(known.name), extrapolate=extrapolate)
-        columns = conditions.array(self.conditions)
+        columns, trained = conditions.array(self.conditions), self.card.conditions
+        for known in trained:  # what is not possible comes first: no law holds for it
+            known.check(conditions[known.name], self.family.condition(known.name), extrapolate=True)
+        ranges = [c.low for c in trained], [c.high for c in trained]
+        for known, moved in zip(trained, self._generator.equivalent(columns, *ranges).T, strict=True):
+            known.check(moved, self.family.condition(known.name), extrapolate=extrapolate)
         if extrapolate and columns.size:
             self._try(conditions[np.unique([*columns.argmin(0), *columns.argmax(0)])])
 
@@ -371,6 +376,8 @@ class Surrogate:
         production = Production(maker, total, size, part, layout, threaded=self._device.type != "cpu")
         check_folder(production, out)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
+        # Each within its limits, conditions may still not go together: then some of the first ones drawn say so.
+        self.check(request.conditions(self.conditions, maker.seed, 0, min(BLOCK, total)), extrapolate=extrapolate)
         # How much space it takes follows from how well some samples compress.
         probe = min(_PROBE, self.block, total)
         values = self.launch(request.conditions(self.conditions, maker.seed, 0, probe), 0, 0)()

@@ -61,6 +61,19 @@ class Generator(nn.Module, ABC):
         """Conditions (B, D), dimensionless, from conditions (B, C) in their units."""
         return scale_conditions(self.family, self.conditions, conditions)
 
+    def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
+        """Conditions (N, C) of samples that differ by exact laws only, within the trained ranges where there are such.
+
+        Args:
+            conditions: (N, C), in their units, possible ones.
+            low: Lower ends of the trained ranges, C of them.
+            high: Upper ends.
+
+        Raises:
+            ConditionError: If samples with some conditions cannot be, whatever was trained.
+        """
+        return conditions
+
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit all that is not learnt by gradients to training samples, in physical units; nothing unless overridden."""
 

@@ -1,0 +1,455 @@
+"""The shower frame: showers described about their axis, wherever they hit and from whatever direction they come.
+
+In a uniform detector a shower that is moved by whole cells is the same shower. So every layer is shifted by whole cells
+until the cell that the axis crosses is the middle one, and what is left of impact and angle is small: where within
+that cell the axis crosses, and how steep it is. Detectors that are not uniform (gaps, modules, cells of several sizes in
+one layer) are not described this way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...errors import ConditionError
+from ...families import CartesianLayer, Family
+from ..conditions import energy_column, scale_conditions
+
+LINEAR = 4
+"""How many of :meth:`ShowerFrame.features`, the first, are offsets and tangents; the others are made of them."""
+_NAMES = {"impact_x": "impact", "impact_y": "impact", "theta": "angle", "phi": "angle"}  # with their roles
+_UNITS = {"impact": ("mm",), "angle": ("deg", "rad")}
+_DEPTHS = 4  # numbers that a layer's effective depth is made of
+_CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
+_EDGE = 0.1  # of a cell: how near to its edges shares change fast
+_RARE = 0.01  # of the training showers may lie nearer to an edge than what counts as trained
+_MOST_ROWS = 10**6  # of a quantile
+_MARGIN = 1e-6  # of a range: rounding
+_OUTLIER = 3.0  # spreads of the centroids beyond which they count less
+_ROUNDS = 10  # of reweighting
+_RESOLUTION = 10**6  # cell sizes are told apart to a nanometre
+
+
+class Cells(NamedTuple):
+    """Where the axes of B showers cross the L layers, at their effective depths.
+
+    Attributes:
+        crossed: Numbers of the crossed cells along x and y, (B, L, 2), int64; outside the layer's where the axis is.
+        offset: Where within the cell, 0 to 1, (B, L, 2).
+        tangents: tan(theta) (cos phi, sin phi), (B, 2).
+    """
+
+    crossed: Tensor
+    offset: Tensor
+    tangents: Tensor
+
+
+def frame_of(family: Family, conditions: Sequence[str]) -> tuple[ShowerFrame | None, tuple[str, ...]]:
+    """The shower frame for some conditions, and what the log should say where there should be one but is none.
+
+    Args:
+        family: A calorimeter family.
+        conditions: Names of the conditions.
+
+    Returns:
+        None where neither impact nor angle are conditions; and, with a remark, where the layers do not allow a frame.
+    """
+    placing = [c for c in map(family.condition, conditions) if c.role in ("impact", "angle")]
+    if not placing:
+        return None, ()
+    unknown = [c.name for c in placing if _NAMES.get(c.name) != c.role or c.unit not in _UNITS[c.role]]
+    if unknown:
+        reason = f"{', '.join(unknown)}: known are impact_x, impact_y in mm and theta, phi in deg or rad"
+    elif not all(isinstance(layer, CartesianLayer) for layer in family.layers):
+        reason = "it needs layers of rectangular cells"
+    elif any(layer.z is None for layer in family.layers):
+        reason = (
+            "it needs each layer's depths: add where it begins and ends, such as `z = [0, 90]` in mm, to the family"
+        )
+    else:
+        return ShowerFrame(family, conditions), ()
+    return None, (f"fitted without a shower frame, in which impact and angle would be followed better; {reason}",)
+
+
+class ShowerFrame(nn.Module):
+    """Showers <-> showers about their axis.
+
+    The axis crosses layer l at impact + z tan(theta) (cos phi, sin phi), where z is the layer's *effective* depth: that
+    of its energy. It depends on the incident energy and on how deep the shower is, which its layer energies say: a late
+    shower deposits late in every layer.
+
+    A layer's window has an odd number of cells along each axis, its middle one the crossed cell, so that mirror images
+    of windows are windows. In both directions a layer keeps its energy, that of the read-out: the little that lies
+    beyond the window (or, on the way back, beyond the read-out) is given to the other cells in proportion. Only where
+    the axis passes nearer to an edge than in training, energy beyond the read-out is lost, as it is in the detector.
+
+    Args:
+        family: A calorimeter family of rectangular cells with depths.
+        conditions: Names of the conditions, in the order of the columns; the impact point and the angles among them are
+            found by their names, and those that are no conditions are 0.
+
+    Attributes:
+        window: What a shower in the frame is: the family with windows as layers. Mirrors are symmetries here, with
+            :meth:`image`.
+        periods: Impacts that differ by whole multiples (x, y) of these, in mm, differ by whole cells in every layer.
+    """
+
+    course: Tensor  # (2,) the mean depth of a shower's energy, in mm, as a line in the scaled incident energy ...
+    spread: Tensor  # () ... and its spread about it
+    depths: Tensor  # (L, 4) effective depth in mm: constant, energy, depth of the shower, its square
+    steepest: Tensor  # (2,) the largest tangents in the data
+    profile: Tensor  # (V_window,) mean share of each cell in its layer
+    contained: Tensor  # (L,) share of the mean profile on the read-out that nearly all showers in the data exceed
+
+    def __init__(self, family: Family, conditions: Sequence[str]) -> None:
+        super().__init__()
+        self.family, self.conditions = family, tuple(conditions)
+        layers = [layer for layer in family.layers if isinstance(layer, CartesianLayer)]
+        windows = [tuple(n // 2 * 2 + 1 for n in layer.shape) for layer in layers]
+        sizes = [(n * p, m * q) for (n, m), (p, q) in zip(windows, (layer.pitch for layer in layers), strict=True)]
+        self.window = family.model_copy(
+            update={
+                "layers": tuple(
+                    layer.model_copy(update={"shape": window, "size": size})
+                    for layer, window, size in zip(layers, windows, sizes, strict=True)
+                ),
+                "symmetries": ("mirror-x", "mirror-y"),
+            }
+        )
+        self.periods = tuple(_common_multiple([layer.pitch[axis] for layer in layers]) for axis in (0, 1))
+        self._columns = {name: list(conditions).index(name) for name in _NAMES if name in conditions}
+        self._radians = {name: family.condition(name).unit == "rad" for name in self._columns}
+        extent = torch.tensor([layer.z for layer in layers], dtype=torch.float32)
+        self.register_buffer("_extent", extent, persistent=False)  # (L, 2)
+        self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)  # (L, 2)
+        self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)  # (L, 2)
+        self.register_buffer("course", torch.tensor([float(extent.mean()), 0.0]))
+        self.register_buffer("spread", torch.tensor(1.0))
+        self.register_buffer("depths", nn.functional.pad(extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
+        self.register_buffer("steepest", torch.ones(2))
+        self.register_buffer("profile", torch.zeros(self.window.voxels))
+        self.register_buffer("contained", torch.zeros(len(layers)))
+
+    # --- where the axis is ----------------------------------------------------------------------------------------
+
+    def cells(self, conditions: Tensor, energies: Tensor | None = None) -> Cells:
+        """The cells that the axes cross.
+
+        Args:
+            conditions: (B, C), in their units.
+            energies: Layer energies on the read-out, (B, L); none: of showers of mean depth.
+        """
+        impact, tangents = self._impact(conditions), self._tangents(conditions)
+        features = self._depth_features(conditions, energies)
+        begin, end = self._extent.unbind(1)
+        depth = torch.minimum(torch.maximum(features @ self.depths.T, begin), end)
+        place = (impact[:, None] + depth[:, :, None] * tangents[:, None]) / self._pitch + self._counts / 2
+        crossed = torch.floor(place)
+        return Cells(crossed.long(), place - crossed, tangents)
+
+    def _impact(self, conditions: Tensor) -> Tensor:
+        """Impact points (B, 2) in mm."""
+        return torch.stack([self._column(conditions, name) for name in ("impact_x", "impact_y")], 1)
+
+    def _tangents(self, conditions: Tensor) -> Tensor:
+        """Slopes (B, 2) of the axes."""
+        theta, phi = (self._column(conditions, name) for name in ("theta", "phi"))
+        return torch.tan(theta)[:, None] * torch.stack([torch.cos(phi), torch.sin(phi)], 1)
+
+    def _column(self, conditions: Tensor, name: str) -> Tensor:
+        """A condition (B,) in mm or rad; 0 where it is none."""
+        if name not in self._columns:
+            return torch.zeros_like(conditions[:, 0])
+        column = conditions[:, self._columns[name]]
+        return column if _NAMES[name] == "impact" or self._radians[name] else torch.deg2rad(column)
+
+    def _depth_features(self, conditions: Tensor, energies: Tensor | None) -> Tensor:
+        """What effective depths are linear in, (B, 4)."""
+        energy = self._energy(conditions)
+        late = torch.zeros_like(energy)
+        if energies is not None:
+            late = (self._mean_depth(energies) - self.course[0] - self.course[1] * energy) / self.spread
+            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-_CLIP, _CLIP)
+        return torch.stack([torch.ones_like(energy), energy, late, late.square() - (energies is not None) * 1.0], 1)
+
+    def _energy(self, conditions: Tensor) -> Tensor:
+        """The scaled incident energy (B,), 0 where it is no condition."""
+        column = energy_column(self.family, self.conditions)
+        scaled = scale_conditions(self.family, self.conditions, conditions)
+        return torch.zeros_like(scaled[:, 0]) if column is None else scaled[:, column]
+
+    def _mean_depth(self, energies: Tensor) -> Tensor:
+        """The mean depth of the energy, (B,), in mm, as if it were in the middles of the layers."""
+        return energies @ self._extent.mean(1) / energies.sum(1).clamp(min=1e-12)
+
+    # --- there and back -------------------------------------------------------------------------------------------
+
+    def to_frame(self, showers: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Showers about their axis.
+
+        Args:
+            showers: As on the read-out, (B, V), in the family's unit.
+            cells: Where their axes are.
+
+        Returns:
+            (B, V_window), layers with the energies they have on the read-out; and the share of each layer's energy
+            that lay beyond the window, (B, L).
+        """
+        found = _taken(showers, self._sources(cells, self.window, self.family))
+        energies, kept = self.energies(showers, self.family), self.energies(found, self.window)
+        parts = []
+        for i, part in enumerate(self.window.layer_slices):
+            # A layer with all of its energy beyond the window is rare; it goes into the middle, which is the axis.
+            layer, nothing = found[:, part] * _ratio(energies[:, i], kept[:, i])[:, None], kept[:, i] <= 0
+            middle = torch.arange(layer.shape[1], device=layer.device) == layer.shape[1] // 2
+            parts.append(torch.where(nothing[:, None], energies[:, i, None] * middle, layer))
+        return torch.cat(parts, 1), 1 - _ratio(kept, energies, empty=1.0)
+
+    def from_frame(self, showers: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Showers on the read-out from showers about their axis.
+
+        Args:
+            showers: (B, V_window), in the family's unit.
+            cells: Where their axes are.
+
+        Returns:
+            (B, V); and the energy of each layer that is lost beyond the read-out, (B, L): none unless the axis passes
+            nearer to an edge than in training.
+        """
+        found = _taken(showers, self._sources(cells, self.family, self.window))
+        energies, kept = self.energies(showers, self.window), self.energies(found, self.family)
+        trained = self.containment(cells) >= self.contained - 1e-6
+        factor = torch.where(trained, _ratio(energies, kept), 1.0)
+        showers = found * factor.index_select(1, self._layer_of_voxel(found))
+        return showers, energies - kept * factor
+
+    def inside(self, cells: Cells) -> Tensor:
+        """Which cells of the windows lie on the read-out, (B, V_window) bool: all others cannot have been seen."""
+        return self._sources(cells, self.window, self.family) < self.family.voxels
+
+    def containment(self, cells: Cells) -> Tensor:
+        """The share of a mean shower's energy in each layer that lies on the read-out, (B, L)."""
+        shares = []
+        for i, (layer, part) in enumerate(zip(self.window.layers, self.window.layer_slices, strict=True)):
+            (_, on_x), (_, on_y) = (self._places(cells, i, axis, inwards=True) for axis in (0, 1))
+            profile = self.profile[part].reshape(layer.shape)
+            shares.append(((on_x.to(profile.dtype) @ profile) * on_y).sum(1))
+        return torch.stack(shares, 1)
+
+    def energies(self, showers: Tensor, family: Family) -> Tensor:
+        """Energy of each layer, (B, L), of showers (B, V) of a family: this one or the windows'."""
+        return torch.stack([showers[:, part].sum(1) for part in family.layer_slices], 1)
+
+    def _layer_of_voxel(self, showers: Tensor) -> Tensor:
+        return torch.from_numpy(self.family.layer_of_voxel).to(showers.device)
+
+    def _places(self, cells: Cells, layer: int, axis: int, *, inwards: bool) -> tuple[Tensor, Tensor]:
+        """Where each row of cells of a layer's window (or read-out) is on the read-out (or window), and whether."""
+        there, here = int(self._counts[layer, axis]), self.window.layers[layer].shape[axis]
+        crossed, middle = cells.crossed[:, layer, axis, None], here // 2
+        wanted = torch.arange(here if inwards else there, device=crossed.device)
+        place = wanted - middle + crossed if inwards else wanted + middle - crossed
+        limit = there if inwards else here
+        return place, (place >= 0) & (place < limit)
+
+    def _sources(self, cells: Cells, target: Family, source: Family) -> Tensor:
+        """For each voxel of the target the voxel of the source it is, (B, V_target); V_source where it is none."""
+        found = cells.crossed.new_empty(len(cells.crossed), target.voxels)
+        for i, (layer, start) in enumerate(zip(source.layers, source.layer_bounds, strict=False)):
+            (x, on_x), (y, on_y) = (self._places(cells, i, axis, inwards=target is self.window) for axis in (0, 1))
+            rows = torch.where(on_x, x * layer.shape[1] + start, source.voxels)
+            columns = torch.where(on_y, y, source.voxels)
+            part = found[:, target.layer_slices[i]].unflatten(1, target.layers[i].shape)
+            torch.add(rows[:, :, None], columns[:, None], out=part)
+        return found.clamp_(max=source.voxels)
+
+    # --- what showers depend on in the frame ----------------------------------------------------------------------
+
+    def features(self, cells: Cells) -> Tensor:
+        """What is left of impact and angle in each layer, (B, L, 22), dimensionless, of order one.
+
+        Offsets (from -1 to 1 across the cell) and tangents (in units of the steepest); their products of two and, along
+        each axis, of three, by which the smear of a steep shower over narrow cells depends on where it crosses them;
+        and bumps at the cell's edges, for cells wider than a shower. The first :data:`LINEAR` are worth products with
+        the layer's energy and the shower's depth.
+        """
+        offset = 2 * cells.offset - 1
+        slope = (cells.tangents / self.steepest)[:, None].expand_as(offset)
+        single = torch.cat([offset, slope], -1)
+        pairs = [a * b for a, b in itertools.combinations_with_replacement(single.unbind(-1), 2)]
+        bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
+        triples = [offset.square() * slope, offset * slope.square()]
+        return torch.cat([single, torch.stack(pairs, -1), *bumps, *triples], -1)
+
+    def image(self, cells: Cells, symmetry: Literal["mirror-x", "mirror-y", "exchange"]) -> Cells:
+        """Where the axes of mirrored showers are: the cells of ``showers[:, order]`` with the read-out's order of voxels.
+
+        In the frame, the windows of mirrored showers are the mirrored windows. ``exchange`` is of x and y, in layers of
+        square cells, as many along x as along y.
+        """
+        if symmetry == "exchange":
+            return Cells(cells.crossed.flip(-1), cells.offset.flip(-1), cells.tangents.flip(-1))
+        turned = torch.tensor([symmetry == "mirror-x", symmetry == "mirror-y"], device=cells.offset.device)
+        return Cells(
+            torch.where(turned, self._counts - 1 - cells.crossed, cells.crossed),
+            torch.where(turned, 1 - cells.offset, cells.offset),
+            torch.where(turned, -cells.tangents, cells.tangents),
+        )
+
+    # --- what may be asked for ------------------------------------------------------------------------------------
+
+    def equivalent(
+        self, conditions: NDArray[np.float32], low: Sequence[float], high: Sequence[float]
+    ) -> NDArray[np.float32]:
+        """Conditions with impact points moved by whole common periods of the cells into the trained range.
+
+        Showers there are the same, moved by whole cells. Points that no such move brings into the range stay where they
+        are, as do those within it.
+
+        Args:
+            conditions: (N, C), in their units, possible ones.
+            low: Lower ends of the trained ranges, C of them.
+            high: Upper ends.
+
+        Raises:
+            ConditionError: If, with impact or angles outside the trained ranges, a particle does not enter the detector
+                at its face, or its axis leaves it at the side.
+        """
+        columns = list(self._columns.values())
+        ends = np.array([low, high], np.float64)
+        ends += [[-_MARGIN], [_MARGIN]] * np.abs(ends).max(0)
+        beyond = (conditions < ends[0]) | (conditions > ends[1])
+        self._refuse_what_misses(conditions, beyond[:, columns].any(1))
+        moved = conditions.copy()
+        for axis, name in enumerate(("impact_x", "impact_y")):
+            if name in self._columns:
+                i, period = self._columns[name], self.periods[axis]
+                there = conditions[:, i] - period * np.ceil((conditions[:, i] - ends[1, i]) / period)
+                moved[:, i] = np.where(beyond[:, i] & (there >= ends[0, i]), there, conditions[:, i])
+        return moved
+
+    @torch.no_grad()
+    def _refuse_what_misses(self, conditions: NDArray[np.float32], rows: NDArray[np.bool_]) -> None:
+        given = torch.from_numpy(np.ascontiguousarray(conditions))
+        theta, impact, cells = self._column(given, "theta"), self._impact(given), self.cells(given)
+        first, last = (self.family.layers[i].outline for i in (0, -1))
+        reach = [torch.tensor([layer.across[-1], layer.up[-1]]) for layer in (first, last)]
+        place = ((cells.crossed + cells.offset)[:, -1] - self._counts[-1] / 2) * self._pitch[-1]
+        for wrong, what, expected, hint in (
+            (
+                (theta < 0) | (theta >= math.pi / 2),
+                "the particle does not enter the detector",
+                "`theta` from 0 to less than 90 degrees",
+                "`theta` is the angle from the normal of the face",
+            ),
+            (
+                (impact.abs() > reach[0]).any(1),
+                "the impact point is outside the face of the detector",
+                f"at most {reach[0][0]:g} mm from its centre in x and {reach[0][1]:g} mm in y",
+                "`impact_x` and `impact_y` are counted from the centre of the face",
+            ),
+            (
+                (place.abs() > reach[1]).any(1),
+                "the axis of the shower leaves the detector at its side",
+                f"that it crosses the last layer, at most {reach[1][0]:g} mm from its centre in x and {reach[1][1]:g} in y",
+                "a smaller `theta`, or an impact point further from that side",
+            ),
+        ):
+            found = np.flatnonzero(wrong.numpy() & rows)
+            if len(found):
+                values = ", ".join(f"{name} = {conditions[found[0], i]:g}" for name, i in self._columns.items())
+                raise ConditionError(what, where=f"sample {found[0]}", expected=expected, found=values, hint=hint)
+
+    # --- fit ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, showers: Tensor, conditions: Tensor) -> None:
+        """Fit effective depths, and what the windows hold, to training showers.
+
+        Args:
+            showers: On the read-out, (N, V), in the family's unit.
+            conditions: (N, C), in their units.
+        """
+        self.double()
+        showers, conditions = showers.double(), conditions.double()
+        energies = self.energies(showers, self.family)
+        rows = energies.sum(1) > 0
+        energies, showers, conditions = energies[rows], showers[rows], conditions[rows]
+
+        # How deep a shower is, beside what its energy says.
+        energy, late = self._energy(conditions), self._mean_depth(energies)
+        line = torch.stack([torch.ones_like(energy), energy], 1)
+        gram = line.T @ line + torch.diag(torch.tensor([0.0, 1.0]).double())
+        self.course.copy_(torch.linalg.solve(gram, line.T @ late))
+        self.spread.copy_((late - line @ self.course).square().mean().sqrt().clamp(min=1e-3))
+
+        features, tangents = self._depth_features(conditions, energies), self._tangents(conditions)
+        self.steepest.copy_(tangents.abs().amax(0).clamp(min=1e-6))
+        if {"theta", "phi"} & set(self._columns):
+            away = self._centroids(showers, energies) - self._impact(conditions)[:, None]
+            for i in range(len(self.depths)):
+                self._fit_depth(i, features, tangents, away[:, i], energies[:, i])
+
+        # The mean profile: of each cell over those showers in which it lies on the read-out.
+        cells = self.cells(conditions, energies)
+        windows, _ = self.to_frame(showers, cells)
+        seen = self.inside(cells).double()
+        for i, part in enumerate(self.window.layer_slices):
+            mean = windows[:, part].sum(0) / (energies[:, i] @ seen[:, part]).clamp(min=1e-12)
+            self.profile[part] = mean / mean.sum().clamp(min=1e-12)
+        self.contained.copy_(torch.quantile(self.containment(cells)[:_MOST_ROWS], _RARE, 0))
+        self.float()
+
+    def _centroids(self, showers: Tensor, energies: Tensor) -> Tensor:
+        """Centroids of the layers' energies, (N, L, 2), in mm."""
+        centres = torch.from_numpy(self.family.centres)
+        sums = [showers[:, part] @ centres[part] for part in self.family.layer_slices]
+        return torch.stack(sums, 1) / energies.clamp(min=1e-12)[:, :, None]
+
+    def _fit_depth(self, layer: int, features: Tensor, tangents: Tensor, away: Tensor, energies: Tensor) -> None:
+        """Effective depth of a layer: the slope of its centroids, less the impact points (N, 2), with the tangents."""
+        # Cells much coarser along one axis than along the other say nothing about it. Centroids of little energy count
+        # less, and far ones (few soft photons, a layer hardly hit) less and less.
+        finest = self._pitch[layer].min()
+        axes = [axis for axis in (0, 1) if self._pitch[layer, axis] <= 4 * finest]
+        trust = energies / (energies + energies[energies > 0].median()) if (energies > 0).any() else energies
+        design = torch.cat([features * tangents[:, axis, None] for axis in axes])
+        values, weights = torch.cat([away[:, axis] for axis in axes]), trust.repeat(len(axes))
+
+        # Few showers say little: the layer's middle is where it is without any, give or take the layer's own depth.
+        begin, end = self._extent[layer]
+        start = torch.zeros(_DEPTHS, dtype=design.dtype)
+        start[0] = (begin + end) / 2
+        found, precision = start.clone(), 12 / (end - begin).square()
+        for _ in range(_ROUNDS):
+            residual = (values - design @ found).abs()
+            noise = (1.4826 * residual[weights > 0].median()).clamp(min=1e-3) if (weights > 0).any() else 1.0
+            here = weights / (1 + (residual / (_OUTLIER * noise)).square()) / noise**2
+            normal = design.T @ (here[:, None] * design) + precision * torch.eye(_DEPTHS, dtype=design.dtype)
+            found = torch.linalg.solve(normal, design.T @ (here * values) + precision * start)
+        self.depths[layer] = found
+
+
+def _taken(showers: Tensor, sources: Tensor) -> Tensor:
+    """Voxels (B, V') by their numbers (B, V'); the number after the last one gives 0."""
+    return nn.functional.pad(showers, (0, 1)).gather(1, sources)
+
+
+def _ratio(above: Tensor, below: Tensor, empty: float = 0.0) -> Tensor:
+    """Ratios of numbers that are not negative; a constant where the lower is 0."""
+    return torch.where(below > 0, above / below.clamp(min=1e-30), empty)
+
+
+def _common_multiple(sizes: Sequence[float]) -> float:
+    """The smallest length that is a whole multiple of every size."""
+    whole = [Fraction(round(size * _RESOLUTION), _RESOLUTION) for size in sizes]
+    denominator = math.lcm(*(size.denominator for size in whole))
+    return math.lcm(*(int(size * denominator) for size in whole)) / denominator
