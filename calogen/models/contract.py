@@ -61,7 +61,7 @@ class Generator(nn.Module, ABC):
         """Conditions (B, D), dimensionless, from conditions (B, C) in their units."""
         return scale_conditions(self.family, self.conditions, conditions)
 
-    def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
+    def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:  # noqa: ARG002
         """Conditions (N, C) of samples that differ by exact laws only, within the trained ranges where there are such.
 
         Args:

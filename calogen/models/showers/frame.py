@@ -2,8 +2,8 @@
 
 In a uniform detector a shower that is moved by whole cells is the same shower. So every layer is shifted by whole cells
 until the cell that the axis crosses is the middle one, and what is left of impact and angle is small: where within
-that cell the axis crosses, and how steep it is. Detectors that are not uniform (gaps, modules, cells of several sizes in
-one layer) are not described this way.
+that cell the axis crosses, and how steep it is. Detectors that are not uniform (gaps, modules, cells of several sizes
+in one layer) are not described this way.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _UNITS = {"impact": ("mm",), "angle": ("deg", "rad")}
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
 _CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
 _EDGE = 0.1  # of a cell: how near to its edges shares change fast
-_RARE = 0.01  # of the training showers may lie nearer to an edge than what counts as trained
-_MOST_ROWS = 10**6  # of a quantile
+_KNOTS = 25  # distances at which the share of energy beyond is kept
+_SMALLEST = 1e-6  # of a layer's energy: the least such share
+_MOST_ROWS = 20_000  # showers that all of this is fitted to: effective depths are known to less than a millimetre then
+_LEAST = 0.1  # of a layer's usual containment: further out, nothing says what was lost
 _MARGIN = 1e-6  # of a range: rounding
 _OUTLIER = 3.0  # spreads of the centroids beyond which they count less
 _ROUNDS = 10  # of reweighting
@@ -87,9 +89,12 @@ class ShowerFrame(nn.Module):
     shower deposits late in every layer.
 
     A layer's window has an odd number of cells along each axis, its middle one the crossed cell, so that mirror images
-    of windows are windows. In both directions a layer keeps its energy, that of the read-out: the little that lies
-    beyond the window (or, on the way back, beyond the read-out) is given to the other cells in proportion. Only where
-    the axis passes nearer to an edge than in training, energy beyond the read-out is lost, as it is in the detector.
+    of windows are windows. What lies beyond it is little, and given to the layer's other cells in proportion.
+
+    Near the edges of the read-out, showers lose energy. In the frame a layer has the energy that it would have at the
+    usual distance from them: that of the read-out over the :meth:`containment` of a mean shower there, relative to the
+    mean over the training showers. The way back is the inverse, so nothing is lost twice, and energies do not depend on
+    the impact point in the frame. How much single showers differ in what they lose is not described.
 
     Args:
         family: A calorimeter family of rectangular cells with depths.
@@ -106,8 +111,9 @@ class ShowerFrame(nn.Module):
     spread: Tensor  # () ... and its spread about it
     depths: Tensor  # (L, 4) effective depth in mm: constant, energy, depth of the shower, its square
     steepest: Tensor  # (2,) the largest tangents in the data
-    profile: Tensor  # (V_window,) mean share of each cell in its layer
-    contained: Tensor  # (L,) share of the mean profile on the read-out that nearly all showers in the data exceed
+    tails: Tensor  # (L, 25) logarithm of the mean share of a layer's energy beyond lines at some distance from the axis
+    step: Tensor  # (L,) from one such distance to the next, in mm; the first is 0
+    contained: Tensor  # (L,) mean containment of the showers in the data
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
@@ -135,8 +141,9 @@ class ShowerFrame(nn.Module):
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("depths", nn.functional.pad(extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
         self.register_buffer("steepest", torch.ones(2))
-        self.register_buffer("profile", torch.zeros(self.window.voxels))
-        self.register_buffer("contained", torch.zeros(len(layers)))
+        self.register_buffer("tails", math.log(0.5) - torch.arange(float(_KNOTS)).repeat(len(layers), 1))
+        self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (_KNOTS - 1))
+        self.register_buffer("contained", torch.ones(len(layers)))
 
     # --- where the axis is ----------------------------------------------------------------------------------------
 
@@ -200,17 +207,17 @@ class ShowerFrame(nn.Module):
             cells: Where their axes are.
 
         Returns:
-            (B, V_window), layers with the energies they have on the read-out; and the share of each layer's energy
-            that lay beyond the window, (B, L).
+            (B, V_window); and the share of each layer's energy that lay beyond the window, (B, L).
         """
-        found = _taken(showers, self._sources(cells, self.window, self.family))
-        energies, kept = self.energies(showers, self.family), self.energies(found, self.window)
+        found, energies = self._taken(showers, cells, inwards=True), self.energies(showers, self.family)
+        kept = self.energies(found, self.window)
+        wanted = energies / self._relative_containment(cells).clamp(min=_LEAST)
         parts = []
         for i, part in enumerate(self.window.layer_slices):
             # A layer with all of its energy beyond the window is rare; it goes into the middle, which is the axis.
-            layer, nothing = found[:, part] * _ratio(energies[:, i], kept[:, i])[:, None], kept[:, i] <= 0
+            layer = found[:, part] * _ratio(wanted[:, i], kept[:, i])[:, None]
             middle = torch.arange(layer.shape[1], device=layer.device) == layer.shape[1] // 2
-            parts.append(torch.where(nothing[:, None], energies[:, i, None] * middle, layer))
+            parts.append(torch.where(kept[:, i, None] > 0, layer, wanted[:, i, None] * middle))
         return torch.cat(parts, 1), 1 - _ratio(kept, energies, empty=1.0)
 
     def from_frame(self, showers: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
@@ -221,35 +228,43 @@ class ShowerFrame(nn.Module):
             cells: Where their axes are.
 
         Returns:
-            (B, V); and the energy of each layer that is lost beyond the read-out, (B, L): none unless the axis passes
-            nearer to an edge than in training.
+            (B, V); and the energy that each layer loses for being nearer to an edge than usual, (B, L), negative for
+            showers further away from it.
         """
-        found = _taken(showers, self._sources(cells, self.family, self.window))
-        energies, kept = self.energies(showers, self.window), self.energies(found, self.family)
-        trained = self.containment(cells) >= self.contained - 1e-6
-        factor = torch.where(trained, _ratio(energies, kept), 1.0)
-        showers = found * factor.index_select(1, self._layer_of_voxel(found))
-        return showers, energies - kept * factor
+        found, energies = self._taken(showers, cells, inwards=False), self.energies(showers, self.window)
+        wanted = energies * self._relative_containment(cells)
+        factor = _ratio(wanted, self.energies(found, self.family))
+        parts = [found[:, part] * factor[:, i, None] for i, part in enumerate(self.family.layer_slices)]
+        found = torch.cat(parts, 1)
+        return found, energies - self.energies(found, self.family)
 
     def inside(self, cells: Cells) -> Tensor:
         """Which cells of the windows lie on the read-out, (B, V_window) bool: all others cannot have been seen."""
-        return self._sources(cells, self.window, self.family) < self.family.voxels
+        return self._sources(cells, inwards=True) < self.family.voxels
 
     def containment(self, cells: Cells) -> Tensor:
         """The share of a mean shower's energy in each layer that lies on the read-out, (B, L)."""
-        shares = []
-        for i, (layer, part) in enumerate(zip(self.window.layers, self.window.layer_slices, strict=True)):
-            (_, on_x), (_, on_y) = (self._places(cells, i, axis, inwards=True) for axis in (0, 1))
-            profile = self.profile[part].reshape(layer.shape)
-            shares.append(((on_x.to(profile.dtype) @ profile) * on_y).sum(1))
-        return torch.stack(shares, 1)
+        # Along each axis, what lies beyond either edge; across the two the shower is taken to be a product.
+        half = self._pitch * self._counts / 2
+        axis = (cells.crossed + cells.offset) * self._pitch - half
+        return (1 - self._beyond(half - axis) - self._beyond(half + axis)).clamp(min=0).prod(2)
+
+    def _beyond(self, distance: Tensor) -> Tensor:
+        """Share of a layer's energy beyond a straight line at some distance from the axis in mm; (B, L, 2) both."""
+        # Exponentials between the knots, and outside them; the axis halves a shower.
+        position = distance.abs() / self.step[:, None]
+        knot = position.detach().nan_to_num(0.0).clamp(max=_KNOTS - 2).floor()
+        index = knot.long().permute(1, 0, 2).flatten(1)
+        low, high = (self.tails.gather(1, index + k).unflatten(1, (-1, 2)).transpose(0, 1) for k in (0, 1))
+        share = torch.exp(torch.lerp(low, high, position - knot))
+        return torch.where(distance < 0, 1 - share, share)
+
+    def _relative_containment(self, cells: Cells) -> Tensor:
+        return _ratio(self.containment(cells), self.contained.expand(len(cells.crossed), -1), empty=1.0)
 
     def energies(self, showers: Tensor, family: Family) -> Tensor:
         """Energy of each layer, (B, L), of showers (B, V) of a family: this one or the windows'."""
         return torch.stack([showers[:, part].sum(1) for part in family.layer_slices], 1)
-
-    def _layer_of_voxel(self, showers: Tensor) -> Tensor:
-        return torch.from_numpy(self.family.layer_of_voxel).to(showers.device)
 
     def _places(self, cells: Cells, layer: int, axis: int, *, inwards: bool) -> tuple[Tensor, Tensor]:
         """Where each row of cells of a layer's window (or read-out) is on the read-out (or window), and whether."""
@@ -260,11 +275,16 @@ class ShowerFrame(nn.Module):
         limit = there if inwards else here
         return place, (place >= 0) & (place < limit)
 
-    def _sources(self, cells: Cells, target: Family, source: Family) -> Tensor:
-        """For each voxel of the target the voxel of the source it is, (B, V_target); V_source where it is none."""
+    def _taken(self, showers: Tensor, cells: Cells, *, inwards: bool) -> Tensor:
+        """Voxels of showers where they are in the windows, or from there back; 0 where there are none."""
+        return nn.functional.pad(showers, (0, 1)).gather(1, self._sources(cells, inwards=inwards))
+
+    def _sources(self, cells: Cells, *, inwards: bool) -> Tensor:
+        """The voxel of the read-out that each voxel of the windows is, or the reverse, (B, V); V beyond the last."""
+        source, target = (self.family, self.window) if inwards else (self.window, self.family)
         found = cells.crossed.new_empty(len(cells.crossed), target.voxels)
         for i, (layer, start) in enumerate(zip(source.layers, source.layer_bounds, strict=False)):
-            (x, on_x), (y, on_y) = (self._places(cells, i, axis, inwards=target is self.window) for axis in (0, 1))
+            (x, on_x), (y, on_y) = (self._places(cells, i, axis, inwards=inwards) for axis in (0, 1))
             rows = torch.where(on_x, x * layer.shape[1] + start, source.voxels)
             columns = torch.where(on_y, y, source.voxels)
             part = found[:, target.layer_slices[i]].unflatten(1, target.layers[i].shape)
@@ -290,10 +310,10 @@ class ShowerFrame(nn.Module):
         return torch.cat([single, torch.stack(pairs, -1), *bumps, *triples], -1)
 
     def image(self, cells: Cells, symmetry: Literal["mirror-x", "mirror-y", "exchange"]) -> Cells:
-        """Where the axes of mirrored showers are: the cells of ``showers[:, order]`` with the read-out's order of voxels.
+        """Where the axes of mirrored showers are.
 
-        In the frame, the windows of mirrored showers are the mirrored windows. ``exchange`` is of x and y, in layers of
-        square cells, as many along x as along y.
+        The windows of mirrored showers are the mirrored windows. ``exchange`` is of x and y, in layers of square cells,
+        as many along x as along y.
         """
         if symmetry == "exchange":
             return Cells(cells.crossed.flip(-1), cells.offset.flip(-1), cells.tangents.flip(-1))
@@ -359,7 +379,7 @@ class ShowerFrame(nn.Module):
             (
                 (place.abs() > reach[1]).any(1),
                 "the axis of the shower leaves the detector at its side",
-                f"that it crosses the last layer, at most {reach[1][0]:g} mm from its centre in x and {reach[1][1]:g} in y",
+                f"that it crosses the last layer at most {reach[1][0]:g} mm from its centre in x, {reach[1][1]:g} in y",
                 "a smaller `theta`, or an impact point further from that side",
             ),
         ):
@@ -379,10 +399,10 @@ class ShowerFrame(nn.Module):
             conditions: (N, C), in their units.
         """
         self.double()
-        showers, conditions = showers.double(), conditions.double()
+        rows = (showers.sum(1) > 0).nonzero()[:, 0]
+        rows = rows[:: max(1, math.ceil(len(rows) / _MOST_ROWS))]
+        showers, conditions = showers[rows].double(), conditions[rows].double()
         energies = self.energies(showers, self.family)
-        rows = energies.sum(1) > 0
-        energies, showers, conditions = energies[rows], showers[rows], conditions[rows]
 
         # How deep a shower is, beside what its energy says.
         energy, late = self._energy(conditions), self._mean_depth(energies)
@@ -398,14 +418,13 @@ class ShowerFrame(nn.Module):
             for i in range(len(self.depths)):
                 self._fit_depth(i, features, tangents, away[:, i], energies[:, i])
 
-        # The mean profile: of each cell over those showers in which it lies on the read-out.
+        # How much of a shower lies how far from its axis.
         cells = self.cells(conditions, energies)
-        windows, _ = self.to_frame(showers, cells)
-        seen = self.inside(cells).double()
-        for i, part in enumerate(self.window.layer_slices):
-            mean = windows[:, part].sum(0) / (energies[:, i] @ seen[:, part]).clamp(min=1e-12)
-            self.profile[part] = mean / mean.sum().clamp(min=1e-12)
-        self.contained.copy_(torch.quantile(self.containment(cells)[:_MOST_ROWS], _RARE, 0))
+        axis = (cells.crossed + cells.offset - self._counts / 2) * self._pitch
+        for i, part in enumerate(self.family.layer_slices):
+            self._fit_tails(i, showers[:, part], energies[:, i], axis[:, i])
+        containment = self.containment(cells)
+        self.contained.copy_((containment * energies).sum(0) / energies.sum(0).clamp(min=1e-12))
         self.float()
 
     def _centroids(self, showers: Tensor, energies: Tensor) -> Tensor:
@@ -437,10 +456,37 @@ class ShowerFrame(nn.Module):
             found = torch.linalg.solve(normal, design.T @ (here * values) + precision * start)
         self.depths[layer] = found
 
+    def _fit_tails(self, layer: int, showers: Tensor, energies: Tensor, axis: Tensor) -> None:
+        """The share of a layer's energy beyond lines at some distance from the axis, whose place (N, 2) is in mm.
 
-def _taken(showers: Tensor, sources: Tensor) -> Tensor:
-    """Voxels (B, V') by their numbers (B, V'); the number after the last one gives 0."""
-    return nn.functional.pad(showers, (0, 1)).gather(1, sources)
+        The lines are all edges between cells, hence every distance in cells of any size; those nearer to the edge of
+        the read-out than to the axis are left out, since part of what lies beyond them is not seen.
+        """
+        beyond = energy = torch.zeros(_KNOTS, dtype=showers.dtype)
+        for i, count in enumerate(self._counts[layer].tolist()):
+            before = showers.unflatten(1, tuple(self._counts[layer].tolist())).sum(2 - i).cumsum(1)[:, :-1]
+            half = self._pitch[layer, i] * count / 2
+            lines = torch.arange(1, count) * self._pitch[layer, i] - half
+            for side, share in ((1, energies[:, None] - before), (-1, before)):
+                distance = side * (lines - axis[:, i, None])
+                far = distance <= (half - side * axis[:, i, None]) / 2
+                used = far & (distance >= 0)
+                knots = (distance[used] / self.step[layer]).round().long().clamp(max=_KNOTS - 1)
+                beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), _KNOTS)
+                energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], _KNOTS)
+
+        # Where there are no lines, and further away, the exponential goes on.
+        known = (energy > 0) & (beyond > _SMALLEST * energy)
+        known[0] = False
+        found = known.nonzero()[:, 0].double()
+        if len(found) < 2:
+            return
+        logs = torch.log(beyond[known] / energy[known]).cummin(0).values.clamp(max=math.log(0.5))
+        slope = (logs[-1] - logs[-2]) / (found[-1] - found[-2])
+        places = np.arange(_KNOTS)
+        inner = np.interp(places, [0, *found.tolist()], [math.log(0.5), *logs.tolist()])
+        outer = logs[-1].item() + (places - found[-1].item()) * slope.item()
+        self.tails[layer] = torch.from_numpy(np.where(places > found[-1].item(), outer, inner))
 
 
 def _ratio(above: Tensor, below: Tensor, empty: float = 0.0) -> Tensor:
