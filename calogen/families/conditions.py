@@ -25,6 +25,8 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("theta", "phi", "angle"), "angle"),
     **dict.fromkeys(("Omega_m", "sigma_8", "A_SN1", "A_SN2", "A_AGN1", "A_AGN2"), "cosmology"),
 }  # of conditions whose tables do not say one: files written before there were roles
+_AXIS = {"impact_x": "x", "impact_y": "y", "theta": "theta", "phi": "phi"}
+_AXIS_UNITS = {"impact": {"mm": 1.0}, "angle": {"rad": 1.0, "deg": math.pi / 180}}
 _POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
 _SYMBOLS = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
 
@@ -95,6 +97,15 @@ class Condition(Frozen):
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"condition '{self.name}': a logarithmic scale needs low > 0, got {self.low}")
         return self
+
+    @property
+    def of_axis(self) -> tuple[str, float] | None:
+        """Which number of a particle's axis it is, and one of its unit in mm or rad; none if it is none of them.
+
+        The axis crosses depth z at (x, y) + z tan(theta) (cos phi, sin phi), depth 0 being the plane of impact points.
+        """
+        factor = _AXIS_UNITS.get(self.role, {}).get(self.unit)
+        return None if factor is None or self.name not in _AXIS else (_AXIS[self.name], factor)
 
     def possible(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which values (N,), in ``unit`` or numbers of labels, are possible, trained with or not."""

@@ -287,9 +287,9 @@ def test_impact_points_are_moved_by_whole_periods_into_the_trained_range(
         ({"impact_x": 200.0}, "outside the face of the detector"),
         ({"impact_y": -181.0}, "at most 180 mm from its centre"),
         ({"impact_x": 150.0, "theta": 19.0}, "leaves the detector at its side"),
-        ({"theta": 60.0}, "a smaller `theta`"),
+        ({"theta": 60.0}, "a smaller theta"),
         ({"theta": 95.0}, "does not enter the detector"),
-        ({"theta": -5.0}, "`theta` from 0 to less than 90 degrees"),
+        ({"theta": -5.0}, "0 <= theta < 90 degrees"),
     ],
 )
 def test_what_misses_the_detector_is_refused_with_what_to_do(
@@ -313,4 +313,4 @@ def test_there_is_a_frame_where_impact_or_angle_are_conditions_and_layers_have_d
     tilt = Condition(name="tilt", role="angle", unit="deg", low=0, high=20)
     frame, (remark,) = frame_of(FAMILY.model_copy(update={"conditions": (CONDITIONS[0], tilt)}), ("tilt",))
     assert frame is None
-    assert remark.endswith("tilt: known are impact_x, impact_y in mm and theta, phi in deg or rad")
+    assert remark.endswith("theta, phi [deg or rad], not 'tilt' [deg]")

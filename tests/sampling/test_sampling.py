@@ -157,6 +157,35 @@ def test_the_ends_of_the_trained_range_are_inside_and_beyond_is_allowed_if_asked
         surrogate.sample({ENERGY: 5e3}, 1, seed=-1)
 
 
+def test_what_an_exact_law_moves_into_the_trained_range_is_not_beyond_it(
+    surrogate: Surrogate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halved(conditions: np.ndarray, low: list[float], high: list[float]) -> np.ndarray:
+        assert (low, high) == ([1e3], [1e5])
+        return np.where(conditions > high, conditions / 2, conditions)
+
+    monkeypatch.setattr(surrogate._generator, "equivalent", halved)
+    assert surrogate.sample({ENERGY: [1.5e5]})[0].sum() > 1.2e5
+    for energy, message in ((2.5e5, "expected 1000 to 100000 MeV"), (-2e9, "not possible")):
+        with pytest.raises(ConditionError) as raised:
+            surrogate.sample({ENERGY: [energy]})
+        assert message in " ".join(str(raised.value).split())
+
+
+def test_conditions_that_do_not_go_together_are_refused_before_anything_is_written(
+    surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(conditions: np.ndarray, low: list[float], high: list[float]) -> np.ndarray:
+        if ((conditions > 4e4) & (conditions < 6e4)).any():  # neither end of what is asked for
+            raise ConditionError("no such showers")
+        return conditions
+
+    monkeypatch.setattr(surrogate._generator, "equivalent", picky)
+    with pytest.raises(ConditionError, match="no such showers"):
+        surrogate.generate(tmp_path / "out", {ENERGY: "uniform:1:100GeV"}, 100)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fault", [np.nan, RuntimeError("index out of bounds")])
 def test_conditions_at_which_a_generator_overflows_are_refused_before_anything_is_written(
     fault: object, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

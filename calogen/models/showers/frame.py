@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from ..conditions import energy_column, scale_conditions
 
 LINEAR = 4
 """How many of :meth:`ShowerFrame.features`, the first, are offsets and tangents; the others are made of them."""
-_NAMES = {"impact_x": "impact", "impact_y": "impact", "theta": "angle", "phi": "angle"}  # with their roles
-_UNITS = {"impact": ("mm",), "angle": ("deg", "rad")}
+_PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
 _CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
 _EDGE = 0.1  # of a cell: how near to its edges shares change fast
@@ -64,21 +63,19 @@ def frame_of(family: Family, conditions: Sequence[str]) -> tuple[ShowerFrame | N
     Returns:
         None where neither impact nor angle are conditions; and, with a remark, where the layers do not allow a frame.
     """
-    placing = [c for c in map(family.condition, conditions) if c.role in ("impact", "angle")]
+    placing = [c for c in map(family.condition, conditions) if c.role in _PLACING]
+    unknown = [f"'{c.name}' [{c.unit}]" for c in placing if c.of_axis is None]
     if not placing:
         return None, ()
-    unknown = [c.name for c in placing if _NAMES.get(c.name) != c.role or c.unit not in _UNITS[c.role]]
     if unknown:
-        reason = f"{', '.join(unknown)}: known are impact_x, impact_y in mm and theta, phi in deg or rad"
-    elif not all(isinstance(layer, CartesianLayer) for layer in family.layers):
+        reason = f"it knows impact_x, impact_y [mm] and theta, phi [deg or rad], not {', '.join(unknown)}"
+    elif not all(layer.rectangular for layer in family.layers):
         reason = "it needs layers of rectangular cells"
     elif any(layer.z is None for layer in family.layers):
-        reason = (
-            "it needs each layer's depths: add where it begins and ends, such as `z = [0, 90]` in mm, to the family"
-        )
+        reason = "it needs to know where layers begin and end: add to each, in mm, such as `z = [0, 90]`, in the family"
     else:
         return ShowerFrame(family, conditions), ()
-    return None, (f"fitted without a shower frame, in which impact and angle would be followed better; {reason}",)
+    return None, (f"fitted without a shower frame, in which impact and angle would be followed better: {reason}",)
 
 
 class ShowerFrame(nn.Module):
@@ -107,6 +104,9 @@ class ShowerFrame(nn.Module):
         periods: Impacts that differ by whole multiples (x, y) of these, in mm, differ by whole cells in every layer.
     """
 
+    _extent: Tensor  # (L, 2) where layers begin and end, in mm
+    _pitch: Tensor  # (L, 2) size of their cells along x and y, in mm
+    _counts: Tensor  # (L, 2) how many
     course: Tensor  # (2,) the mean depth of a shower's energy, in mm, as a line in the scaled incident energy ...
     spread: Tensor  # () ... and its spread about it
     depths: Tensor  # (L, 4) effective depth in mm: constant, energy, depth of the shower, its square
@@ -118,7 +118,7 @@ class ShowerFrame(nn.Module):
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
         self.family, self.conditions = family, tuple(conditions)
-        layers = [layer for layer in family.layers if isinstance(layer, CartesianLayer)]
+        layers = cast("tuple[CartesianLayer, ...]", family.layers)
         windows = [tuple(n // 2 * 2 + 1 for n in layer.shape) for layer in layers]
         sizes = [(n * p, m * q) for (n, m), (p, q) in zip(windows, (layer.pitch for layer in layers), strict=True)]
         self.window = family.model_copy(
@@ -131,12 +131,12 @@ class ShowerFrame(nn.Module):
             }
         )
         self.periods = tuple(_common_multiple([layer.pitch[axis] for layer in layers]) for axis in (0, 1))
-        self._columns = {name: list(conditions).index(name) for name in _NAMES if name in conditions}
-        self._radians = {name: family.condition(name).unit == "rad" for name in self._columns}
+        placing = [(i, c) for i, c in enumerate(map(family.condition, conditions)) if c.of_axis]
+        self._axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
         extent = torch.tensor([layer.z for layer in layers], dtype=torch.float32)
-        self.register_buffer("_extent", extent, persistent=False)  # (L, 2)
-        self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)  # (L, 2)
-        self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)  # (L, 2)
+        self.register_buffer("_extent", extent, persistent=False)
+        self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)
+        self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)
         self.register_buffer("course", torch.tensor([float(extent.mean()), 0.0]))
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("depths", nn.functional.pad(extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
@@ -164,19 +164,17 @@ class ShowerFrame(nn.Module):
 
     def _impact(self, conditions: Tensor) -> Tensor:
         """Impact points (B, 2) in mm."""
-        return torch.stack([self._column(conditions, name) for name in ("impact_x", "impact_y")], 1)
+        return torch.stack([self._number(conditions, which) for which in "xy"], 1)
 
     def _tangents(self, conditions: Tensor) -> Tensor:
         """Slopes (B, 2) of the axes."""
-        theta, phi = (self._column(conditions, name) for name in ("theta", "phi"))
+        theta, phi = (self._number(conditions, which) for which in ("theta", "phi"))
         return torch.tan(theta)[:, None] * torch.stack([torch.cos(phi), torch.sin(phi)], 1)
 
-    def _column(self, conditions: Tensor, name: str) -> Tensor:
-        """A condition (B,) in mm or rad; 0 where it is none."""
-        if name not in self._columns:
-            return torch.zeros_like(conditions[:, 0])
-        column = conditions[:, self._columns[name]]
-        return column if _NAMES[name] == "impact" or self._radians[name] else torch.deg2rad(column)
+    def _number(self, conditions: Tensor, which: str) -> Tensor:
+        """A number of the axes, (B,), in mm or rad; 0 where it is no condition."""
+        column, factor = self._axis.get(which, (0, 0.0))
+        return conditions[:, column] * factor
 
     def _depth_features(self, conditions: Tensor, energies: Tensor | None) -> Tensor:
         """What effective depths are linear in, (B, 4)."""
@@ -343,15 +341,15 @@ class ShowerFrame(nn.Module):
             ConditionError: If, with impact or angles outside the trained ranges, a particle does not enter the detector
                 at its face, or its axis leaves it at the side.
         """
-        columns = list(self._columns.values())
+        columns = [column for column, _ in self._axis.values()]
         ends = np.array([low, high], np.float64)
         ends += [[-_MARGIN], [_MARGIN]] * np.abs(ends).max(0)
         beyond = (conditions < ends[0]) | (conditions > ends[1])
         self._refuse_what_misses(conditions, beyond[:, columns].any(1))
         moved = conditions.copy()
-        for axis, name in enumerate(("impact_x", "impact_y")):
-            if name in self._columns:
-                i, period = self._columns[name], self.periods[axis]
+        for which, period in zip("xy", self.periods, strict=True):
+            if which in self._axis:
+                i = self._axis[which][0]
                 there = conditions[:, i] - period * np.ceil((conditions[:, i] - ends[1, i]) / period)
                 moved[:, i] = np.where(beyond[:, i] & (there >= ends[0, i]), there, conditions[:, i])
         return moved
@@ -359,7 +357,7 @@ class ShowerFrame(nn.Module):
     @torch.no_grad()
     def _refuse_what_misses(self, conditions: NDArray[np.float32], rows: NDArray[np.bool_]) -> None:
         given = torch.from_numpy(np.ascontiguousarray(conditions))
-        theta, impact, cells = self._column(given, "theta"), self._impact(given), self.cells(given)
+        theta, impact, cells = self._number(given, "theta"), self._impact(given), self.cells(given)
         first, last = (self.family.layers[i].outline for i in (0, -1))
         reach = [torch.tensor([layer.across[-1], layer.up[-1]]) for layer in (first, last)]
         place = ((cells.crossed + cells.offset)[:, -1] - self._counts[-1] / 2) * self._pitch[-1]
@@ -367,25 +365,27 @@ class ShowerFrame(nn.Module):
             (
                 (theta < 0) | (theta >= math.pi / 2),
                 "the particle does not enter the detector",
-                "`theta` from 0 to less than 90 degrees",
-                "`theta` is the angle from the normal of the face",
+                "0 <= theta < 90 degrees",
+                "theta is the angle from the normal of the face",
             ),
             (
                 (impact.abs() > reach[0]).any(1),
                 "the impact point is outside the face of the detector",
                 f"at most {reach[0][0]:g} mm from its centre in x and {reach[0][1]:g} mm in y",
-                "`impact_x` and `impact_y` are counted from the centre of the face",
+                "impact points are counted from the centre of the face",
             ),
             (
                 (place.abs() > reach[1]).any(1),
                 "the axis of the shower leaves the detector at its side",
                 f"that it crosses the last layer at most {reach[1][0]:g} mm from its centre in x, {reach[1][1]:g} in y",
-                "a smaller `theta`, or an impact point further from that side",
+                "a smaller theta, or an impact point further from that side",
             ),
         ):
             found = np.flatnonzero(wrong.numpy() & rows)
             if len(found):
-                values = ", ".join(f"{name} = {conditions[found[0], i]:g}" for name, i in self._columns.items())
+                values = ", ".join(
+                    f"{self.conditions[i]} = {conditions[found[0], i]:g}" for i, _ in self._axis.values()
+                )
                 raise ConditionError(what, where=f"sample {found[0]}", expected=expected, found=values, hint=hint)
 
     # --- fit ------------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ class ShowerFrame(nn.Module):
 
         features, tangents = self._depth_features(conditions, energies), self._tangents(conditions)
         self.steepest.copy_(tangents.abs().amax(0).clamp(min=1e-6))
-        if {"theta", "phi"} & set(self._columns):
+        if "theta" in self._axis:
             away = self._centroids(showers, energies) - self._impact(conditions)[:, None]
             for i in range(len(self.depths)):
                 self._fit_depth(i, features, tangents, away[:, i], energies[:, i])
