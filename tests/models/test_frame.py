@@ -299,6 +299,14 @@ def test_what_misses_the_detector_is_refused_with_what_to_do(
         equivalent(fit.frame, **asked)
 
 
+def test_an_outline_without_numbers_can_be_built(fit: Fitted) -> None:
+    with torch.device("meta"):
+        outline = ShowerFrame(FAMILY, NAMES)
+    assert {k: b.shape for k, b in outline.state_dict().items()} == {
+        k: b.shape for k, b in fit.frame.state_dict().items()
+    }
+
+
 def test_there_is_a_frame_where_impact_or_angle_are_conditions_and_layers_have_depths() -> None:
     assert frame_of(FAMILY, ("incident_energy",)) == (None, ())
     assert frame_of(FAMILY, ("incident_energy", "theta"))[0] is not None

@@ -133,13 +133,12 @@ class ShowerFrame(nn.Module):
         self.periods = tuple(_common_multiple([layer.pitch[axis] for layer in layers]) for axis in (0, 1))
         placing = [(i, c) for i, c in enumerate(map(family.condition, conditions)) if c.of_axis]
         self._axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
-        extent = torch.tensor([layer.z for layer in layers], dtype=torch.float32)
-        self.register_buffer("_extent", extent, persistent=False)
+        self.register_buffer("_extent", torch.tensor([layer.z for layer in layers]), persistent=False)
         self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)
         self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)
-        self.register_buffer("course", torch.tensor([float(extent.mean()), 0.0]))
+        self.register_buffer("course", torch.zeros(2))
         self.register_buffer("spread", torch.tensor(1.0))
-        self.register_buffer("depths", nn.functional.pad(extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
+        self.register_buffer("depths", nn.functional.pad(self._extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
         self.register_buffer("steepest", torch.ones(2))
         self.register_buffer("tails", math.log(0.5) - torch.arange(float(_KNOTS)).repeat(len(layers), 1))
         self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (_KNOTS - 1))
@@ -266,7 +265,7 @@ class ShowerFrame(nn.Module):
 
     def _places(self, cells: Cells, layer: int, axis: int, *, inwards: bool) -> tuple[Tensor, Tensor]:
         """Where each row of cells of a layer's window (or read-out) is on the read-out (or window), and whether."""
-        there, here = int(self._counts[layer, axis]), self.window.layers[layer].shape[axis]
+        there, here = (family.layers[layer].shape[axis] for family in (self.family, self.window))
         crossed, middle = cells.crossed[:, layer, axis, None], here // 2
         wanted = torch.arange(here if inwards else there, device=crossed.device)
         place = wanted - middle + crossed if inwards else wanted + middle - crossed
@@ -463,14 +462,14 @@ class ShowerFrame(nn.Module):
         the read-out than to the axis are left out, since part of what lies beyond them is not seen.
         """
         beyond = energy = torch.zeros(_KNOTS, dtype=showers.dtype)
-        for i, count in enumerate(self._counts[layer].tolist()):
-            before = showers.unflatten(1, tuple(self._counts[layer].tolist())).sum(2 - i).cumsum(1)[:, :-1]
+        shape = self.family.layers[layer].shape
+        for i, count in enumerate(shape):
+            before = showers.unflatten(1, shape).sum(2 - i).cumsum(1)[:, :-1]
             half = self._pitch[layer, i] * count / 2
             lines = torch.arange(1, count) * self._pitch[layer, i] - half
             for side, share in ((1, energies[:, None] - before), (-1, before)):
                 distance = side * (lines - axis[:, i, None])
-                far = distance <= (half - side * axis[:, i, None]) / 2
-                used = far & (distance >= 0)
+                used = (distance >= 0) & (distance <= (half - side * axis[:, i, None]) / 2)
                 knots = (distance[used] / self.step[layer]).round().long().clamp(max=_KNOTS - 1)
                 beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), _KNOTS)
                 energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], _KNOTS)
