@@ -90,7 +90,7 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
     pool = kind_of(family).nearness(vectors(training.kept, plan.fixed_scale))
     others, groups = _some_shapes(reference, plan)
     mine, _ = _some_shapes(generated, plan)
-    work = 4.0 * family.voxels * len(family.mirrors) * (len(pool) + len(others) / 2)
+    work = 4.0 * family.voxels * len(family.images) * (len(pool) + len(others) / 2)
     rng = np.random.default_rng([seed, 5])
     first, second = halves(rng, len(others), groups)
     queries = min(_MOST_QUERIES, int(_WORK / work), len(first), len(mine))
@@ -121,8 +121,8 @@ def _nearer(mine: Array, others: Array) -> float:
 def nearest(queries: Columns, pool: Columns, family: Family) -> Array:
     """Distance of each query (N, V) to the nearest of a pool (M, V) or of its mirror images, (N,)."""
     best: Array = np.full(len(queries), np.inf)
-    for order in family.mirrors:
-        mirrored = queries[:, order]  # every element of the group is its own inverse
+    for image in family.images:  # with every image its inverse
+        mirrored = queries[:, image.order]
         for start in range(0, len(pool), _POOL_BLOCK):
             square = squared_distances(mirrored, pool[start : start + _POOL_BLOCK])
             np.minimum(best, square.min(axis=1), out=best)

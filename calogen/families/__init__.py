@@ -9,6 +9,7 @@ from .conditions import LABEL, Condition
 from .family import Family
 from .layers import CartesianLayer, CylindricalLayer, Layer
 from .resolve import resolve_family
+from .symmetries import Image, Motion, Symmetry
 from .units import ENERGY_UNITS, conversion, in_mev, is_energy, readable
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "Condition",
     "CylindricalLayer",
     "Family",
+    "Image",
     "Layer",
+    "Motion",
+    "Symmetry",
     "conversion",
     "in_mev",
     "is_energy",

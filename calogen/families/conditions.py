@@ -18,6 +18,8 @@ LABEL = r"[^\s,:;=\[\]/\\]+"
 """What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
 Role = Literal["energy", "impact", "angle", "cosmology", "label", "other"]
 """What a condition means for the physics; ``energy`` is the incident energy."""
+Behaviour = Literal["x", "y", "azimuth", "still"]
+"""How a condition goes with mirror images and turns of a shower: a coordinate, the azimuth of a direction, not at all."""
 
 _ROLES: dict[str, Role] = {
     "incident_energy": "energy",
@@ -28,6 +30,8 @@ _ROLES: dict[str, Role] = {
 _AXIS = {"impact_x": "x", "impact_y": "y", "theta": "theta", "phi": "phi"}
 _AXIS_UNITS = {"impact": {"mm": 1.0}, "angle": {"rad": 1.0, "deg": math.pi / 180}}
 _POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
+_BEHAVIOUR: dict[str, Behaviour] = {"impact_x": "x", "impact_y": "y", "phi": "azimuth", "theta": "still"}
+_FULL_TURN = {"deg": 360.0, "rad": 2 * math.pi}
 _SYMBOLS = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
 
 
@@ -128,6 +132,19 @@ class Condition(Frozen):
     @property
     def _positive(self) -> bool:
         return self.scale == "log" or is_energy(self.unit) or self.name in _POSITIVE
+
+    @property
+    def behaviour(self) -> Behaviour | None:
+        """How it goes with mirror images and turns of a shower; None of impacts and angles whose names do not say."""
+        if self.role not in ("impact", "angle"):
+            return "still"
+        found = _BEHAVIOUR.get(self.name)
+        return None if found == "azimuth" and self.unit not in _FULL_TURN else found
+
+    @property
+    def full_turn(self) -> float:
+        """A full turn in the unit of an angle; 0 of everything else."""
+        return _FULL_TURN.get(self.unit, 0.0)
 
     def shown(self, largest: float) -> tuple[float, str]:
         """Factor and unit in which values up to ``largest`` (in ``unit``) read best."""

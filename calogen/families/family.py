@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from ..errors import ConfigError, did_you_mean
 from .conditions import Condition, Frozen
 from .layers import Layer
+from .symmetries import Image, Motion, Symmetry, generators, group
 from .units import DENSITY, in_mev
 
 _SAME_DEPTH = 1e-6  # mm: sums of thicknesses are rounded
-Symmetry = Literal["mirror-x", "mirror-y", "roll", "turn"]
 
 
 class Family(Frozen):
@@ -35,7 +35,9 @@ class Family(Frozen):
         box_size: Side of the map in Mpc/h (0 when it has none).
         depth: What a map is projected through, in Mpc/h (0 when nothing says).
         threshold: Read-out threshold in ``unit``; generated voxels below it are exactly zero.
-        symmetries: Exact symmetries of the simulation, used as augmentation.
+        symmetries: Of maps: exact symmetries of the simulation. Of showers: those that are used. Training replaces
+            them by the ones that the layers allow (:meth:`proposed_symmetries`) and its showers do not reject, whatever
+            a table says; ``compare`` takes images by those given for copies.
         conserves_energy: Whether a shower's voxels add up to at most the incident energy.
         max_response: Largest plausible deposited / incident energy; more is an error in the data's units.
         knee: Energy scale (in ``unit``) at which the critic's voxel scale bends from linear to logarithmic.
@@ -63,11 +65,9 @@ class Family(Frozen):
                 raise ValueError("a calorimeter family has layers and no pixels")
             if not self.conditions or self.conditions[0].role != "energy":
                 raise ValueError("the first condition of a calorimeter family is the incident energy, a number")
-            if {"roll", "turn"} & set(self.symmetries):
-                raise ValueError("calorimeter symmetries are 'mirror-x' and 'mirror-y'")
-            odd = [i for i, layer in enumerate(self.layers) if not layer.can_mirror_x]
-            if "mirror-x" in self.symmetries and odd:
-                raise ValueError(f"mirror-x needs an even number of sectors in layers {odd}")
+            allowed = list(generators(self.layers))
+            if set(self.symmetries) - set(allowed):
+                raise ValueError(f"the layers allow the symmetries {allowed}, got {list(self.symmetries)}")
             if 0 < len(self.depths) < len(self.layers):
                 raise ValueError("either all layers have a depth z, or none")
             crossing = [i for i, (a, b) in enumerate(pairwise(self.depths)) if b[0] < a[1] - _SAME_DEPTH]
@@ -75,6 +75,8 @@ class Family(Frozen):
                 raise ValueError(f"layer {crossing[0] + 1} begins (z) before layer {crossing[0]} ends")
         elif self.pixels is None or self.layers:
             raise ValueError("a map family has pixels and no layers")
+        elif "swap-xy" in self.symmetries:
+            raise ValueError("symmetries of maps are 'mirror-x', 'mirror-y', 'roll' and 'turn'")
         if self.kind == "map" and any(c.labels for c in self.conditions):
             raise ValueError("conditions of maps are numbers: they are judged by how maps change with them")
         names = [c.name for c in self.conditions]
@@ -131,16 +133,32 @@ class Family(Frozen):
         """Voxel centres (x, y) in mm, (V, 2)."""
         return np.concatenate([layer.centres for layer in self.layers])
 
-    @cached_property
-    def mirrors(self) -> tuple[NDArray[np.int64], ...]:
-        """Voxel orders of the group a shower's mirror symmetries generate, the identity first; each (V,)."""
-        group = [np.arange(self.voxels)]
-        for axis, symmetry in enumerate(("mirror-x", "mirror-y")):
-            if symmetry in self.symmetries and self.layers:
-                parts = zip(self.layers, self.layer_bounds, strict=False)
-                order = np.concatenate([layer.mirrored(axis) + start for layer, start in parts])
-                group += [order[g] for g in group]
-        return tuple(group)
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The group that a shower's symmetries generate, the identity first."""
+        return group(self.layers, self.symmetries, self.voxels)
+
+    def images_at(self, conditions: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Voxel orders (V,) of the images that leave the named conditions as they are, the identity first."""
+        moves = [(image.order, self.motion(image, conditions)) for image in self.images]
+        return [order for order, motion in moves if motion is not None and motion.still]
+
+    def motion(self, image: Image, conditions: Sequence[str]) -> Motion | None:
+        """What an image does to the named conditions; None if that is not known."""
+        return image.motion([self.condition(name) for name in conditions])
+
+    def proposed_symmetries(self, conditions: Sequence[str] = ()) -> tuple[Symmetry, ...]:
+        """Symmetries of showers that the layers allow, and for which it is known what they do to the named conditions.
+
+        They are mirror images, the exchange of x and y where all layers are square, and a turn by the sector that all
+        layers with sectors share. They are the read-out's; whether they are the showers' is for showers to say.
+        """
+        found = generators(self.layers) if self.layers else {}
+        return tuple(name for name, image in found.items() if self.motion(image, conditions) is not None)
+
+    def with_symmetries(self, symmetries: Sequence[Symmetry]) -> Family:
+        """The family with these symmetries."""
+        return Family.model_validate({**self.model_dump(), "symmetries": tuple(symmetries)})
 
     def condition(self, name: str) -> Condition:
         """The condition of that name.

@@ -71,9 +71,18 @@ class _Layer(Frozen, ABC):
         return {"x": x, "y": y, "r": self.radius}
 
     @property
-    def can_mirror_x(self) -> bool:
-        """Whether x -> -x maps cells onto cells."""
-        return True
+    @abstractmethod
+    def sectors(self) -> int:
+        """By how many equal turns about the axis cells fall onto cells in a full circle; 0: by any number."""
+
+    @abstractmethod
+    def moved(self, symmetry: str, sectors: int) -> NDArray[np.int64] | None:
+        """Cell order (V_layer,) after a symmetry; None if it does not map cells onto cells.
+
+        Args:
+            symmetry: ``mirror-x`` (x -> -x), ``mirror-y``, ``swap-xy`` (x <-> y) or ``turn``.
+            sectors: How many turns make a full circle.
+        """
 
 
 class CartesianLayer(_Layer):
@@ -127,9 +136,18 @@ class CartesianLayer(_Layer):
         axes = [(np.arange(n) + 0.5) * (s / n) - s / 2 for n, s in zip(self.shape, self.size, strict=True)]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def mirrored(self, axis: int) -> NDArray[np.int64]:
-        """Cell order after mirroring x (axis 0) or y (axis 1), shape (V_layer,)."""
-        return np.flip(np.arange(math.prod(self.shape)).reshape(self.shape), axis).ravel()
+    @property
+    def sectors(self) -> int:
+        """By how many equal turns about the axis cells fall onto cells in a full circle."""
+        return 1  # quarter turns of squares are mirror images with x and y exchanged
+
+    def moved(self, symmetry: str, sectors: int) -> NDArray[np.int64] | None:  # noqa: ARG002
+        """Cell order (V_layer,) after a symmetry; None if it does not map cells onto cells."""
+        cells = np.arange(math.prod(self.shape)).reshape(self.shape)
+        if symmetry in ("mirror-x", "mirror-y"):
+            return np.flip(cells, 0 if symmetry == "mirror-x" else 1).ravel()
+        square = len(set(self.shape)) == len(set(self.size)) == 1
+        return cells.T.ravel() if symmetry == "swap-xy" and square else None
 
 
 class CylindricalLayer(_Layer):
@@ -157,11 +175,6 @@ class CylindricalLayer(_Layer):
     def shape(self) -> tuple[int, int]:
         """Cells along alpha and r."""
         return self.n_alpha, len(self.r_edges) - 1
-
-    @property
-    def can_mirror_x(self) -> bool:
-        """Whether x -> -x maps cells onto cells."""
-        return self.n_alpha % 2 == 0
 
     @property
     def axes(self) -> dict[str, NDArray[np.float64]]:
@@ -209,11 +222,21 @@ class CylindricalLayer(_Layer):
         alpha, r = self.polar.T
         return np.stack([r * np.cos(alpha), r * np.sin(alpha)], axis=1)
 
-    def mirrored(self, axis: int) -> NDArray[np.int64]:
-        """Cell order after mirroring x (axis 0) or y (axis 1), shape (V_layer,)."""
-        turn = 0 if axis else self.n_alpha // 2  # y -> -y is alpha -> -alpha, x -> -x is half a turn more
-        sectors = np.roll(np.arange(self.n_alpha)[::-1], turn)
-        return np.arange(math.prod(self.shape)).reshape(self.shape)[sectors].ravel()
+    @property
+    def sectors(self) -> int:
+        """By how many equal turns about the axis cells fall onto cells in a full circle; 0: by any number."""
+        return 0 if self.n_alpha == 1 else self.n_alpha
+
+    def moved(self, symmetry: str, sectors: int) -> NDArray[np.int64] | None:
+        """Cell order (V_layer,) after a symmetry; None if it does not map cells onto cells."""
+        cells, n = np.arange(math.prod(self.shape)).reshape(self.shape), self.n_alpha
+        if n == 1:  # one sector has no direction
+            return cells.ravel()
+        if symmetry == "turn":
+            return np.roll(cells, n // sectors, 0).ravel() if sectors > 1 and n % sectors == 0 else None
+        # Sectors start at -pi. y -> -y is alpha -> -alpha; the others are a quarter and half a turn more.
+        quarters = ("mirror-y", "swap-xy", "mirror-x").index(symmetry)
+        return None if quarters * n % 4 else np.roll(cells[::-1], quarters * n // 4, 0).ravel()
 
 
 Layer = Annotated[CartesianLayer | CylindricalLayer, Field(discriminator="geometry")]

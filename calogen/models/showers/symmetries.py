@@ -1,0 +1,162 @@
+"""Which symmetries of a read-out its showers have: showers against their images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...families import Family, Image, Motion, Symmetry
+from ...shards.samples import Samples
+from ..conditions import scaling
+
+ALARM = 1e-3
+"""Probability that a symmetry which holds is rejected."""
+FEWEST = 200
+"""Showers with energy below which no symmetry is tested."""
+_MOST = 20_000  # showers looked at: they show a lop-sidedness of a few per mille, in seconds
+_GROUPS = 1000  # of showers that are exchanged with their images together
+_EXCHANGES = 1999  # with what is observed 2,000, of which the two largest have p <= ALARM
+_HARMONICS = 4
+_OUTSIDE, _MARGIN = 0.01, 0.05  # share of images that may lie outside the trained range by more of its width
+_POWERS = 3  # of conditions
+_ROWS = 1024  # at a time
+
+Array = NDArray[np.float64]
+Columns = NDArray[np.float32]
+
+
+class Verdict(NamedTuple):
+    """What showers say of a symmetry of their read-out.
+
+    Attributes:
+        symmetry: Its name.
+        holds: Whether it is used.
+        reason: Why, or why not.
+    """
+
+    symmetry: Symmetry
+    holds: bool
+    reason: str
+
+
+def judge(samples: Samples, conditions: Sequence[str]) -> list[Verdict]:
+    """Which of the symmetries that the layers allow are the showers', too: a two-sample test of each.
+
+    It compares where energy and hits of every layer lie, in angle and radius, in each shower and in its image: the mean
+    difference must be 0. The largest of all mean differences, in standard errors, is calibrated by exchanging showers
+    with their images at random, so that a symmetry which holds is rejected with probability ``ALARM``. A symmetry that
+    moves conditions is tested at equal conditions: what their powers explain is taken out of the differences first.
+    One that moves them out of the trained range is not used, since no shower there could contradict it.
+
+    Args:
+        samples: Training showers.
+        conditions: Names of those that are trained with.
+    """
+    lit = np.flatnonzero(samples.values.any(1))
+    used = samples.select(lit[:: max(1, -(-len(lit) // _MOST))])
+    family, array, verdicts = samples.family, used.conditions.array(conditions), []
+    for symmetry in family.proposed_symmetries():
+        image = family.with_symmetries([symmetry]).images[1]
+        motion = family.motion(image, conditions)
+        if motion is None:
+            moved = [name for name in conditions if family.condition(name).role in ("impact", "angle")]
+            verdicts.append(Verdict(symmetry, False, f"what it does to {', '.join(moved)} is not known"))
+        elif len(used) and (outside := _outside(array, motion)).any():
+            names = ", ".join(itertools.compress(conditions, outside))
+            verdicts.append(Verdict(symmetry, False, f"it moves {names} out of the trained range"))
+        elif len(used) < FEWEST:
+            verdicts.append(Verdict(symmetry, True, f"not tested: {len(used)} showers are too few"))
+        else:
+            differences = _differences(used, image, [n for n in conditions if family.labels(n)])
+            p, largest, layer = _largest(differences, _odd_powers(array, family, conditions, motion), len(family.layers))
+            where = "all layers together" if layer is None else f"layer {family.layer_numbers[layer]}"
+            verdicts.append(Verdict(symmetry, p > ALARM, f"p = {p:.2g}, {largest:.1f} standard errors in {where}"))
+    return verdicts
+
+
+def _outside(conditions: Columns, motion: Motion) -> NDArray[np.bool_]:
+    """Which conditions (C,) of images lie outside the range of the showers' own (N, C)."""
+    low, high = conditions.min(0), conditions.max(0)
+    moved, margin = motion(conditions), _MARGIN * (high - low)
+    return np.asarray(((moved < low - margin) | (moved > high + margin)).mean(0) > _OUTSIDE)
+
+
+def _differences(samples: Samples, image: Image, labelled: Sequence[str]) -> Columns:
+    """Moments of showers less those of their images, (N, M): of each layer and of all, for all showers and each label.
+
+    Moments are harmonics in the angle of the energy, without and with the radius as a weight, and of the hits.
+    """
+    family, back = samples.family, image.order.argsort()
+    x, y = family.centres.T
+    angle, radius = np.arctan2(y, x), np.hypot(x, y)
+    waves = [wave(m * angle) for m in range(1, _HARMONICS + 1) for wave in (np.cos, np.sin)]
+    weights = np.stack([*waves, *(wave * radius / radius.max() for wave in waves)], 1)
+    contrasts = (weights - weights[back]).astype(np.float32)
+    found = np.empty((len(samples), len(family.layers) + 1, 3 * len(waves)), np.float32)
+    for start in range(0, len(samples), _ROWS):
+        showers, rows = samples.values[start : start + _ROWS], slice(start, start + _ROWS)
+        hits = (showers > 0).astype(np.float32)
+        # Shares of the energy scatter with one over its root: so all energies count.
+        showers, hits = (a / np.sqrt(a.sum(1, keepdims=True)) for a in (showers, hits))
+        for i, part in enumerate(family.layer_slices):
+            found[rows, i, : 2 * len(waves)] = showers[:, part] @ contrasts[part]
+            found[rows, i, 2 * len(waves) :] = hits[:, part] @ contrasts[part, : len(waves)]
+    found[:, -1] = found[:, :-1].sum(1)
+    # What is odd of one particle may be opposite for another, and cancel in all.
+    columns = [(samples.conditions[name], code) for name in labelled for code in range(len(family.labels(name)))]
+    flat = found.reshape(len(found), -1)
+    return np.concatenate([flat, *(flat * (column == code)[:, None] for column, code in columns)], 1)
+
+
+def _odd_powers(conditions: Columns, family: Family, names: Sequence[str], motion: Motion) -> Columns:
+    """Products of up to three conditions, less those of the image's conditions, (N, P); none if it moves none."""
+    if motion.still:
+        return np.empty((len(conditions), 0), np.float32)
+    offset, slope, logarithmic = scaling(family, names)
+    azimuth = motion.period > 0
+    powers = []
+    for columns in (conditions, motion(conditions)):
+        plain = np.where(logarithmic, np.log(np.where(logarithmic, columns, 1)), columns) * slope + offset
+        angles = 2 * np.pi * columns[:, azimuth] * motion.rate[azimuth]
+        basis = np.concatenate([plain[:, ~azimuth], np.cos(angles), np.sin(angles)], 1)
+        chosen = (itertools.combinations_with_replacement(basis.T, n + 1) for n in range(_POWERS))
+        powers.append(np.stack([np.prod(factors, 0) for factors in itertools.chain(*chosen)], 1))
+    return np.asarray(powers[0] - powers[1], np.float32)
+
+
+def _largest(differences: Columns, odd: Columns, layers: int) -> tuple[float, float, int | None]:
+    """p-value of no difference, the largest mean difference in standard errors, and its layer (none: all).
+
+    Args:
+        differences: (N, M), M a multiple of ``layers + 1``; their signs change when a shower and its image are exchanged.
+        odd: What may explain them, (N, P); their signs change with them.
+        layers: L.
+    """
+    count, moments = differences.shape
+    # An exchange changes the signs of both, so all products stay as they are, and with them every coefficient from here
+    # on: showers exchanged at random are what the showers might as well have been.
+    slopes = np.linalg.lstsq(odd, differences, rcond=1e-5)[0] if odd.shape[1] else np.zeros((0, moments))
+    rest = differences - (odd @ slopes).astype(np.float32)
+    size = np.sqrt(np.square(rest, dtype=np.float64).sum(0))
+    kept = np.flatnonzero(size > 1e-6 * size.max())
+    rest = rest[:, kept] / size[kept].astype(np.float32)
+
+    # Differences as they are, and what is left of each beside all others: the swing of a shower moves many layers
+    # alike, and a single lop-sided one stands out when it is taken away.
+    alike = (rest.T @ rest).astype(np.float64)
+    apart = np.linalg.inv(alike + np.eye(len(kept)) * (0.01 + len(kept) / count))
+    apart /= np.sqrt(np.einsum("ij,jk,ki->i", apart, alike, apart, optimize=True))
+    groups = np.zeros((min(_GROUPS, count), len(kept)))
+    np.add.at(groups, np.arange(count) % len(groups), rest)
+    sums = np.concatenate([groups, groups @ apart], 1).astype(np.float32)
+
+    observed = np.abs(sums.sum(0))
+    signs = 2 * np.random.default_rng(0).integers(0, 2, (_EXCHANGES, len(groups))).astype(np.float32) - 1
+    as_large = np.count_nonzero(np.abs(signs @ sums).max(1) >= observed.max())
+    moment = kept[observed.argmax() % len(kept)]
+    layer = int(moment // (3 * 2 * _HARMONICS) % (layers + 1))
+    return (1 + as_large) / (1 + _EXCHANGES), float(observed.max()), layer if layer < layers else None
