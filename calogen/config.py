@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .families import Family, resolve_family
+from .families import Family, Symmetry, resolve_family
 from .storage import read_toml
 
 _Width = Annotated[int, Field(ge=1, le=2**16)]
@@ -77,7 +77,7 @@ class TrainingConfig(_Frozen):
         decay: Last fraction of the steps, or of the time if that is further, over which both learning rates fall to 0
             (cosine).
         ema: Averaging constant of the generator's weights; the average is what is kept.
-        augment: Apply the family's exact symmetries to both reference and generated samples.
+        augment: Apply the symmetries used to both reference and generated samples, conditions included.
         tune_transform: Let training refine the fitted voxel distributions too.
         log_every: Steps between lines of the log.
         validate_every: Steps between validations.
@@ -116,6 +116,8 @@ class Config(_Frozen):
     Attributes:
         family: As :func:`calogen.families.resolve_family` takes it; none: that of the data.
         conditions: Names of the conditions (none: all that the family has; empty: unconditional).
+        symmetries: Symmetries of the read-out to try on the training showers (none: all that the layers allow; empty: no
+            symmetry is used). Those that the showers do not reject are used by fit and augmentation; the log says which.
         seed: Random seed.
         device: ``auto`` takes a GPU where there is one.
         threads: CPU threads (none: all available cores).
@@ -125,6 +127,7 @@ class Config(_Frozen):
 
     family: str | Family | None = None
     conditions: tuple[str, ...] | None = None
+    symmetries: tuple[Symmetry, ...] | None = None
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)

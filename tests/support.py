@@ -56,6 +56,24 @@ SMALL = Family(
 )
 """Both geometries, two conditions, both mirrors."""
 
+TURNED = Family(
+    name="turned",
+    layers=(
+        CylindricalLayer(n_alpha=4, r_edges=(0, 5, 10)),
+        CylindricalLayer(n_alpha=1, r_edges=(0, 20)),
+        CylindricalLayer(n_alpha=8, r_edges=(0, 20)),
+    ),
+    conditions=(
+        ENERGY,
+        Condition(name="impact_x", unit="mm", low=-10, high=10),
+        Condition(name="impact_y", unit="mm", low=-10, high=10),
+        Condition(name="theta", unit="deg", low=0, high=20),
+        Condition(name="phi", unit="deg", low=-180, high=180),
+    ),
+    symmetries=("mirror-x", "mirror-y", "turn"),
+)
+"""Cylinders that share quarter turns, with impact points and directions."""
+
 SINGLE = Family(name="single", layers=(CartesianLayer(shape=(3, 5), size=(30, 50)),), conditions=(ENERGY,))
 """One layer only; energy not conserved."""
 

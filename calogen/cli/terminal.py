@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..analysis.report import Report
 
 _WORDS = ("generated", "metric", "unit", "network", "objective", "trained on", "")  # titles of columns with words
+_SENTENCES = {"symmetries", "warning", "stopped"}  # of a training log, shown whole
 _PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
@@ -146,7 +147,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         shown: dict[str, str] = {}
 
         def note(record: dict[str, Any]) -> None:
-            for word in {"warning", "stopped"} & record.keys():
+            for word in _SENTENCES & record.keys():
                 bar.console.print(f"[yellow]{word}:[/] {record[word]}")
             shown.update(_facts(record))
             facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
@@ -162,7 +163,7 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _plain_line(record: dict[str, Any]) -> None:
-    for word in {"warning", "stopped"} & record.keys():
+    for word in _SENTENCES & record.keys():
         click.echo(f"{word}: {record[word]}", err=True)
     if "seconds" in record:
         facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())

@@ -75,10 +75,13 @@ class Image:
         """What it does to conditions, C of them; None if that is not known.
 
         It is not known where an impact point has only one of the two coordinates needed, and where a condition is an
-        impact or an angle, but none of ``impact_x``, ``impact_y``, ``theta`` and ``phi`` (in ``deg`` or ``rad``).
+        impact or an angle, but none of ``impact_x``, ``impact_y``, ``theta`` and ``phi`` (in ``deg`` or ``rad``). The
+        identity changes none.
         """
         count, names = len(conditions), [c.name for c in conditions]
         linear, (offset, start, period) = np.eye(count), np.zeros((3, count))
+        if (self.plane == np.eye(2)).all():
+            return Motion(linear, offset, start, period)
         turned = math.degrees(math.atan2(self.plane[1, 0], self.plane[0, 0])) / 360  # of the direction of x
         for i, condition in enumerate(conditions):
             if condition.behaviour is None:

@@ -147,25 +147,42 @@ def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> ND
 
 
 class Augmentation:
-    """Random exact symmetries of a family: mirrors of showers; mirrors, quarter turns and rolls of maps.
+    """Random symmetries of a family: images of showers and of their conditions; mirrors, quarter turns and rolls of maps.
 
     Args:
-        family: Says which symmetries are exact.
+        family: Says which symmetries are used.
+        conditions: Names of the conditions, in the order of the columns.
         device: Of the samples.
     """
 
-    def __init__(self, family: Family, device: torch.device) -> None:
+    def __init__(self, family: Family, conditions: Sequence[str], device: torch.device) -> None:
         self._family = family
-        self._orders = torch.as_tensor(np.stack(family.mirrors), device=device) if family.layers else None
+        moves = [(image.order, family.motion(image, conditions)) for image in family.images] if family.layers else []
+        known = [(order, motion) for order, motion in moves if motion is not None]
+        self._orders = torch.as_tensor(np.stack([order for order, _ in known]), device=device) if known else None
+        self._moving = not all(motion.still for _, motion in known)
+        if self._moving:
+            numbers = [(m.linear, m.offset, m.start, m.period, m.rate) for _, m in known]
+            stacks = (np.stack(parts).astype(np.float32) for parts in zip(*numbers, strict=True))
+            self._motions = [torch.as_tensor(stack, device=device) for stack in stacks]
 
-    def __call__(self, values: Tensor, generator: torch.Generator) -> Tensor:
-        """Transformed copies of samples (B, ...), in the units given."""
+    def __call__(self, generator: torch.Generator, conditions: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+        """Conditions (B, C) and samples (B, ...) of images, all in the units given.
+
+        Several batches of samples with the same conditions are moved alike, so that they still have the same ones.
+        """
         if self._orders is None:
-            return self._moved(values, generator)
+            return conditions, *(self._moved(maps, generator) for maps in samples)
         if len(self._orders) == 1:
-            return values
-        pick = torch.randint(len(self._orders), (len(values),), generator=generator, device=values.device)
-        return values.gather(1, self._orders[pick])
+            return conditions, *samples
+        pick = torch.randint(len(self._orders), (len(conditions),), generator=generator, device=conditions.device)
+        index = self._orders[pick]
+        images = (showers.gather(1, index) for showers in samples)
+        if not self._moving:
+            return conditions, *images
+        linear, offset, start, period, rate = (stack[pick] for stack in self._motions)
+        moved = torch.einsum("bij,bj->bi", linear, conditions) + offset
+        return moved - torch.floor((moved - start) * rate) * period, *images
 
     def _moved(self, maps: Tensor, generator: torch.Generator) -> Tensor:
         """Maps (B, H, W), each rolled, mirrored and turned for itself; the host never waits for the device."""

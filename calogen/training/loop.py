@@ -15,6 +15,7 @@ from torch import Tensor
 from ..analysis.metrics.validation import FLOORS, score_floor
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
+from ..models.showers.symmetries import judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
 from ..runs.folder import Record, RunFolder, resumable
@@ -134,6 +135,12 @@ class TrainingLoop:
             holdout=setup.config.holdout,
         )
         facts["dropped"] = setup.training.dropped
+        verdicts = []
+        if resume:
+            setup = setup.using(checkpoint.card.family.symmetries)
+        elif setup.family.layers:
+            verdicts = judge(batches.samples(setup.family), setup.conditions)
+            setup = setup.using([verdict.symmetry for verdict in verdicts if verdict.holds])
         trainer = build_trainer(setup, batches)
         loop = cls(trainer, folder, _card(setup, batches, facts), _validation_samples(setup), progress)
         loop.begun = begun
@@ -152,6 +159,8 @@ class TrainingLoop:
             if setup.training.dropped:
                 what = f"left out {setup.training.dropped} bad rows of {len(setup.training)} (drop_bad)"
                 loop._tell({"step": 0, "warning": what})
+            if verdicts:
+                loop._tell({"step": 0, "symmetries": "; ".join(map(str, verdicts))})
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
             if check:

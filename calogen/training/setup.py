@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from ..config import Config
 from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
-from ..families import Family
+from ..families import Family, Symmetry
 from ..models.registry import build_critic, build_generator, pick_device, settled
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
@@ -28,7 +28,7 @@ class Setup:
 
     Attributes:
         config: With family, conditions and all settings of the networks filled in.
-        family: What is simulated.
+        family: What is simulated, with the symmetries to be used, or tried: showers are tested for theirs first.
         conditions: Names, in the order of the columns.
         training: Data to train on.
         validation: Data to validate on.
@@ -43,6 +43,10 @@ class Setup:
     validation: Shards
     device: torch.device
     threads: int
+
+    def using(self, symmetries: Sequence[Symmetry]) -> Setup:
+        """The same with these symmetries."""
+        return replace(self, family=self.family.with_symmetries(symmetries))
 
     def describe(self) -> dict[str, Any]:
         """What a person wants to know before starting."""
@@ -87,6 +91,21 @@ def _require_condition(family: Family, name: str) -> None:
         raise ConfigError(error.what, found=error.found, hint=hint) from None
 
 
+def _tried(config: Config, family: Family) -> tuple[Symmetry, ...]:
+    """Symmetries to be tried on showers, or those of maps."""
+    allowed = family.proposed_symmetries() if family.layers else family.symmetries
+    if config.symmetries is None:
+        return allowed
+    if wrong := [name for name in config.symmetries if name not in allowed]:
+        raise ConfigError(
+            f"family '{family.name}' has no symmetry '{wrong[0]}'",
+            where="symmetries",
+            expected=", ".join(allowed) or "none: the layers allow none",
+            found=wrong[0],
+        )
+    return config.symmetries
+
+
 def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
@@ -126,7 +145,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
-    setup = Setup(config, family, names, training, validation, pick_device(config.device), threads)
+    setup = Setup(config, family.with_symmetries(_tried(config, family)), names, training, validation, pick_device(config.device), threads)
     needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:

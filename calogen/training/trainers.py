@@ -57,7 +57,7 @@ class Trainer(ABC):
             self.generator = build_generator(setup.family, setup.conditions, setup.config.generator)
             self.networks: dict[str, nn.Module] = {"generator": self.generator, **self._others()}
         self.rates = {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
-        self.augment = Augmentation(setup.family, setup.device)
+        self.augment = Augmentation(setup.family, setup.conditions, setup.device)
         self.done = 0
 
     def _others(self) -> dict[str, nn.Module]:
@@ -121,6 +121,9 @@ class Trainer(ABC):
                 mine.copy_(live)
             torch._foreach_lerp_(self.averaged, self.trained, 1 - keep)
         return found
+
+    def _augmented(self, stream: torch.Generator, conditions: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+        return self.augment(stream, conditions, *samples) if self.options.augment else (conditions, *samples)
 
     def _descend(self, name: str, loss: Tensor, parameters: list[Tensor]) -> Tensor:
         """One step of a network's optimiser; returns the norm of the gradient."""
@@ -213,7 +216,8 @@ class AdversarialTrainer(Trainer):
             lazy = (self.options.critic_steps - 1 - i) % self.options.penalty_every > 0
             found = self._critic_step(reference[mine], generated[mine], scaled[mine], stream, lazy=lazy)
         conditions = self.batches.sample_conditions(self.options.batch_size, stream)
-        views = self.critic.view(self._draw(conditions, stream), conditions)
+        conditions, generated = self._augmented(stream, conditions, self._draw(conditions, stream))
+        views = self.critic.view(generated, conditions)
         loss = self.objective.generator(self.critic(views, self.generator.scaled(conditions)))
         norm = self._descend("generator", loss, self.trained)
         return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
@@ -221,7 +225,7 @@ class AdversarialTrainer(Trainer):
     def _draw(self, conditions: Tensor, stream: torch.Generator) -> Tensor:
         latent = torch.randn(len(conditions), self.generator.latent_size, generator=stream, device=conditions.device)
         samples: Tensor = self.generator(latent, conditions)
-        return self.augment(samples, stream) if self.options.augment else samples
+        return samples
 
     @torch.no_grad()
     def _views(self, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,10 +233,10 @@ class AdversarialTrainer(Trainer):
         first = self.done * self.options.critic_steps
         pairs = [self.batches[first + i] for i in range(self.options.critic_steps)]
         samples, conditions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        if self.options.augment:
-            samples = self.augment(samples, stream)
-        generated = self.critic.view(self._draw(conditions, stream), conditions)
-        return self.critic.view(samples, conditions), generated, self.generator.scaled(conditions)
+        # Both are moved alike: the critic compares them, and takes its penalty between them, at equal conditions.
+        conditions, *both = self._augmented(stream, conditions, samples, self._draw(conditions, stream))
+        reference, generated = (self.critic.view(side, conditions) for side in both)
+        return reference, generated, self.generator.scaled(conditions)
 
     def _critic_step(
         self, reference: Tensor, generated: Tensor, scaled: Tensor, stream: torch.Generator, *, lazy: bool
@@ -269,8 +273,7 @@ class LikelihoodTrainer(Trainer):
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
         samples, conditions = self.batches[self.done]
-        if self.options.augment:
-            samples = self.augment(samples, stream)
+        conditions, samples = self._augmented(stream, conditions, samples)
         loss = self.generator.loss(samples, conditions, stream)
         norm = self._descend("generator", loss, self.trained)
         return {"generator_loss": loss.detach(), "generator_gradient": norm}

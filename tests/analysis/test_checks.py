@@ -43,7 +43,7 @@ def test_independent_showers_are_not_memorised(sides):
 def test_copies_and_mirrored_copies_are_memorised(sides, mirror):
     reference, training = sides
     copied = training.select(slice(0, 300))
-    copied = replace(copied, values=copied.values[:, SMALL.mirrors[mirror]])
+    copied = replace(copied, values=copied.values[:, SMALL.images[mirror].order])
     found = remembered(reference, copied, training)
     assert found["training_copies"].value == 1
     assert found["memorisation"].value == 1
@@ -85,7 +85,7 @@ def test_maps_learnt_by_heart():
 def test_nearest_is_brute_force_over_mirrors():
     rng = np.random.default_rng(8)
     queries, pool = rng.random((7, SMALL.voxels)), rng.random((11, SMALL.voxels))
-    images = np.concatenate([pool[:, order] for order in SMALL.mirrors])
+    images = np.concatenate([pool[:, image.order] for image in SMALL.images])
     expected = np.linalg.norm(queries[:, None] - images, axis=2).min(axis=1)
     assert nearest(queries, pool, SMALL) == pytest.approx(expected)
 

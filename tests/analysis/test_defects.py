@@ -99,7 +99,7 @@ def thresholded(clean: Samples) -> Samples:
 def mirrored(showers: Showers) -> Samples:
     """The training showers, every other one mirrored."""
     copied = showers.training.values.copy()
-    copied[::2] = copied[::2][:, showers.clean.family.mirrors[1]]
+    copied[::2] = copied[::2][:, showers.clean.family.images[1].order]
     return replace(showers.training, values=copied)
 
 

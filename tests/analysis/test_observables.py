@@ -154,7 +154,7 @@ def test_chunks_do_not_matter(monkeypatch):
 
 def test_mirrored_showers_have_mirrored_centres():
     samples = open_shards(ORACLES / "calogan_gamma_64.h5").read()
-    order = samples.family.mirrors[1]  # x -> -x
+    order = samples.family.images[1].order  # x -> -x
     mirrored = observe(Samples(samples.family, samples.values[:, order], samples.conditions))
     for name, values in observe(samples).items():
         sign = -1 if name.startswith("centre_x") else 1

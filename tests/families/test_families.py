@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ALL_FAMILIES, CALORIMETERS, ENERGY, ROOT, SMALL
+from support import ALL_FAMILIES, CALORIMETERS, ENERGY, ROOT, SMALL, TURNED
 
 from calogen.errors import ConfigError
-from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family, resolve_family
+from calogen.families import FAMILIES, CartesianLayer, Condition, CylindricalLayer, Family, Symmetry, resolve_family
 
 
 @pytest.mark.parametrize(
@@ -57,24 +57,100 @@ def test_cylindrical_centres_have_the_radius_fastest_and_alpha_from_minus_pi() -
     np.testing.assert_allclose(layer.centres[1], [4 * np.cos(-0.75 * np.pi), 4 * np.sin(-0.75 * np.pi)])
 
 
-@pytest.mark.parametrize("family", [FAMILIES["calogan"], SMALL], ids=lambda f: f.name)
-def test_mirrors_are_the_group_of_two_involutions_and_move_centres_as_reflections_do(family: Family) -> None:
-    identity = np.arange(family.voxels)
-    group = family.mirrors
-    assert len(group) == 4
-    np.testing.assert_array_equal(group[0], identity)
-    as_tuples = {tuple(order) for order in group}
+SQUARES = Family(
+    name="squares",
+    layers=(CartesianLayer(shape=(4, 4), size=(8, 8)), CartesianLayer(shape=(2, 2), size=(9, 9))),
+    conditions=TURNED.conditions,
+)
+MIRRORS = ("mirror-x", "mirror-y")
+
+
+@pytest.mark.parametrize(
+    ("family", "proposed", "size"),
+    [
+        (FAMILIES["calogan"], MIRRORS, 4),
+        (FAMILIES["1-photons"], (*MIRRORS, "turn"), 20),  # layers of one sector turn by any angle
+        (FAMILIES["2"], (*MIRRORS, "turn"), 32),
+        (FAMILIES["3"], (*MIRRORS, "turn"), 100),
+        (SMALL, MIRRORS, 4),
+        (SQUARES, (*MIRRORS, "swap-xy"), 8),
+        (TURNED, (*MIRRORS, "turn"), 8),
+        (FAMILIES["nbody-64"], (), 1),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)
+def test_layers_propose_symmetries_which_generate_a_group(
+    family: Family, proposed: tuple[Symmetry, ...], size: int
+) -> None:
+    assert family.proposed_symmetries() == proposed
+    group = family.with_symmetries(proposed).images if proposed else family.images
+    assert len(group) == size
+    np.testing.assert_array_equal(group[0].order, np.arange(family.voxels))
+    known = {image.order.tobytes() for image in group}
+    assert len(known) == size
     for one in group:
-        np.testing.assert_array_equal(one[one], identity)
-        for two in group:
-            assert tuple(one[two]) in as_tuples
-    for order, signs in zip(group, ([1, 1], [-1, 1], [1, -1], [-1, -1]), strict=True):
-        np.testing.assert_allclose(family.centres[order], family.centres * signs, atol=1e-9)
-        np.testing.assert_array_equal(family.layer_of_voxel[order], family.layer_of_voxel)
+        assert one.order.argsort().tobytes() in known
+        for two in group[:8]:
+            assert one.order[two.order].tobytes() in known
 
 
-def test_families_without_mirrors_have_the_identity_only() -> None:
-    assert [len(FAMILIES[name].mirrors) for name in ("1-photons", "2", "nbody-64")] == [1, 1, 1]
+@pytest.mark.parametrize("family", [FAMILIES["calogan"], FAMILIES["2"], SMALL, SQUARES, TURNED], ids=lambda f: f.name)
+def test_images_move_centres_as_the_plane_and_keep_layers(family: Family) -> None:
+    one_sector = [layer.sectors == 0 for layer in family.layers]
+    seen = ~np.array(one_sector)[family.layer_of_voxel]  # the centres of one sector are not where the energy is
+    for image in family.with_symmetries(family.proposed_symmetries()).images:
+        moved = family.centres[image.order] @ image.plane.T
+        np.testing.assert_allclose(moved[seen], family.centres[seen], atol=1e-9)
+        np.testing.assert_array_equal(family.layer_of_voxel[image.order], family.layer_of_voxel)
+
+
+def test_images_of_conditions_are_those_of_points_and_directions() -> None:
+    names = [c.name for c in TURNED.conditions]
+    conditions = np.array([[5e3, 3.0, -4.0, 10.0, 150.0], [5e4, 0.5, 8.0, 0.0, -100.0]], np.float32)
+    for family, symmetry, impact, phi in [
+        (TURNED, "mirror-x", [[-3, -4], [-0.5, 8]], [30, -80]),
+        (TURNED, "mirror-y", [[3, 4], [0.5, -8]], [-150, 100]),
+        (TURNED, "turn", [[4, 3], [-8, 0.5]], [-120, -10]),  # by a quarter, the largest sector of all
+        (SQUARES, "swap-xy", [[-4, 3], [8, 0.5]], [-60, -170]),
+    ]:
+        motion = family.motion(family.with_symmetries([symmetry]).images[1], names)
+        expected = np.column_stack([conditions[:, 0], impact, conditions[:, 3], phi])
+        np.testing.assert_allclose(motion(conditions), expected, atol=1e-4, err_msg=symmetry)
+        again = conditions
+        for _ in range(4):
+            again = motion(again)
+        np.testing.assert_allclose(again, conditions, atol=1e-3)
+
+
+@pytest.mark.parametrize("unit", ["deg", "rad"])
+@pytest.mark.parametrize("low", [-180, 0])
+def test_azimuths_stay_in_their_own_convention(low: float, unit: str) -> None:
+    scale = 1.0 if unit == "deg" else math.pi / 180
+    phi = Condition(name="phi", unit=unit, low=low * scale, high=(low + 360) * scale)
+    family = Family(name="own", layers=TURNED.layers, conditions=(ENERGY, phi), symmetries=TURNED.symmetries)
+    columns = np.linspace([1e3, phi.low], [1e3, phi.high], 50).astype(np.float32)
+    for image in family.images:
+        moved = family.motion(image, ["incident_energy", "phi"])(columns)[:, 1]
+        assert moved.min() >= phi.low - 1e-5
+        assert moved.max() <= phi.high + 1e-5
+        angles = (np.radians(azimuth / scale) for azimuth in (columns[:, 1], moved))
+        before, after = (np.column_stack([np.cos(angle), np.sin(angle)]) for angle in angles)
+        np.testing.assert_allclose(before @ image.plane.T, after, atol=1e-5)
+
+
+def test_symmetries_are_proposed_where_it_is_known_what_they_do_to_the_conditions() -> None:
+    assert TURNED.proposed_symmetries(["incident_energy", "impact_x"]) == MIRRORS
+    assert SQUARES.proposed_symmetries(["impact_y", "phi"]) == MIRRORS
+    assert SQUARES.proposed_symmetries(["impact_y", "impact_x"]) == (*MIRRORS, "swap-xy")
+    assert SMALL.proposed_symmetries(["incident_energy"]) == MIRRORS
+    assert SMALL.proposed_symmetries(["incident_energy", "angle"]) == ()  # an angle to what?
+    fitted = [len(TURNED.images_at(names)) for names in ([], ["theta"], ["impact_x"], ["impact_x", "impact_y"])]
+    assert fitted == [8, 8, 2, 1]
+
+
+def test_symmetries_of_a_copy_are_its_own() -> None:
+    assert len(SMALL.images) == 4
+    assert len(SMALL.model_copy(update={"symmetries": ("mirror-y",)}).images) == 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +191,7 @@ def test_a_family_survives_its_json(family: Family) -> None:
     again = Family.model_validate_json(family.model_dump_json())
     assert again == family
     for one in (again, family):
-        assert len(one.mirrors) * one.voxels > 0  # computed once and kept, which equality must not mind
+        assert len(one.centres) == one.voxels if one.layers else True  # kept, which equality must not mind
     assert again == family
     assert hash(again) == hash(family)
     assert again != Family.model_validate({**family.model_dump(), "threshold": 9.0})
@@ -225,7 +301,7 @@ high = 90.0
         ("[2, 2]", "[0, 2]", "at least one cell"),
         ("n_alpha = 2", "n_alpha = 2\nz = [3.0, 3.0]", "begins before it ends"),
         ("n_alpha = 2", "n_alpha = 2\nz = [0.0, 3.0]", "either all layers have a depth z, or none"),
-        ("threshold = 0.5", 'symmetries = ["roll"]', "calorimeter symmetries are"),
+        ("threshold = 0.5", 'symmetries = ["roll"]', "the layers allow the symmetries"),
         ("n_alpha = 2", "n_alpha = 0", "n_alpha"),
         ("threshold = 0.5", "pixels = [4, 4]", "has layers and no pixels"),
         ("threshold = 0.5", 'kind = "map"', "has pixels and no layers"),
@@ -260,10 +336,11 @@ def test_a_family_may_stand_in_a_toml_file(tmp_path: Path) -> None:
 
 def test_an_odd_number_of_sectors_has_no_mirror_in_x() -> None:
     layer = CylindricalLayer(n_alpha=3, r_edges=(0, 1))
-    with pytest.raises(ValueError, match="even number of sectors"):
+    with pytest.raises(ValueError, match="the layers allow the symmetries"):
         Family(name="odd", layers=(layer,), conditions=(ENERGY,), symmetries=("mirror-x",))
-    mirrored = Family(name="odd", layers=(layer,), conditions=(ENERGY,), symmetries=("mirror-y",)).mirrors[1]
-    np.testing.assert_allclose(layer.centres[mirrored], layer.centres * [1, -1], atol=1e-12)
+    odd = Family(name="odd", layers=(layer,), conditions=(ENERGY,))
+    assert odd.proposed_symmetries() == ("mirror-y", "turn")
+    assert len(odd.with_symmetries(("mirror-y", "turn")).images) == 6
 
 
 def test_condition_names_must_differ() -> None:

@@ -283,7 +283,7 @@ def test_the_fit_uses_mirrored_copies() -> None:
     assert len(showers) == len(conditions) == (values.sum(1) > 0).sum()
     for parameter in transform.parameters():
         assert parameter.abs().amax() > 0
-        for order in CALOGAN.mirrors:
+        for order in CALOGAN.images_at([]):
             assert torch.equal(parameter, parameter[..., order])
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import MAPS, SMALL, toy
+from support import MAPS, SMALL, TURNED, tiny, toy, write_folder
 
 from calogen.errors import ShardError
 from calogen.families import CartesianLayer, Family
 from calogen.models.showers.transform import ShowerTransform
 from calogen.shards.samples import Samples
 from calogen.training.batches import Augmentation, Batches, held_out
+from calogen.training.setup import prepare
+from calogen.training.trainers import build_trainer
 
 CPU = torch.device("cpu")
 NAMES = ("incident_energy", "angle")
@@ -132,34 +135,66 @@ def test_ranges_and_samples_are_of_what_is_trained_on() -> None:
     np.testing.assert_array_equal(kept.conditions["incident_energy"], np.arange(11, 18))
 
 
-def test_augmented_showers_are_mirror_images_with_the_same_layer_energies() -> None:
+def test_augmented_showers_are_images_with_the_same_layer_energies() -> None:
     samples = toy(SMALL, 300)
-    values = torch.from_numpy(samples.values)
-    found = Augmentation(SMALL, CPU)(values, torch.Generator().manual_seed(1))
-    images = torch.stack([values[:, order] for order in SMALL.mirrors])
+    values, none = torch.from_numpy(samples.values), torch.empty(300, 0)
+    _, found, again = Augmentation(SMALL, [], CPU)(torch.Generator().manual_seed(1), none, values, 2 * values)
+    images = torch.stack([values[:, image.order] for image in SMALL.images])
     which = (images == found).all(2)
     assert which.any(0).all()
     assert (which.double().mean(1) > 0.15).all()  # each of the four about equally often
+    assert torch.equal(again, 2 * found)  # moved alike
     transform = ShowerTransform(SMALL, [])
     torch.testing.assert_close(transform.layer_energies(found), transform.layer_energies(values))
 
 
+def test_conditions_of_augmented_showers_are_those_of_their_image() -> None:
+    drawn = toy(TURNED, 400, seed=2).conditions
+    names, values, conditions = list(drawn), torch.rand(400, TURNED.voxels), torch.from_numpy(drawn.array())
+    moved, found = Augmentation(TURNED, names, CPU)(torch.Generator().manual_seed(3), conditions, values)
+    seen = torch.zeros(400, dtype=torch.bool)
+    for image in TURNED.images:
+        mine = (values[:, image.order] == found).all(1)
+        expected = TURNED.motion(image, names)(drawn.array())
+        np.testing.assert_allclose(moved[mine], expected[mine.numpy()], atol=1e-4)
+        seen |= mine
+    assert seen.all()
+    assert torch.equal(moved[:, 0], conditions[:, 0])  # the energy
+    assert not torch.allclose(moved[:, 1:3], conditions[:, 1:3])
+    torch.testing.assert_close(moved[:, 1:3].norm(dim=1), conditions[:, 1:3].norm(dim=1))
+
+
+def test_the_critic_sees_both_sides_at_the_conditions_of_their_images(tmp_path: Path) -> None:
+    side, right = np.sign(TURNED.centres[:, 0]), int(np.argmax(TURNED.centres[:, 0] > 0))
+    drawn = toy(TURNED, 300, seed=4).conditions
+    samples = Samples(TURNED, 100 + drawn["impact_x"][:, None] * side, drawn)
+    setup = prepare(tiny(symmetries=["mirror-x"]), write_folder(tmp_path / "data", samples))
+    trainer = build_trainer(setup, Batches(setup.training, setup.conditions, 16, seed=1, device=CPU))
+    trainer.generator.forward = lambda _, conditions: 100 + conditions[:, 1:2] * torch.from_numpy(side).float()
+    trainer.critic.view = lambda showers, conditions: torch.stack([showers[:, right], conditions[:, 1]], 1)
+    for view in trainer._views(torch.Generator().manual_seed(1))[:2]:
+        torch.testing.assert_close(view[:, 0] - 100, view[:, 1])  # as before they were mirrored
+        assert 4 < np.isin(view[:, 1].numpy(), drawn["impact_x"]).sum() < len(view) - 4  # about half of them were
+
+
 def test_families_without_symmetries_are_left_alone() -> None:
     family = Family(name="n", layers=SMALL.layers, conditions=SMALL.conditions)
-    values = torch.rand(5, family.voxels)
-    assert Augmentation(family, CPU)(values, torch.Generator()) is values
+    values, conditions = torch.rand(5, family.voxels), torch.rand(5, 1)
+    found = Augmentation(family, ["incident_energy"], CPU)(torch.Generator(), conditions, values)
+    assert found[0] is conditions
+    assert found[1] is values
 
 
 def test_augmented_maps_keep_their_pixels_and_their_neighbours() -> None:
     values = torch.from_numpy(toy(MAPS, 6).values)
-    augment, generator = Augmentation(MAPS, CPU), torch.Generator().manual_seed(1)
+    augment, generator = Augmentation(MAPS, [], CPU), torch.Generator().manual_seed(1)
 
     def neighbours(maps: torch.Tensor) -> torch.Tensor:
         return sum(maps * maps.roll(1, axis) for axis in (1, 2)).sum((1, 2))  # type: ignore[return-value]
 
     changed = 0
     for _ in range(20):
-        found = augment(values, generator)
+        _, found = augment(generator, torch.empty(6, 0), values)
         torch.testing.assert_close(found.flatten(1).sort().values, values.flatten(1).sort().values)
         torch.testing.assert_close(neighbours(found), neighbours(values), rtol=1e-4, atol=1e-3)
         changed += not torch.equal(found, values)
@@ -169,18 +204,19 @@ def test_augmented_maps_keep_their_pixels_and_their_neighbours() -> None:
 def test_every_symmetry_of_a_map_comes_about_equally_often_and_each_map_has_its_own() -> None:
     family = MAPS.model_copy(update={"pixels": (4, 4)})
     maps = torch.arange(16.0).view(1, 4, 4).expand(12_800, 4, 4)
-    found = Augmentation(family, CPU)(maps, torch.Generator().manual_seed(2))
+    none = torch.empty(len(maps), 0)
+    _, found = Augmentation(family, [], CPU)(torch.Generator().manual_seed(2), none, maps)
     images, counts = torch.unique(found.flatten(1), dim=0, return_counts=True)
     assert len(images) == 16 * 8  # rolls, times mirrors and quarter turns
     assert float((counts - 100.0).square().mean() / 100) == pytest.approx(1.0, abs=0.5)
     turned = family.model_copy(update={"symmetries": ("turn",)})
-    four = torch.unique(Augmentation(turned, CPU)(maps, torch.Generator()).flatten(1), dim=0)
+    four = torch.unique(Augmentation(turned, [], CPU)(torch.Generator(), none, maps)[1].flatten(1), dim=0)
     expected = torch.stack([maps[0].rot90(k) for k in range(4)]).flatten(1)
     torch.testing.assert_close(four, torch.unique(expected, dim=0))
 
 
 def test_the_same_stream_augments_alike() -> None:
     for family in (SMALL, MAPS):
-        values = torch.from_numpy(toy(family, 10).values)
-        both = [Augmentation(family, CPU)(values, torch.Generator().manual_seed(6)) for _ in "ab"]
+        values, none = torch.from_numpy(toy(family, 10).values), torch.empty(10, 0)
+        both = [Augmentation(family, [], CPU)(torch.Generator().manual_seed(6), none, values)[1] for _ in "ab"]
         assert torch.equal(*both)

@@ -42,9 +42,13 @@ class Verdict(NamedTuple):
     holds: bool
     reason: str
 
+    def __str__(self) -> str:
+        """For the log."""
+        return f"{self.symmetry} is {'used' if self.holds else 'not used'} ({self.reason})"
+
 
 def judge(samples: Samples, conditions: Sequence[str]) -> list[Verdict]:
-    """Which of the symmetries that the layers allow are the showers', too: a two-sample test of each.
+    """Which symmetries of the read-out are the showers', too: a two-sample test of each that their family has.
 
     It compares where energy and hits of every layer lie, in angle and radius, in each shower and in its image: the mean
     difference must be 0. The largest of all mean differences, in standard errors, is calibrated by exchanging showers
@@ -59,7 +63,7 @@ def judge(samples: Samples, conditions: Sequence[str]) -> list[Verdict]:
     lit = np.flatnonzero(samples.values.any(1))
     used = samples.select(lit[:: max(1, -(-len(lit) // _MOST))])
     family, array, verdicts = samples.family, used.conditions.array(conditions), []
-    for symmetry in family.proposed_symmetries():
+    for symmetry in family.symmetries:
         image = family.with_symmetries([symmetry]).images[1]
         motion = family.motion(image, conditions)
         if motion is None:
