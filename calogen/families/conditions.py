@@ -19,7 +19,7 @@ LABEL = r"[^\s,:;=\[\]/\\]+"
 Role = Literal["energy", "impact", "angle", "cosmology", "label", "other"]
 """What a condition means for the physics; ``energy`` is the incident energy."""
 Behaviour = Literal["x", "y", "azimuth", "still"]
-"""How a condition goes with mirror images and turns of a shower: a coordinate, the azimuth of a direction, not at all."""
+"""What a condition does when a shower is mirrored or turned: it is a coordinate, an azimuth, or stays as it is."""
 
 _ROLES: dict[str, Role] = {
     "incident_energy": "energy",

@@ -65,6 +65,7 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "checkpoint": folder.name,
         "family": card.family.name,
         "conditions": {c.name: str(c) for c in card.conditions},
+        "symmetries": list(card.family.symmetries),
         "step": card.step,
         "validation score": card.score,
         "held out of training": {name: list(ends) for name, ends in card.holdout.items()},

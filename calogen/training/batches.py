@@ -147,7 +147,7 @@ def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> ND
 
 
 class Augmentation:
-    """Random symmetries of a family: images of showers and of their conditions; mirrors, quarter turns and rolls of maps.
+    """Random symmetries: images of showers and of their conditions; mirrors, quarter turns and rolls of maps.
 
     Args:
         family: Says which symmetries are used.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..analysis.metrics.validation import FLOORS, score_floor
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
-from ..models.showers.symmetries import judge
+from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
 from ..runs.folder import Record, RunFolder, resumable
@@ -135,7 +135,7 @@ class TrainingLoop:
             holdout=setup.config.holdout,
         )
         facts["dropped"] = setup.training.dropped
-        verdicts = []
+        verdicts: list[Verdict] = []
         if resume:
             setup = setup.using(checkpoint.card.family.symmetries)
         elif setup.family.layers:
@@ -159,12 +159,11 @@ class TrainingLoop:
             if setup.training.dropped:
                 what = f"left out {setup.training.dropped} bad rows of {len(setup.training)} (drop_bad)"
                 loop._tell({"step": 0, "warning": what})
-            if verdicts:
-                loop._tell({"step": 0, "symmetries": "; ".join(map(str, verdicts))})
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
+                facts |= {"symmetries": "; ".join(map(str, verdicts))} if verdicts else {}
                 loop._tell(facts | trainer.validate(loop.validation) | _floor(setup, loop.validation))
                 loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
         return loop

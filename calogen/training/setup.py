@@ -145,7 +145,15 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
-    setup = Setup(config, family.with_symmetries(_tried(config, family)), names, training, validation, pick_device(config.device), threads)
+    setup = Setup(
+        config,
+        family.with_symmetries(_tried(config, family)),
+        names,
+        training,
+        validation,
+        pick_device(config.device),
+        threads,
+    )
     needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:

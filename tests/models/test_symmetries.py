@@ -91,6 +91,11 @@ def test_few_showers_reject_nothing_and_say_so() -> None:
     assert [verdict.holds for verdict in judge(upper.read(0, 0), ALL)] == [True] * 3
 
 
+def test_showers_without_energy_where_a_symmetry_moves_cells_say_nothing() -> None:
+    one_sector = replace(toy(TURNED, 300), values=np.tile(np.float32(TURNED.layer_of_voxel == 1), (300, 1)))
+    assert set(held(one_sector, ALL[:1]).values()) == {True}
+
+
 def test_what_a_symmetry_does_to_a_condition_must_be_known() -> None:
     verdicts = judge(showers(300, 6), ALL[:2])
     assert [verdict.holds for verdict in verdicts] == [True, True, False]

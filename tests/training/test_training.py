@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -230,6 +231,28 @@ def test_the_log_has_every_promised_number(trained: Trained) -> None:
         assert all(np.isfinite(record[name]) for name in promised)
         assert record["critic_loss"] == pytest.approx(-record["wasserstein"] + 10 * record["penalty"], rel=1e-4)
         assert min(record["critic_gradient"], record["generator_gradient"], record["penalty"]) > 0
+
+
+def test_symmetries_that_showers_reject_are_not_used_and_resuming_tests_none_again(tmp_path: Path) -> None:
+    samples = toy(SINGLE, 400, seed=6)
+    lop_sided = replace(samples, values=samples.values * np.where(SINGLE.centres[:, 0] < 0, 1.5, 1.0))
+    data = write_folder(tmp_path / "data", lop_sided)
+    config = tiny(training={"steps": 2})
+    run = train(config, data, tmp_path / "run")
+    said = log(run.folder)[0]["symmetries"]
+    assert re.search(r"^mirror-x is not used \(p = 0.0005, .* layer 0\); mirror-y is used \(p = ", said)
+    assert Surrogate.load(run.folder).family.symmetries == ("mirror-y",)
+    setup = prepare(tiny(training={"steps": 4}), data)
+    again = TrainingLoop.start(setup, run.folder, resume=True)
+    assert (setup.family.symmetries, again.trainer.setup.family.symmetries) == (("mirror-x", "mirror-y"), ("mirror-y",))
+
+
+def test_symmetries_to_try_are_a_choice(data: Path, tmp_path: Path) -> None:
+    run = train(tiny(symmetries=[], training={"steps": 0}), data, tmp_path / "run")
+    assert "symmetries" not in log(run.folder)[0]
+    assert load_checkpoint(run.folder / "checkpoints" / "step-0").card.family.symmetries == ()
+    with pytest.raises(ConfigError, match="family 'small' has no symmetry 'turn'"):
+        prepare(tiny(symmetries=["mirror-x", "turn"]), data)
 
 
 def test_progress_hears_of_every_step(data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,11 +22,11 @@ _MOST = 20_000  # showers looked at: they show a lop-sidedness of a few per mill
 _GROUPS = 1000  # of showers that are exchanged with their images together
 _EXCHANGES = 1999  # with what is observed 2,000, of which the two largest have p <= ALARM
 _HARMONICS = 4
+_MOMENTS = 3 * 2 * _HARMONICS  # of a layer
 _OUTSIDE, _MARGIN = 0.01, 0.05  # share of images that may lie outside the trained range by more of its width
 _POWERS = 3  # of conditions
 _ROWS = 1024  # at a time
 
-Array = NDArray[np.float64]
 Columns = NDArray[np.float32]
 
 
@@ -60,23 +61,26 @@ def judge(samples: Samples, conditions: Sequence[str]) -> list[Verdict]:
         samples: Training showers.
         conditions: Names of those that are trained with.
     """
-    lit = np.flatnonzero(samples.values.any(1))
-    used = samples.select(lit[:: max(1, -(-len(lit) // _MOST))])
-    family, array, verdicts = samples.family, used.conditions.array(conditions), []
+    rows = np.flatnonzero(samples.values.any(1))
+    rows = rows[:: max(1, math.ceil(len(rows) / _MOST))]
+    family, array, verdicts = samples.family, samples.conditions.array(conditions)[rows], []
     for symmetry in family.symmetries:
         image = family.with_symmetries([symmetry]).images[1]
         motion = family.motion(image, conditions)
         if motion is None:
-            moved = [name for name in conditions if family.condition(name).role in ("impact", "angle")]
-            verdicts.append(Verdict(symmetry, False, f"what it does to {', '.join(moved)} is not known"))
-        elif len(used) and (outside := _outside(array, motion)).any():
+            unknown = [name for name in conditions if family.motion(image, [name]) is None]
+            verdicts.append(Verdict(symmetry, False, f"what it does to {', '.join(unknown)} is not known"))
+        elif len(rows) and (outside := _outside(array, motion)).any():
             names = ", ".join(itertools.compress(conditions, outside))
             verdicts.append(Verdict(symmetry, False, f"it moves {names} out of the trained range"))
-        elif len(used) < FEWEST:
-            verdicts.append(Verdict(symmetry, True, f"not tested: {len(used)} showers are too few"))
+        elif len(rows) < FEWEST:
+            verdicts.append(Verdict(symmetry, True, f"not tested: {len(rows)} showers are too few"))
         else:
-            differences = _differences(used, image, [n for n in conditions if family.labels(n)])
-            p, largest, layer = _largest(differences, _odd_powers(array, family, conditions, motion), len(family.layers))
+            codes = [(place, code) for place, n in enumerate(conditions) for code in range(len(family.labels(n)))]
+            labels = [array[:, place] == code for place, code in codes]
+            differences = _differences(samples, rows, image, labels)
+            odd = _odd_powers(array, family, conditions, motion)
+            p, largest, layer = _largest(differences, odd, len(family.layers))
             where = "all layers together" if layer is None else f"layer {family.layer_numbers[layer]}"
             verdicts.append(Verdict(symmetry, p > ALARM, f"p = {p:.2g}, {largest:.1f} standard errors in {where}"))
     return verdicts
@@ -89,10 +93,18 @@ def _outside(conditions: Columns, motion: Motion) -> NDArray[np.bool_]:
     return np.asarray(((moved < low - margin) | (moved > high + margin)).mean(0) > _OUTSIDE)
 
 
-def _differences(samples: Samples, image: Image, labelled: Sequence[str]) -> Columns:
+def _differences(
+    samples: Samples, chosen: NDArray[np.int64], image: Image, labels: Sequence[NDArray[np.bool_]]
+) -> Columns:
     """Moments of showers less those of their images, (N, M): of each layer and of all, for all showers and each label.
 
     Moments are harmonics in the angle of the energy, without and with the radius as a weight, and of the hits.
+
+    Args:
+        samples: Showers.
+        chosen: Rows of those looked at, (N,).
+        image: What they are compared with.
+        labels: Which of them have each label, (N,) each.
     """
     family, back = samples.family, image.order.argsort()
     x, y = family.centres.T
@@ -100,9 +112,10 @@ def _differences(samples: Samples, image: Image, labelled: Sequence[str]) -> Col
     waves = [wave(m * angle) for m in range(1, _HARMONICS + 1) for wave in (np.cos, np.sin)]
     weights = np.stack([*waves, *(wave * radius / radius.max() for wave in waves)], 1)
     contrasts = (weights - weights[back]).astype(np.float32)
-    found = np.empty((len(samples), len(family.layers) + 1, 3 * len(waves)), np.float32)
-    for start in range(0, len(samples), _ROWS):
-        showers, rows = samples.values[start : start + _ROWS], slice(start, start + _ROWS)
+    found = np.empty((len(chosen), len(family.layers) + 1, _MOMENTS), np.float32)
+    for start in range(0, len(chosen), _ROWS):
+        rows = slice(start, start + _ROWS)
+        showers = samples.values[chosen[rows]]
         hits = (showers > 0).astype(np.float32)
         # Shares of the energy scatter with one over its root: so all energies count.
         showers, hits = (a / np.sqrt(a.sum(1, keepdims=True)) for a in (showers, hits))
@@ -111,9 +124,8 @@ def _differences(samples: Samples, image: Image, labelled: Sequence[str]) -> Col
             found[rows, i, 2 * len(waves) :] = hits[:, part] @ contrasts[part, : len(waves)]
     found[:, -1] = found[:, :-1].sum(1)
     # What is odd of one particle may be opposite for another, and cancel in all.
-    columns = [(samples.conditions[name], code) for name in labelled for code in range(len(family.labels(name)))]
     flat = found.reshape(len(found), -1)
-    return np.concatenate([flat, *(flat * (column == code)[:, None] for column, code in columns)], 1)
+    return np.concatenate([flat, *(flat * mine[:, None] for mine in labels)], 1)
 
 
 def _odd_powers(conditions: Columns, family: Family, names: Sequence[str], motion: Motion) -> Columns:
@@ -136,7 +148,7 @@ def _largest(differences: Columns, odd: Columns, layers: int) -> tuple[float, fl
     """p-value of no difference, the largest mean difference in standard errors, and its layer (none: all).
 
     Args:
-        differences: (N, M), M a multiple of ``layers + 1``; their signs change when a shower and its image are exchanged.
+        differences: (N, M); their signs change when a shower and its image are exchanged.
         odd: What may explain them, (N, P); their signs change with them.
         layers: L.
     """
@@ -147,6 +159,8 @@ def _largest(differences: Columns, odd: Columns, layers: int) -> tuple[float, fl
     rest = differences - (odd @ slopes).astype(np.float32)
     size = np.sqrt(np.square(rest, dtype=np.float64).sum(0))
     kept = np.flatnonzero(size > 1e-6 * size.max())
+    if not len(kept):  # no layer that the symmetry moves has energy
+        return 1.0, 0.0, None
     rest = rest[:, kept] / size[kept].astype(np.float32)
 
     # Differences as they are, and what is left of each beside all others: the swing of a shower moves many layers
@@ -162,5 +176,5 @@ def _largest(differences: Columns, odd: Columns, layers: int) -> tuple[float, fl
     signs = 2 * np.random.default_rng(0).integers(0, 2, (_EXCHANGES, len(groups))).astype(np.float32) - 1
     as_large = np.count_nonzero(np.abs(signs @ sums).max(1) >= observed.max())
     moment = kept[observed.argmax() % len(kept)]
-    layer = int(moment // (3 * 2 * _HARMONICS) % (layers + 1))
-    return (1 + as_large) / (1 + _EXCHANGES), float(observed.max()), layer if layer < layers else None
+    layer = int(moment // _MOMENTS % (layers + 1))
+    return float(1 + as_large) / (1 + _EXCHANGES), float(observed.max()), layer if layer < layers else None
