@@ -116,8 +116,8 @@ class Config(_Frozen):
     Attributes:
         family: As :func:`calogen.families.resolve_family` takes it; none: that of the data.
         conditions: Names of the conditions (none: all that the family has; empty: unconditional).
-        symmetries: Symmetries of the read-out to try on the training showers (none: all that its layers allow; empty: no
-            symmetry). Those that the showers do not reject are used by fit and augmentation; the log says which.
+        symmetries: Symmetries of the read-out to try on the training showers (none: all that its layers allow; empty:
+            no symmetry). Those that the showers do not reject are used by fit and augmentation; the log says which.
         seed: Random seed.
         device: ``auto`` takes a GPU where there is one.
         threads: CPU threads (none: all available cores).

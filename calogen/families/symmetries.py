@@ -107,14 +107,16 @@ def generators(layers: tuple[Layer, ...]) -> Mapping[Symmetry, Image]:
     turn = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     bounds = tuple(accumulate((math.prod(layer.shape) for layer in layers), initial=0))
     found: dict[Symmetry, Image] = {}
-    for name, plane in ({"turn": turn} | _REFLECTIONS).items():
-        orders = [layer.moved(name, sectors) for layer in layers]
-        if any(order is None for order in orders) or (name == "swap-xy" and "turn" in found):
-            continue  # where sectors turn onto each other, mirrors and turns exchange x and y already
-        order = np.concatenate([start + order for start, order in zip(bounds, orders, strict=False)])
-        if (order != np.arange(len(order))).any():
-            found[name] = Image(order, np.array(plane, np.float64))
-    return {name: found[name] for name in ("mirror-x", "mirror-y", "swap-xy", "turn") if name in found}
+    planes: dict[Symmetry, list[list[float]]] = {**_REFLECTIONS, "turn": turn}
+    for name, plane in planes.items():
+        orders = [order for layer in layers if (order := layer.moved(name, sectors)) is not None]
+        if len(orders) == len(layers):
+            order = np.concatenate([start + order for start, order in zip(bounds, orders, strict=False)])
+            if (order != np.arange(len(order))).any():
+                found[name] = Image(order, np.array(plane, np.float64))
+    if "turn" in found:  # where sectors turn onto each other, mirrors and turns exchange x and y already
+        found.pop("swap-xy", None)
+    return found
 
 
 @functools.lru_cache(maxsize=8)

@@ -90,7 +90,7 @@ def test_layers_propose_symmetries_which_generate_a_group(
     assert len(known) == size
     for one in group:
         assert one.order.argsort().tobytes() in known
-        for two in group[:8]:
+        for two in group[1:4]:
             assert one.order[two.order].tobytes() in known
 
 
