@@ -215,3 +215,13 @@ def _energy_orders(layers: int) -> Tensor:
     """For each leading layer, which energy variable is each layer's own, (L, L): the first is the leading layer's."""
     orders = [[0 if i == leading else i + (i < leading) for i in range(layers)] for leading in range(layers)]
     return torch.tensor(orders)
+
+
+class FoldedEnergies:
+    def __init__(self, energies):
+        import copy
+        self.e = copy.deepcopy(energies)
+
+    @torch.inference_mode()
+    def __call__(self, normals, conditions):
+        return self.e.inverse(torch.from_numpy(normals), torch.from_numpy(conditions)).numpy()

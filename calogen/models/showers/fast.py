@@ -145,6 +145,10 @@ class FoldedShowers:
         found: Array = frame.from_frame(torch.from_numpy(showers), cells)[0].numpy()
         return found
 
+    def _scaled_plain(self, scaled: Array) -> Array:
+        """Of all scaled conditions, (B, D), those that voxels depend on."""
+        return scaled if self._plain_columns is None else scaled[:, self._plain_columns]
+
     def _scaled(self, conditions: Array) -> Array:
         codes = conditions
         if len(self._logarithmic):

@@ -25,6 +25,8 @@ from ..conditions import energy_column, scale_conditions
 
 LINEAR = 4
 """How many of :meth:`ShowerFrame.features`, the first, are offsets and tangents; the others are made of them."""
+SIZE = 22
+"""How many :meth:`ShowerFrame.features` there are."""
 _PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
 _CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change

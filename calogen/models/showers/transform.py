@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...errors import ShardError
-from ...families import Family
+from ...families import Family, Motion
 from ...shards.samples import Samples
 from .energies import LayerEnergies
-from .frame import LINEAR, Cells, frame_of
+from .frame import LINEAR, SIZE, Cells, frame_of
 from .voxels import Given, Local, View, VoxelShares
 
 _FEWEST = 16  # showers with energy: fewer are no distribution
@@ -73,7 +74,7 @@ class ShowerTransform(nn.Module):
         self.columns = self._of_energies, self._of_voxels = _chosen(still, len(known)), _chosen(plain, len(known))
         self.window = self.frame.window if self.frame else family
         self.energies = LayerEnergies(family, [self.conditions[i] for i in still])
-        local = (self.frame.size, LINEAR, 2) if self.frame else (0, 0, 0)
+        local = (SIZE, LINEAR, 2) if self.frame else (0, 0, 0)
         self.voxels = VoxelShares(self.window, [self.conditions[i] for i in plain], local)
 
     def layer_energies(self, showers: Tensor) -> Tensor:
@@ -181,19 +182,16 @@ class ShowerTransform(nn.Module):
         return Fitted(showers, energies, conditions, self._views(energies, conditions), seen)
 
     def _views(self, energies: Tensor, conditions: Tensor) -> list[View]:
-        """Images of training showers: all that leave the conditions as they are together, the others each for itself."""
+        """Images of training showers, those together that change the conditions alike; first, those that do not."""
         window = self.window.with_symmetries(self.family.symmetries)
-        still, views = [], []
+        alike: dict[bytes, tuple[Motion, list[Tensor]]] = {}
         for image, mine in zip(self.family.images, window.images, strict=True):
             motion = self.family.motion(image, self.conditions)
-            if motion is None:
-                continue
-            order = torch.from_numpy(mine.order)
-            if motion.still:
-                still.append(order)
-            else:
-                views.append(self._view([order], energies, torch.from_numpy(motion(conditions.numpy())).double()))
-        return [self._view(still, energies, conditions), *views]
+            if motion is not None:
+                key = np.round(np.concatenate([motion.linear.ravel(), motion.offset]), 9).tobytes()
+                alike.setdefault(key, (motion, []))[1].append(torch.from_numpy(mine.order))
+        columns = conditions.numpy()
+        return [self._view(o, energies, torch.from_numpy(m(columns)).double()) for m, o in alike.values()]
 
     def _view(self, orders: list[Tensor], energies: Tensor, conditions: Tensor) -> View:
         local = None

@@ -272,7 +272,7 @@ class VoxelShares(nn.Module):
 
         # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory, and
         # its numbers are written to each image.
-        images = torch.cat([view.orders for view in views])
+        still = views[0].orders  # where conditions change, so do features: there voxels have numbers of their own
         nearest = [self.near(view.conditions).argmax(1) for view in views]
         for i, part in enumerate(self.family.layer_slices):
             rows = energies[:, i] > 0
@@ -282,11 +282,11 @@ class VoxelShares(nn.Module):
             design = torch.cat([self._layer_features(view, energies, i)[rows] for view in views])
             stations = torch.cat([n[rows] for n in nearest])
             layer = self._shares(showers[rows][:, part].double(), energies[rows, i : i + 1]).float()
-            voxels, orbit = images[:, part].amin(0).unique(return_inverse=True)
-            block = max(1, _NUMBERS // (len(design) * max(len(view.orders) for view in views)))
+            voxels, orbit = still[:, part].amin(0).unique(return_inverse=True)
+            block = max(1, _NUMBERS // (len(design) * len(still)))
             for start in range(0, len(voxels), block):
                 chosen = [view.orders[:, voxels[start : start + block]] - part.start for view in views]
-                chosen = [orders.unique(dim=0) for orders in chosen]
+                chosen = [orders[_distinct(chosen[0])] for orders in chosen]
                 shares = torch.cat([torch.stack([layer[:, voxel] for voxel in orders]) for orders in chosen], 1)
                 trials: Tensor | int = len(shares)
                 if seen is not None:
@@ -403,6 +403,11 @@ class VoxelShares(nn.Module):
             if on_line > 100 + beside:  # beside: a hundred times as wide
                 distances = (made[:, part] - mass)[made[:, part] > 0].abs().sort().values
                 self.line[i] = distances[min(on_line, len(distances) - 1)].clamp(max=LINE_REACH / 2)
+
+
+def _distinct(orders: Tensor) -> list[int]:
+    """Rows of (I, V) that differ from all before them."""
+    return list({tuple(row): i for i, row in reversed(list(enumerate(orders.tolist())))}.values())[::-1]
 
 
 def _mean_over(chosen: Tensor, count: Tensor) -> Callable[[Tensor], Tensor]:
