@@ -166,6 +166,7 @@ class Config(_Frozen):
 
         Args:
             path: TOML file (none: the defaults). A relative ``family = "x.xml"`` (``.toml``) is looked for beside it.
+                A table ``[detector]`` is the simulator's.
             overrides: ``key=value`` or ``section.key=value``; values are read as TOML, else taken as text.
 
         Raises:
@@ -175,6 +176,7 @@ class Config(_Frozen):
         if path is not None:
             path = Path(path)
             tree = read_toml(path)
+            tree.pop("detector", None)  # what is simulated, in a file that describes a calorimeter in full
             family = tree.get("family")
             if isinstance(family, str) and family.endswith((".xml", ".toml")) and (path.parent / family).exists():
                 tree["family"] = str(path.parent / family)

@@ -52,6 +52,9 @@ PART = _kind(_part)
 """One of the parts of a production."""
 
 
+_OF_ENGINES = frozenset({"geometry", "signal", "physics", "cut"})
+
+
 class Commands(click.Group):
     """Commands whose errors name options: the library's are about its own arguments, `seed` or `part=3/100`."""
 
@@ -62,6 +65,8 @@ class Commands(click.Group):
         except CalogenError as error:
             mine = context.invoked_subcommand or ""
             options = {option.name: max(option.opts, key=len) for option in self.commands[mine].params} if mine else {}
+            if "settings" in options:  # of simulate: the engine's options are not its own
+                options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()}
             others = {
                 option.name: f"{context.command_path} {name} {max(option.opts, key=len)}"
                 for name, command in self.commands.items()
@@ -80,6 +85,8 @@ def as_options(text: str, options: Mapping[Any, str]) -> str:
         argument, name, value = match[1], match[2], match[3]
         if name not in options:
             return argument
+        if value is not None and options[name].startswith("--set "):
+            return f"{options[name]}={value}"
         return f"{options[name]} {value}" if value not in (None, "True") else options[name]
 
     return re.sub(r"`((\w+)(?:=([^`]*))?)`", written, text)

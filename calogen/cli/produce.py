@@ -199,7 +199,7 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
 
     \b
     geant4   real showers; pip install "calogen[geant4]"
-             options     geometry=calogan|2|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
+             options     geometry=calogan|2|3|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
              conditions  incident_energy, impact_x, impact_y [mm], theta, phi [deg]
     nbody    density maps, 3 * slabs of each box; pip install "calogen[nbody]"
              options     pixels=64, box=64 [Mpc/h], slabs=8, steps=20

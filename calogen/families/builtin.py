@@ -72,7 +72,7 @@ FAMILIES: dict[str, Family] = {
             description="CaloGAN's three-layer lead / liquid-argon calorimeter (arXiv:1705.02355); "
             "deposits of absorber and active material summed",
             conditions=(incident_energy(1e3, 100e3),),
-            layers=tuple(
+            layers=tuple(  # in CaloGAN's coordinates they meet at z = -150 mm and 197 mm
                 CartesianLayer(shape=shape, size=(480, 480), z=z)
                 for shape, z in (((3, 96), (0, 90)), ((12, 12), (90, 437)), ((12, 6), (437, 480)))
             ),

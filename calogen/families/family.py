@@ -235,6 +235,16 @@ class Family(Frozen):
         layers = zip(self.layers, depths or [None] * len(self.layers), strict=True)
         return self.model_copy(update={"layers": tuple(layer.model_copy(update={"z": z}) for layer, z in layers)})
 
+    def joined(self, other: Family) -> Family:
+        """The family of samples of both, which have the same cells: its ranges of conditions hold both's."""
+        family = self.with_depths(other.depths) if other.depths and not self.depths else self
+        theirs = {c.name: c for c in other.conditions if not c.labels}
+        for mine in (c for c in self.conditions if c.name in theirs and c.unit == theirs[c.name].unit):
+            low, high = min(mine.low, theirs[mine.name].low), max(mine.high, theirs[mine.name].high)
+            if (low, high) != (mine.low, mine.high) and (low > 0 or mine.scale == "linear"):
+                family = family.with_condition(mine.model_copy(update={"low": low, "high": high}))
+        return family
+
     def same_cells(self, other: Family) -> bool:
         """Whether the layers of the two families have the same cells, whatever their depths."""
         return self.layers == other.layers or self.with_depths(()).layers == other.with_depths(()).layers

@@ -55,6 +55,11 @@ class _Layer(Frozen, ABC):
 
     @property
     @abstractmethod
+    def reach(self) -> tuple[float, float]:
+        """How far the cells reach from the axis along x and y, in mm."""
+
+    @property
+    @abstractmethod
     def centres(self) -> NDArray[np.float64]:
         """Cell centres (x, y) in mm, shape (V_layer, 2)."""
 
@@ -106,6 +111,11 @@ class CartesianLayer(_Layer):
         if min(self.shape) < 1 or min(self.size) <= 0:
             raise ValueError(f"a layer needs at least one cell and a positive size, got {self.shape}, {self.size}")
         return self
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the cells reach from the axis along x and y, in mm."""
+        return self.size[0] / 2, self.size[1] / 2
 
     @property
     def pitch(self) -> tuple[float, float]:
@@ -175,6 +185,11 @@ class CylindricalLayer(_Layer):
     def shape(self) -> tuple[int, int]:
         """Cells along alpha and r."""
         return self.n_alpha, len(self.r_edges) - 1
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the cells reach from the axis along x and y, in mm."""
+        return self.r_edges[-1], self.r_edges[-1]
 
     @property
     def axes(self) -> dict[str, NDArray[np.float64]]:

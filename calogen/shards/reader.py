@@ -48,11 +48,9 @@ class Shards:
 
     def __init__(self, pieces: Sequence[Piece], *, drop_bad: bool = False) -> None:
         first = pieces[0].layout
-        known = next((p.layout.family for p in pieces if p.layout.family.depths), first.family)
-        if known.same_cells(first.family):  # files may be older than depths of layers
-            first = replace(first, family=first.family.with_depths(known.depths))
         for piece in pieces[1:]:
             _check_alike(first, pieces[0].path, piece)
+            first = replace(first, family=first.family.joined(piece.layout.family))
         self.family: Family = first.family
         self.kind: str = first.kind
         self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)

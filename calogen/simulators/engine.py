@@ -148,6 +148,7 @@ class Drawn(Request):
         given: What the user wants of them, by name: see :meth:`calogen.production.requests.Request.of`.
         defaults: The same of those not given.
         limits: The lowest and highest value the engine can do, by name.
+        reasons: Why there are limits, where it is not obvious, by name.
 
     Raises:
         ConditionError: If a name or a specification is wrong, or a value cannot be simulated.
@@ -159,6 +160,7 @@ class Drawn(Request):
         given: Mapping[str, str | float],
         defaults: Mapping[str, str],
         limits: Mapping[str, tuple[float, float]],
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         every = Family.model_construct(name="simulated", conditions=tuple(known))
         wanted = {c.name: defaults[c.name] for c in known} | by_name(every, given)
@@ -174,6 +176,7 @@ class Drawn(Request):
                     where=self.texts[condition.name],
                     expected=_span(low, high, condition.unit) if condition.name in limits else condition.domain,
                     found=_span(values.min(), values.max(), condition.unit),
+                    hint=(reasons or {}).get(condition.name),
                 )
 
     def fixed(self, name: str) -> float | None:

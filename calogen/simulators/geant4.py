@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..errors import ConfigError, did_you_mean, require
+from ..errors import ConditionError, ConfigError, did_you_mean, require
 from ..families import ENERGY_UNITS, Condition, Family, resolve_family
 from ..storage import read_toml
 from .engine import Drawn, OneByOne, stream
@@ -52,7 +52,8 @@ _VACUUM = {"density": 1e-15, "state": "gas", "composition": {"Ar": 1}}
 _CM = 0.1  # calzone's unit of length, from mm
 _GAP = 1.0  # mm of vacuum between the gun and the front
 _LIMITS = {"incident_energy": (1.0, 10 * ENERGY_UNITS["TeV"]), "theta": (0.0, 80.0), "phi": (-360.0, 360.0)}
-_UNSAID = {"energy": True, "particle": True, "family": {"layers": {"__all__": {"z"}}}}  # layer_ends say the latter
+# Of a detector in provenance: conditions and particle are said beside it, and layer_ends are the depths.
+_UNSAID: dict[str, Any] = {"energy": True, "particle": True, "family": {"layers": {"__all__": {"z"}}}}
 _FIXED = {"impact_x": "fixed:0", "impact_y": "fixed:0", "theta": "fixed:0", "phi": "fixed:0"}
 
 
@@ -195,7 +196,7 @@ class Detector(_Frozen):
         return found
 
 
-GEOMETRIES = ("calogan", "2")
+GEOMETRIES = ("calogan", "2", "3")
 """Detectors in the box: files in ``calogen/data/geant4``."""
 
 
@@ -203,7 +204,7 @@ def load_detector(source: str | Path) -> Detector:
     """A detector in the box by its name, or one from a TOML file with the tables ``[family]`` and ``[detector]``.
 
     Args:
-        source: ``calogan``, ``2``, or a path that ends in ``.toml``.
+        source: ``calogan``, ``2``, ``3``, or a path that ends in ``.toml``.
 
     Raises:
         ConfigError: If there is no such detector, or the file does not describe one.
@@ -241,7 +242,7 @@ class Geant4(OneByOne):
     degrees. Those that vary become conditions of the samples; so does ``particle`` where there are several.
 
     Attributes:
-        geometry: ``calogan``, ``2`` (CaloChallenge set 2), or a TOML file with ``[family]`` and ``[detector]``.
+        geometry: ``calogan``, ``2`` or ``3`` (CaloChallenge), or a TOML file with ``[family]`` and ``[detector]``.
         particle: ``gamma``, ``e-`` or ``e+``, or several (``gamma,e+``) as probable as each other; none: the
             detector's usual one.
         signal: ``all`` deposits or those in ``active`` plates only; none: the detector's usual one.
@@ -305,8 +306,26 @@ class Geant4(OneByOne):
             if not any(plate.active for plate in self.detector.plates):
                 raise ConfigError("no plate of the detector is active", where="signal", hint="`signal=all`")
         _check_elements(self.detector)
-        _ = self.drawn
+        self._require_axis_inside()
         return self
+
+    def _require_axis_inside(self) -> None:
+        """Refuse showers whose axis may leave the plates through a side."""
+        specs, half, depth = self.drawn.specs, self.detector.width / 2, self.detector.depth
+        phi = specs["phi"]
+        few = phi.kind in ("fixed", "list")
+        turns = np.radians(phi.values if few else np.linspace(phi.values[0], phi.values[-1], 3601))
+        for axis, along in (("x", np.cos(turns)), ("y", np.sin(turns))):
+            shift, impact = depth * math.tan(math.radians(specs["theta"].values.max())), specs[f"impact_{axis}"].values
+            low, high = impact.min() + shift * min(along.min(), 0), impact.max() + shift * max(along.max(), 0)
+            if low < -half or high > half:
+                raise ConditionError(
+                    "the axis of a shower would leave the plates through their side",
+                    where="theta",
+                    expected=f"{axis} from {-half:g} to {half:g} mm at the back, {depth:g} mm deep",
+                    found=f"{axis} from {low:.0f} to {high:.0f} mm",
+                    hint="a smaller theta or impact, or wider plates (`width` of the detector)",
+                )
 
     @property
     def particles(self) -> tuple[str, ...]:
@@ -319,18 +338,21 @@ class Geant4(OneByOne):
         several = len(self.particles) > 1
         if "particle" in self.conditions and not several:
             raise ConfigError("name the particles with `particle`, as in gamma,e+", where="condition particle")
-        usual, half = self.detector.family.conditions[0], self.detector.width / 2
+        usual, width = self.detector.family.conditions[0], self.detector.width
+        x, y = (
+            min(width / 2, max(ends)) for ends in zip(*(la.reach for la in self.detector.family.layers), strict=True)
+        )
+        sides = {"impact_x": (-x, x), "impact_y": (-y, y)}
+        face = f"choose points on the cells, {2 * x:g} mm by {2 * y:g} mm in the middle of plates {width:g} mm wide"
         known = (
             usual,
-            Condition(name="impact_x", unit="mm", low=-half, high=half),
-            Condition(name="impact_y", unit="mm", low=-half, high=half),
+            *(Condition(name=name, unit="mm", low=low, high=high) for name, (low, high) in sides.items()),
             Condition(name="theta", unit="deg", low=0, high=80),
             Condition(name="phi", unit="deg", low=-180, high=180),
             *([Condition.labelled("particle", self.particles)] if several else []),
         )
-        sides = {"impact_x": (-half, half), "impact_y": (-half, half)}
         specs = {usual.name: self.detector.energy, **_FIXED, "particle": "uniform"}
-        return Drawn(known, self.conditions, specs, {**_LIMITS, **sides})
+        return Drawn(known, self.conditions, specs, {**_LIMITS, **sides}, dict.fromkeys(sides, face))
 
     @cached_property
     def family(self) -> Family:
@@ -381,16 +403,22 @@ class Geant4(OneByOne):
         Raises:
             ConfigError: If this process already simulated with other physics: Geant4 has one set a process.
         """
+        return self._read_out(self._deposited(index, conditions))
+
+    def _deposited(self, index: int, conditions: Mapping[str, float]) -> NDArray[np.float64]:
+        """Deposits of one shower in each voxel, and last those outside all of them, in MeV, (V + 1,)."""
         seed = int.from_bytes(stream(self.seed, index).bytes(16), "little")
         particle = self.particles[int(conditions.get("particle", 0))]
         x, y, z, plate, energy = _deposits(_simulation(self), particle, seed, conditions, self.detector)
-        voxel = self.detector.voxel(x, y, z, plate)
-        cells = np.bincount(voxel, energy * self.scale, self.family.voxels + 1)[:-1].astype(np.float64)
-        cells[cells < self.family.threshold] = 0
-        return cells
+        return np.bincount(self.detector.voxel(x, y, z, plate), energy, self.family.voxels + 1).astype(np.float64)
+
+    def _read_out(self, deposited: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Voxels (..., V) from deposits (..., V + 1): scaled, those below the threshold zero."""
+        cells = deposited[..., :-1] * self.scale
+        return np.where(cells < self.family.threshold, 0, cells)
 
     def check(self) -> str:
-        """Response, resolution and longitudinal shape of 50 showers of 20 GeV of each particle."""
+        """Response, resolution, sampling fraction and longitudinal shape of 50 showers of 20 GeV of each particle."""
         specs = {name: text for name, text in self.drawn.texts.items() if name != "particle"}
         specs[self.drawn.names[0]] = "fixed:20GeV"
         given = {**self.model_dump(exclude={"detector", "particle"}), "conditions": specs}
@@ -398,7 +426,9 @@ class Geant4(OneByOne):
 
     def _checked(self) -> str:
         """What :meth:`check` says of one particle, of the first 50 showers."""
-        showers = self.make(0, 50).values.astype(np.float64)
+        drawn = self.drawn.conditions(self.drawn.names, self.seed, 0, 50)
+        deposited = np.stack([self._deposited(i, drawn.row(i)) for i in range(50)])
+        showers = self._read_out(deposited)
         layers = np.stack([showers[:, cells].sum(1) for cells in self.family.layer_slices], 1)
         total, mid = layers.sum(1), (np.array([0.0, *self.detector.layer_ends[:-1]]) + self.detector.layer_ends) / 2
         rows = {
@@ -407,10 +437,17 @@ class Geant4(OneByOne):
             "fraction of the first layer": layers[:, 0] / total,
             "voxels hit": (showers > 0).mean(1),
         }
+        if self.signal == "active":
+            rows["sampling fraction"] = deposited.sum(1) / 20e3
         lines = [f"50 showers of {self.particle} at 20 GeV, {self.physics}, signal {self.signal}"]
-        lines += [f"  {name:<28}{a.mean():10.4f} +- {a.std(ddof=1) / 50**0.5:.4f}" for name, a in rows.items()]
+        lines += [f"  {name:<28}{a.mean():10.5g} +- {a.std(ddof=1) / 50**0.5:.2g}" for name, a in rows.items()]
         spread = total.std(ddof=1) / total.mean()
         lines.append(f"  {'resolution':<28}{spread:10.4f} = {100 * spread * 20**0.5:.2f} % / sqrt(E/GeV)")
+        if self.signal == "active":
+            fraction, error = rows["sampling fraction"].mean(), rows["sampling fraction"].std(ddof=1) / 50**0.5
+            lines.append(f"  {'scale = 1 / fraction':<28}{1 / fraction:10.5g} +- {error / fraction**2:.2g}")
+            about = "deposits in active plates / incident energy"
+            lines.append(f"  (fraction: {about}; the detector has scale = {self.scale:g})")
         if self.geometry == "calogan" and self.particle == "gamma":
             known = {"all": "response 0.996, first layer 0.178", "active": "response 0.188, resolution 7 % / sqrt(E)"}
             lines.append(f"  known for photons on the axis: {known[str(self.signal)]}")

@@ -38,7 +38,7 @@ CONDITIONS = ["--energy", "uniform:1:100GeV", "--condition", "angle=fixed:0.5"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Toy showers, a configuration, and a run made with them by the command line; leave it as it is."""
     folder = tmp_path_factory.mktemp("cli")
-    write_folder(folder / "data", toy(SMALL, 120), 80)
+    write_folder(folder / "data", toy(SMALL, 260), 80)
     (folder / "tiny.toml").write_text(TINY)
     done = command("train", folder / "tiny.toml", "--data", folder / "data", "--out", folder / "run")
     assert done.code == 0, done.err
@@ -170,7 +170,7 @@ def test_training_for_a_time_stops_by_itself(home: Path, tmp_path: Path) -> None
 def test_a_dry_run_of_training_writes_nothing(home: Path, tmp_path: Path) -> None:
     done = command("train", home / "tiny.toml", "--data", home / "data", "--out", tmp_path / "run", "--dry-run")
     assert done.code == 0, done.err
-    for fact in ("would train", "small", "incident_energy, angle", "108", "12", "wgan-gp", str(tmp_path / "run")):
+    for fact in ("would train", "small", "incident_energy, angle", "234", "26", "wgan-gp", str(tmp_path / "run")):
         assert fact in done.out
     assert list(tmp_path.iterdir()) == []
 
@@ -619,12 +619,24 @@ def test_looking_changes_nothing(home: Path) -> None:
     assert everything_in(home) == before
 
 
+def test_what_to_do_is_an_option_of_the_engine_as_the_command_takes_it(tmp_path: Path) -> None:
+    pytest.importorskip("calzone")
+    text = (ROOT / "configs" / "own-calorimeter.toml").read_text().replace(", active = true", "")
+    path = tmp_path / "lead.toml"
+    path.write_text(text)
+    done = command("simulate", "geant4", "--set", f"geometry={path}", "-n", 1, "--out", tmp_path / "x")
+    assert done.code == 2
+    assert re.search(r"do +--set signal=all$", done.err, re.MULTILINE)
+    assert not (tmp_path / "x").exists()
+
+
 def test_arguments_of_the_library_become_options_of_the_command_that_runs() -> None:
-    options = {"shard_size": "--shard-size", "extrapolate": "--extrapolate", "n": "-n"}
+    options = {"shard_size": "--shard-size", "extrapolate": "--extrapolate", "n": "-n", "signal": "--set signal"}
     for text, expected in (
         ("a smaller `shard_size`", "a smaller --shard-size"),
         ("repeat `shard_size=5`", "repeat --shard-size 5"),
         ("`extrapolate=True` allows it", "--extrapolate allows it"),
         ("`n=3` samples of `model`", "-n 3 samples of model"),
+        ("`signal=all`, or another `signal`", "--set signal=all, or another --set signal"),
     ):
         assert as_options(text, options) == expected

@@ -43,9 +43,9 @@ BLOCKS = {
     "make demo ": Read("installs from the net and trains for minutes; the targets are tested below"),
     "pip install ": Run(smaller={"pip install -c constraints.txt .": ":", "-n 10000": "-n 200"}),
     "import calogen": Run(smaller={"20_000": "500", '"steps": 100': '"steps": 1'}, slow=True),
-    "calogen simulate toy": Run(
-        smaller={"-n 4000": "-n 400", "--energy-conditioned": "--energy-conditioned --steps 1", "-n 10000": "-n 200"},
-        slow=True,  # the fit alone takes most of a minute
+    "calogen simulate geant4 --set geometry=": Run(
+        smaller={"-n 3000": "-n 400", "-n 1000": "-n 100", "--data own ": "--data own --steps 1 ", "-n 5000": "-n 500"},
+        slow=True,  # showers take half a minute, and the fit as long
     ),
     "calogen simulate nbody -n 48 ": Run(smaller={"--size 512": "--size 128", "-n 480": "-n 48"}, slow=True),
     "maps = calogen.Surrogate": Run(smaller={"512": "128"}, before="import calogen"),

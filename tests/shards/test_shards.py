@@ -650,3 +650,25 @@ def test_files_from_before_layers_had_depths_are_read_with_newer_ones(tmp_path: 
             open_shards(several)
     with pytest.raises(ShardError, match="another family than asked for"):
         open_shards(third, family=known)
+
+
+def test_a_family_that_is_named_takes_ranges_impact_and_angle_from_the_file(tmp_path: Path) -> None:
+    named = SMALL.model_copy(update={"conditions": SMALL.conditions[:1], "symmetries": ("mirror-x", "mirror-y")})
+    energy = named.conditions[0].model_copy(update={"low": 2e3, "high": 9e3})
+    impact = Condition(name="impact_x", unit="mm", low=-3, high=4)
+    varied = SMALL.model_copy(update={"conditions": (energy, impact), "symmetries": ("mirror-y",)})
+    write_shard(tmp_path / "varied.h5", toy(varied, 6), provenance={})
+    read = open_shards(tmp_path / "varied.h5", family=named).family
+    assert (read.conditions, read.symmetries) == ((energy, impact), ("mirror-y",))
+    straight = named.model_copy(update={"conditions": (energy,), "symmetries": ()})  # a table without symmetries
+    write_shard(tmp_path / "straight.h5", toy(straight, 6), provenance={})
+    read = open_shards(tmp_path / "straight.h5", family=named).family
+    assert (read.conditions, read.symmetries) == ((energy,), ("mirror-x", "mirror-y"))
+
+
+def test_ranges_of_files_read_as_one_hold_those_of_each(tmp_path: Path) -> None:
+    for name, ends in (("low", (1e3, 1e4)), ("high", (5e3, 1e5))):
+        energy = SMALL.conditions[0].model_copy(update={"low": ends[0], "high": ends[1]})
+        write_shard(tmp_path / f"{name}.h5", toy(SMALL.with_condition(energy), 6), provenance={})
+    both = open_shards((tmp_path / "low.h5", tmp_path / "high.h5")).family
+    assert both == SMALL

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 from support import ROOT
-from test_simulators import own_detector  # noqa: F401
+from test_simulators import OWN_DETECTOR, own_detector  # noqa: F401
 
+from calogen.config import Config
 from calogen.errors import ConditionError, ConfigError
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
@@ -137,6 +138,39 @@ def test_what_varies_becomes_a_condition(simulate, tmp_path):
     assert np.array_equal(read.conditions["impact_x"], samples.conditions["impact_x"])
 
 
+def test_sets_2_and_3_are_one_detector_in_other_cells(simulate):
+    layers = []
+    for geometry in ("2", "3"):
+        samples = simulate(engine("fixed:0.5GeV", geometry=geometry), 2)
+        assert samples.family.depths[44] == (149.6, 153.0)
+        layers.append(samples.values.reshape(2, 45, -1).sum(2))
+    np.testing.assert_allclose(
+        layers[1].sum(1), layers[0].sum(1), rtol=0.05
+    )  # the threshold cuts more of smaller cells
+    assert (layers[1] <= layers[0] + 0.1).all()
+
+
+def test_the_detector_in_the_configs_is_simulated_as_the_readme_says(simulate):
+    samples = simulate(engine("fixed:1GeV", geometry=str(ROOT / "configs" / "own-calorimeter.toml")), 4)
+    config = Config.load(ROOT / "configs" / "own-calorimeter.toml")
+    assert samples.family.same_samples(config.resolved_family())
+    assert samples.family.depths == config.resolved_family().depths
+    assert samples.provenance[0]["particle"] == "e-"
+    response, error = mean_error(samples.values.sum(1, dtype=np.float64) / 1e3)
+    assert abs(response - 0.16) < 0.01 + 4 * error
+
+
+def test_the_check_suggests_a_scale(pools, own_detector):  # noqa: F811
+    calibrated = OWN_DETECTOR.replace("width = 300.0", "width = 300.0\nscale = 2.5")
+    own_detector.write_text(calibrated)
+    text = pools["standard"].submit(engine(geometry=str(own_detector), signal="active", particle="e-").check).result()
+    numbers = {line[:30].strip(): line[30:].split()[0] for line in text.splitlines()[1:]}
+    fraction, scale = float(numbers["sampling fraction"]), float(numbers["scale = 1 / fraction"])
+    assert fraction * scale == pytest.approx(1, abs=0.01)
+    assert 0 < float(numbers["response"]) <= 2.5 * fraction * 1.001  # what misses the cells is in the fraction
+    assert "has scale = 2.5" in text
+
+
 def test_a_detector_of_ones_own_works(simulate, own_detector):  # noqa: F811
     samples = simulate(engine("fixed:0.5GeV", geometry=str(own_detector), particle="e-"), 4)
     assert samples.values.shape == (4, 16)
@@ -197,7 +231,9 @@ def test_provenance_says_what_was_simulated(own_detector):  # noqa: F811
         ({"energy": "fixed:100"}, "unit"),
         ({"energy": "fixed:20TeV"}, "cannot be simulated"),
         ({"energy": "uniform:0:10GeV"}, "cannot be simulated"),
-        ({"conditions": {"impact_x": "uniform:-600:600"}}, "-500 to 500 mm"),
+        ({"conditions": {"impact_x": "uniform:-600:600"}}, "480 mm by 480 mm in the middle of plates 1000 mm wide"),
+        ({"conditions": {"theta": "uniform:0:50"}}, "the axis of a shower would leave the plates"),
+        ({"conditions": {"theta": "fixed:45", "phi": "fixed:90", "impact_y": "fixed:40"}}, "y from 40 to 520 mm"),
         ({"conditions": {"theta": "fixed:89"}}, "0 to 80 deg"),
         ({"conditions": {"eta": "fixed:1"}}, "no condition 'eta'"),
     ],
@@ -206,6 +242,13 @@ def test_what_cannot_be_simulated_is_refused(options, said):
     with pytest.raises((ConfigError, ConditionError)) as error:
         engine(**options)
     assert said in str(error.value)
+
+
+def test_an_axis_may_cross_the_plates_from_side_to_side():
+    inside = {"theta": "fixed:45", "phi": "list:170,190", "impact_x": "fixed:200"}  # 480 mm deep, 500 mm to each side
+    assert engine(conditions=inside).drawn.fixed("theta") == 45
+    with pytest.raises(ConditionError, match="x from -280 to 680 mm"):
+        engine(conditions={**inside, "phi": "list:0,180"})
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ STEPS = {"steps": 8, "checkpoint_every": 2, "validate_every": 4, "log_every": 1,
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("data") / "small", toy(SMALL, 160), 100)
+    return write_folder(tmp_path_factory.mktemp("data") / "small", toy(SMALL, 240), 100)
 
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -153,6 +153,14 @@ def test_a_finished_run_can_be_resumed_for_more_steps(data: Path, tmp_path: Path
     same(tensors(tmp_path / "run", 6), tensors(tmp_path / "whole", 6))
 
 
+def test_few_showers_are_said_to_be_few(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", toy(SMALL, 120))
+    run = train(tiny(training={"steps": 1}), folder, tmp_path / "run")
+    assert [r["warning"] for r in run.records if "warning" in r] == [
+        "108 training showers are few for a fit, which wants at least 200: add showers"
+    ]
+
+
 def test_a_run_from_before_layers_had_depths_can_be_resumed(data: Path, tmp_path: Path) -> None:
     train(tiny(training={"steps": 1}), data, tmp_path / "run")
     known = tiny(family=SMALL.with_depths([(0, 1), (1, 2), (2, 4)]), training={"steps": 2})
@@ -185,7 +193,7 @@ def test_resuming_with_another_configuration_is_refused(
 
 def test_resuming_with_other_data_or_from_nothing_is_refused(data: Path, tmp_path: Path) -> None:
     train(tiny(training={"steps": 1}), data, tmp_path / "run")
-    other = write_folder(tmp_path / "other", toy(SMALL, 160, seed=9), 100)
+    other = write_folder(tmp_path / "other", toy(SMALL, 240, seed=9), 100)
     with pytest.raises(CheckpointError, match="trained on other data"):
         train(tiny(), other, tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
@@ -346,7 +354,7 @@ def test_a_dry_run_writes_nothing_and_counts_right(data: Path, tmp_path: Path) -
     facts = plan.describe()
     assert sorted(p.name for p in data.iterdir()) == before
     assert (facts["family"], facts["conditions"]) == ("small", ["incident_energy", "angle"])
-    assert (facts["training samples"], facts["validation samples"]) == (144, 16)
+    assert (facts["training samples"], facts["validation samples"]) == (216, 24)
     assert facts["generator parameters"] > facts["critic parameters"] > 0
 
 
@@ -533,8 +541,8 @@ def test_a_surrogate_can_do_without_the_energy(conditions: tuple[str, ...], data
     surrogate = Surrogate.load(run.folder)
     assert surrogate.conditions == conditions
     made = surrogate.sample(dict.fromkeys(conditions, 0.1), 200)
-    expected = toy(SMALL, 160).values.sum(1)
-    assert abs(made.sum(1).mean() - expected.mean()) < 5 * expected.std() / np.sqrt(160)
+    expected = toy(SMALL, 240).values.sum(1)
+    assert abs(made.sum(1).mean() - expected.mean()) < 5 * expected.std() / np.sqrt(240)
 
 
 def test_a_higher_energy_gives_more_deposited_energy(trained: Trained) -> None:

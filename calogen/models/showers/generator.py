@@ -27,6 +27,7 @@ _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
 _CORRECTIONS = 2  # of the fit by what comes out of it
 _DRIFTING = 64  # factors whose loadings change with the incident energy
+_FEWEST = 200  # showers, below which the fit follows their accidents
 
 
 class ShowerGenerator(Generator):
@@ -100,6 +101,9 @@ class ShowerGenerator(Generator):
         """Fit transform and factors to training samples."""
         data = self.transform.fit(samples)
         self.remarks = self.transform.remarks
+        if len(data.showers) < _FEWEST:
+            few = f"{len(data.showers)} training showers are few for a fit, which wants at least {_FEWEST}: add showers"
+            self.remarks += (few,)
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 

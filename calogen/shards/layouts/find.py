@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -107,7 +108,7 @@ def _read(header: Header, like: Family | None) -> Layout:
 
 
 def _family(header: Header, stored: Family | None) -> Family | None:
-    """The family asked for, with the labels and depths that the file has; that of the file where none is."""
+    """The family asked for, with what the file knows besides; that of the file where none is."""
     family = header.family
     if family is None or stored is None:
         return family or stored
@@ -118,10 +119,26 @@ def _family(header: Header, stored: Family | None) -> Family | None:
             expected=family.summary,
             found=stored.summary,
         )
+    return _completed(family, stored)
+
+
+@lru_cache(maxsize=64)  # thousands of shards say the same
+def _completed(family: Family, stored: Family) -> Family:
+    """A family with depths, ranges of conditions, labels, impact and angle as a file says them.
+
+    The range of the samples counts, not the usual one of a family that was named; where impact or angle vary,
+    symmetries are those of the file.
+    """
     if stored.depths and not family.depths:
         family = family.with_depths(stored.depths)
-    known = [condition.name for condition in family.conditions]
-    for condition in stored.conditions:
-        if condition.labels and condition.name not in known:  # part of the data, whatever else is asked for
-            family = family.with_condition(condition)
+    mine = {condition.name: condition for condition in family.conditions}
+    for theirs in stored.conditions:
+        own = mine.get(theirs.name)
+        if own is None and theirs.role in ("label", "impact", "angle"):  # part of the data, whatever else is asked for
+            family = family.with_condition(theirs)
+            if theirs.role != "label":
+                kept = tuple(symmetry for symmetry in family.symmetries if symmetry in stored.symmetries)
+                family = family.model_copy(update={"symmetries": kept})
+        elif own and not own.labels and own.unit == theirs.unit and (theirs.low > 0 or own.scale == "linear"):
+            family = family.with_condition(own.model_copy(update={"low": theirs.low, "high": theirs.high}))
     return family
