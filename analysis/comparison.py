@@ -26,7 +26,7 @@ from .metrics.maps import MapStatistics, map_metrics, map_statistics
 from .metrics.measure import measure
 from .metrics.registry import Key, Metric, Metrics
 from .origins import Costs
-from .page.notes import condition_notes, energy_notes, known_conditions, source_notes
+from .page.notes import condition_notes, constant_notes, energy_notes, known_conditions, source_notes
 from .report import Report
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
 from .survey.survey import Progress, Survey, survey
@@ -104,7 +104,7 @@ def compare(
         reference=base,
         generated={name: surveys[name] for name in members},
         metrics={name: over_seeds([found[member] for member in seeds]) for name, seeds in groups.items()},
-        notes=tuple(_notes(plan, sources, surveys, classified)),
+        notes=tuple(_notes(plan, sources, surveys, classified, found)),
         training=learnt,
         settings={"bins": bins, "seed": seed, "classifier": classifier, "training": learnt is not None},
         seeds={name: tuple(seeds) for name, seeds in groups.items() if len(seeds) > 1},
@@ -207,6 +207,7 @@ def _notes(
     sources: Mapping[str, Source],
     surveys: Mapping[str, Survey],
     classified: Mapping[str, Classification],
+    found: Mapping[str, Mapping[Key, Metric]],
 ) -> Iterable[str]:
     """What a reader must know, side by side."""
     yield from energy_notes(plan, {name: source for name, source in sources.items() if name != "training"})
@@ -215,6 +216,7 @@ def _notes(
         yield from source_notes(name, sources[name], side)
         if name not in ("reference", "training"):
             yield from condition_notes(name, surveys["reference"], side, plan)
+            yield from constant_notes(name, found[name])
 
 
 def over_seeds(found: Sequence[Mapping[Key, Metric]]) -> Metrics:

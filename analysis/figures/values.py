@@ -283,7 +283,8 @@ def correlations(report: Report) -> tuple[list[str], dict[str, Array]]:
     """Names of the correlated observables and their correlation matrix for each side."""
     names = kind_of(report.family).correlated(report.plan)
     rows = [report.reference.names.index(n) for n in names]
-    return names, _each(report, lambda side: correlation_matrix(side.table[rows]), mean_array)
+    finest = report.plan.resolutions[rows]
+    return names, _each(report, lambda side: correlation_matrix(side.table[rows], finest), mean_array)
 
 
 def voxel_correlations(report: Report) -> dict[str, Array]:

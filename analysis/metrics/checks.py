@@ -12,7 +12,7 @@ from calogen.families import Family
 
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey, vectors
-from .distances import Columns, Draws, halves, quantile, squared_distances
+from .distances import Columns, Draws, halves, quantile, scale_of, squared_distances
 from .kinds import kind_of
 from .multivariate import some_vectors
 from .registry import Key, Metric, Quantity
@@ -85,7 +85,7 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
     """
     known = sample_codes(training, plan)
     shares = [np.isin(sample_codes(side, plan), known) for side in (generated, reference)]
-    found = {Key(TRAINING_COPIES): _share(shares[0], shares[1])}
+    found = {Key(TRAINING_COPIES): binomial_share(shares[0], shares[1])}
     family, seed = plan.family, plan.seed
     pool = kind_of(family).nearness(vectors(training.kept, plan.fixed_scale))
     others, groups = _some_shapes(reference, plan)
@@ -102,7 +102,7 @@ def memorisation(reference: Survey, generated: Survey, training: Survey, plan: S
         nearest(side, pool, family) / np.maximum(nearest(side, yardstick, family), 1e-30) for side in (mine, held_out)
     ]
     limit = float(np.quantile(ratios[1], CLOSEST))
-    found[Key(MEMORISATION)] = _share(ratios[0] <= limit, ratios[1] <= limit)
+    found[Key(MEMORISATION)] = binomial_share(ratios[0] <= limit, ratios[1] <= limit)
     found[Key(MEMORISATION_P)] = Metric(_nearer(*ratios), None, None, None, None, queries)
     return found
 
@@ -143,7 +143,7 @@ def sample_codes(side: Survey, plan: SurveyPlan) -> NDArray[np.uint64]:
     mixing = np.random.default_rng(0).integers(1, 2**63, size=len(side.table), dtype=np.uint64) | np.uint64(1)
     codes = np.zeros(side.table.shape[1], dtype=np.uint64)
     for name, row, factor in zip(side.names, side.table, mixing, strict=True):
-        if "width" in name:  # of a single hit it is the root of a rounding error
+        if "width" in name:  # of a few hits it is the root of a small difference: mirrored ones differ in digits
             continue
         row = np.abs(row) if plan.family.symmetries else row + np.float32(0)  # -0 equals 0
         codes += row.astype(np.float32).view(np.uint32).astype(np.uint64) * factor
@@ -164,7 +164,7 @@ def duplicates(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[K
         samples are to each other (distances as in :func:`memorisation`), if there are enough whole samples.
     """
     repeats = [_repeated(sample_codes(side, plan)) for side in (generated, reference)]
-    found = {Key(DUPLICATES): _share(*repeats)}
+    found = {Key(DUPLICATES): binomial_share(*repeats)}
     (others, groups), (mine, _) = (_some_shapes(side, plan) for side in (reference, generated))
     most = math.isqrt(int(_WORK / (6 * _SPLITS * plan.family.voxels)))
     n = min(most, _MOST_QUERIES, len(others) // 2, len(mine) // 2)
@@ -209,11 +209,13 @@ def tails(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, M
     count, found = min(reference.table.shape[1], generated.table.shape[1]), {}
     for name in kind_of(plan.family).main(reference, plan) if count >= _FEWEST_IN_TAILS else ():
         r, g = (side.table[side.names.index(name)].astype(np.float64) for side in (reference, generated))
-        spread = float(r.std()) or 1.0
+        spread = scale_of(r, plan.observables[name].resolution)
         for end, level, tail, moved in _ENDS:
             limit = np.quantile(r, level)
             beyond = [side < limit if end == "low" else side > limit for side in (g, r)]
-            found[Key(tail, name)] = _share(*beyond)
+            found[Key(tail, name)] = binomial_share(*beyond)
+            if spread == 0:
+                continue
             (value, error), (floor, floor_error) = quantile(g, level), quantile(r, level)
             difference, total = (value - floor) / spread, math.hypot(error, floor_error) / spread
             size, unit = min(len(r), len(g)), moved.unit
@@ -231,7 +233,7 @@ def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict
     energy, sides = plan.family.energy, (reference, generated)
     if energy is not None and all(energy.name in side.conditions for side in sides):
         x = [np.log(np.maximum(side.conditions[energy.name], 1e-30).astype(np.float64)) for side in sides]
-        middle, width = float(x[0].mean()), float(x[0].std()) or 1.0
+        middle, width = float(x[0].mean()), scale_of(x[0]) or 1.0
         bases = [np.asarray(np.vander((column - middle) / width, _TREND + 1), dtype=np.float64) for column in x]
     trend = np.linalg.lstsq(bases[0], depths[0], rcond=None)[0]
     depths = [d - basis @ trend for d, basis in zip(depths, bases, strict=True)]
@@ -239,12 +241,12 @@ def _conversions(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict
     depths = [d / np.maximum(basis @ spread, 1e-9) for d, basis in zip(depths, bases, strict=True)]
     low, high = np.quantile(depths[0], (CONVERSION, 1 - CONVERSION))
     return {
-        Key(EARLY): _share(depths[1] < low, depths[0] < low),
-        Key(LATE): _share(depths[1] > high, depths[0] > high),
+        Key(EARLY): binomial_share(depths[1] < low, depths[0] < low),
+        Key(LATE): binomial_share(depths[1] > high, depths[0] > high),
     }
 
 
-def _share(mine: NDArray[np.bool_], others: NDArray[np.bool_]) -> Metric:
+def binomial_share(mine: NDArray[np.bool_], others: NDArray[np.bool_]) -> Metric:
     """The share of generated samples with a property beside the reference's, with binomial errors."""
     if not len(mine) or not len(others):
         return Metric(None, None, None, None, None, 0)

@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
 from calogen.errors import ConfigError
-from calogen.families import Family
+from calogen.families import Family, varies
 
 from ..inputs import require_same
 from ..observables.catalogue import catalogue, observe
@@ -240,7 +240,7 @@ def _trial(
         if number == folds:
             break
         run = int(np.random.default_rng([seed, 5, number]).integers(2**31))
-        classifier = _fit(views, view, table, label, train, choose, run)
+        classifier = _fit(views, view, names, table, label, train, choose, run)
         logits = classifier(table[test])
         found.append((_area(logits, label[test]), _jsd(logits, label[test])))
         if explain:
@@ -292,7 +292,16 @@ def _significant(names: list[str], lost: Array, given: int) -> tuple[tuple[str, 
     return tuple((names[i], float(mean[i])) for i in order)
 
 
-def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, choose: Rows, seed: int) -> Classifier:
+def _fit(
+    views: Views,
+    view: str,
+    names: list[str],
+    table: Columns,
+    label: Columns,
+    train: Rows,
+    choose: Rows,
+    seed: int,
+) -> Classifier:
     """A classifier that has learnt from the rows ``train``."""
     if views.recipe == "calochallenge":
         return _fit_published(table, label, train, choose, seed, scaled=view == "log_voxels")
@@ -300,7 +309,10 @@ def _fit(views: Views, view: str, table: Columns, label: Columns, train: Rows, c
         trees = HistGradientBoostingClassifier(
             max_iter=_TREES, learning_rate=0.1, max_leaf_nodes=16, early_stopping=False, random_state=seed
         )
-        trees.fit(table[train], label[train])
+        known, columns = catalogue(views.family), table[train]
+        finest = np.array([known[name].resolution if name in known else 0.0 for name in names])
+        constant = ~varies(columns.std(axis=0, dtype=np.float64), np.abs(columns).max(axis=0), finest)
+        trees.fit(np.where(constant, np.float32(0), columns), label[train])  # trees would tell rounding errors apart
         return lambda columns: np.asarray(trees.decision_function(columns), dtype=np.float64)
     return _fit_light(views, table, label, train, seed)
 
@@ -314,8 +326,9 @@ class _Standard(nn.Module):
     def __init__(self, columns: Columns) -> None:
         super().__init__()
         spread = columns.std(axis=0, dtype=np.float64)
+        known = varies(spread, np.abs(columns).max(axis=0))
         self.register_buffer("mean", torch.from_numpy(columns.mean(axis=0, dtype=np.float64).astype(np.float32)))
-        self.register_buffer("spread", torch.from_numpy(np.where(spread > 0, spread, 1).astype(np.float32)))
+        self.register_buffer("spread", torch.from_numpy(np.where(known, spread, 1).astype(np.float32)))
 
     def forward(self, columns: torch.Tensor) -> torch.Tensor:
         """The same shape, (B, F)."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Condition, Family, in_mev
+from calogen.families import Condition, Family, in_mev, varies
 
 from ..survey.selections import ALL, Selection, condition_edges, interval
 from ..survey.survey import Survey
@@ -74,7 +74,7 @@ def relative_core(values: Array) -> tuple[float, float]:
 def relative_spread(values: Array) -> tuple[float, float]:
     """Standard deviation over the mean, and its error: the resolution, tails included."""
     mean, spread = float(values.mean()), float(values.std())
-    if mean == 0 or spread == 0:
+    if mean == 0 or not varies(spread, abs(mean)):
         return 0.0, 0.0
     kurtosis = float(np.mean((values - mean) ** 4)) / spread**4
     return spread / mean, spread / abs(mean) * float(np.sqrt(max(kurtosis - 1, 0.0) / (4 * len(values))))

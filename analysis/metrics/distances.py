@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calogen.errors import ShardError
+from calogen.families import varies
 
 from .registry import Metric, Quantity
 
@@ -45,6 +46,11 @@ _MOMENTS = (
 )
 MEAN = Quantity("mean", "mean", _MOMENTS)
 SPREAD = Quantity("spread", "standard deviation", _MOMENTS)
+_CONSTANT = (
+    "Share of generated samples that differ, by more than rounding, from the one value that an observable has in all "
+    "reference samples: there is no spread to measure a distance by, so means over observables leave it out."
+)
+UNEQUAL = Quantity("unequal", "samples unlike a constant reference", _CONSTANT)
 CORE = Quantity("core", "half width of the central 68 %", _MOMENTS)
 _WHOLE = "Distances of whole samples: over random directions, and exact between sub-samples of N."
 SLICED_W1 = Quantity("sliced_w1", "sliced Wasserstein distance of whole samples", _WHOLE, headline=True, telling=True)
@@ -264,7 +270,9 @@ def _resample(rng: np.random.Generator, count: int, n: int, groups: NDArray[np.i
     return np.asarray(rng.choice(rows, size=n, replace=n > len(rows)), dtype=np.int64)
 
 
-def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draws) -> dict[Quantity, Array]:
+def compare_1d(
+    reference: Columns, generated: Columns, edges: Array, draws: Draws, resolution: float = 0.0
+) -> dict[Quantity, Array]:
     """All one-dimensional distances of one observable, from one sort of each side.
 
     A subset of a sorted sample is sorted, so each split costs no more than a selection.
@@ -274,6 +282,7 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
         generated: (M,) finite values in the same unit.
         edges: Histogram edges, (B + 1,), for separation power and chi-square.
         draws: The samples of every split.
+        resolution: Of the observable, in its unit.
 
     Returns:
         D(R1, G), D(R1, R2) and D(R1*, G*) of every split, (3, S), by quantity.
@@ -295,7 +304,7 @@ def compare_1d(reference: Columns, generated: Columns, edges: Array, draws: Draw
         SEPARATION: np.asarray([separation_power(a[:, 1:-1], b[:, 1:-1]) for (_, a), (_, b) in pairs]),
         SEPARATION_FLOW: np.asarray([separation_power(a, b) for (_, a), (_, b) in pairs]),
         CHI2: np.asarray([chi2_per_ndf(a, b) for (_, a), (_, b) in pairs]),
-        CORE: np.asarray([_width_ratio(x, y) for (x, _), (y, _) in pairs]),
+        CORE: np.asarray([_width_ratio(x, y, resolution) for (x, _), (y, _) in pairs]),
     }
 
 
@@ -306,11 +315,12 @@ def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
     return np.asarray(chosen).reshape(len(picks), -1)
 
 
-def _width_ratio(reference: Columns, generated: Columns) -> Array:
+def _width_ratio(reference: Columns, generated: Columns, resolution: float) -> Array:
     """Half width of the central 68 % of sorted values (S, n), generated over reference, minus 1; (S,)."""
     below, above = (round(q * (reference.shape[1] - 1)) for q in (0.16, 0.84))
     width, other = (np.subtract(x[:, above], x[:, below], dtype=np.float64) for x in (reference, generated))
-    return np.asarray(np.divide(other, width, out=np.full(len(width), np.nan), where=width > 0) - 1)
+    known = varies(width, np.abs(reference[:, [below, above]]).max(axis=1), resolution)
+    return np.asarray(np.divide(other, width, out=np.full(len(width), np.nan), where=known) - 1)
 
 
 def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArray[np.int64]:
@@ -321,28 +331,39 @@ def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArr
     return np.diff(running[:, bounds], axis=1)
 
 
-def moment_differences(reference: Columns, generated: Columns, *, signed: bool) -> dict[Quantity, Metric]:
+def moment_differences(
+    reference: Columns, generated: Columns, *, signed: bool, resolution: float = 0.0
+) -> dict[Quantity, Metric]:
     """``mean`` and ``spread``. They average to zero between halves of one sample: their floor is 0 without a split."""
     n, unit = min(len(reference), len(generated)), "sd" if signed else ""
     return {
-        MEAN: Metric.of(*mean_difference(reference, generated, signed=signed), 0.0, 0.0, n, unit),
-        SPREAD: Metric.of(*spread_difference(reference, generated), 0.0, 0.0, n),
+        MEAN: Metric.of(
+            *mean_difference(reference, generated, signed=signed, resolution=resolution), 0.0, 0.0, n, unit
+        ),
+        SPREAD: Metric.of(*spread_difference(reference, generated, resolution), 0.0, 0.0, n),
     }
 
 
-def mean_difference(reference: Columns, generated: Columns, *, signed: bool) -> tuple[float, float]:
-    """Generated over reference mean, minus 1, and its error; for signed quantities the difference in reference sd."""
+def mean_difference(
+    reference: Columns, generated: Columns, *, signed: bool, resolution: float = 0.0
+) -> tuple[float, float]:
+    """Generated over reference mean, minus 1, and its error; for signed quantities the difference in reference sd.
+
+    Undefined where there is nothing to divide by, unless the sides are equal.
+    """
     r, g = np.asarray(reference, dtype=np.float64), np.asarray(generated, dtype=np.float64)
-    scale = float(r.std()) if signed else abs(float(r.mean()))
-    if scale == 0:
-        return (0.0, 0.0) if not g.any() else (math.nan, math.nan)
+    scale = scale_of(r, resolution) if signed else abs(float(r.mean()))
+    if scale <= resolution:
+        return (math.nan, math.nan) if unequal(r, g, resolution).any() else (0.0, 0.0)
     ratio = 1.0 if signed else abs(float(g.mean())) / scale
     variance = g.var() / len(g) + ratio**2 * r.var() / len(r)
     return float(g.mean() - r.mean()) / scale, math.sqrt(float(variance)) / scale
 
 
-def spread_difference(reference: Columns, generated: Columns) -> tuple[float, float]:
+def spread_difference(reference: Columns, generated: Columns, resolution: float = 0.0) -> tuple[float, float]:
     """Generated over reference standard deviation, minus 1, and its error.
+
+    Of a constant reference 0 if the generated samples are constant, too; else undefined.
 
     Source: the variance of a sample variance, (m4 - m2^2) / N, propagated.
     """
@@ -353,8 +374,8 @@ def spread_difference(reference: Columns, generated: Columns) -> tuple[float, fl
         m2, m4 = float(np.mean(deviation**2)), float(np.mean(deviation**4))
         spreads.append(math.sqrt(m2))
         relative += max(m4 / m2**2 - 1, 0.0) / (4 * len(deviation)) if m2 > 0 else 0.0
-    if spreads[0] == 0:
-        return (0.0, 0.0) if spreads[1] == 0 else (math.nan, math.nan)
+    if scale_of(reference, resolution) == 0:
+        return (0.0, 0.0) if scale_of(generated, resolution) == 0 else (math.nan, math.nan)
     ratio = spreads[1] / spreads[0]
     return ratio - 1, ratio * math.sqrt(relative)
 
@@ -366,7 +387,20 @@ def quantile(values: Array, level: float) -> tuple[float, float]:
     return float(at), float(high - low) / 2
 
 
-def scale_of(reference: Columns) -> float:
-    """The reference's standard deviation, or its size where it is constant: the yardstick of ``w1_sd``."""
+def scale_of(reference: Columns, resolution: float = 0.0) -> float:
+    """The reference's standard deviation, the yardstick of ``w1_sd``; 0 where it is constant but for rounding.
+
+    Args:
+        reference: (N,) finite values, N > 0.
+        resolution: Of the observable, in its unit.
+    """
     column = np.asarray(reference, dtype=np.float64)
-    return float(column.std()) or float(np.abs(column).mean()) or 1.0
+    spread = float(column.std())
+    return spread if varies(spread, float(np.abs(column).max()), resolution) else 0.0
+
+
+def unequal(reference: Columns, generated: Columns, resolution: float = 0.0) -> NDArray[np.bool_]:
+    """Which generated values (M,) differ from the one value of a constant reference (N,) by more than rounding."""
+    value = float(np.mean(reference, dtype=np.float64))
+    away = np.abs(np.asarray(generated, dtype=np.float64) - value)
+    return np.asarray(varies(away, np.maximum(np.abs(generated), abs(value)), resolution))

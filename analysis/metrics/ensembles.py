@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..survey.selections import ALL, Selection
 from .conditioning import Curve
-from .distances import several
+from .distances import scale_of, several
 from .registry import Metric
 
 Array = NDArray[np.float64]
@@ -66,7 +66,7 @@ class Ensemble:
 def shared(reference: Ensemble, generated: Ensemble) -> list[str]:
     """Conditions that vary on both sides."""
     sides = (reference, generated)
-    return [n for n in reference.conditions if all(n in s.conditions and np.ptp(s.conditions[n]) > 0 for s in sides)]
+    return [n for n in reference.conditions if all(n in s.conditions and scale_of(s.conditions[n]) > 0 for s in sides)]
 
 
 def unit_sums(values: Columns, unit: NDArray[np.int64]) -> Array:

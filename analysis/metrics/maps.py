@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Family
+from calogen.families import Family, varies
 
 from ..observables.statistics import LogAxis, bispectra, cross_spectra, minkowski, pixel_histograms
 from ..survey.plan import SurveyPlan
@@ -207,7 +207,7 @@ class Regressor:
             return None
         x = _summaries(shapes)
         centre, scale = x.mean(axis=0), x.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
+        scale = np.where(varies(scale, np.abs(x).max(axis=0)), scale, 1.0)
         x = _design(x, centre, scale)
         truth = np.stack([shapes.conditions[n] for n in names], axis=1).astype(np.float64)
         first = np.zeros(len(x), dtype=bool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,12 +11,13 @@ from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
 from ..survey.survey import Survey
-from .checks import duplicates, memorisation, tails
+from .checks import binomial_share, duplicates, memorisation, tails
 from .distances import (
     CORE,
     EMD,
     MAX_COMPARED,
     SLICED_W1,
+    UNEQUAL,
     W1,
     W1_SD,
     Draws,
@@ -23,6 +26,7 @@ from .distances import (
     moment_differences,
     scale_of,
     separation_power,
+    unequal,
 )
 from .kinds import kind_of
 from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, some_vectors, thinned
@@ -34,7 +38,7 @@ _EMD_ROWS = 10_000  # samples that its splits are drawn from
 _EMD_SIZES = (500, 200, 100, 50, 20, 10)
 FEWEST = 20  # reference or generated samples below which a bin is left out
 
-_SCORE = "Mean of w1_sd over all observables and bins of the conditions."
+_SCORE = "Mean of w1_sd over all observables and bins of the conditions, but those that the reference has constant."
 SCORE = Quantity("score", "mean distance (sd)", _SCORE, unit="sd", headline=True, large=True)
 PROBLEMS = {
     name: Quantity(name, text, f"How many {text}.", unit, headline=True)
@@ -94,18 +98,29 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
         groups = reference.groups[few] if reference.groups is not None else None
         draws = Draws.make(len(few), len(few_other), plan.seed + number, groups=groups)
         for row, observable in enumerate(plan.observables.values()):
-            r, g = reference.table[row, mine], generated.table[row, other]
+            columns, finest = (reference.table[row], generated.table[row]), observable.resolution
+            scale = scale_of(columns[0][mine], finest)
+            if scale == 0:
+                apart = unequal(columns[0][mine], columns[1][other], finest)
+                found[Key(UNEQUAL, observable.name, selection)] = binomial_share(apart, np.zeros(len(mine), dtype=bool))
+                if not apart.any():  # of equal values, distances and pulls would be those of rounding errors
+                    columns = (
+                        np.full_like(columns[0], columns[0][mine][0]),
+                        np.full_like(columns[1], columns[0][mine][0]),
+                    )
+            r, g = columns[0][mine], columns[1][other]
             edges = observable_edges(observable, r)
-            compared = compare_1d(reference.table[row, few], generated.table[row, few_other], edges, draws)
-            compared[W1_SD] = compared[W1] * (1 / scale_of(r))
+            compared = compare_1d(columns[0][few], columns[1][few_other], edges, draws, finest)
+            compared[W1_SD] = compared[W1] / scale if scale else np.where(compared[W1] == 0, 0, np.nan)
             if observable.step:
                 del compared[CORE]  # moves in steps
             for quantity, splits in compared.items():
                 unit = observable.unit if quantity is W1 else quantity.unit
                 found[Key(quantity, observable.name, selection)] = Metric.from_splits(splits, draws.n, unit)
-            for quantity, metric in moment_differences(r, g, signed=observable.signed).items():
+            moments = moment_differences(r, g, signed=observable.signed, resolution=finest)
+            for quantity, metric in moments.items():
                 found[Key(quantity, observable.name, selection)] = metric
-            if selection.condition or not binned:
+            if scale and (selection.condition or not binned):
                 scaled.append(compared[W1_SD])
         if selection is ALL:
             pairs = zip(reference.projections[:, few], generated.projections[:, few_other], strict=True)
@@ -113,8 +128,9 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
             sliced = np.mean([compare_1d(r, g, edges, draws)[W1] for r, g in pairs], axis=0)
             found[Key(SLICED_W1)] = Metric.from_splits(sliced, draws.n, _vector_unit(plan))
             names = [reference.names.index(name) for name in kind_of(plan.family).correlated(plan)]
-            columns = reference.table[names][:, few].T, generated.table[names][:, few_other].T
-            found[Key(CORRELATION)] = Metric.from_splits(draws.each(correlation_distance, *columns), draws.n)
+            tables = reference.table[names][:, few].T, generated.table[names][:, few_other].T
+            correlations = partial(correlation_distance, resolution=plan.resolutions[names])
+            found[Key(CORRELATION)] = Metric.from_splits(draws.each(correlations, *tables), draws.n)
     if scaled:
         n = min(reference.table.shape[1] // 2, generated.table.shape[1], MAX_COMPARED)
         found[Key(SCORE)] = Metric.from_splits(np.mean(scaled, axis=0), n, SCORE.unit)

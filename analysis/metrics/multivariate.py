@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calogen.families import varies
+
 from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey, vectors
 from .distances import Columns, Draws, squared_distances
@@ -230,9 +232,9 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
         return {}
     base, other = (side.table[chosen][:, r].astype(np.float64) for side, r in zip(sides, rows, strict=True))
     centre, spread = base.mean(axis=1), base.std(axis=1)
-    varies = spread > 1e-6 * np.abs(base).max(axis=1)
+    known = varies(spread, np.abs(base).max(axis=1), plan.resolutions[chosen])
     # Differences of large numbers would lose digits, hence the centre.
-    x, y = ((side[varies].T - centre[varies]) / spread[varies] for side in (base, other))
+    x, y = ((side[known].T - centre[known]) / spread[known] for side in (base, other))
     groups = None if reference.groups is None else reference.groups[rows[0]]
     draws = Draws.make(len(x), len(y), plan.seed + 2, groups=groups, cap=n)
     values = np.array([[density_coverage(first, z) for z in others] for first, *others in draws.parts(x, y)])
@@ -242,16 +244,23 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
     }
 
 
-def correlation_matrix(columns: NDArray[np.floating]) -> Array:
-    """Pearson correlations of (K, N) observables, (K, K); 0 where one of them is constant."""
+def correlation_matrix(columns: NDArray[np.floating], resolution: ArrayLike = 0.0) -> Array:
+    """Pearson correlations of (K, N) observables with their resolutions, (K, K); 0 where one of them is constant."""
+    constant = ~varies(columns.std(axis=1, dtype=np.float64), np.abs(columns).max(axis=1), np.asarray(resolution))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.nan_to_num(np.corrcoef(columns, dtype=np.float64)))
+        found = np.corrcoef(columns, dtype=np.float64)
+    found[constant], found[:, constant] = 0, 0
+    return np.asarray(found)
 
 
-def correlation_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Root mean square difference of the correlation matrices of (N, K) and (M, K) observables."""
-    difference = correlation_matrix(a.T) - correlation_matrix(b.T)
-    return math.sqrt(float(np.mean(difference**2)))
+def correlation_distance(a: NDArray[np.floating], b: NDArray[np.floating], resolution: ArrayLike = 0.0) -> float:
+    """Root mean square difference of the correlation matrices of (N, K) and (M, K) observables with resolutions (K,).
+
+    Of observables that vary in ``a``; one that is constant in ``b`` is not correlated there.
+    """
+    first, second = (correlation_matrix(side.T, resolution) for side in (a, b))
+    known = np.diag(first) > 0
+    return math.sqrt(float(np.mean((first - second)[np.ix_(known, known)] ** 2))) if known.any() else 0.0
 
 
 def caveats(found: Mapping[Key, Metric]) -> list[str]:

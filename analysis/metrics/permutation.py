@@ -14,11 +14,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.families import varies
+
 from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
 from ..survey.survey import Survey
-from .distances import CHI2, SLICED_W1, W1, Columns, halves, several
+from .distances import CHI2, SLICED_W1, W1, Columns, halves, scale_of, several
 from .kinds import kind_of
 from .multivariate import CORRELATION, KPD, correlation_distance, fourth_power_kernel, scaled_by_largest, thinned
 from .registry import Key, Metric, Quantity
@@ -86,7 +88,9 @@ def _pulls(values: Array) -> Array:
     n = len(values) - 1
     mean = -centred / n
     variance = (np.sum(centred**2) - centred**2) / n - mean**2
-    return np.asarray(np.divide(centred - mean, np.sqrt(variance), out=np.zeros(len(values)), where=variance > 1e-30))
+    spread = np.sqrt(np.maximum(variance, 0))
+    known = varies(spread, np.abs(values).max())
+    return np.asarray(np.divide(centred - mean, spread, out=np.zeros(len(values)), where=known))
 
 
 def _statistics(
@@ -106,6 +110,8 @@ def _statistics(
             continue
         for observable, column in zip(plan.observables.values(), table, strict=True):
             values = column[mine]
+            if scale_of(values, observable.resolution) == 0:  # pulls would be those of rounding errors
+                continue
             edges = observable_edges(observable, values)
             w1, chi2 = label_distances(values, labels[mine], edges)
             yield Key(W1, observable.name, selection), w1
@@ -116,7 +122,7 @@ def _statistics(
             projections = joined(reference.projections, generated.projections)
             yield Key(SLICED_W1), np.mean([label_distances(p, labels)[0] for p in projections], axis=0)
             chosen = [reference.names.index(name) for name in kind_of(plan.family).correlated(plan)]
-            yield Key(CORRELATION), _correlation_distances(table[chosen], labels)
+            yield Key(CORRELATION), _correlation_distances(table[chosen], labels, plan.resolutions[chosen])
     features = kind_of(plan.family).features
     x = np.concatenate([features(side, plan, r) for side, r in zip((reference, generated), rows, strict=True)])
     yield Key(KPD), _kernel_distances(x, labels, plan.seed)
@@ -151,12 +157,11 @@ def label_distances(values: Columns, labels: Labels, edges: Array | None = None)
     return w1.astype(np.float64), np.asarray(terms.sum(axis=0) / np.maximum(sizes[0] * sizes[1], 1))
 
 
-def _correlation_distances(columns: Columns, labels: Labels) -> Array:
-    """Root mean square difference of correlation matrices, (P,)."""
+def _correlation_distances(columns: Columns, labels: Labels, resolution: Array | float = 0.0) -> Array:
+    """Root mean square difference of correlation matrices of (K, n) observables with resolutions (K,); (P,)."""
     x = columns.astype(np.float64)
-    x -= x.mean(axis=1, keepdims=True)
     sides = ([x[:, side == k].T for k in (1, -1)] for side in labels.T)
-    return np.array([correlation_distance(*pair) for pair in sides])
+    return np.array([correlation_distance(*pair, resolution) for pair in sides])
 
 
 def _kernel_distances(x: Array, labels: Labels, seed: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,14 +11,27 @@ from calogen.errors import ShardError
 from calogen.shards.samples import Samples
 
 from ..inputs import require_same
-from ..observables.catalogue import observe
+from ..observables.catalogue import catalogue, observe
 from ..survey.plan import common_conditions
 from ..survey.selections import selections
-from .distances import scale_of, wasserstein_1d
+from .distances import scale_of, unequal, wasserstein_1d
 from .measure import FEWEST
 
 FLOORS = 4
 """How many disjoint sets of samples a floor is the mean of, where there are so many."""
+
+
+class Judgement(NamedTuple):
+    """What :func:`judge` finds.
+
+    Attributes:
+        score: See :func:`score`.
+        constant: Of every observable that the reference has constant in a bin, and that the score leaves out: the share
+            of generated samples in the bin that differ, by ``OBSERVABLE[BIN]``.
+    """
+
+    score: float
+    constant: dict[str, float]
 
 
 def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
@@ -25,7 +39,8 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
 
     The mean over all observables and bins of the conditions of W1 over the reference's standard deviation: in the bin,
     or in the whole reference where the bin has fewer than 20 of its samples. Fast enough for validation during
-    training. A finite sample gives a floor above 0.
+    training. A finite sample gives a floor above 0. Observables that the reference has constant there, but for
+    rounding, have no such yardstick and are left out (:func:`judge` says which).
 
     Args:
         reference: N samples in physical units.
@@ -36,15 +51,21 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
     Raises:
         ShardError: If a side is empty or the families differ.
     """
+    return judge(reference, generated, bins=bins).score
+
+
+def judge(reference: Samples, generated: Samples, *, bins: int = 4) -> Judgement:
+    """The score, and what it leaves out; arguments and errors are those of :func:`score`."""
     require_same(reference.family, generated.family, "generated")
     if not len(reference.values) or not len(generated.values):
         raise ShardError("a score needs samples on both sides")
     if not np.isfinite(generated.values).all():
-        return math.inf
+        return Judgement(math.inf, {})
     mine, other = observe(reference), observe(generated)
-    names = [name for name in mine if name in other]
+    known = catalogue(reference.family)
+    finest = {name: known[name].resolution for name in mine if name in other}
     common = common_conditions(reference.family, [reference.conditions, generated.conditions])
-    found: list[float] = []
+    found, constant = list[float](), dict[str, float]()
     parts = selections(reference.family, {n: c for n, c in reference.conditions.items() if n in common}, bins)
     for selection in parts[1:] or parts:
         a = selection.of(reference.conditions, len(reference.values))
@@ -52,8 +73,14 @@ def score(reference: Samples, generated: Samples, *, bins: int = 4) -> float:
         if a.any() and b.any():
             # A few samples may be all alike by chance: their spread is no yardstick.
             yardstick = a if np.count_nonzero(a) >= FEWEST else np.ones_like(a)
-            found += [wasserstein_1d(mine[n][a], other[n][b]) / scale_of(mine[n][yardstick]) for n in names]
-    return float(np.mean(found)) if found else math.inf
+            for name, resolution in finest.items():
+                if scale := scale_of(mine[name][yardstick], resolution):
+                    found.append(wasserstein_1d(mine[name][a], other[name][b]) / scale)
+                else:
+                    apart = unequal(mine[name][yardstick], other[name][b], resolution)
+                    constant[f"{name}{selection.suffix}"] = float(apart.mean())
+    found = found or list(constant.values())
+    return Judgement(float(np.mean(found)) if found else math.inf, constant)
 
 
 def score_floor(reference: Samples, others: Samples, *, bins: int = 4) -> tuple[float, float | None] | None:

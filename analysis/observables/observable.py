@@ -27,6 +27,8 @@ class Observable:
             :class:`~calogen.analysis.observables.maps.MapSums`).
         signed: Whether values of both signs are normal, so that a relative difference of means makes no sense.
         log: Whether it spreads over decades when the incident energy does, so that bins are logarithmic then.
+        resolution: Smallest difference that means something, in its unit, where that is more than its own rounding:
+            a difference of large numbers knows only as much as these (:func:`calogen.families.varies`).
         step: Distance between neighbouring values of a quantity that counts, 0 for a continuous one.
         layer: The detector's number of the layer concerned, if any.
         needs_energy: Whether it exists only where the incident energy is known.
@@ -40,6 +42,7 @@ class Observable:
     measure: Callable[[Any], Any] = field(default=np.asarray, repr=False, compare=False)
     signed: bool = False
     log: bool = False
+    resolution: float = 0.0
     step: float = 0.0
     layer: int | None = None
     needs_energy: bool = False

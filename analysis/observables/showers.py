@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from calogen.families import Family, Layer
+from calogen.families import ROUNDING, Family, Layer, varies
 from calogen.shards.samples import Samples
 
 from .observable import Array, Observable
@@ -43,7 +43,9 @@ def shower_observables(family: Family) -> Iterator[Observable]:
     yield shown("lateral_depth", r"$\Sigma_i\,i\,E_i$", unit, lambda s: s.depth, log=True)
     yield shown("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", unit, lambda s: s.depth2, log=True)
     yield shown("shower_depth", r"shower depth $\langle i \rangle_E$", "layers", lambda s: ratio(s.depth, s.total))
-    yield shown("shower_depth_width", r"shower depth width $\sigma(i)_E$", "layers", _depth_width)
+    finest = ROUNDING * len(family.layers)
+    label = r"shower depth width $\sigma(i)_E$"
+    yield shown("shower_depth_width", label, "layers", _depth_width, resolution=finest)
     for position, (layer, number) in enumerate(zip(family.layers, family.layer_numbers, strict=True)):
         yield from _layer_observables(unit, position, layer, number)
 
@@ -56,14 +58,16 @@ def _layer_observables(unit: str, i: int, layer: Layer, number: int) -> Iterator
     yield of(f"energy_{number}", energy, unit, lambda s: s.energies[i], log=True, figure="energy")
     yield of(f"fraction_{number}", fraction, "", lambda s: ratio(s.energies[i], s.total), figure="fraction")
     hottest = rf"$(I_1-I_2)\,/\,(I_1+I_2)$, layer {number}"  # 1 for a single hit, 0 for an empty layer
-    yield of(f"energy_ratio_{number}", hottest, "", lambda s: _contrast(*s.hottest[i]), figure="cells")
+    contrast = partial(of, resolution=ROUNDING, figure="cells")
+    yield contrast(f"energy_ratio_{number}", hottest, "", lambda s: _contrast(*s.hottest[i]))
     occupancy = f"occupancy, layer {number}"
     yield of(f"occupancy_{number}", occupancy, "", lambda s: s.hits[i] / cells, step=1 / cells, figure="cells")
-    for k, axis in enumerate(layer.axes):
+    for k, (axis, coordinate) in enumerate(layer.axes.items()):
+        finest = ROUNDING * float(np.abs(coordinate).max())
         centre, width = partial(_centre, i, k), partial(_width, i, k)
         mean, spread = rf"$\langle {axis} \rangle$, layer {number}", rf"$\sigma_{{{axis}}}$, layer {number}"
-        yield of(f"centre_{axis}_{number}", mean, "mm", centre, signed=axis != "r", figure="centre")
-        yield of(f"width_{axis}_{number}", spread, "mm", width, figure="width")
+        yield of(f"centre_{axis}_{number}", mean, "mm", centre, signed=axis != "r", resolution=finest, figure="centre")
+        yield of(f"width_{axis}_{number}", spread, "mm", width, resolution=finest, figure="width")
 
 
 class ShowerSums:
@@ -119,8 +123,9 @@ def ratio(above: Array, below: Array) -> Array:
 
 
 def spread(square: Array, mean: Array) -> Array:
-    """Standard deviation from means; rounding makes the variance of a single hit slightly negative."""
-    return np.sqrt(np.maximum(square - mean**2, 0.0))
+    """Standard deviation from means; 0 for a single hit, whose variance is a rounding error of either sign."""
+    found = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return np.where(varies(found, np.sqrt(square)), found, 0.0)
 
 
 def _depth_width(s: ShowerSums) -> Array:

@@ -9,9 +9,9 @@ import numpy as np
 from calogen.families import Condition
 from calogen.shards.reader import Source
 
-from ..metrics.distances import W1, Draws, compare_1d
+from ..metrics.distances import UNEQUAL, W1, Draws, compare_1d
 from ..metrics.measure import PROBLEMS
-from ..metrics.registry import Metric
+from ..metrics.registry import Key, Metric
 from ..numbers import number, with_error
 from ..observables.observable import Observable
 from ..survey.histograms import observable_edges
@@ -19,6 +19,7 @@ from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey
 
 _NO_CHANCE = 5.0  # standard errors
+_LISTED = 5  # of many, how many a sentence names
 
 
 def known_conditions(source: Source) -> list[str]:
@@ -70,6 +71,29 @@ def condition_notes(name: str, base: Survey, side: Survey, plan: SurveyPlan) -> 
         if mine and (outside := ~np.any(mine, 0)).any():
             notes.append(f"{name}: {int(outside.sum())} samples lie outside all bins of {condition.name}.")
     return notes
+
+
+def constant_notes(name: str, found: Mapping[Key, Metric]) -> list[str]:
+    """Say which observables have no spread in the reference to measure distances by, and which of these differ."""
+    keys = [key for key in found if key.quantity == UNEQUAL]
+    if not keys:
+        return []
+    differing = [f"{_place(key)} ({number(found[key].value, 2)} of the samples)" for key in keys if found[key].value]
+    said = f"the generated samples differ in {_listed(differing)}" if differing else "the generated samples are equal"
+    return [
+        f"{name}: the reference has {_listed([_place(key) for key in keys])} constant but for rounding; such observables "
+        f"are compared for equality and left out of means: {said}."
+    ]
+
+
+def _place(key: Key) -> str:
+    return f"{key.observable}{key.selection.suffix}"
+
+
+def _listed(texts: list[str]) -> str:
+    """Some of them, and how many more there are."""
+    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+    return f"{', '.join(texts[:_LISTED])}{more}"
 
 
 def _other_range(condition: Condition, base: Survey, side: Survey, plan: SurveyPlan) -> str:

@@ -9,6 +9,8 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.families import varies
+
 from ..observables.observable import Observable
 from .selections import Parts
 
@@ -34,7 +36,7 @@ def observable_edges(observable: Observable, reference: NDArray[np.floating]) ->
         width = max(1, math.ceil((last - first + 1) / most))
         count = math.ceil((last - first + 1) / width)
         return np.asarray((first - 0.5 + width * np.arange(count + 1)) * observable.step)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for rounding
+    if not varies(high - low, max(abs(low), abs(high)), observable.resolution):
         margin = abs(low) * 0.05 or 0.5
         return np.linspace(low - margin, high + margin, 11)
     if observable.log and low > 0 and high > 100 * low:

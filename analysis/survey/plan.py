@@ -69,6 +69,11 @@ class SurveyPlan:
         """The observables that every side has, by name."""
         return catalogue(self.family, energy=self.has_energy)
 
+    @property
+    def resolutions(self) -> Array:
+        """The resolution of every observable in its unit, (K,)."""
+        return np.array([observable.resolution for observable in self.observables.values()])
+
 
 def common_conditions(family: Family, sides: Sequence[Collection[str]]) -> list[str]:
     """The family's conditions that a comparison uses.

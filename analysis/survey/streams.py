@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.families import varies
 from calogen.shards.samples import Samples
 
 from ..observables.catalogue import observe
@@ -134,5 +135,7 @@ class Covariance:
         """Pearson correlations, (V, V); 0 for voxels that never change."""
         covariance = self.covariance
         size = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+        known = varies(size, np.abs(self.mean))
         scale = np.outer(size, size)
-        return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0))
+        where = np.outer(known, known)
+        return np.asarray(np.divide(covariance, scale, out=np.zeros_like(covariance), where=where))

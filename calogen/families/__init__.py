@@ -8,6 +8,7 @@ from .builtin import FAMILIES
 from .conditions import LABEL, Condition
 from .family import Family
 from .layers import CartesianLayer, CylindricalLayer, Layer
+from .resolution import ROUNDING, varies
 from .resolve import resolve_family
 from .symmetries import Image, Motion, Symmetry
 from .units import ENERGY_UNITS, conversion, in_mev, is_energy, readable
@@ -16,6 +17,7 @@ __all__ = [
     "ENERGY_UNITS",
     "FAMILIES",
     "LABEL",
+    "ROUNDING",
     "CartesianLayer",
     "Condition",
     "CylindricalLayer",
@@ -29,4 +31,5 @@ __all__ = [
     "is_energy",
     "readable",
     "resolve_family",
+    "varies",
 ]

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from ..analysis.observables.catalogue import observe
+from ..analysis.observables.catalogue import catalogue, observe
+from ..families import varies
 from ..models.conditions import scale_conditions
 from ..runs.folder import Record
 from ..shards.samples import Samples
@@ -38,12 +39,13 @@ def diversity(reference: Samples, generated: Samples) -> float:
     partner = _partners(reference)
     apart = [_distance(samples.values, partner) for samples in (generated, reference)]
     mine, others = observe(generated), observe(reference)
+    known = catalogue(reference.family)
     ratios = [apart[0] / apart[1]] if apart[1] > 0 else []
     steps = {name: float(np.nanmean(np.abs(values - values[partner]))) for name, values in others.items()}
     spread = [
         float(np.nanmean(np.abs(mine[name] - mine[name][partner]))) / step
         for name, step in steps.items()
-        if name in mine and step > 0
+        if name in mine and varies(step, float(np.nanmax(np.abs(others[name]))), known[name].resolution)
     ]
     ratios += [float(np.median(spread))] if spread else []
     return min(ratios, default=1.0)

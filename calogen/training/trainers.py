@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..analysis.metrics.validation import score as physics_score
+from ..analysis.metrics.validation import judge
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
@@ -149,7 +149,10 @@ class Trainer(ABC):
             parts.append(self.average(latent, some).cpu().numpy())
         generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
         trained = self.batches.samples(self.setup.family, len(reference))
-        found = {"score": physics_score(reference, generated), "diversity": diversity(reference, generated)}
+        judged = judge(reference, generated)
+        found: Record = {"score": judged.score, "diversity": diversity(reference, generated)}
+        if judged.constant:  # observables without a spread: not in the score, so they are said
+            found |= {"constant": len(judged.constant), "unequal": float(np.mean(list(judged.constant.values())))}
         return found | self._judged(self._mean(trained), self._mean(reference))
 
     def _mean(self, samples: Samples) -> float:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from ...families import varies
 from ...shards.samples import Samples
 from ..contract import Critic
 from ..layers import mlp
@@ -62,7 +63,9 @@ class PatchCritic(Critic):
         self.spread.copy_(logs.std().clamp(min=1e-3))
         spectra = self._spectra(logs)
         self.level.copy_(spectra.mean(0))
-        self.scatter.copy_(spectra.std(0).nan_to_num(0.0).clamp(min=1e-2))
+        scatter = spectra.std(0).nan_to_num(0.0)
+        known = varies(scatter, spectra.abs().amax(0))
+        self.scatter.copy_(torch.where(known, scatter.clamp(min=1e-2), 1.0))
 
     def view(self, maps: Tensor, conditions: Tensor) -> Tensor:  # noqa: ARG002 - one call shape for all critics
         """Views (B, H, W), dimensionless, of maps (B, H, W), 1 + delta."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...families import varies
 from ...shards.samples import Samples
 from ..contract import Critic
 from ..layers import mlp
@@ -52,7 +53,10 @@ class ShowerCritic(Critic):
         values = torch.from_numpy(samples.values[rows])
         raw = self._raw(values, torch.from_numpy(samples.conditions.array(conditions)[rows]))
         self.mean.copy_(raw.mean(0))
-        self.spread.copy_(raw.std(0).nan_to_num(0.0).clamp(min=1e-2) / self._weights())
+        spread = raw.std(0).nan_to_num(0.0)
+        # A view that is constant in training (a voxel never hit) keeps its own size: it has no spread to be judged by.
+        known = varies(spread, raw.abs().amax(0))
+        self.spread.copy_(torch.where(known, spread.clamp(min=1e-2), 1.0) / self._weights())
 
     def _weights(self) -> Tensor:
         """Weight of each view, (D,): groups of views weigh the same in all."""
