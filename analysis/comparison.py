@@ -239,5 +239,6 @@ def over_seeds(found: Sequence[Mapping[Key, Metric]]) -> Metrics:
         error = math.hypot(float(values.std(ddof=1)), math.sqrt(float(np.mean(np.nan_to_num(errors) ** 2))))
         floor, size = (float(floors.mean()), float(floor_errors.mean())), min(m.n for m in metrics)
         metric = Metric.of(float(values.mean()), error, *floor, size, first.unit)
-        combined[key] = replace(metric, statistic=first.statistic)
+        limit = all(m.lower_limit for m in metrics)
+        combined[key] = replace(metric, statistic=first.statistic, lower_limit=limit)
     return Metrics(combined)

@@ -49,7 +49,8 @@ SCHEMA_DOCS = {
     "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
     "deviation), floor (the same for reference against reference), floor_error, pull = (value - floor) / "
     "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference), and of "
-    "the largest pull 'statistic', the key it is the pull of. null: undefined.",
+    "the largest pull 'statistic', the key it is the pull of; 'lower_limit' is true where the value is one. null: "
+    "undefined.",
     "costs": "Of training and generation, as far as the files say, on the machines that did it: network, objective, "
     "parameters, training_steps, training_seconds, training_device; samples_per_second is of one process.",
     "classifier": "tell_tales: observables that give the generated samples away, most telling first; controls: what "

@@ -41,6 +41,7 @@ class Kind:
     """What differs between showers and maps when samples are compared.
 
     Attributes:
+        noun: What samples are called.
         spectrum: The separation power of the values of single voxels.
         empty: The difference of the shares of empty voxels.
         vector_units: Of distances between whole samples, with and without incident energies.
@@ -56,6 +57,7 @@ class Kind:
         ensembles: Whether single samples scatter so much that ensembles are judged, too.
     """
 
+    noun: str
     spectrum: Quantity
     empty: Quantity
     vector_units: tuple[str, str]
@@ -132,6 +134,7 @@ _SPECTRUM = "Separation power of the spectrum of single voxels or pixels: 0 equa
 _spectrum = partial(Quantity, meaning=_SPECTRUM, headline=True, large=True, telling=True)
 _EMPTY_SHARE = "Share of voxels or pixels that are empty or below the spectrum's axis, less the reference's."
 SHOWERS = Kind(
+    noun="showers",
     spectrum=_spectrum("separation/voxel", "energy spectrum of single voxels"),
     empty=Quantity("empty_voxels", "share of empty voxels", _EMPTY_SHARE, headline=True),
     vector_units=("of incident energy", "of the reference's mean deposited energy"),
@@ -164,6 +167,7 @@ def _map_correlated(plan: SurveyPlan) -> list[str]:
 
 
 MAPS = Kind(
+    noun="maps",
     spectrum=_spectrum("separation/pixel", "distribution of single pixels"),
     empty=Quantity("empty_pixels", "share of empty pixels", _EMPTY_SHARE, headline=True),
     vector_units=("ln(1+delta)", "ln(1+delta)"),

@@ -28,6 +28,7 @@ from .distances import (
     separation_power,
     unequal,
 )
+from .equivalent import equivalent_numbers
 from .kinds import kind_of
 from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, some_vectors, thinned
 from .permutation import overall
@@ -55,7 +56,7 @@ PROBLEMS = {
     )
 }
 """What is unphysical; tables show those that there are."""
-PARTS = (physics_distances, manifold_metrics, duplicates, tails, overall)
+PARTS = (equivalent_numbers, physics_distances, manifold_metrics, duplicates, tails, overall)
 """What is measured where there are enough samples. To add a metric, add a function of reference, generated samples and
 plan that gives it by its key; its :class:`Quantity` says where it is shown."""
 

@@ -94,6 +94,7 @@ class Metric:
         n: Samples on each side.
         unit: Unit of the value; ``sd`` is the reference's standard deviation, empty is dimensionless.
         statistic: Of the largest of many pulls, which metric it is the pull of.
+        lower_limit: Whether the value is a lower limit.
     """
 
     value: float | None
@@ -104,6 +105,7 @@ class Metric:
     n: int
     unit: str = ""
     statistic: Key | None = None
+    lower_limit: bool = False
 
     @classmethod
     def of(cls, value: float, error: float, floor: float, floor_error: float, n: int, unit: str = "") -> Metric:
@@ -148,8 +150,9 @@ class Metric:
         return math.inf if self.pull is None else self.pull
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers by name; ``statistic`` only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "statistic" or value}
+        """The numbers by name; ``statistic`` and ``lower_limit`` only where there is one."""
+        rare = ("statistic", "lower_limit")
+        return {name: value for name, value in asdict(self).items() if name not in rare or value}
 
 
 class Metrics(Mapping[Key, Metric]):

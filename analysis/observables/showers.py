@@ -43,9 +43,7 @@ def shower_observables(family: Family) -> Iterator[Observable]:
     yield shown("lateral_depth", r"$\Sigma_i\,i\,E_i$", unit, lambda s: s.depth, log=True)
     yield shown("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", unit, lambda s: s.depth2, log=True)
     yield shown("shower_depth", r"shower depth $\langle i \rangle_E$", "layers", lambda s: ratio(s.depth, s.total))
-    finest = ROUNDING * len(family.layers)
-    label = r"shower depth width $\sigma(i)_E$"
-    yield shown("shower_depth_width", label, "layers", _depth_width, resolution=finest)
+    yield shown("shower_depth_width", r"shower depth width $\sigma(i)_E$", "layers", _depth_width)
     for position, (layer, number) in enumerate(zip(family.layers, family.layer_numbers, strict=True)):
         yield from _layer_observables(unit, position, layer, number)
 

@@ -81,8 +81,8 @@ def constant_notes(name: str, found: Mapping[Key, Metric]) -> list[str]:
     differing = [f"{_place(key)} ({number(found[key].value, 2)} of the samples)" for key in keys if found[key].value]
     said = f"the generated samples differ in {_listed(differing)}" if differing else "the generated samples are equal"
     return [
-        f"{name}: the reference has {_listed([_place(key) for key in keys])} constant but for rounding; such observables "
-        f"are compared for equality and left out of means: {said}."
+        f"{name}: the reference has {_listed([_place(key) for key in keys])} constant but for rounding; such "
+        f"observables are compared for equality and left out of means: {said}."
     ]
 
 

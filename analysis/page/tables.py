@@ -36,8 +36,9 @@ class Row:
 
 
 def value_text(metric: Metric, plus_minus: str = " ± ") -> str:
-    """The value with its error; a count, a share or a cost, which have none, alone."""
-    return amount(metric.value) if metric.error is None else with_error(metric.value, metric.error, plus_minus)
+    """The value with its error; a count, a share or a cost, which have none, alone; a lower limit says so."""
+    text = amount(metric.value) if metric.error is None else with_error(metric.value, metric.error, plus_minus)
+    return f"≥ {text}" if metric.lower_limit else text
 
 
 def pull_text(metric: Metric) -> str:
@@ -163,7 +164,7 @@ class SideBySide:
         lines.append(" & ".join(["metric", "unit", "floor", *map(_escaped, self.names)]) + r" \\")
         lines.append(r"\hline")
         for key, metrics in self.rows:
-            cells = ["--" if m is None else f"${value_text(m, PLUS_MINUS)}$" for m in metrics]
+            cells = ["--" if m is None else f"${value_text(m, PLUS_MINUS)}$".replace("≥", r"\geq") for m in metrics]
             floor = self.floor(metrics)
             start = [_escaped(key), _escaped(self.unit(metrics)), "--" if floor == "-" else floor]
             lines.append(" & ".join([*start, *cells]) + r" \\")

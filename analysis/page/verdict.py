@@ -10,13 +10,14 @@ import numpy as np
 from ..metrics.checks import MEMORISATION_P, statements
 from ..metrics.conditioning import HeldOut
 from ..metrics.distances import W1_SD
+from ..metrics.equivalent import EQUIVALENT, EQUIVALENT_WORST
 from ..metrics.measure import PROBLEMS, SCORE
 from ..metrics.multivariate import caveats
 from ..metrics.permutation import OVERALL, OVERALL_P
 from ..metrics.registry import Key, Metrics
-from ..numbers import number, with_error
+from ..numbers import amount, number, with_error
 from ..report import Report
-from .tables import worst
+from .tables import value_text, worst
 
 NEAR_FLOOR = 3.0  # pulls below may be chance
 _REPEATS = 1e-3  # p-value of memorisation below which nobody should use the surrogate
@@ -49,6 +50,7 @@ def verdict(report: Report, name: str) -> Verdict:
         f"{near} of {len(distances)} one-dimensional distances (every observable, in all samples and bins) are within "
         f"{NEAR_FLOOR:g} uncertainties of what reference against reference gives; these uncertainties are those of a "
         "distance's size, the permutations below ask more sharply whether it could be chance.",
+        *_worth(found),
         *_distance(found),
         *_largest(found),
         *_classifier(report, name),
@@ -103,6 +105,18 @@ def _distance(found: Metrics) -> Iterator[str]:
         yield f"Farthest from the reference: {names}."
 
 
+def _worth(found: Metrics) -> Iterator[str]:
+    if Key(EQUIVALENT) in found:
+        median, worst_tenth = (
+            f"at least {amount(m.value)}" if m.lower_limit else value_text(m)
+            for m in (found[Key(EQUIVALENT)], found[Key(EQUIVALENT_WORST)])
+        )
+        yield (
+            f"By its observables this surrogate is worth {median} {found[Key(EQUIVALENT)].unit} of the reference "
+            f"(median over observables; {worst_tenth} in the worst tenth)."
+        )
+
+
 def _chance(found: Metrics) -> float:
     """How often chance gives a larger pull than the largest; 1 if that is not known."""
     p = found[Key(OVERALL_P)].value if Key(OVERALL_P) in found else None
@@ -145,4 +159,5 @@ def _numbers(found: Metrics) -> Iterator[tuple[str, str]]:
     for key, metric in found.items():
         if key.quantity.large and metric.value is not None:
             of = f", {key.size} samples" if key.size else ""
-            yield number(metric.value, 3), f"{key.quantity.title}{of}; floor {number(metric.floor, 3)}"
+            shown = value_text(metric) if metric.lower_limit else number(metric.value, 3)
+            yield shown, f"{key.quantity.title}{of}; floor {number(metric.floor, 3)}"
