@@ -161,7 +161,7 @@ def _correlation_distances(columns: Columns, labels: Labels, resolution: Array |
     """Root mean square difference of correlation matrices of (K, n) observables with resolutions (K,); (P,)."""
     x = columns.astype(np.float64)
     sides = ([x[:, side == k].T for k in (1, -1)] for side in labels.T)
-    return np.array([correlation_distance(*pair, resolution) for pair in sides])
+    return np.array([correlation_distance(first, second, resolution) for first, second in sides])
 
 
 def _kernel_distances(x: Array, labels: Labels, seed: int) -> Array:
