@@ -24,6 +24,7 @@ from .metrics.downstream import calibration
 from .metrics.kinds import kind_of
 from .metrics.maps import MapStatistics, map_metrics, map_statistics
 from .metrics.measure import measure
+from .metrics.movers import energy_mover_metrics
 from .metrics.registry import Key, Metric, Metrics
 from .origins import Costs
 from .page.notes import condition_notes, constant_notes, energy_notes, known_conditions, source_notes
@@ -68,6 +69,7 @@ def compare(
         training: The samples that the surrogates were trained on, to look for showers learnt by heart; of a folder with
             ``train/`` that one.
         classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
+            Either adds the energy mover's distance between showers, too (seconds).
         progress: Called with the name of a source, samples done and samples in all.
 
     Raises:
@@ -97,7 +99,7 @@ def compare(
         if maps:
             found[name] |= map_metrics(maps["reference"], maps[name], plan)
         if name in classified:
-            found[name] |= classified[name].metrics
+            found[name] |= classified[name].metrics | energy_mover_metrics(base.kept, side.kept, plan)
     costs = {name: Costs.mean([Costs.of(sources[member]) for member in seeds]) for name, seeds in groups.items()}
     return Report(
         plan=plan,

@@ -21,6 +21,9 @@ _TITLES = {  # of figures of observables, by what the observables name as their 
     "cells": "Hottest cells and occupancy",
     "centre": "Centres",
     "width": "Widths",
+    "offset": "Centres from the axis",
+    "hottest": "Hottest cells from the axis",
+    "about-axis": "Energy about the axis",
     "maps": "Map statistics",
     "power": "Power in shells",
 }

@@ -540,7 +540,7 @@ class Views:
         given = [np.log10(kept[c.name]) if c.scale == "log" else kept[c.name] for c in self.conditions]
         names: list[str] = []
         if view == "observables":
-            measured = observe(samples)
+            measured = observe(samples, scored=True)
             if self.recipe == "calochallenge":
                 measured = _published(self.family, measured)
             names = [*kept, *measured]

@@ -226,8 +226,11 @@ class Draws:
         mine, mine_again = (generated(picks) for picks in (self.generated, self.generated_again))
         return (first, mine), (first, second), (again, mine_again)
 
-    def each(self, distance: Callable[[Columns, Columns], float], reference: Columns, generated: Columns) -> Array:
-        """Any distance of samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*); (3, S)."""
+    def each(self, distance: Callable[[Columns, Columns], ArrayLike], reference: Columns, generated: Columns) -> Array:
+        """Any distance of samples (N, ...) and (M, ...) for every split: D(R1, G), D(R1, R2), D(R1*, G*); (3, S).
+
+        Of distances that are several numbers, (K,), all of them: (K, 3, S).
+        """
         found = []
         for s, (first, mine, second) in enumerate(self.parts(reference, generated)):
             again = np.repeat(reference, self.first_again[s], axis=0)

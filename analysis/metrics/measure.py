@@ -32,6 +32,7 @@ from .equivalent import equivalent_numbers
 from .kinds import kind_of
 from .multivariate import CORRELATION, correlation_distance, manifold_metrics, physics_distances, some_vectors, thinned
 from .permutation import overall
+from .position import position_metrics
 from .registry import Key, Metric, Quantity
 
 Array = NDArray[np.float64]
@@ -56,7 +57,15 @@ PROBLEMS = {
     )
 }
 """What is unphysical; tables show those that there are."""
-PARTS = (equivalent_numbers, physics_distances, manifold_metrics, duplicates, tails, overall)
+PARTS = (
+    equivalent_numbers,
+    physics_distances,
+    manifold_metrics,
+    duplicates,
+    tails,
+    position_metrics,
+    overall,
+)
 """What is measured where there are enough samples. To add a metric, add a function of reference, generated samples and
 plan that gives it by its key; its :class:`Quantity` says where it is shown."""
 
@@ -121,7 +130,7 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
             moments = moment_differences(r, g, signed=observable.signed, resolution=finest)
             for quantity, metric in moments.items():
                 found[Key(quantity, observable.name, selection)] = metric
-            if scale and (selection.condition or not binned):
+            if scale and observable.scored and (selection.condition or not binned):
                 scaled.append(compared[W1_SD])
         if selection is ALL:
             pairs = zip(reference.projections[:, few], generated.projections[:, few_other], strict=True)

@@ -109,6 +109,8 @@ def _statistics(
         if min(np.count_nonzero(labels[mine, 0] == side) for side in (1, -1)) < _FEWEST:
             continue
         for observable, column in zip(plan.observables.values(), table, strict=True):
+            if not observable.scored:
+                continue
             values = column[mine]
             if scale_of(values, observable.resolution) == 0:  # pulls would be those of rounding errors
                 continue

@@ -61,7 +61,7 @@ def judge(reference: Samples, generated: Samples, *, bins: int = 4) -> Judgement
         raise ShardError("a score needs samples on both sides")
     if not np.isfinite(generated.values).all():
         return Judgement(math.inf, {})
-    mine, other = observe(reference), observe(generated)
+    mine, other = (observe(side, scored=True) for side in (reference, generated))
     known = catalogue(reference.family)
     finest = {name: known[name].resolution for name in mine if name in other}
     common = common_conditions(reference.family, [reference.conditions, generated.conditions])

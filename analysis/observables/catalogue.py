@@ -10,6 +10,7 @@ import numpy as np
 from calogen.families import Family
 from calogen.shards.samples import Samples
 
+from .axis import AxisSums, ShowerAxis, axis_observables
 from .maps import MapSums, map_observables
 from .observable import Array, Observable
 from .showers import ShowerSums, shower_observables
@@ -33,15 +34,17 @@ _KINDS = {
 }
 
 
-def catalogue(family: Family, *, energy: bool = True) -> dict[str, Observable]:
+def catalogue(family: Family, *, energy: bool = True, axis: ShowerAxis | None = None) -> dict[str, Observable]:
     """All observables of a family by name, in the order in which :func:`observe` gives them.
 
     Args:
         family: What the samples are.
         energy: Whether the incident energies of showers are known; if not, what needs them is left out.
+        axis: Where the axis of each shower is; without it, what is measured from there is left out.
     """
     found = _KINDS[family.kind].observables(family)
-    return {observable.name: observable for observable in found if energy or not observable.needs_energy}
+    chosen = [observable for observable in found if energy or not observable.needs_energy]
+    return {observable.name: observable for observable in (*chosen, *(axis_observables(axis) if axis else ()))}
 
 
 def voxel_of(family: Family) -> Observable:
@@ -49,24 +52,30 @@ def voxel_of(family: Family) -> Observable:
     return _KINDS[family.kind].voxel(family)
 
 
-def observe(samples: Samples) -> dict[str, Array]:
+def observe(samples: Samples, axis: ShowerAxis | None = None, *, scored: bool = False) -> dict[str, Array]:
     """Every observable of every sample.
 
     Sums run in float64, over chunks of samples, so memory stays bounded for families of any size.
 
     Args:
         samples: N samples in physical units (MeV for showers).
+        axis: Where the axis of each shower is; without it, what is measured from there is left out.
+        scored: Whether to leave out those that scores and classifiers do without.
 
     Returns:
         By name, (N,) float64 in the unit that :func:`catalogue` says; showers without incident energies have no
         ``response``.
     """
     family, kind = samples.family, _KINDS[samples.family.kind]
-    known = catalogue(family, energy=family.energy is None or family.energy.name in samples.conditions)
+    energy = family.energy is None or family.energy.name in samples.conditions
+    known = catalogue(family, energy=energy, axis=axis)
+    if scored:
+        known = {name: observable for name, observable in known.items() if observable.scored}
     table = np.zeros((len(known), len(samples)))
     rows = kind.rows(family)
     for start in range(0, len(samples), rows):
-        shared = kind.sums(samples.read(start, start + rows))
+        part = samples.read(start, start + rows)
+        shared = {False: kind.sums(part), **({True: AxisSums(axis, part)} if axis else {})}
         for row, observable in zip(table, known.values(), strict=True):
-            row[start : start + rows] = observable.measure(shared)
+            row[start : start + rows] = observable.measure(shared[observable.about_axis])
     return dict(zip(known, table, strict=True))

@@ -33,6 +33,10 @@ class Observable:
         layer: The detector's number of the layer concerned, if any.
         needs_energy: Whether it exists only where the incident energy is known.
         wave_number: Of a value of the power spectrum, in h/Mpc; else 0.
+        about_axis: Whether it is measured about the shower's axis, from
+            :class:`~calogen.analysis.observables.axis.AxisSums`.
+        scored: Whether scores, classifiers and permutations use it; what was added after their numbers were published
+            does not change them.
         figure: Which figure of observables shows it (``shower``: ``observables-shower``); empty for none.
     """
 
@@ -47,6 +51,8 @@ class Observable:
     layer: int | None = None
     needs_energy: bool = False
     wave_number: float = 0.0
+    about_axis: bool = False
+    scored: bool = True
     figure: str = ""
 
     @property

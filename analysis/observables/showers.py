@@ -40,12 +40,28 @@ def shower_observables(family: Family) -> Iterator[Observable]:
         share = partial(lambda row, s: s.above[row] / s.voxels, row)
         yield Observable(f"occupancy_{name}", title, "", share, step=step)
     yield shown("depth", "deepest layer hit", "", lambda s: s.deepest, step=1.0)
+    yield from _profile_observables(family)
     yield shown("lateral_depth", r"$\Sigma_i\,i\,E_i$", unit, lambda s: s.depth, log=True)
     yield shown("lateral_depth2", r"$\Sigma_i\,i^2\,E_i$", unit, lambda s: s.depth2, log=True)
     yield shown("shower_depth", r"shower depth $\langle i \rangle_E$", "layers", lambda s: ratio(s.depth, s.total))
     yield shown("shower_depth_width", r"shower depth width $\sigma(i)_E$", "layers", _depth_width)
     for position, (layer, number) in enumerate(zip(family.layers, family.layer_numbers, strict=True)):
         yield from _layer_observables(unit, position, layer, number)
+
+
+def _profile_observables(family: Family) -> Iterator[Observable]:
+    """Moments of the layers' energies along the depth, as far as so many layers resolve them.
+
+    Layers count where their middle is, in mm; by their position where their depths are not known.
+    """
+    of, layers = partial(Observable, scored=False, figure="shower"), len(family.layers)
+    if family.depths:
+        yield of("profile_depth", r"mean depth $\langle z \rangle_E$", "mm", lambda s: s.profile[0])
+        yield of("profile_width", r"width in depth $\sigma(z)_E$", "mm", lambda s: s.profile[1])
+    if layers > 2:
+        yield of("profile_skewness", "skewness in depth", "", lambda s: s.profile[2], signed=True)
+    if layers > 3:
+        yield of("profile_kurtosis", "excess kurtosis in depth", "", lambda s: s.profile[3], signed=True)
 
 
 def _layer_observables(unit: str, i: int, layer: Layer, number: int) -> Iterator[Observable]:
@@ -83,6 +99,7 @@ class ShowerSums:
         total: Energy in all layers, (N,).
         depth: Positions of the layers weighted with their energies, (N,).
         depth2: The same with squared positions.
+        profile: Mean, width, skewness and excess kurtosis of the energy in depth, (N,) each.
         deepest: Position of the deepest layer with energy, (N,); 0 for an empty shower.
     """
 
@@ -112,6 +129,7 @@ class ShowerSums:
         self.centres = [[ratio(mean, moments[0]) for mean in moments[1::2]] for moments in self.moments]
         self.total = self.energies.sum(axis=0)
         self.depth, self.depth2 = index @ self.energies, index**2 @ self.energies
+        self.profile = _profile(np.mean(family.depths, axis=1) if family.depths else index, self.energies, self.total)
         self.deepest = ((self.energies > 0) * index[:, None]).max(axis=0)
 
 
@@ -128,6 +146,21 @@ def spread(square: Array, mean: Array) -> Array:
 
 def _depth_width(s: ShowerSums) -> Array:
     return spread(ratio(s.depth2, s.total), ratio(s.depth, s.total))
+
+
+def _profile(middle: Array, energies: Array, total: Array) -> tuple[Array, Array, Array, Array]:
+    """Mean, width, skewness and excess kurtosis of where the energy is, (N,) each; 0 where there is no width.
+
+    Args:
+        middle: Of each layer, (L,).
+        energies: Of each layer, (L, N).
+        total: Of all layers, (N,).
+    """
+    mean = ratio(middle @ energies, total)
+    away = middle[:, None] - mean
+    second, third, fourth = (ratio((away**k * energies).sum(axis=0), total) for k in (2, 3, 4))
+    second = np.where(second > 1e-12 * np.ptp(middle) ** 2, second, 0.0)  # a single layer hit, but for rounding
+    return mean, np.sqrt(second), ratio(third, second**1.5), ratio(fourth - 3 * second**2, second**2)
 
 
 def _contrast(first: Array, second: Array) -> Array:

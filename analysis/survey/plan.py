@@ -14,6 +14,7 @@ from calogen.errors import ShardError
 from calogen.families import Family
 from calogen.shards.reader import Source
 
+from ..observables.axis import ShowerAxis
 from ..observables.catalogue import catalogue, observe, voxel_of
 from ..observables.observable import Observable
 from .histograms import observable_edges, spectrum_axis
@@ -47,6 +48,7 @@ class SurveyPlan:
             mean deposited energy. None where every shower is divided by its own incident energy.
         kept: Whole samples to keep of each side, at most.
         rows: Samples of each side whose observables are kept, at most; of more, a seeded subset.
+        shower_axis: Where the axis of each shower is; None if conditions do not say.
     """
 
     family: Family
@@ -58,6 +60,7 @@ class SurveyPlan:
     fixed_scale: float | None = None
     kept: int = KEPT
     rows: int = _ROWS
+    shower_axis: ShowerAxis | None = None
 
     @property
     def has_energy(self) -> bool:
@@ -67,7 +70,7 @@ class SurveyPlan:
     @property
     def observables(self) -> dict[str, Observable]:
         """The observables that every side has, by name."""
-        return catalogue(self.family, energy=self.has_energy)
+        return catalogue(self.family, energy=self.has_energy, axis=self.shower_axis)
 
     @property
     def resolutions(self) -> Array:
@@ -117,6 +120,9 @@ def plan_comparison(
     table, found, low, high = _glance(reference)
     common = common_conditions(family, [found, *(others or {}).values()])
     conditions = {name: values for name, values in found.items() if name in common}
+    shower_axis = ShowerAxis.fit(family, table, {n: v for n, v in found.items() if n in _everywhere(common, others)})
+    if shower_axis is not None:
+        table = _glance(reference, shower_axis)[0]
     fixed_scale, targets = None, _example_targets(family, conditions)
     if family.energy is not None and family.energy.name not in common:
         deposited = table["total_energy"]
@@ -132,7 +138,7 @@ def plan_comparison(
     own = [mine if np.count_nonzero(mine) >= _FEWEST_GLANCED else np.ones(count, dtype=bool) for mine in members]
     edges = {
         name: tuple(observable_edges(observable, table[name][mine].astype(np.float32)) for mine in own)
-        for name, observable in catalogue(family, energy=fixed_scale is None).items()
+        for name, observable in catalogue(family, energy=fixed_scale is None, axis=shower_axis).items()
     }
     return SurveyPlan(
         family=family,
@@ -144,10 +150,18 @@ def plan_comparison(
         fixed_scale=fixed_scale,
         kept=kept,
         rows=rows,
+        shower_axis=shower_axis,
     )
 
 
-def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
+def _everywhere(names: Collection[str], others: Mapping[str, Collection[str]] | None) -> list[str]:
+    """Those of some conditions that every other side has."""
+    return [name for name in names if all(name in side for side in (others or {}).values())]
+
+
+def _glance(
+    reference: Source, shower_axis: ShowerAxis | None = None
+) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
     """Some reference samples, spread evenly over the source; those with voxels that are not finite are left out.
 
     Returns:
@@ -170,7 +184,7 @@ def _glance(reference: Source) -> tuple[dict[str, Array], dict[str, NDArray[np.f
         positive = part.values[part.values > 0]
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))
-        tables.append(observe(part))
+        tables.append(observe(part, shower_axis))
         conditions.append(part.conditions)
     if not tables:
         raise ShardError(

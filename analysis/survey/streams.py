@@ -62,7 +62,7 @@ class Streams:
         with ThreadPoolExecutor(max(1, self.threads - 1)) as pool:
             share = pool.map if self.threads > 1 else map
             beside = share(lambda job: job(), work)
-            observed = observe(samples)
+            observed = observe(samples, self.plan.shower_axis)
             for name, values in observed.items():
                 self.histograms.fill(name, values.astype(np.float32), parts)
             list(beside)  # waits, and raises what went wrong there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -159,6 +159,28 @@ class Family(Frozen):
     def with_symmetries(self, symmetries: Sequence[Symmetry]) -> Family:
         """The family with these symmetries."""
         return Family.model_validate({**self.model_dump(), "symmetries": tuple(symmetries)})
+
+    def lines(self, conditions: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64] | None:
+        """The straight line that each particle enters on, from conditions with the roles ``impact`` and ``angle``.
+
+        Args:
+            conditions: Of N showers by name, in the family's units.
+
+        Returns:
+            Impact point (x, y) in mm, and tangents of the direction along x and y, (2, 2, N); what is no condition is
+            0. None if there is neither, or only one of the direction's two angles.
+        """
+        known = {c.name: c for c in self.conditions if c.name in conditions and c.role in ("impact", "angle")}
+        if not known or len({"theta", "phi"} & set(known)) == 1:
+            return None
+        columns = {name: np.asarray(conditions[name], dtype=np.float64) for name in known}
+        nothing = np.zeros_like(next(iter(columns.values())))
+        impact = [columns.get(name, nothing) for name in ("impact_x", "impact_y")]
+        theta, phi = (
+            columns.get(name, nothing) * (1.0 if name in known and known[name].unit == "rad" else math.pi / 180)
+            for name in ("theta", "phi")
+        )
+        return np.array([impact, [np.tan(theta) * np.cos(phi), np.tan(theta) * np.sin(phi)]])
 
     def condition(self, name: str) -> Condition:
         """The condition of that name.

@@ -38,7 +38,7 @@ def diversity(reference: Samples, generated: Samples) -> float:
     """
     partner = _partners(reference)
     apart = [_distance(samples.values, partner) for samples in (generated, reference)]
-    mine, others = observe(generated), observe(reference)
+    mine, others = (observe(side, scored=True) for side in (generated, reference))
     known = catalogue(reference.family)
     ratios = [apart[0] / apart[1]] if apart[1] > 0 else []
     steps = {name: float(np.nanmean(np.abs(values - values[partner]))) for name, values in others.items()}
