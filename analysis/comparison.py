@@ -27,7 +27,14 @@ from .metrics.measure import measure
 from .metrics.movers import energy_mover_metrics
 from .metrics.registry import Key, Metric, Metrics
 from .origins import Costs
-from .page.notes import condition_notes, constant_notes, energy_notes, known_conditions, source_notes
+from .page.notes import (
+    axis_notes,
+    condition_notes,
+    constant_notes,
+    energy_notes,
+    known_conditions,
+    source_notes,
+)
 from .report import Report
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
 from .survey.survey import Progress, Survey, survey
@@ -213,6 +220,7 @@ def _notes(
 ) -> Iterable[str]:
     """What a reader must know, side by side."""
     yield from energy_notes(plan, {name: source for name, source in sources.items() if name != "training"})
+    yield from axis_notes(plan)
     for name, side in surveys.items():
         yield from (f"{name}: {note}" for note in (classified[name].notes if name in classified else ()))
         yield from source_notes(name, sources[name], side)

@@ -133,6 +133,62 @@ def toy(family: Family, count: int, seed: int = 0) -> Samples:
     return Samples(family, values.astype(np.float32), draws)
 
 
+def straight_family(layers: int = 2) -> Family:
+    """Strips along x, then square cells of 2 mm, 64 mm wide; impact and direction are conditions."""
+    z = [(5.0 * k * (k + 3), 5.0 * (k + 1) * (k + 4)) for k in range(layers)]
+    impact = [Condition(name=name, unit="mm", low=-10, high=10) for name in ("impact_x", "impact_y")]
+    angle = [Condition(name="theta", unit="deg", low=0, high=20), Condition(name="phi", unit="deg", low=-180, high=180)]
+    return Family(
+        name="straight",
+        conditions=(Condition(name="incident_energy", unit="MeV", low=5e3, high=20e3), *impact, *angle),
+        layers=tuple(CartesianLayer(shape=(32 if k else 3, 32), size=(64, 64), z=z[k]) for k in range(layers)),
+    )
+
+
+def straight(
+    count: int,
+    *,
+    depths: np.ndarray,
+    jitter: float,
+    seed: int = 0,
+    shift: float = 0.0,
+    width: float = 1.0,
+    offset: float = 0.0,
+    inclined: bool = True,
+) -> Samples:
+    """Showers that are round clouds about the axis at given depths in each layer, of :func:`straight_family`.
+
+    Args:
+        count: How many.
+        depths: Of each layer in mm at 10 GeV, and the change with the logarithm of the energy, (L, 2).
+        jitter: How far a layer's cloud is off the axis along x and y: standard deviation in mm.
+        seed: Decides everything.
+        shift: How far clouds are moved along y, in mm; the conditions do not say so.
+        width: Standard deviation of a cloud in mm.
+        offset: Added to the impact points along y in mm.
+        inclined: Whether directions differ from the normal.
+    """
+    from scipy.special import ndtr
+
+    family, rng = straight_family(len(depths)), np.random.default_rng(seed)
+    draws = {c.name: rng.uniform(c.low, c.high, count) for c in family.conditions}
+    draws["impact_y"] += offset
+    draws["theta"] *= inclined
+    tangent, phi = np.tan(np.radians(draws["theta"])), np.radians(draws["phi"])
+    shares = rng.dirichlet(np.full(len(depths), 50.0), count)
+    values = np.zeros((count, family.voxels))
+    for i, (layer, cells) in enumerate(zip(family.layers, family.layer_slices, strict=True)):
+        z = depths[i, 0] + depths[i, 1] * np.log(draws["incident_energy"] / 10e3)
+        rows = []
+        for axis, direction, extra in (("x", np.cos(phi), 0.0), ("y", np.sin(phi), shift)):
+            centre = draws[f"impact_{axis}"] + z * tangent * direction + extra + jitter * rng.normal(size=count)
+            edges = layer.outline.up if axis == "y" else layer.outline.across
+            rows.append(np.diff(ndtr((edges - centre[:, None]) / width), axis=1))
+        cloud = shares[:, i, None, None] * rows[0][:, :, None] * rows[1][:, None]
+        values[:, cells] = np.where(cloud > 1e-6, cloud, 0.0).reshape(count, -1)
+    return Samples(family, (values * draws["incident_energy"][:, None]).astype(np.float32), draws)
+
+
 def write_folder(folder: Path, samples: Samples, each: int | None = None) -> Path:
     """A folder of shards with its manifest."""
     step = each or len(samples)

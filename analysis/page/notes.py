@@ -42,6 +42,17 @@ def energy_notes(plan: SurveyPlan, sources: Mapping[str, Source]) -> list[str]:
     ]
 
 
+def axis_notes(plan: SurveyPlan) -> list[str]:
+    """Say so where showers differ in impact point or direction and nothing is measured about their axes."""
+    moving = [c.name for c in plan.family.conditions if c.role in ("impact", "angle")]
+    if not moving or plan.shower_axis is not None:
+        return []
+    return [
+        f"nothing is measured about the axes of the showers, though {' and '.join(moving)} are conditions: that needs "
+        "theta and phi together, on every side, and layers with depths (`z` in the family's table)."
+    ]
+
+
 def source_notes(name: str, source: Source, side: Survey) -> list[str]:
     """What the reader of one source noticed, what is unphysical in it, and what is a sub-sample."""
     notes = [f"{name}: {note}." for note in getattr(source, "notes", ())]

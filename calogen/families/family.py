@@ -168,10 +168,11 @@ class Family(Frozen):
 
         Returns:
             Impact point (x, y) in mm, and tangents of the direction along x and y, (2, 2, N); what is no condition is
-            0. None if there is neither, or only one of the direction's two angles.
+            0. None if there is neither, or if they are others than ``impact_x``, ``impact_y``, ``theta`` with ``phi``.
         """
         known = {c.name: c for c in self.conditions if c.name in conditions and c.role in ("impact", "angle")}
-        if not known or len({"theta", "phi"} & set(known)) == 1:
+        angles = {name for name, condition in known.items() if condition.role == "angle"}
+        if not known or angles not in (set(), {"theta", "phi"}) or not set(known) - angles <= {"impact_x", "impact_y"}:
             return None
         columns = {name: np.asarray(conditions[name], dtype=np.float64) for name in known}
         nothing = np.zeros_like(next(iter(columns.values())))
