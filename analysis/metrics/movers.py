@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 _SHOWERS = 512  # of each side
 _TOGETHER = 32  # showers of both sides, neighbours in energy, that are compared with each other
 _FEWEST_GROUPS = 8
+_EXCHANGES = 30  # of which showers of a group are called generated
 _HOTTEST = 32  # voxels of a shower that are points of their own; the others of a layer become one at their centroid
 _NEAR = 0.3  # of the mean distance: the kernel's width, since what differs shows in how near the nearest are
 
@@ -87,7 +88,8 @@ def energy_mover_metrics(reference: Samples, generated: Samples, plan: SurveyPla
 
     Both sets are put in one order of labels and incident (else deposited) energy and cut into groups. If both are of
     one kind, which of a group are generated is a matter of chance, so what each group gives is 0 on average, whatever
-    its energies: the floor is 0, and the scatter of the groups is the error.
+    its energies: the floor is 0. The error is the scatter of the groups, or that of exchanging which showers of a group
+    are called generated where that is larger: few groups, and few odd showers, make the former small by chance.
 
     Args:
         reference: Showers in physical units.
@@ -109,13 +111,17 @@ def energy_mover_metrics(reference: Samples, generated: Samples, plan: SurveyPla
     distances = [_distances([points[i] for i in group]) for group in groups]
     width = _NEAR * float(np.mean([d.mean() for d in distances])) or 1.0
     unit, n = kind_of(plan.family).vector_units[0 if plan.has_energy else 1], min(map(len, sides))
-    found = {}
+    found, rng = {}, np.random.default_rng([plan.seed, 8])
     for quantity, units, apart in (
         (ENERGY_MOVER, unit, distances),
         (ENERGY_MOVER_MMD, "", [1 - np.exp(-d / width) for d in distances]),
     ):
         each = [_discrepancy(d, made[group]) for d, group in zip(apart, groups, strict=True)]
-        error = float(np.std(each, ddof=1)) / math.sqrt(len(each))
+        chance = [
+            np.var([_discrepancy(d, rng.permutation(made[group])) for _ in range(_EXCHANGES)])
+            for d, group in zip(apart, groups, strict=True)
+        ]
+        error = math.sqrt(max(np.var(each, ddof=1), np.mean(chance)) / len(each))
         found[Key(quantity)] = Metric.of(float(np.mean(each)), error, 0.0, 0.0, n, units)
     return found
 
