@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from calogen.analysis.comparison import compare
+from calogen.analysis.metrics.movers import ENERGY_MOVER
 from calogen.analysis.metrics.position import (
     ON_AXIS,
     POSITION_BIAS,
@@ -125,6 +126,7 @@ def test_a_report_shows_what_is_about_the_axis_and_only_then():
     shown = compare(showers, straight(60, seed=1, depths=DEPTHS, jitter=JITTER), bins=0)
     assert {"offset", "hottest", "about-axis"} < {observable.figure for observable in shown.observables.values()}
     assert Key(POSITION_CORE, "centre_y_0") in [row.key for row in summary(shown)]
+    assert not shown.metrics["generated"].select(ENERGY_MOVER)  # seconds, that nobody asked for
     without = compare(toy(SINGLE, 60), toy(SINGLE, 60, 1), bins=0)
     assert not [o for o in without.observables.values() if o.about_axis]
     assert not without.metrics["generated"].select(POSITION_CORE, ON_AXIS)

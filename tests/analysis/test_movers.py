@@ -6,7 +6,9 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from calogen.analysis.comparison import compare
 from calogen.analysis.metrics import movers
+from calogen.analysis.metrics.classifiers import Classification
 from calogen.analysis.metrics.movers import ENERGY_MOVER, ENERGY_MOVER_MMD, Points, energy_mover, energy_mover_metrics
 from calogen.analysis.metrics.registry import Key
 from calogen.analysis.survey.plan import plan_comparison
@@ -105,3 +107,12 @@ def test_it_needs_showers_and_some_of_them(reference, plan):
     assert not energy_mover_metrics(reference.read(0, 60), reference.read(60, 120), plan)
     maps = toy(MAPS, 30)
     assert not energy_mover_metrics(maps, maps, plan_comparison(maps, bins=0, seed=0))
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_comes_with_the_classifiers(reference, monkeypatch):
+    nothing = Classification({}, {}, (), {}, ())
+    monkeypatch.setattr("calogen.analysis.metrics.classifiers.classify", lambda *_, **__: nothing)
+    sides = reference.read(0, 120), straight(120, seed=5, depths=DEPTHS, jitter=0.5)
+    found = compare(*sides, bins=0, classifier="light").metrics["generated"]
+    assert {key.quantity for key in found.select(ENERGY_MOVER, ENERGY_MOVER_MMD)} == {ENERGY_MOVER, ENERGY_MOVER_MMD}
