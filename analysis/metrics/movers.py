@@ -111,7 +111,8 @@ def energy_mover_metrics(reference: Samples, generated: Samples, plan: SurveyPla
     distances = [_distances([points[i] for i in group]) for group in groups]
     width = _NEAR * float(np.mean([d.mean() for d in distances])) or 1.0
     unit, n = kind_of(plan.family).vector_units[0 if plan.has_energy else 1], min(map(len, sides))
-    found, rng = {}, np.random.default_rng([plan.seed, 8])
+    found: dict[Key, Metric] = {}
+    rng = np.random.default_rng([plan.seed, 8])
     for quantity, units, apart in (
         (ENERGY_MOVER, unit, distances),
         (ENERGY_MOVER_MMD, "", [1 - np.exp(-d / width) for d in distances]),
