@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.errors import ShardError
 from calogen.families import Family, Layer
 from calogen.shards.samples import Samples
 
@@ -84,9 +85,15 @@ class ShowerAxis:
         return found
 
     def crossing(self, conditions: Mapping[str, NDArray[np.floating]]) -> Array:
-        """Where the axes of N showers cross the layers at their effective depths, (L, 2, N) in mm."""
+        """Where the axes of N showers cross the layers at their effective depths, (L, 2, N) in mm.
+
+        Raises:
+            ShardError: If the conditions do not say where the axes are.
+        """
         lines = self.family.lines(conditions)
-        assert lines is not None  # a plan has an axis only where all sides have these conditions
+        if lines is None:
+            expected = ", ".join(c.name for c in self.family.conditions if c.role in ("impact", "angle"))
+            raise ShardError("samples do not say where their axes are", expected=expected, found=", ".join(conditions))
         impact, tangents = lines
         depth = self.depths[:, :1] + self.depths[:, 1:] * self._logarithm(conditions, tangents.shape[1])
         return np.asarray(impact + depth[:, None] * tangents)
