@@ -225,14 +225,14 @@ class LayerEnergies(nn.Module):
             normals[:, i] = _locate(self.residual[i : i + 1], near, residual)[0]
         return normals
 
-    def _marginal_normals(
-        self, energies: Tensor, conditions: Tensor, near: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _marginal_normals(self, energies: Tensor, conditions: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each variable's normal, the ceiling below which its layer is empty, and whether it is; (B, D) each."""
         design = self._design(conditions, near)
         variables = self.variables(energies, conditions)
         empty = nn.functional.pad(energies == 0, (1, 0))[:, self.order]
-        inner = _locate(self.marginal, near, ((variables - design @ self.location) * torch.exp(-design @ self.log_scale)).T)
+        inner = _locate(
+            self.marginal, near, ((variables - design @ self.location) * torch.exp(-design @ self.log_scale)).T
+        )
         full = 1 - self._empty(design)
         normals = torch.where(full < 1, inverse_tail(full * normal_tail(inner.T)), inner.T)
         return normals, inverse_tail(full), empty
@@ -275,7 +275,7 @@ class LayerEnergies(nn.Module):
         empty = nn.functional.pad(energies == 0, (1, 0))
         full = (~empty).double()
 
-        # Location and log scale by least squares, both straight lines in the logarithm of the energy where data are few.
+        # Location and log scale by least squares: straight lines in the logarithm of the energy where data are few.
         ridge = torch.full((design.shape[1],), 2.0, dtype=torch.float64)
         ridge[1], ridge[2 : 2 + STATIONS] = 0.1, _SMOOTH
         self.location.copy_(fit_least_squares(design, variables, full, ridge))

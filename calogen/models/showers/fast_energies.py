@@ -48,7 +48,9 @@ class FoldedEnergies:
         shared, own = np.arange(_SHARED), np.arange(_SHARED, _SHARED + LEADING + 3)
         count = _SHARED + LEADING + 3
         bent = learnt["bent"].reshape(2 * size, -1)
-        self._common = np.concatenate([bent[:, :STATIONS], *(bent[:, STATIONS + shared + k * count] for k in (0, 1))], 1)
+        self._common = np.concatenate(
+            [bent[:, :STATIONS], *(bent[:, STATIONS + shared + k * count] for k in (0, 1))], 1
+        )
         parts = [bent[:, STATIONS + own + k * count] for k in (0, 1)]
         # Powers of p: coefficients of p are products of (1, leading normals), those of p^2 and p^3 numbers.
         self._own = [np.concatenate([p[:, k] for p in parts], 1) for k in (slice(0, 1 + LEADING), [-2], [-1])]
