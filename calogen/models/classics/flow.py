@@ -17,7 +17,8 @@ from ...families import Family
 from ...shards.samples import Samples
 from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
-from ..showers.fitting import loadings_at, normal_tail, own_noise
+from ..showers.factors import own_variance
+from ..showers.fitting import normal_tail
 from ..showers.generator import ShowerGenerator
 from ..showers.transform import ShowerTransform
 
@@ -70,7 +71,7 @@ class FlowGenerator(LikelihoodGenerator):
     ) -> None:
         super().__init__(family, conditions)
         require("zuko.transforms", "flow")
-        layers, voxels = len(family.layers), family.voxels
+        voxels = family.voxels
         if voxels > _MOST_VOXELS:
             raise ConfigError(
                 "network 'flow' keeps all pairs of principal axes and voxels",
@@ -79,8 +80,9 @@ class FlowGenerator(LikelihoodGenerator):
                 found=f"'{family.name}' with {voxels}",
                 hint="take network 'copula' or 'vae'",
             )
-        self.latent_size, self.coarse = layers + voxels, voxels
-        self.transform = ShowerTransform(family, conditions)
+        self.transform = ShowerTransform(family, conditions, about_axis=False)
+        size = self.transform.energies.size
+        self.latent_size, self.coarse = size + voxels, voxels
         self.register_buffer("loadings", torch.zeros(voxels, latent))
         self.register_buffer("noise", torch.ones(voxels))
         self.register_buffer("axes", torch.eye(voxels))
@@ -97,14 +99,12 @@ class FlowGenerator(LikelihoodGenerator):
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit transform, factor model and principal axes to training samples, in MeV."""
-        start = ShowerGenerator(self.family, self.conditions, self.loadings.shape[1])
+        start = ShowerGenerator(self.family, self.conditions, self.loadings.shape[1], about_axis=False)
         start.fit(samples, seed)
         self.transform = start.transform
         # There they change with the energy; here they are those of the mean one, and couplings learn the change.
-        conditions = torch.from_numpy(samples.conditions.array(self.conditions))
-        energy = self.transform.leading(self.scaled(conditions)).mean()
-        self.loadings.copy_(loadings_at(start.loadings, start.drift, energy))
-        self.noise.copy_(own_noise(start.loadings, start.drift, energy))
+        self.loadings.copy_(start.loadings)
+        self.noise.copy_(own_variance(start.loadings).sqrt())
         covariance = (self.loadings @ self.loadings.T + torch.diag(self.noise.square())).double()
         variances, axes = torch.linalg.eigh(covariance)
         self.axes.copy_(axes.flip(1))

@@ -47,11 +47,11 @@ class VaeGenerator(LikelihoodGenerator):
         self, family: Family, conditions: Sequence[str], latent: int = 64, hidden: Sequence[int] = (256, 256)
     ) -> None:
         super().__init__(family, conditions)
-        layers, voxels = len(family.layers), family.voxels
-        self.transform = ShowerTransform(family, conditions)
-        self.splits = (layers, latent, voxels)  # of what one shower takes: energies, latent numbers, voxels' own noise
+        self.transform = ShowerTransform(family, conditions, about_axis=False)
+        size, voxels = self.transform.energies.size, family.voxels
+        self.splits = (size, latent, voxels)  # of what one shower takes: energies, latent numbers, voxels' own noise
         self.latent_size, self.coarse = sum(self.splits), latent + voxels
-        known = layers + self.scaled_size
+        known = size + self.scaled_size
         self.encoder = mlp([known + voxels, *hidden, 2 * latent], slope=SLOPE)
         self.decoder = mlp([latent + known, *reversed(hidden), voxels], slope=SLOPE, zero_last=True)
         self.log_spread = nn.Parameter(torch.zeros(voxels))

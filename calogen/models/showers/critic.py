@@ -20,7 +20,7 @@ class ShowerCritic(Critic):
 
     The views, per voxel: log(1 + E / knee), with the knee at an absolute energy, and the root of the share of the
     layer; sums over rows and columns; per layer: energy, soft occupancy E / (E + knee) (a hard one has no gradient),
-    centre, widths, share and asymmetry of the two hottest voxels; and the total and relative layer energies.
+    centre, widths, share and asymmetry of the two hottest voxels; and the total and the layers' shares.
 
     Views come in groups (voxels, sums, layers) of very different size; each group is given the same total weight, or
     a critic bound to slope 1 would look at little but single voxels, and learn the training showers by heart.
@@ -38,10 +38,10 @@ class ShowerCritic(Critic):
         super().__init__()
         family, transform = generator.family, generator.transform
         self.family = family
-        self.energy_variables = transform.energy_variables
+        self.energy_variables = transform.energies.variables
         centres = torch.as_tensor(family.centres, dtype=torch.float32)
         self.register_buffer("position", centres / centres.abs().max().clamp(min=1e-6))
-        size = 2 * family.voxels + sum(sum(layer.shape) for layer in family.layers) + 9 * len(family.layers)
+        size = 2 * family.voxels + sum(sum(layer.shape) for layer in family.layers) + 9 * len(family.layers) + 1
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
         self.score = mlp([size + generator.scaled_size, *hidden, 1], slope=0.2)
@@ -67,7 +67,7 @@ class ShowerCritic(Critic):
         for layer, part in zip(self.family.layers, self.family.layer_slices, strict=True):
             sizes = (part.stop - part.start, sum(layer.shape), 8)
             parts += [torch.full((n,), w) for n, w in zip(sizes, (small, middle, large), strict=True)]
-        return torch.cat([*parts, torch.full((layers,), large)])
+        return torch.cat([*parts, torch.full((layers + 1,), large)])
 
     def view(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """Views (B, D), dimensionless, of showers (B, V) in MeV with conditions (B, C) in their units."""

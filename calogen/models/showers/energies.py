@@ -290,7 +290,7 @@ class LayerEnergies(nn.Module):
         self.empty_logits[0, empty.all(0)] = 30.0
         some = empty.any(0) & ~empty.all(0)
         if some.any():
-            self.empty_logits[:, some] = fit_logistic(design, empty[:, some].double(), ridge, iterations=25)
+            self.empty_logits[:, some] = fit_logistic(design, empty[:, some].double(), ridge=ridge, iterations=25)
 
         infinite = torch.full_like(variables, torch.inf)
         self.limits[0] = torch.where(empty, infinite, variables).amin(0).nan_to_num(posinf=0.0)

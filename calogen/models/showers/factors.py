@@ -16,6 +16,7 @@ LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
 _ROUNDS = 4  # of drawing what is hidden and finding the factors
 _UPDATES = 6  # of the voxels' own variances in a round
 _SPARE = 16  # axes followed beside those that are kept
+_FAR = 10.0  # normals beyond which none are
 _DENSE = 2500  # voxels up to which the matrix of their correlations is computed
 _NUMBERS = 3_000_000  # normals worked on at a time
 _IMAGED = 200_000_000  # normals of all images looked at in one pass
@@ -57,7 +58,6 @@ def fit_factors(
     if rank < 1:
         mixing = torch.eye(core.shape[1]).expand(*core.shape, -1)
         return normals.new_zeros(voxels, 0), normals.new_zeros(kinds, voxels, 0), mixing
-    hidden = torch.isfinite(ceiling)
     drifting = min(drifting, rank)
     images = [(order, drivers) for orders, drivers in views for order in orders]
     copies = max(1, min(len(images), _IMAGED // normals.numel()))
@@ -67,10 +67,11 @@ def fit_factors(
     ]
 
     loadings, noise = normals.new_zeros(voxels, rank), normals.new_full((voxels, 1), 0.5)
+    mixing = torch.eye(core.shape[1]).repeat(len(core), 1, 1)
     axes = torch.randn(voxels, min(voxels, rank + _SPARE), generator=generator, dtype=normals.dtype)
     for _ in range(_ROUNDS):
         for rows, _ in chunks:
-            normals[rows] = _drawn(normals[rows], hidden[rows], ceiling[rows], loadings, generator)
+            normals[rows] = _drawn(normals[rows], ceiling[rows], loadings, core, mixing, generator)
         correlations, _ = _second_moments(normals, chunks)
         for _ in range(_UPDATES):
             # A step of subspace iteration towards the leading axes of the weighted matrix less the voxels' own variance.
@@ -82,6 +83,7 @@ def fit_factors(
             loadings = _bounded(leading * values.clamp(min=0).sqrt() / weights[:, None])
             noise = own_variance(loadings)[:, None]
             axes = image
+        mixing = _mixing(normals, chunks, loadings, core)
 
     # The slope X of the loadings L with a driver solves L X^T + X L^T = C, C being the slope of the correlations; its
     # diagonal is 0, since normals are standard at every value of the driver.
@@ -94,7 +96,7 @@ def fit_factors(
             product = change(loadings) - diagonal[:, None] * loadings
             product *= count * copies / squares
             slope[:] = (product @ inverse - loadings @ (inverse @ (loadings.T @ product) @ inverse) / 2)[:, :drifting]
-    return loadings, slopes, _mixing(normals, chunks, loadings, core)
+    return loadings, slopes, mixing
 
 
 def _mixing(normals: Tensor, chunks: _Chunks, loadings: Tensor, core: Tensor) -> Tensor:
@@ -167,25 +169,42 @@ def _second_moments(
 
 
 def _drawn(
-    normals: Tensor, hidden: Tensor, ceiling: Tensor, loadings: Tensor, generator: torch.Generator
+    normals: Tensor, ceiling: Tensor, loadings: Tensor, core: Tensor, mixing: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Normals (N, V) with hidden ones drawn anew: factors given all, then what is hidden given the factors."""
-    noise = own_variance(loadings)
+    """Normals (N, V) with hidden ones drawn anew: factors given all, then what is hidden given factors and core."""
+    hidden, noise = torch.isfinite(ceiling), own_variance(loadings)
     if not loadings.any():  # nothing is known yet, not even values of hidden ones to start from
-        mean = torch.zeros_like(normals)
-        noise = torch.ones_like(noise)
+        mean, noise = torch.zeros_like(normals), torch.ones_like(noise)
+        normals = torch.where(hidden, 0.0, normals)
     else:
         precision = torch.eye(loadings.shape[1], dtype=loadings.dtype) + (loadings.T / noise) @ loadings
         root = torch.linalg.cholesky(torch.linalg.inv(precision))
         centre = (normals / noise) @ loadings @ (root @ root.T)
         draw = torch.randn(centre.shape, generator=generator, dtype=centre.dtype)
         mean = (centre + draw @ root.T) @ loadings.T
-    top, spread = ceiling[hidden], noise.sqrt().expand_as(normals)[hidden]
+    spread = noise.sqrt()
     found = normals.clone()
-    mass = 1 - normal_tail((top - mean[hidden]) / spread)
-    uniform = torch.rand(top.shape, generator=generator, dtype=top.dtype)
-    found[hidden] = torch.minimum(mean[hidden] - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
+    found[hidden] = _below(mean[hidden], spread.expand_as(normals)[hidden], ceiling[hidden], generator)
+
+    # Of the core, one voxel of every group after the other, given the rest of its group.
+    inverse = torch.linalg.inv(mixing @ mixing.mT)
+    own = (found[:, core] - mean[:, core]) / spread[core]
+    for m, voxels in enumerate(core.T):
+        others = (own * inverse[:, m]).sum(2) - own[..., m] * inverse[:, m, m]
+        middle, width = -others / inverse[:, m, m] * spread[voxels] + mean[:, voxels], spread[voxels] / inverse[:, m, m].sqrt()
+        rows = hidden[:, voxels]
+        found[:, voxels] = torch.where(
+            rows, _below(middle, width.expand_as(middle), ceiling[:, voxels].clamp(max=_FAR), generator), found[:, voxels]
+        )
+        own[..., m] = (found[:, voxels] - mean[:, voxels]) / spread[voxels]
     return found
+
+
+def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:
+    """Truncated normals: mean + spread * noise, given that it stays below the top; all of one shape."""
+    mass = 1 - normal_tail((top - mean) / spread)
+    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
+    return torch.minimum(mean - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
 
 
 def _bounded(loadings: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from torch import Tensor
 from ..conditions import codings, energy_column, scaling
 from ..contract import Array
 from ..layers import SLOPE
-from .energies import FoldedEnergies
 from .factors import LEAST_NOISE
+from .fast_energies import FoldedEnergies
 from .frame import Cells
 from .shapes import LOW, MIDDLE
 from .transform import ShowerTransform
 from .voxels import CLIP, ELECTRON, FAINT, LINE_REACH
 
+_LEAST = np.float32(LEAST_NOISE)
 _LOG_2 = np.float32(math.log(2))
 _MOST_TAIL = np.float32(6 * math.sqrt(0.5))
 _CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
@@ -63,8 +64,8 @@ class FoldedShowers:
         scale *= np.float32(math.sqrt(0.5))
         self._shift = np.concatenate([last, (bias - state["standardise.running_mean"])[None]]) * scale
         self._drifting = state["drift"].shape[2]
-        self._loadings = np.concatenate([state["loadings"].T, *state["drift"].transpose(0, 2, 1)]) * scale
-        self._power, self._variance = state["power"] * scale**2, scale**2
+        self._loadings = np.concatenate([state["loadings"].T, *state["drift"].transpose(0, 2, 1)])
+        self._power, self._scale = state["power"], scale
         self._driver_centre, self._together = state["centre"], state["together"]
         self._core, self._mixing = state["core"], np.ascontiguousarray(state["mixing"].transpose(0, 2, 1))
         # Regressions on products of three columns; those of the conditions alone come first.
@@ -94,8 +95,8 @@ class FoldedShowers:
         energies = self._layer_energies(normals, _taken(conditions, self._of_energies))
         one = np.ones((len(latent), 1), np.float32)
         leading = scaled[:, self._energy_column, None] if self._energy_column is not None else 0 * one
-        cells, local = self._local(conditions, energies)
-        features = self._features(energies.T, self._scaled_plain(scaled), leading, local)
+        cells, local = self._local(conditions, energies.T)
+        features = self._features(energies, self._scaled_plain(scaled), leading, local)
         near = self._near(leading)
 
         # Everything linear as two products, whose second the layers that are faint have less of.
@@ -103,29 +104,36 @@ class FoldedShowers:
         drivers = np.concatenate([leading, late, *([] if local is None else [local[1]])], 1) - self._driver_centre
         drifting = factors[:, : self._drifting]
         common = np.concatenate([factors, *(drifting * d[:, None] for d in drivers.T)], 1) @ self._loadings
-        faint = np.minimum(np.maximum(FAINT - features[self._layer], 0), 1).T
+        faint = np.minimum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], 0), 1)
         together = 1 - faint * (1 - self._together)
         for number in np.flatnonzero((together < 1).any(0)):
             common[:, self._parts[number]] *= together[:, number, None]
         showers: Array = np.concatenate([hidden, one], 1) @ self._shift
-        showers += common
         squares = _quadratic(drivers)
         own = own.copy()
-        own[:, self._core] = np.einsum("blm,lmk->blk", own[:, self._core], self._mixing)
+        core = own[:, self._core].transpose(1, 0, 2)
+        mixed = np.where(faint.T[..., None] > 0.5, core, core @ self._mixing)
+        own[:, self._core] = mixed.transpose(1, 0, 2)
 
         # Voxels in blocks: a dozen passes over arrays of this size would wait for memory, not for arithmetic.
         rows = max(1, _CACHED // showers.shape[1])
         buffers = np.empty((5, min(rows, len(showers)), showers.shape[1]), np.float32)
         for start in range(0, len(showers), rows):
             block = slice(start, start + rows)
-            spare = np.matmul(squares[block], self._power, out=buffers[0, : len(showers[block])])
+            power, spare = buffers[:2, : len(common[block])]
+            np.matmul(squares[block], self._power, out=power)
             for number in np.flatnonzero((together[block] < 1).any(0)):
-                spare[:, self._parts[number]] *= together[block, number, None] ** 2
-            np.subtract(self._variance, spare, out=spare)
-            np.sqrt(np.maximum(spare, np.float32(LEAST_NOISE) * self._variance, out=spare), out=spare)
+                power[:, self._parts[number]] *= together[block, number, None] ** 2
+            # What factors leave of a variance of 1 is a voxel's own; both together have a variance of 1.
+            np.subtract(1, power, out=spare)
+            np.sqrt(np.maximum(spare, _LEAST, out=spare), out=spare)
             spare *= own[block]
+            spare += common[block]
+            power += _LEAST
+            spare /= np.sqrt(np.maximum(power, 1, out=power), out=power)
+            spare *= self._scale
             showers[block] += spare
-            self._voxels(showers[block], energies[block].T, features[..., block], near[block], buffers)
+            self._voxels(showers[block], energies[:, block], features[..., block], near[block], buffers)
         return showers if cells is None else self._on_read_out(showers, cells)
 
     @torch.inference_mode()

@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 SQRT2 = math.sqrt(2.0)
-_LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
-_FEW_ROWS = 12_000  # looked at in the first rounds
-_ENERGIES, _GROUP = 8, 2000  # factors are sampled in at least so many groups of similar energy, of at most so many rows
-_LOADING_RIDGE = 1e-3  # strength of the pull of loadings towards 0, in units of all observations
+_SETTLED = 1e-3  # gain of a Newton step in log likelihood, below which there are no further ones
 _ROWS = 4096  # taken at a time, so that their products stay in the cache
 
 
@@ -72,7 +69,10 @@ def fit_logistic(
         # Newton's step overshoots where the classes nearly separate: take it only where it helps, else halve it.
         better = value <= best
         coefficients = torch.where(better, candidate, coefficients)
+        settled = better & (best - value < _SETTLED)
         best = torch.where(better, value, best)
+        if settled.all():
+            break
         step = torch.where(better, (2 * step).clamp(max=1.0), step / 4)
     return coefficients
 
@@ -96,38 +96,6 @@ def fit_least_squares(design: Tensor, values: Tensor, weights: Tensor, ridge: fl
     return coefficients
 
 
-def fit_quantiles(design: Tensor, values: Tensor, levels: Tensor, iterations: int = 40) -> Tensor:
-    """Quantile regressions of one quantity at many levels, by reweighted least squares.
-
-    Args:
-        design: Features, (N, F), constant first.
-        values: (N,).
-        levels: Probabilities between 0 and 1, (K,).
-        iterations: Reweighting steps.
-
-    Returns:
-        Coefficients, (F, K); ``design @ coefficients`` are the conditional quantiles.
-
-    Source: Koenker & Bassett 1978; the pinball loss |r| (level or 1 - level) as r^2 / |r|.
-    """
-    # In units of the spread, whatever the quantity; the levels' overall quantiles are where the iteration starts.
-    scale = values.std().clamp(min=1e-12)
-    target = (values - values.mean()) / scale
-    coefficients = torch.zeros(design.shape[1], len(levels), dtype=design.dtype)
-    coefficients[0] = torch.quantile(target[:: max(1, len(target) // 100_000)], levels)
-
-    # |r| is r^2 / |r| with the |r| of the step before. Small residuals would get any weight: what they are held above
-    # falls from step to step, so that early steps stay tame and late ones are exact.
-    for step in range(iterations):
-        residual = target[:, None] - design @ coefficients
-        side = torch.where(residual > 0, levels, 1 - levels)
-        weights = side / residual.abs().clamp(min=max(0.3 * 0.8**step, 2e-3))
-        coefficients = _solve(design, weights, (design.T @ (weights * target[:, None])).T, 1e-3)
-    coefficients *= scale
-    coefficients[0] += values.mean()
-    return coefficients
-
-
 def normal_tail(normals: Tensor) -> Tensor:
     """Probability that a standard normal exceeds ``normals``."""
     return 0.5 * torch.erfc(normals / SQRT2)
@@ -137,119 +105,3 @@ def inverse_tail(tail: Tensor) -> Tensor:
     """Inverse of :func:`normal_tail`; tails are clamped to a range of about +-6."""
     normals: Tensor = torch.special.ndtri(tail.double().clamp(1e-9, 1 - 1e-9))
     return -normals.to(tail.dtype)
-
-
-def own_noise(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tensor:
-    """Spread of each voxel's own noise beside its factors at some energy, (V,); see :func:`fit_factors`."""
-    return (1 - loadings_at(loadings, drift, energy).square().sum(1)).clamp(min=_LEAST_NOISE).sqrt()
-
-
-def loadings_at(loadings: Tensor, drift: Tensor, energy: Tensor | float) -> Tensor:
-    """Loadings (V, K) at an energy, from those at 0 and their slopes (V, D); see :func:`fit_factors`."""
-    moved = loadings.clone()
-    moved[:, : drift.shape[1]] += energy * drift
-    return moved
-
-
-def fit_factors(
-    normals: Tensor,
-    censored: Tensor,
-    ceiling: Tensor,
-    rank: int,
-    generator: torch.Generator,
-    energy: Tensor | None = None,
-    drifting: int = 0,
-    iterations: int = 12,
-) -> tuple[Tensor, Tensor]:
-    """Factor loadings of standard normals of which some are only known to lie below a ceiling.
-
-    Stochastic expectation maximisation: sample the factors given the normals, the censored normals given the factors
-    (truncated normals), and regress normals on factors.
-
-    Args:
-        normals: Latent normals of voxels, (N, V); entries marked censored are ignored.
-        censored: Which normals are unknown, (N, V) bool.
-        ceiling: Upper bound of a censored normal, (N, V).
-        rank: Number of factors K, at most min(N, V) - 1.
-        generator: Source of the sampled values.
-        energy: A variable of order one, (N,), with which loadings may change; none: 0.
-        drifting: How many of the first factors have loadings that change, linearly, with the energy (D).
-        iterations: Rounds of sampling and regression.
-
-    Returns:
-        Loadings (V, K) at energy 0 and their slopes (V, D) in the energy. Squared loadings add up to at most 0.98 at
-        every energy of the data; the rest of each voxel's unit variance is its own noise, :func:`own_noise`.
-
-    Source: Wei & Tanner 1990 (Monte Carlo EM).
-    """
-    count, voxels = normals.shape
-    rank = min(rank, count - 1, voxels - 1)
-    if rank < 1:
-        return torch.zeros(voxels, 0, dtype=normals.dtype), torch.zeros(voxels, 0, dtype=normals.dtype)
-    energy = torch.zeros(count, dtype=normals.dtype) if energy is None else energy
-    drifting = min(drifting, rank)
-
-    # Start: censored normals are drawn voxel by voxel, and the leading axes of what results are the loadings.
-    nothing = torch.zeros_like(normals)
-    filled = torch.where(censored, _below(nothing, nothing + 1, ceiling, generator), normals)
-    loadings = _leading_loadings(filled[:_FEW_ROWS], rank)
-    drift = loadings.new_zeros(voxels, drifting)
-    ends = energy.min(), energy.max()
-    for step in range(iterations):
-        rows = torch.arange(count)
-        if step < iterations - 3:  # early rounds need no precision
-            rows = torch.randperm(count, generator=generator)[:_FEW_ROWS]
-
-        # The sums of a regression of normals on factors, and on factors times energy where loadings drift.
-        gram = torch.eye(rank + drifting, dtype=normals.dtype) * (1 + _LOADING_RIDGE * count)
-        right = normals.new_zeros(rank + drifting, voxels)
-        loadings, drift = _bounded(loadings, drift, ends)
-
-        # Loadings depend on the energy: rows of similar energy are taken together, with the loadings of their mean. For
-        # them, factors given what is known; then what is hidden given the factors; both enter the sums.
-        for group in rows[energy[rows].argsort()].split(max(1, min(_GROUP, len(rows) // _ENERGIES))):
-            middle = energy[group].mean()
-            near, noise = loadings_at(loadings, drift, middle), own_noise(loadings, drift, middle)
-            known, hidden = filled[group], censored[group]
-            factors = _sample_factors(known, near, noise.square(), generator)
-            mean, spread = (factors @ near.T)[hidden], noise.expand_as(known)[hidden]
-            known[hidden] = _below(mean, spread, ceiling[group][hidden], generator)
-            filled[group] = known
-            design = torch.cat([factors, factors[:, :drifting] * energy[group, None]], 1)
-            gram += design.T @ design
-            right += design.T @ known
-
-        both = torch.linalg.solve(gram, right).T
-        loadings, drift = both[:, :rank], both[:, rank:]
-    return _bounded(loadings, drift, ends)
-
-
-def _leading_loadings(normals: Tensor, rank: int) -> Tensor:
-    """Loadings (V, K) to start from: half of the leading axes, since the smallest of a sample are noise."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        _, singular, right = torch.svd_lowrank(normals, q=rank, niter=3)
-    return right * (singular / math.sqrt(len(normals)) * 0.7)
-
-
-def _sample_factors(normals: Tensor, loadings: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """Factors (N, K) given normals (N, V), loadings (V, K) and variances of the noise (V,)."""
-    precision = torch.eye(loadings.shape[1], dtype=normals.dtype) + (loadings.T / noise) @ loadings
-    root = torch.linalg.cholesky(torch.linalg.inv(precision))
-    mean = (normals / noise) @ loadings @ (root @ root.T)
-    factors: Tensor = mean + torch.randn(mean.shape, generator=generator, dtype=normals.dtype) @ root.T
-    return factors
-
-
-def _below(mean: Tensor, spread: Tensor, top: Tensor, generator: torch.Generator) -> Tensor:
-    """Truncated normals: mean + spread * noise, given that it stays below the top; all of one shape."""
-    mass = 1 - normal_tail((top - mean) / spread)
-    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
-    return torch.minimum(mean - spread * inverse_tail((mass * uniform).clamp(min=1e-9)), top)
-
-
-def _bounded(loadings: Tensor, drift: Tensor, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loadings whose squares add up to at most 0.98 at both ends of the energies, hence between them."""
-    power = torch.stack([loadings_at(loadings, drift, end).square().sum(1, keepdim=True) for end in ends]).amax(0)
-    scale = (power / (1 - _LEAST_NOISE)).clamp(min=1.0).sqrt()
-    return loadings / scale, drift / scale

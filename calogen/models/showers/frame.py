@@ -8,7 +8,6 @@ in one layer) are not described this way.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,10 +22,10 @@ from ...errors import ConditionError
 from ...families import CartesianLayer, Family
 from ..conditions import energy_column, scale_conditions
 
-LINEAR = 4
-"""How many of :meth:`ShowerFrame.features`, the first, are offsets and tangents; the others are made of them."""
-SIZE = 22
+SIZE = 28
 """How many :meth:`ShowerFrame.features` there are."""
+CROSSED = 10
+"""How many of them, the first, change with the layer's energy and the shower's depth."""
 _PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
 _CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
@@ -293,20 +292,19 @@ class ShowerFrame(nn.Module):
     # --- what showers depend on in the frame ----------------------------------------------------------------------
 
     def features(self, cells: Cells) -> Tensor:
-        """What is left of impact and angle in each layer, (B, L, 22), dimensionless, of order one.
+        """What is left of impact and angle in each layer, (B, L, 28), dimensionless, of order one.
 
-        Offsets (from -1 to 1 across the cell) and tangents (in units of the steepest); their products of two and, along
-        each axis, of three, by which the smear of a steep shower over narrow cells depends on where it crosses them;
-        and bumps at the cell's edges, for cells wider than a shower. The first :data:`LINEAR` are worth products with
-        the layer's energy and the shower's depth.
+        Along each axis, offset (from -1 to 1 across the cell) and tangent (in units of the steepest) to the second order
+        in each, since a steep shower is smeared over narrow cells wherever it crosses them, and their fourth powers;
+        products across the axes; and bumps at the cell's edges, for cells wider than a shower.
         """
         offset = 2 * cells.offset - 1
         slope = (cells.tangents / self.steepest)[:, None].expand_as(offset)
-        single = torch.cat([offset, slope], -1)
-        pairs = [a * b for a, b in itertools.combinations_with_replacement(single.unbind(-1), 2)]
+        single = [offset, slope, offset.square(), slope.square(), offset * slope]
+        higher = [offset.square() * slope, offset * slope.square(), (offset * slope).square(), offset**4, slope**4]
+        across = [a.prod(-1, keepdim=True) for a in (offset, slope)] + [offset * slope.flip(-1)]
         bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
-        triples = [offset.square() * slope, offset * slope.square()]
-        return torch.cat([single, torch.stack(pairs, -1), *bumps, *triples], -1)
+        return torch.cat([*single, *higher, *across, *bumps], -1)
 
     def image(self, cells: Cells, symmetry: Literal["mirror-x", "mirror-y", "exchange"]) -> Cells:
         """Where the axes of mirrored showers are.

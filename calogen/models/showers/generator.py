@@ -21,7 +21,7 @@ from .voxels import Given
 
 _FACTOR_NUMBERS = 100_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
 _BLOCK = 2048  # showers at a time
-_CORE = 16  # voxels of a layer, the hottest, whose own noise is correlated
+_CORE = 32  # voxels of a layer, the hottest, whose own noise is correlated
 _FAINTEST, _FEW_FAINT = 0.9, 50  # how faint layers are, and how many, by which their correlations are judged
 _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
@@ -41,6 +41,7 @@ class ShowerGenerator(Generator):
         conditions: Names of the conditions.
         latent: Number of factors K.
         hidden: Widths of the hidden layers of the shape network.
+        about_axis: Whether to use a shower frame where there is one.
     """
 
     transform: ShowerTransform
@@ -48,10 +49,16 @@ class ShowerGenerator(Generator):
     power: Tensor  # (1 + J + J (J + 1) / 2, V) variance due to factors as a quadratic form of the drivers
 
     def __init__(
-        self, family: Family, conditions: Sequence[str], latent: int = 192, hidden: Sequence[int] = (256, 128)
+        self,
+        family: Family,
+        conditions: Sequence[str],
+        latent: int = 192,
+        hidden: Sequence[int] = (256, 128),
+        *,
+        about_axis: bool = True,
     ) -> None:
         super().__init__(family, conditions)
-        self.transform = ShowerTransform(family, conditions)
+        self.transform = ShowerTransform(family, conditions, about_axis=about_axis)
         window = self.transform.window
         size, voxels, count = self.transform.energies.size, window.voxels, self.scaled_size
         self.splits = (size, latent, voxels)  # of the latent numbers: energies, factors, voxels' own noise
@@ -89,8 +96,13 @@ class ShowerGenerator(Generator):
         layer = self.layer_of_voxel
         together = (1 - given.faint * (1 - self.together)).index_select(1, layer)
         common = common * together
-        mixed = own.index_copy(1, self.core.flatten(), torch.einsum("blm,lkm->blk", own[:, self.core], self.mixing).flatten(1))
-        return common + mixed * (1 - _quadratic(drivers) @ self.power * together.square()).clamp(min=LEAST_NOISE).sqrt()
+        core = own[:, self.core]
+        mixed = torch.where(given.faint[..., None] > 0.5, core, torch.einsum("blm,lkm->blk", core, self.mixing))
+        own = own.index_copy(1, self.core.flatten(), mixed.flatten(1))
+        # What factors leave of a variance of 1 is a voxel's own; far from the mean drivers they leave nothing.
+        power = _quadratic(drivers) @ self.power * together.square()
+        total = (power + LEAST_NOISE).clamp(min=1.0).sqrt()
+        return (common + own * (1 - power).clamp(min=LEAST_NOISE).sqrt()) / total
 
     def folded(self) -> Inference:
         """In numpy, with all that training needs folded into the weights."""
@@ -118,24 +130,25 @@ class ShowerGenerator(Generator):
     def _fit_correlations(self, data: Fitted, generator: torch.Generator) -> None:
         rows = torch.randperm(len(data.showers), generator=generator)
         rows = rows[: max(1000, _FACTOR_NUMBERS // self.transform.window.voxels)]
+        weights, core = self._importance(data)
+        self.core.copy_(core)
         normals, ceiling = (torch.empty(len(rows), self.splits[2]) for _ in "ab")
-        drivers, faint = torch.empty(len(rows), len(self.centre)), torch.empty(len(rows), len(self.together))
+        drivers, faintest = torch.empty(len(rows), len(self.centre)), [list[Tensor]() for _ in core]
         for block in _blocks(len(rows)):
             here = rows[block]
             given = self.transform.given(data.energies[here].float(), data.conditions[here].float())
-            normals[block] = self.transform.voxels(data.showers[here], given)
+            known = self.transform.voxels(data.showers[here], given)
             off = self.transform.voxels.ceiling(given)
             if data.seen is not None:
                 off[~data.seen[here]] = _UNKNOWN
-            ceiling[block] = torch.where(data.showers[here] > 0, torch.inf, off)
-            drivers[block], faint[block] = given.drivers, given.faint
+            off[data.showers[here] > 0] = torch.inf
+            # Where a layer is faint, few particles make it, and its voxels go together less. Correlations are those of
+            # others.
+            for i, group in enumerate(core):
+                faintest[i].append(known[given.faint[:, i] > _FAINTEST][:, group])
+            off[(given.faint > 0.5)[:, self.layer_of_voxel]] = _UNKNOWN
+            normals[block], ceiling[block], drivers[block] = known, off, given.drivers
         self.centre.copy_(drivers.mean(0))
-        weights, core = self._importance(data)
-        self.core.copy_(core)
-
-        # Where a layer is faint, few particles make it, and its voxels go together less. Correlations are those of others.
-        faintest = [normals[faint[:, i] > _FAINTEST][:, group] for i, group in enumerate(core)]
-        ceiling[(faint > 0.5)[:, self.layer_of_voxel]] = _UNKNOWN
         images = [(data.views[0].orders, drivers - self.centre)]
         for view in data.views[1:]:
             moved = drivers.clone()
@@ -149,7 +162,8 @@ class ShowerGenerator(Generator):
         self.drift.zero_()[..., : drift.shape[2]] = drift
         self.mixing.copy_(mixing)
         self.power.copy_(_power(self.loadings, self.drift))
-        for i, (known, group) in enumerate(zip(faintest, core, strict=True)):
+        for i, (parts, group) in enumerate(zip(faintest, core, strict=True)):
+            known = torch.cat(parts)
             if len(known) >= _FEW_FAINT:
                 model = self.loadings[group] @ self.loadings[group].T
                 model.fill_diagonal_(0.0)

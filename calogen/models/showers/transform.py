@@ -18,7 +18,7 @@ from ...errors import ShardError
 from ...families import Family, Motion
 from ...shards.samples import Samples
 from .energies import LayerEnergies
-from .frame import LINEAR, SIZE, Cells, frame_of
+from .frame import CROSSED, SIZE, Cells, frame_of
 from .voxels import Given, Local, View, VoxelShares
 
 _FEWEST = 16  # showers with energy: fewer are no distribution
@@ -74,7 +74,7 @@ class ShowerTransform(nn.Module):
         self.columns = self._of_energies, self._of_voxels = _chosen(still, len(known)), _chosen(plain, len(known))
         self.window = self.frame.window if self.frame else family
         self.energies = LayerEnergies(family, [self.conditions[i] for i in still])
-        local = (SIZE, LINEAR, 2) if self.frame else (0, 0, 0)
+        local = (SIZE, CROSSED, 2) if self.frame else (0, 0, 0)
         self.voxels = VoxelShares(self.window, [self.conditions[i] for i in plain], local)
 
     def layer_energies(self, showers: Tensor) -> Tensor:

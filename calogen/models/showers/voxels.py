@@ -21,7 +21,7 @@ _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting:
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
 LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
-FAINT = -0.5  # standard deviations of its log energy below which a layer begins to be faint; one further, it is
+FAINT = (-0.6, 0.5)  # standard deviations of its log energy below which a layer begins to be faint; after so many, it is
 CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
 LEAST = 1e-3  # of the threshold: the least excess over it
 
@@ -142,7 +142,7 @@ class VoxelShares(nn.Module):
         scaled = scale_conditions(self.family, self.conditions, conditions)
         drivers = [self.leading(scaled), torch.tanh(features[:, 0, self._depth : self._depth + 1])]
         drivers += [] if local is None else [local.drivers]
-        faint = (FAINT - features[..., self._layer]).clamp(0, 1)
+        faint = ((FAINT[0] - features[..., self._layer]) / FAINT[1]).clamp(0, 1)
         return Given(energies, features, self.near(conditions), torch.cat(drivers, 1), faint)
 
     def features(self, energies: Tensor, conditions: Tensor, local: Local | None = None) -> Tensor:
@@ -270,33 +270,35 @@ class VoxelShares(nn.Module):
         if occupancy:
             self._centre(energies, views[0])
 
-        # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory, and
-        # its numbers are written to each image.
-        still = views[0].orders  # where conditions change, so do features: there voxels have numbers of their own
+        # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory. Its
+        # numbers are written to each image, whose features are linear in those of the showers themselves.
+        lowest = torch.cat([view.orders for view in views]).amin(0)
         nearest = [self.near(view.conditions).argmax(1) for view in views]
         for i, part in enumerate(self.family.layer_slices):
             rows = energies[:, i] > 0
             if not rows.any():
                 self.occupancy[0, part] = -30.0
                 continue
-            design = torch.cat([self._layer_features(view, energies, i)[rows] for view in views])
-            stations = torch.cat([n[rows] for n in nearest])
+            designs = [self._layer_features(view, energies, i)[rows] for view in views]
+            moves = [torch.linalg.lstsq(designs[0], design, driver="gelsd").solution for design in designs]
+            design, stations = torch.cat(designs), torch.cat([n[rows] for n in nearest])
             layer = self._shares(showers[rows][:, part].double(), energies[rows, i : i + 1]).float()
-            voxels, orbit = still[:, part].amin(0).unique(return_inverse=True)
-            block = max(1, _NUMBERS // (len(design) * len(still)))
+            voxels = lowest[part].unique()
+            block = max(1, _NUMBERS // (len(design) * len(views[0].orders)))
             for start in range(0, len(voxels), block):
-                chosen = [view.orders[:, voxels[start : start + block]] - part.start for view in views]
-                chosen = [orders[_distinct(chosen[0])] for orders in chosen]
-                shares = torch.cat([torch.stack([layer[:, voxel] for voxel in orders]) for orders in chosen], 1)
+                here = voxels[start : start + block]
+                chosen = [view.orders[:, here] - part.start for view in views]
+                chosen = [images[_distinct(chosen[0])] for images in chosen]
+                shares = torch.cat([torch.stack([layer[:, voxel] for voxel in images]) for images in chosen], 1)
                 trials: Tensor | int = len(shares)
                 if seen is not None:
                     found = seen[rows][:, part]
-                    trials = torch.cat([sum(found[:, voxel].double() for voxel in orders) for orders in chosen])
+                    trials = torch.cat([sum(found[:, voxel].double() for voxel in images) for images in chosen])
                 fits = self._fit_voxels(design, shares.double(), stations, trials if occupancy else None)
-                here = (orbit >= start) & (orbit < start + block)
-                where = torch.arange(part.start, part.stop)[here]
-                for name, fit in fits.items():
-                    getattr(self, name)[..., where] = fit[..., orbit[here] - start]
+                for view, move in zip(views, moves, strict=True):
+                    for order in view.orders:
+                        for name, fit in fits.items():
+                            getattr(self, name)[..., order[here]] = fit if name == "shape" else move @ fit
 
     def _centre(self, energies: Tensor, view: View) -> None:
         """Find the stations of energy, and the mean course of energies and depth with the conditions."""
