@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - lines of output read better whole
 """What the shipped and documented surrogates are judged by: blind showers, fixed before they were simulated.
 
     python tests/blind/measure.py simulate CASE --data FOLDER     # blind showers, and as many others for the floor
@@ -12,6 +13,7 @@ larger. No cut is made on any shower.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -77,7 +79,7 @@ def _report(reference: Samples, samples: list[Samples], metrics: object) -> None
         print(f"{name:50s}", " ".join(f"{v:.3f}" for v in values))
     energy = reference.conditions["incident_energy"]
     edges = np.geomspace(energy.min(), energy.max() * (1 + 1e-6), BEST_BINS + 1)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         chosen = (energy >= low) & (energy < high)
         hits = [_ratio((s.values[chosen] > 0).sum(1), (reference.values[chosen] > 0).sum(1)) for s in samples]
         print(f"hits {low / 1e3:6.1f}-{high / 1e3:6.1f} GeV, % ", " ".join(f"{a:+.2f}±{b:.2f}" for a, b in hits))
@@ -227,7 +229,7 @@ def _centres(reference: Samples, samples: list[Samples]) -> None:
         edges = np.linspace(-end, end, 9)
         for number, sample in enumerate(samples):
             pulls = []
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in itertools.pairwise(edges):
                 found = []
                 for one in (reference, sample):
                     chosen = (one.conditions[name] >= low) & (one.conditions[name] < high)

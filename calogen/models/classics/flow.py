@@ -90,11 +90,11 @@ class FlowGenerator(LikelihoodGenerator):
         count = self.scaled_size
         # One layer: its energy given the conditions alone. More: each in turn given all others.
         self.of_energies = nn.ModuleList(
-            _Coupling([j != i for j in range(layers)], count, (64, 64), _BINS) for i in [*range(layers)] * 2
+            _Coupling([j != i for j in range(size)], count, (64, 64), _BINS) for i in [*range(size)] * 2
         )
         halves = [[j % 2 == k for j in range(voxels)] for k in (0, 1)]
         masks = [[False] * voxels, *halves * blocks]
-        self.of_voxels = nn.ModuleList(_Coupling(mask, layers + count, hidden) for mask in masks)
+        self.of_voxels = nn.ModuleList(_Coupling(mask, size + count, hidden) for mask in masks)
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
@@ -116,8 +116,8 @@ class FlowGenerator(LikelihoodGenerator):
 
     def normals(self, latent: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
         """Latent normals of energies (B, L) and voxels (B, V) from noise (B, Z) and scaled conditions (B, C)."""
-        layers = len(self.family.layers)
-        energies, components = latent[:, :layers], latent[:, layers:]
+        size = self.transform.energies.size
+        energies, components = latent[:, :size], latent[:, size:]
         for coupling in reversed(self.of_energies):
             energies = coupling(scaled).inv(energies)
         context = torch.cat([energies, scaled], 1)

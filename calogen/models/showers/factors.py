@@ -1,4 +1,4 @@
-"""Correlations of voxels: a linear factor model of standard normals, some of which are only known to lie below a ceiling.
+"""Correlations of voxels: a linear factor model of standard normals, of some of which only a ceiling is known.
 
 Plain statistics on tensors; no physics and no units.
 """
@@ -26,6 +26,8 @@ def fit_factors(
     normals: Tensor,
     ceiling: Tensor,
     views: Sequence[tuple[Tensor, Tensor]],
+    layers: Sequence[slice],
+    shared: int,
     rank: int,
     drifting: int,
     weights: Tensor,
@@ -40,8 +42,10 @@ def fit_factors(
     Args:
         normals: (N, V) float32; where hidden they are overwritten.
         ceiling: Upper bounds of hidden normals, (N, V) float32; infinite where the normal is known.
-        views: Orders of the voxels, (I, V), under which correlations are the same, and the variables (N, J) that loadings
-            change with in these images: of order one, with mean about 0 and of little correlation.
+        views: Orders of the voxels, (I, V), under which correlations are the same, and the variables (N, L, J) that the
+            loadings of each layer change with in these images: of order one, mean about 0, and of little correlation.
+        layers: The voxels of each layer, L of them.
+        shared: How many of these variables, the first, are the same for all layers.
         rank: Number of factors K, at most min(N, V) - 1.
         drifting: How many of the first factors have loadings that change (D).
         weights: How much the correlations of each voxel count, (V,).
@@ -54,7 +58,7 @@ def fit_factors(
         group of the core, (L, M, M).
     """
     count, voxels = normals.shape
-    rank, kinds = min(rank, count - 1, voxels - 1), views[0][1].shape[1]
+    rank, kinds = min(rank, count - 1, voxels - 1), views[0][1].shape[2]
     if rank < 1:
         mixing = torch.eye(core.shape[1]).expand(*core.shape, -1)
         return normals.new_zeros(voxels, 0), normals.new_zeros(kinds, voxels, 0), mixing
@@ -72,9 +76,9 @@ def fit_factors(
     for _ in range(_ROUNDS):
         for rows, _ in chunks:
             normals[rows] = _drawn(normals[rows], ceiling[rows], loadings, core, mixing, generator)
-        correlations, _ = _second_moments(normals, chunks)
+        correlations = _second_moments(normals, chunks)
         for _ in range(_UPDATES):
-            # A step of subspace iteration towards the leading axes of the weighted matrix less the voxels' own variance.
+            # Subspace iteration towards the leading axes of the weighted matrix less the voxels' own variance.
             axes = torch.linalg.qr(axes).Q
             scaled = weights[:, None] * axes
             image = weights[:, None] * (correlations(scaled) - noise * scaled)
@@ -87,15 +91,17 @@ def fit_factors(
 
     # The slope X of the loadings L with a driver solves L X^T + X L^T = C, C being the slope of the correlations; its
     # diagonal is 0, since normals are standard at every value of the driver.
-    inverse = torch.linalg.pinv((loadings.T @ loadings).double(), hermitian=True).to(loadings.dtype)
     slopes = normals.new_zeros(kinds, voxels, drifting)
+    everything = [slice(0, voxels)]
     for kind, slope in enumerate(slopes):
-        squares = sum((drivers[rows, kind].square().sum() for rows, images in chunks for _, drivers in images))
-        if squares > 0:
-            change, diagonal = _second_moments(normals, chunks, kind)
-            product = change(loadings) - diagonal[:, None] * loadings
-            product *= count * copies / squares
-            slope[:] = (product @ inverse - loadings @ (inverse @ (loadings.T @ product) @ inverse) / 2)[:, :drifting]
+        for number, part in enumerate(everything if kind < shared else layers):
+            here = loadings[part]
+            product, squares = _slope(normals, chunks, (number, kind), part, here)
+            if squares > 0:
+                inverse = torch.linalg.pinv((here.T @ here).double(), hermitian=True).to(here.dtype)
+                product /= squares
+                turned = here @ (inverse @ (here.T @ product) @ inverse)
+                slope[part] = (product @ inverse - turned / 2)[:, :drifting]
     return loadings, slopes, mixing
 
 
@@ -117,13 +123,6 @@ def _mixing(normals: Tensor, chunks: _Chunks, loadings: Tensor, core: Tensor) ->
     return roots / roots.square().sum(2, keepdim=True).sqrt()
 
 
-def loadings_at(loadings: Tensor, slopes: Tensor, drivers: Tensor) -> Tensor:
-    """Loadings (V, K) at some values (J,) of the drivers; see :func:`fit_factors`."""
-    moved = loadings.clone()
-    moved[:, : slopes.shape[2]] += torch.tensordot(drivers, slopes, 1)
-    return moved
-
-
 def own_variance(loadings: Tensor) -> Tensor:
     """Variance of each voxel's own noise beside its factors, (V,); loadings (V, K)."""
     return (1 - loadings.square().sum(1)).clamp(min=LEAST_NOISE)
@@ -132,40 +131,46 @@ def own_variance(loadings: Tensor) -> Tensor:
 _Chunks = Sequence[tuple[Tensor, list[tuple[Tensor, Tensor]]]]  # rows, and in which images they are looked at
 
 
-def _second_moments(
-    normals: Tensor, chunks: _Chunks, driver: int | None = None
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The product of the correlation matrix of all images with some axes (V, A), and its diagonal (V,).
-
-    If the number of a driver is given, rows are weighted with it.
-    """
-    voxels = normals.shape[1]
-    diagonal, share = normals.new_zeros(voxels), 1 / sum(len(rows) * len(images) for rows, images in chunks)
-
-    def weighted(rows: Tensor, drivers: Tensor) -> Tensor:
-        return normals[rows] if driver is None else normals[rows] * drivers[rows, driver, None]
-
-    for rows, images in chunks:
-        for order, drivers in images:
-            diagonal += (weighted(rows, drivers) * normals[rows]).sum(0)[order] * share
-
+def _second_moments(normals: Tensor, chunks: _Chunks) -> Callable[[Tensor], Tensor]:
+    """The product of the correlation matrix of all images with some axes (V, A)."""
+    voxels, share = normals.shape[1], 1 / sum(len(rows) * len(images) for rows, images in chunks)
     if voxels <= _DENSE:  # the matrix itself is small
         matrix = normals.new_zeros(voxels, voxels)
         for rows, images in chunks:
-            for order, drivers in images:
-                matrix += (weighted(rows, drivers).T @ normals[rows])[order][:, order] * share
-        return lambda axes: matrix @ axes, diagonal
+            moments = normals[rows].T @ normals[rows]
+            for order, _ in images:
+                matrix += moments[order][:, order] * share
+        return lambda axes: matrix @ axes
 
     def product(axes: Tensor) -> Tensor:
         total = torch.zeros_like(axes)
         for rows, images in chunks:
-            for order, drivers in images:
+            for order, _ in images:
                 here = torch.empty_like(axes)
                 here[order] = axes
-                total += (weighted(rows, drivers).T @ (normals[rows] @ here))[order] * share
+                total += (normals[rows].T @ (normals[rows] @ here))[order] * share
         return total
 
-    return product, diagonal
+    return product
+
+
+def _slope(
+    normals: Tensor, chunks: _Chunks, driver: tuple[int, int], part: slice, axes: Tensor
+) -> tuple[Tensor, float]:
+    """Second moments of some voxels weighted with a driver, without their diagonal, times some axes (V', A).
+
+    And the sum of squares of the driver. Args: driver by its layer and its place.
+    """
+    total, diagonal, squares = torch.zeros_like(axes), axes.new_zeros(len(axes), 1), 0.0
+    for rows, images in chunks:
+        for order, drivers in images:
+            weight = drivers[rows, driver[0], driver[1]]
+            seen = normals[rows][:, order[part]]
+            weighted = seen * weight[:, None]
+            total += weighted.T @ (seen @ axes)
+            diagonal += (weighted * seen).sum(0)[:, None]
+            squares += float(weight.square().sum())
+    return total - diagonal * axes, squares
 
 
 def _drawn(
@@ -191,10 +196,15 @@ def _drawn(
     own = (found[:, core] - mean[:, core]) / spread[core]
     for m, voxels in enumerate(core.T):
         others = (own * inverse[:, m]).sum(2) - own[..., m] * inverse[:, m, m]
-        middle, width = -others / inverse[:, m, m] * spread[voxels] + mean[:, voxels], spread[voxels] / inverse[:, m, m].sqrt()
+        middle, width = (
+            -others / inverse[:, m, m] * spread[voxels] + mean[:, voxels],
+            spread[voxels] / inverse[:, m, m].sqrt(),
+        )
         rows = hidden[:, voxels]
         found[:, voxels] = torch.where(
-            rows, _below(middle, width.expand_as(middle), ceiling[:, voxels].clamp(max=_FAR), generator), found[:, voxels]
+            rows,
+            _below(middle, width.expand_as(middle), ceiling[:, voxels].clamp(max=_FAR), generator),
+            found[:, voxels],
         )
         own[..., m] = (found[:, voxels] - mean[:, voxels]) / spread[voxels]
     return found

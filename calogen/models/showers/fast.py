@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import erfc, ndtri
 from torch import Tensor
 
 from ..conditions import codings, energy_column, scaling
@@ -64,7 +62,8 @@ class FoldedShowers:
         scale *= np.float32(math.sqrt(0.5))
         self._shift = np.concatenate([last, (bias - state["standardise.running_mean"])[None]]) * scale
         self._drifting = state["drift"].shape[2]
-        self._loadings = np.concatenate([state["loadings"].T, *state["drift"].transpose(0, 2, 1)])
+        self._shared, self._drift = voxels.drivers[0], np.ascontiguousarray(state["drift"].transpose(0, 2, 1))
+        self._loadings = np.concatenate([state["loadings"].T, *self._drift[: self._shared]])
         self._power, self._scale = state["power"], scale
         self._driver_centre, self._together = state["centre"], state["together"]
         self._core, self._mixing = state["core"], np.ascontiguousarray(state["mixing"].transpose(0, 2, 1))
@@ -100,16 +99,23 @@ class FoldedShowers:
         near = self._near(leading)
 
         # Everything linear as two products, whose second the layers that are faint have less of.
-        late = np.tanh(features[self._depth, 0])[:, None]
-        drivers = np.concatenate([leading, late, *([] if local is None else [local[1]])], 1) - self._driver_centre
+        drivers = np.empty((len(latent), len(self._parts), len(self._drift)), np.float32)
+        drivers[..., 0], drivers[..., 1] = leading, np.tanh(features[self._depth, 0])[:, None]
+        if local is not None:
+            drivers[..., 2 : self._shared], drivers[..., self._shared :] = local[1][:, None], local[2]
+        drivers -= self._driver_centre
         drifting = factors[:, : self._drifting]
-        common = np.concatenate([factors, *(drifting * d[:, None] for d in drivers.T)], 1) @ self._loadings
+        shared = [drifting * d[:, None] for d in drivers[:, 0, : self._shared].T]
+        common = np.concatenate([factors, *shared], 1) @ self._loadings
+        for number, part in enumerate(self._parts if local is not None else ()):
+            for place, drift in enumerate(self._drift[self._shared :], self._shared):
+                common[:, part] += drivers[:, number, place, None] * (drifting @ drift[:, part])
         faint = np.minimum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], 0), 1)
         together = 1 - faint * (1 - self._together)
         for number in np.flatnonzero((together < 1).any(0)):
             common[:, self._parts[number]] *= together[:, number, None]
         showers: Array = np.concatenate([hidden, one], 1) @ self._shift
-        squares = _quadratic(drivers)
+        squares = [_quadratic(d) for d in drivers.transpose(1, 0, 2)]
         own = own.copy()
         core = own[:, self._core].transpose(1, 0, 2)
         mixed = np.where(faint.T[..., None] > 0.5, core, core @ self._mixing)
@@ -121,7 +127,8 @@ class FoldedShowers:
         for start in range(0, len(showers), rows):
             block = slice(start, start + rows)
             power, spare = buffers[:2, : len(common[block])]
-            np.matmul(squares[block], self._power, out=power)
+            for square, part in zip(squares, self._parts, strict=True):
+                np.matmul(square[block], self._power[:, part], out=power[:, part])
             for number in np.flatnonzero((together[block] < 1).any(0)):
                 power[:, self._parts[number]] *= together[block, number, None] ** 2
             # What factors leave of a variance of 1 is a voxel's own; both together have a variance of 1.
@@ -137,14 +144,14 @@ class FoldedShowers:
         return showers if cells is None else self._on_read_out(showers, cells)
 
     @torch.inference_mode()
-    def _local(self, conditions: Array, energies: Array) -> tuple[Cells | None, tuple[Array, Array] | None]:
+    def _local(self, conditions: Array, energies: Array) -> tuple[Cells | None, tuple[Array, Array, Array] | None]:
         """Where the axes are, and what :class:`Local` holds, features first."""
         frame = self._transform.frame
         if frame is None:
             return None, None
         cells = frame.cells(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (conditions, energies)))
         local = self._transform.local(cells)
-        return cells, (local.features.permute(2, 1, 0).numpy(), local.drivers.numpy())
+        return cells, (local.features.permute(2, 1, 0).numpy(), local.drivers.numpy(), local.own.numpy())
 
     @torch.inference_mode()
     def _on_read_out(self, showers: Array, cells: Cells) -> Array:
@@ -174,7 +181,9 @@ class FoldedShowers:
         first, second = np.minimum(np.maximum((leading.T - self._stations) / self._gaps, 0), 1)
         return np.stack([1 - first, first - second, second], 1)
 
-    def _features(self, energies: Array, scaled: Array, leading: Array, local: tuple[Array, Array] | None) -> Array:
+    def _features(
+        self, energies: Array, scaled: Array, leading: Array, local: tuple[Array, Array, Array] | None
+    ) -> Array:
         """:meth:`VoxelShares.features`, features first: (F, L, B)."""
         layers, count = energies.shape
         number = np.arange(layers, dtype=np.float32)
@@ -219,7 +228,7 @@ class FoldedShowers:
             total, least = layer.sum(1), 0.0
             if self._threshold:
                 least = self._threshold * on[:, part].sum(1)
-            # A layer with no voxel on, or more than its energy suffices for, puts it all into the one that came nearest.
+            # A layer with no voxel on, or more than its energy suffices for, puts all into the one that came nearest.
             alone = np.flatnonzero((total == 0) | (energy <= least))
             layer *= ((energy - least) / np.maximum(total, np.float32(1e-30)))[:, None]
             if self._threshold:

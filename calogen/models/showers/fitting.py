@@ -48,7 +48,9 @@ def fit_logistic(
     Returns:
         Coefficients of the log odds, (F, V).
     """
-    mean = (hits.sum(0) + 0.5) / ((trials + torch.zeros_like(hits)).sum(0) + 1.0)  # never 0 or 1: a voxel never seen stays possible
+    mean = (hits.sum(0) + 0.5) / (
+        (trials + torch.zeros_like(hits)).sum(0) + 1.0
+    )  # never 0 or 1: a voxel never seen stays possible
     coefficients = torch.zeros(design.shape[1], hits.shape[1], dtype=design.dtype)
     coefficients[0] = torch.log(mean / (1 - mean))
     shrink = (torch.ones(design.shape[1], dtype=design.dtype) * ridge)[:, None]

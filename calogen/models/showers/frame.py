@@ -294,8 +294,8 @@ class ShowerFrame(nn.Module):
     def features(self, cells: Cells) -> Tensor:
         """What is left of impact and angle in each layer, (B, L, 28), dimensionless, of order one.
 
-        Along each axis, offset (from -1 to 1 across the cell) and tangent (in units of the steepest) to the second order
-        in each, since a steep shower is smeared over narrow cells wherever it crosses them, and their fourth powers;
+        Along each axis, offset (from -1 to 1 across the cell) and tangent (in units of the steepest) to the second
+        order in each, since a steep shower is smeared over narrow cells wherever it crosses them, and fourth powers;
         products across the axes; and bumps at the cell's edges, for cells wider than a shower.
         """
         offset = 2 * cells.offset - 1
@@ -305,6 +305,11 @@ class ShowerFrame(nn.Module):
         across = [a.prod(-1, keepdim=True) for a in (offset, slope)] + [offset * slope.flip(-1)]
         bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
         return torch.cat([*single, *higher, *across, *bumps], -1)
+
+    def drivers(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """With what correlations change: tangents and their squares, (B, 4), and each layer's offsets, (B, L, 2)."""
+        slope = cells.tangents / self.steepest
+        return torch.cat([slope, slope.square()], 1), 2 * cells.offset - 1
 
     def image(self, cells: Cells, symmetry: Literal["mirror-x", "mirror-y", "exchange"]) -> Cells:
         """Where the axes of mirrored showers are.

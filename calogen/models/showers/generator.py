@@ -14,10 +14,10 @@ from ...families import Family
 from ...shards.samples import Samples
 from ..contract import Generator, Inference
 from ..layers import SLOPE, mlp
-from .fast import FoldedShowers
 from .factors import LEAST_NOISE, fit_factors
+from .fast import FoldedShowers
 from .transform import Fitted, ShowerTransform
-from .voxels import Given
+from .voxels import Given, Local
 
 _FACTOR_NUMBERS = 100_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
 _BLOCK = 2048  # showers at a time
@@ -63,8 +63,10 @@ class ShowerGenerator(Generator):
         size, voxels, count = self.transform.energies.size, window.voxels, self.scaled_size
         self.splits = (size, latent, voxels)  # of the latent numbers: energies, factors, voxels' own noise
         self.latent_size, self.coarse = sum(self.splits), latent + voxels
-        drivers, drifting = self.transform.voxels.drivers, min(latent, _DRIFTING)
-        self.register_buffer("core", torch.zeros(len(family.layers), min(_CORE, *np.diff(window.layer_bounds)), dtype=torch.long))
+        drivers, drifting = sum(self.transform.voxels.drivers), min(latent, _DRIFTING)
+        self.register_buffer(
+            "core", torch.zeros(len(family.layers), min(_CORE, *np.diff(window.layer_bounds)), dtype=torch.long)
+        )
         self.register_buffer("mixing", torch.eye(self.core.shape[1]).repeat(len(family.layers), 1, 1))
         self.register_buffer("together", torch.ones(len(family.layers)))
         self.register_buffer("layer_of_voxel", torch.from_numpy(window.layer_of_voxel), persistent=False)
@@ -91,8 +93,8 @@ class ShowerGenerator(Generator):
         """Voxel normals (B, V) before training, of factors (B, K) and the voxels' own noise (B, V)."""
         drivers, drifting = given.drivers - self.centre, factors[:, : self.drift.shape[2]]
         common = factors @ self.loadings.T
-        for driver, drift in zip(drivers.unbind(1), self.drift, strict=True):
-            common = common + driver[:, None] * (drifting @ drift.T)
+        for driver, drift in zip(drivers.unbind(2), self.drift, strict=True):
+            common = common + driver[:, self.layer_of_voxel] * (drifting @ drift.T)
         layer = self.layer_of_voxel
         together = (1 - given.faint * (1 - self.together)).index_select(1, layer)
         common = common * together
@@ -100,7 +102,9 @@ class ShowerGenerator(Generator):
         mixed = torch.where(given.faint[..., None] > 0.5, core, torch.einsum("blm,lkm->blk", core, self.mixing))
         own = own.index_copy(1, self.core.flatten(), mixed.flatten(1))
         # What factors leave of a variance of 1 is a voxel's own; far from the mean drivers they leave nothing.
-        power = _quadratic(drivers) @ self.power * together.square()
+        parts = enumerate(self.transform.window.layer_slices)
+        power = torch.cat([_quadratic(drivers[:, i]) @ self.power[:, part] for i, part in parts], 1)
+        power = power * together.square()
         total = (power + LEAST_NOISE).clamp(min=1.0).sqrt()
         return (common + own * (1 - power).clamp(min=LEAST_NOISE).sqrt()) / total
 
@@ -133,7 +137,8 @@ class ShowerGenerator(Generator):
         weights, core = self._importance(data)
         self.core.copy_(core)
         normals, ceiling = (torch.empty(len(rows), self.splits[2]) for _ in "ab")
-        drivers, faintest = torch.empty(len(rows), len(self.centre)), [list[Tensor]() for _ in core]
+        drivers = torch.empty(len(rows), len(core), len(self.centre))
+        faintest = [list[Tensor]() for _ in core]
         for block in _blocks(len(rows)):
             here = rows[block]
             given = self.transform.given(data.energies[here].float(), data.conditions[here].float())
@@ -148,15 +153,17 @@ class ShowerGenerator(Generator):
                 faintest[i].append(known[given.faint[:, i] > _FAINTEST][:, group])
             off[(given.faint > 0.5)[:, self.layer_of_voxel]] = _UNKNOWN
             normals[block], ceiling[block], drivers[block] = known, off, given.drivers
-        self.centre.copy_(drivers.mean(0))
+        self.centre.copy_(drivers.mean((0, 1)))
         images = [(data.views[0].orders, drivers - self.centre)]
         for view in data.views[1:]:
-            moved = drivers.clone()
+            moved = drivers
             if view.local is not None:
-                moved[:, -view.local.drivers.shape[1] :] = view.local.drivers[rows].float()
+                local = Local(*(part[rows].float() for part in view.local))
+                moved = self.transform.voxels.with_local(drivers, local)
             images.append((view.orders, moved - self.centre))
+        shared, layers = self.transform.voxels.drivers[0], self.transform.window.layer_slices
         loadings, drift, mixing = fit_factors(
-            normals, ceiling, images, self.splits[1], self.drift.shape[2], weights, core, generator
+            normals, ceiling, images, layers, shared, self.splits[1], self.drift.shape[2], weights, core, generator
         )
         self.loadings.zero_()[:, : loadings.shape[1]] = loadings
         self.drift.zero_()[..., : drift.shape[2]] = drift

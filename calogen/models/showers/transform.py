@@ -74,7 +74,7 @@ class ShowerTransform(nn.Module):
         self.columns = self._of_energies, self._of_voxels = _chosen(still, len(known)), _chosen(plain, len(known))
         self.window = self.frame.window if self.frame else family
         self.energies = LayerEnergies(family, [self.conditions[i] for i in still])
-        local = (SIZE, CROSSED, 2) if self.frame else (0, 0, 0)
+        local = (SIZE, CROSSED, 4, 2) if self.frame else (0, 0, 0, 0)
         self.voxels = VoxelShares(self.window, [self.conditions[i] for i in plain], local)
 
     def layer_energies(self, showers: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class ShowerTransform(nn.Module):
     def local(self, cells: Cells) -> Local:
         """Where in the cells axes are, for voxels."""
         assert self.frame is not None
-        return Local(self.frame.features(cells), cells.tangents / self.frame.steepest)
+        return Local(self.frame.features(cells), *self.frame.drivers(cells))
 
     def made(self, normals: Tensor, given: Given, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV on the read-out from voxel normals (B, V_window)."""

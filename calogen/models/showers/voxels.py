@@ -21,7 +21,10 @@ _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting:
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
 LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
-FAINT = (-0.6, 0.5)  # standard deviations of its log energy below which a layer begins to be faint; after so many, it is
+FAINT = (
+    -0.6,
+    0.5,
+)  # standard deviations of its log energy below which a layer begins to be faint; after so many, it is
 CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
 LEAST = 1e-3  # of the threshold: the least excess over it
 
@@ -31,11 +34,13 @@ class Local(NamedTuple):
 
     Attributes:
         features: Of each layer, (B, L, K), dimensionless.
-        drivers: Numbers of order one, (B, J'), with which the correlations of voxels change.
+        drivers: Numbers of order one with which the correlations of voxels change: of all layers, (B, J').
+        own: The same of each layer for itself, (B, L, A).
     """
 
     features: Tensor
     drivers: Tensor
+    own: Tensor
 
 
 class Given(NamedTuple):
@@ -45,7 +50,8 @@ class Given(NamedTuple):
         energies: Of the layers, (B, L), in MeV.
         features: Of each layer, (B, L, F), dimensionless.
         near: How near each station of energy is, (B, 3), adding up to 1.
-        drivers: With which the correlations of voxels change, (B, J), of order one.
+        drivers: With which the correlations of the voxels of each layer change, (B, L, J + A), of order one; the first
+            J are the same for all layers.
         faint: Whether each layer has far less energy than usual, (B, L), from 0 (no) to 1 (yes).
     """
 
@@ -86,7 +92,7 @@ class VoxelShares(nn.Module):
         family: A calorimeter family.
         conditions: Names of the conditions that voxels depend on.
         local: How many features there are besides (:class:`Local`), for how many, the first, products with energies
-            and depth are worth it, and how many drivers.
+            and depth are worth it, and how many drivers, of all layers and of each.
     """
 
     products: Tensor  # (3, F) which three columns are multiplied for each feature of voxels
@@ -95,7 +101,9 @@ class VoxelShares(nn.Module):
     line: Tensor  # (L,) half width in MeV of what is moved onto the line at the electron's mass
     stations: Tensor  # (3,) scaled incident energies between which shapes are interpolated
 
-    def __init__(self, family: Family, conditions: Sequence[str], local: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def __init__(
+        self, family: Family, conditions: Sequence[str], local: tuple[int, int, int, int] = (0, 0, 0, 0)
+    ) -> None:
         super().__init__()
         self.family, self.conditions = family, tuple(conditions)
         self.energy_column = energy_column(family, self.conditions)
@@ -105,7 +113,7 @@ class VoxelShares(nn.Module):
         self._rough = (products > 0).all(0) | (products.amax(0) == count + 3)  # products of more than two
         self._plain = int((products <= count).all(0).sum()) + (self.energy_column is not None)
         self.places = self._layer, self._depth = tuple(products.T.tolist().index([count + i, 0, 0]) for i in (1, 2))
-        self.drivers = 2 + local[2]
+        self.drivers = 2 + local[2], local[3]  # of all layers, and of each
         self.register_buffer("products", products, persistent=False)
         self.register_buffer("shape_centre", torch.zeros(self._plain, layers + 1))
         self.register_buffer("shape_spread", torch.ones(layers + 1))
@@ -140,10 +148,17 @@ class VoxelShares(nn.Module):
         """
         features = self.features(energies, conditions, local)
         scaled = scale_conditions(self.family, self.conditions, conditions)
-        drivers = [self.leading(scaled), torch.tanh(features[:, 0, self._depth : self._depth + 1])]
-        drivers += [] if local is None else [local.drivers]
+        drivers = torch.cat([self.leading(scaled), torch.tanh(features[:, 0, self._depth : self._depth + 1])], 1)
+        drivers = drivers[:, None].expand(-1, features.shape[1], -1)
+        drivers = drivers if local is None else self.with_local(drivers, local)
         faint = ((FAINT[0] - features[..., self._layer]) / FAINT[1]).clamp(0, 1)
-        return Given(energies, features, self.near(conditions), torch.cat(drivers, 1), faint)
+        return Given(energies, features, self.near(conditions), drivers, faint)
+
+    @staticmethod
+    def with_local(drivers: Tensor, local: Local) -> Tensor:
+        """Drivers (B, L, J + A) of which the first two are given, and the others are local."""
+        shared = local.drivers[:, None].expand(-1, drivers.shape[1], -1)
+        return torch.cat([drivers[..., :2], shared, local.own], 2)
 
     def features(self, energies: Tensor, conditions: Tensor, local: Local | None = None) -> Tensor:
         """The features (B, L, F), dimensionless; arguments as for :meth:`given`."""
@@ -223,7 +238,9 @@ class VoxelShares(nn.Module):
             # The share as a standardised logarithm, and the exponential variable that has it as its quantile.
             row, layer = given.features[:, i], showers[:, part]
             share = self._shares(layer, given.energies[:, i : i + 1])
-            residual = (torch.log(share.clamp(min=1e-30)) - row @ self.location[:, part]) * torch.exp(-row @ self.log_scale[:, part])
+            residual = (torch.log(share.clamp(min=1e-30)) - row @ self.location[:, part]) * torch.exp(
+                -row @ self.log_scale[:, part]
+            )
             excess = exponential(residual, given.near @ self.shape[..., part])
 
             # From there the upper tail of the normal: S = p exp(-excess) where the voxel is on, between p and 1 where
@@ -240,7 +257,7 @@ class VoxelShares(nn.Module):
         return inverse_tail(torch.sigmoid(logits))
 
     def _shares(self, layer: Tensor, energy: Tensor) -> Tensor:
-        """Shares (B, V_layer) of the layer's energy (B, 1) over the thresholds of its voxels that are on; 0 where off."""
+        """Shares (B, V_layer) of a layer's energy (B, 1) over the thresholds of its voxels that are on; 0 where off."""
         threshold, on = self.family.threshold, layer > 0
         least = threshold * LEAST  # rounding must not make a voxel that is on one that is off
         over = torch.where(on, (layer - threshold).clamp(min=max(least, 1e-30)), 0.0)
@@ -338,7 +355,7 @@ class VoxelShares(nn.Module):
         """The features (N, F) of one layer, float64: those of all layers at a time would fill memory."""
         rows = torch.arange(len(energies)).split(max(1, _NUMBERS // self.products.shape[1] // energies.shape[1]))
         local = view.local
-        parts = [None if local is None else Local(local.features[r], local.drivers[r]) for r in rows]
+        parts = [None if local is None else Local(*(part[r] for part in local)) for r in rows]
         blocks = zip(rows, parts, strict=True)
         return torch.cat([self.features(energies[r], view.conditions[r], part)[:, i] for r, part in blocks])
 
@@ -347,8 +364,8 @@ class VoxelShares(nn.Module):
     ) -> dict[str, Tensor]:
         """Parameters of some voxels of one layer, by name.
 
-        Args: design (N, F), shares of the layer (I, N, V_block) in I images, nearest station of each shower (N,), in how
-        many images a voxel can have been seen (N, V_block); none: occupancies are not fitted.
+        Args: design (N, F), shares of the layer (I, N, V_block) in I images, nearest station of each shower (N,), in
+        how many images a voxel can have been seen (N, V_block); none: occupancies are not fitted.
         """
         # The mean of the logarithm, then the logarithm of its spread as a mean of log residuals: least squares, which
         # thousands of voxels solve at once without iterations. Products of three and four are pulled towards 0 more.
