@@ -118,6 +118,7 @@ class Config(_Frozen):
         conditions: Names of the conditions (none: all that the family has; empty: unconditional).
         symmetries: Symmetries of the read-out to try on the training showers (none: all that its layers allow; empty:
             no symmetry). Those that the showers do not reject are used by fit and augmentation; the log says which.
+        prior: A surrogate of the same layers and conditions, of which the fit takes over what few samples cannot say.
         seed: Random seed.
         device: ``auto`` takes a GPU where there is one.
         threads: CPU threads (none: all available cores).
@@ -128,6 +129,7 @@ class Config(_Frozen):
     family: str | Family | None = None
     conditions: tuple[str, ...] | None = None
     symmetries: tuple[Symmetry, ...] | None = None
+    prior: str | None = None
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)

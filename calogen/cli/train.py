@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", type=click.IntRange(min=2), help="Samples per update.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="auto takes a GPU where there is one.")
+@click.option(
+    "--from",
+    "prior",
+    metavar="MODEL",
+    help="Start from a surrogate of the same layers and conditions: for a few hundred showers.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Random seed.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all available cores).")
 @click.option(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..families import Family
 from ..shards.samples import Samples
 from .conditions import scale_conditions, scaled_size
@@ -76,6 +77,19 @@ class Generator(nn.Module, ABC):
 
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit all that is not learnt by gradients to training samples, in physical units; nothing unless overridden."""
+
+    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:  # noqa: ARG002
+        """Take over a fitted generator of the same family and conditions, and fit to training samples what they can say.
+
+        Raises:
+            ConfigError: If this network cannot.
+        """
+        raise ConfigError(
+            f"network '{self.network}' cannot start from another surrogate",
+            where="prior",
+            expected="network 'copula'",
+            hint="train without `prior`",
+        )
 
     @abstractmethod
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from ..config import Config
 from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
 from ..families import Family, Symmetry
-from ..models.registry import build_critic, build_generator, pick_device, settled
+from ..models.registry import build_critic, build_generator, network_name, pick_device, settled
+from ..runs.checkpoint import Checkpoint, load_checkpoint
+from ..runs.find import find_model
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
 from .objectives import objective_of
@@ -34,6 +36,7 @@ class Setup:
         validation: Data to validate on.
         device: Where to train.
         threads: CPU threads.
+        prior: What the fit starts from; none: nothing.
     """
 
     config: Config
@@ -43,6 +46,7 @@ class Setup:
     validation: Shards
     device: torch.device
     threads: int
+    prior: Checkpoint | None = None
 
     def using(self, symmetries: Sequence[Symmetry]) -> Setup:
         """The same with these symmetries."""
@@ -106,6 +110,26 @@ def _tried(config: Config, family: Family) -> tuple[Symmetry, ...]:
     return config.symmetries
 
 
+def _prior(config: Config, family: Family, names: tuple[str, ...]) -> Checkpoint:
+    """The surrogate that a fit starts from."""
+    found = load_checkpoint(find_model(str(config.prior)))
+    card = found.card
+    for what, mine, other in (
+        ("other layers", family.summary, card.family.summary if not family.same_samples(card.family) else ""),
+        ("other conditions", ", ".join(names), ", ".join(card.config.conditions or ())),
+        ("another network", network_name(family, config.generator.network), card.config.generator.network),
+    ):
+        if other and mine != other:
+            raise ConfigError(
+                f"the surrogate to start from has {what}",
+                where=f"`prior` = '{config.prior}'",
+                expected=mine,
+                found=other,
+                hint="start from one of the same geometry, conditions and network, or leave out `prior`",
+            )
+    return found
+
+
 def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
@@ -142,6 +166,10 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
         )
     if not len(validation):
         raise ShardError("there are no validation samples", hint="add data or a validation/ folder")
+    prior = None if config.prior is None else _prior(config, family, names)
+    if prior is not None:
+        for name in names:  # conditions on the scale that its numbers are for
+            family = family.with_condition(prior.card.family.condition(name))
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
@@ -153,6 +181,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
         validation,
         pick_device(config.device),
         threads,
+        prior,
     )
     needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -78,7 +78,11 @@ class Trainer(ABC):
 
     def fit(self) -> None:
         """Fit to the data what is not learnt by gradients."""
-        self.generator.fit(self.batches.samples(self.setup.family), self.setup.config.seed)
+        samples, seed = self.batches.samples(self.setup.family), self.setup.config.seed
+        if self.setup.prior is None:
+            self.generator.fit(samples, seed)
+        else:
+            self.generator.fit_from(self.setup.prior.generator(), samples, seed)
 
     def arm(self) -> None:
         """Move to the device and make average and optimisers; once fitted or loaded."""

@@ -16,6 +16,7 @@ LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
 _ROUNDS = 4  # of drawing what is hidden and finding the factors
 _UPDATES = 6  # of the voxels' own variances in a round
 _SPARE = 16  # axes followed beside those that are kept
+_RESOLVED = 1e-2  # of the strongest factor in a layer: weaker ones have no slopes there
 _FAR = 10.0  # normals beyond which none are
 _DENSE = 2500  # voxels up to which the matrix of their correlations is computed
 _NUMBERS = 3_000_000  # normals worked on at a time
@@ -95,13 +96,13 @@ def fit_factors(
     everything = [slice(0, voxels)]
     for kind, slope in enumerate(slopes):
         for number, part in enumerate(everything if kind < shared else layers):
-            here = loadings[part]
+            here = loadings[part, :drifting]
             product, squares = _slope(normals, chunks, (number, kind), part, here)
             if squares > 0:
-                inverse = torch.linalg.pinv((here.T @ here).double(), hermitian=True).to(here.dtype)
+                inverse = torch.linalg.pinv((here.T @ here).double(), rtol=_RESOLVED, hermitian=True).to(here.dtype)
                 product /= squares
                 turned = here @ (inverse @ (here.T @ product) @ inverse)
-                slope[part] = (product @ inverse - turned / 2)[:, :drifting]
+                slope[part] = product @ inverse - turned / 2
     return loadings, slopes, mixing
 
 

@@ -76,6 +76,7 @@ class FoldedShowers:
         self._parts = window.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = learnt["shape"]
+        self._few = learnt["few"]
         self._knee, self._threshold = np.float32(window.knee), np.float32(window.threshold)
         unit = np.float32(window.unit_in_mev)
         self._mass, self._reach = np.float32(ELECTRON) / unit, np.float32(LINE_REACH) / unit
@@ -110,7 +111,8 @@ class FoldedShowers:
         for number, part in enumerate(self._parts if local is not None else ()):
             for place, drift in enumerate(self._drift[self._shared :], self._shared):
                 common[:, part] += drivers[:, number, place, None] * (drifting @ drift[:, part])
-        faint = np.minimum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], 0), 1)
+        few = self._few - np.log(np.maximum(energies.T, np.float32(1e-9))) + np.float32(0.5)
+        faint = np.minimum(np.maximum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], few), 0), 1)
         together = 1 - faint * (1 - self._together)
         for number in np.flatnonzero((together < 1).any(0)):
             common[:, self._parts[number]] *= together[:, number, None]

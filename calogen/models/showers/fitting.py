@@ -33,7 +33,12 @@ def _solve(design: Tensor, weights: Tensor, right: Tensor, ridge: float | Tensor
 
 
 def fit_logistic(
-    design: Tensor, hits: Tensor, trials: Tensor | int = 1, ridge: float | Tensor = 2.0, iterations: int = 15
+    design: Tensor,
+    hits: Tensor,
+    trials: Tensor | int = 1,
+    ridge: float | Tensor = 2.0,
+    iterations: int = 15,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Occupancy of V voxels as logistic regressions, by Newton's method.
 
@@ -44,15 +49,16 @@ def fit_logistic(
         ridge: Strength of the pull of all but the constant towards 0, in units of observations; a number, or one for
             each feature, (F,).
         iterations: Newton steps.
+        start: Coefficients to start from; none: those of the mean.
 
     Returns:
         Coefficients of the log odds, (F, V).
     """
-    mean = (hits.sum(0) + 0.5) / (
-        (trials + torch.zeros_like(hits)).sum(0) + 1.0
-    )  # never 0 or 1: a voxel never seen stays possible
+    # Never 0 or 1: a voxel never seen stays possible.
+    mean = (hits.sum(0) + 0.5) / ((trials + torch.zeros_like(hits)).sum(0) + 1.0)
     coefficients = torch.zeros(design.shape[1], hits.shape[1], dtype=design.dtype)
     coefficients[0] = torch.log(mean / (1 - mean))
+    coefficients = coefficients if start is None else start.clone()
     shrink = (torch.ones(design.shape[1], dtype=design.dtype) * ridge)[:, None]
     shrink[0] = 0.1  # half an observation each way
 

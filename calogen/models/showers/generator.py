@@ -17,13 +17,14 @@ from ..layers import SLOPE, mlp
 from .factors import LEAST_NOISE, fit_factors
 from .fast import FoldedShowers
 from .transform import Fitted, ShowerTransform
-from .voxels import Given, Local
+from .voxels import Given, Local, VoxelShares
 
 _FACTOR_NUMBERS = 100_000_000  # voxels that the factors are fitted to: bounds memory to about 1 GB
 _BLOCK = 2048  # showers at a time
 _CORE = 32  # voxels of a layer, the hottest, whose own noise is correlated
 _FAINTEST, _FEW_FAINT = 0.9, 50  # how faint layers are, and how many, by which their correlations are judged
 _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
+_PRIOR = 5000  # showers that are worth as much as what is known before
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
 _CORRECTIONS = 2  # of the fit by what comes out of it
 _DRIFTING = 64  # factors whose loadings change with the incident energy
@@ -118,18 +119,38 @@ class ShowerGenerator(Generator):
         data = self.transform.fit(samples)
         self.remarks = self.transform.remarks
         if len(data.showers) < _FEWEST:
-            few = f"{len(data.showers)} training showers are few for a fit, which wants at least {_FEWEST}: add showers"
+            few = f"{len(data.showers)} training showers are few for a fit, which wants at least {_FEWEST}: add showers, or start from a similar surrogate (`prior`)"
             self.remarks += (few,)
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 
         # Shares are normalised in the end, which changes them: the fit is corrected for that.
-        voxels = self.transform.voxels
-        target = copy.deepcopy(voxels).double()
+        target = copy.deepcopy(self.transform.voxels).double()
         for _ in range(_CORRECTIONS):
-            made = torch.cat([self._made(data, rows, generator) for rows in _blocks(len(data.showers))])
-            voxels.double().correct(target, made, data.energies, data.views)
-            voxels.float()
+            self._correct(target, data, generator)
+
+    @torch.no_grad()
+    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
+        """Take over a fitted generator of the same family and conditions; layer energies are fitted anew.
+
+        How they are shared out hardly depends on the particle, and takes most showers to know: the prior's numbers move
+        towards those of the training showers as far as there are many.
+        """
+        self.load_state_dict(prior.state_dict())
+        for parameter in self.energies[-1].parameters():
+            parameter.zero_()
+        data = self.transform.prepared(samples)
+        self.transform.fit_energies(data)
+        target = copy.deepcopy(self.transform.voxels).double()
+        target.fit(data.showers, data.energies, data.views, data.seen, centre=False)
+        trust = len(data.showers) / (len(data.showers) + _PRIOR)
+        self._correct(target, data, torch.Generator().manual_seed(seed), trust)
+        self.remarks = self.transform.remarks
+
+    def _correct(self, target: VoxelShares, data: Fitted, generator: torch.Generator, trust: float = 1.0) -> None:
+        made = torch.cat([self._made(data, rows, generator) for rows in _blocks(len(data.showers))])
+        self.transform.voxels.double().correct(target, made, data.energies, data.views, data.seen, trust)
+        self.transform.voxels.float()
 
     def _fit_correlations(self, data: Fitted, generator: torch.Generator) -> None:
         rows = torch.randperm(len(data.showers), generator=generator)

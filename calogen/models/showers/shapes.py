@@ -94,10 +94,10 @@ def fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([constant, high, fits[5], low - middle, middle - high]))
 
 
-def shifted(shape: Tensor, target: Tensor, found: Tensor) -> Tensor:
-    """A shape (5, ...) with the difference of two others added; it still increases."""
+def shifted(shape: Tensor, target: Tensor, found: Tensor, trust: float = 1.0) -> Tensor:
+    """A shape (5, ...) with a part of the difference of two others added; it still increases."""
     # In constant, root and the three slopes of the logarithm, of which none may be negative.
     pieces = [torch.stack([s[0], s[2], s[1] + s[3] + s[4], s[1] + s[4], s[1]]) for s in (shape, target, found)]
-    constant, root, *slopes = (pieces[0] + pieces[1] - pieces[2]).unbind(0)
+    constant, root, *slopes = (pieces[0] + trust * (pieces[1] - pieces[2])).unbind(0)
     low, middle, high = (slope.clamp(min=least) for slope, least in zip(slopes, _FLATTEST.tolist(), strict=True))
     return torch.stack([constant, high, root.clamp(min=0), low - middle, middle - high])

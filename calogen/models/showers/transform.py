@@ -159,20 +159,25 @@ class ShowerTransform(nn.Module):
         Raises:
             ShardError: If fewer than 16 showers have energy.
         """
-        fitted = self._prepared(samples)
-        self.double()
-        self.energies.fit(fitted.energies, _columns(fitted.conditions, self._of_energies))
+        if self.frame is not None:
+            self.frame.fit(*_with_energy(samples, self.conditions))
+        fitted = self.prepared(samples)
+        self.fit_energies(fitted)
         self.voxels.double().fit(fitted.showers, fitted.energies, fitted.views, fitted.seen)
-        self.float()
+        self.voxels.float()
         rows = torch.arange(0, len(fitted.showers), max(1, len(fitted.showers) // _LINE_ROWS))
         given = self.given(fitted.energies[rows].float(), fitted.conditions[rows].float())
         self.voxels.fit_line(fitted.showers[rows], given)
         return fitted
 
-    def _prepared(self, samples: Samples) -> Fitted:
+    def fit_energies(self, fitted: Fitted) -> None:
+        """Fit layer energies alone."""
+        self.energies.fit(fitted.energies, _columns(fitted.conditions, self._of_energies))
+
+    def prepared(self, samples: Samples) -> Fitted:
+        """Training showers with energy, in their frame and with their images."""
         showers, conditions = _with_energy(samples, self.conditions)
         if self.frame is not None:
-            self.frame.fit(showers, conditions)
             blocks = zip(showers.split(_FRAMED), conditions.float().split(_FRAMED), strict=True)
             framed, _, seen = zip(*(self._framed(*block) for block in blocks), strict=True)
             showers, seen = torch.cat(framed), torch.cat(seen)

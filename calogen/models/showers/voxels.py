@@ -21,10 +21,10 @@ _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting:
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
 LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
-FAINT = (
-    -0.6,
-    0.5,
-)  # standard deviations of its log energy below which a layer begins to be faint; after so many, it is
+_FEW = (3, 5)  # voxels on that are few
+_NEVER = 40.0  # minus the logarithm of an energy that no layer has
+# Standard deviations of its log energy below which a layer begins to be faint, and how many further down it is.
+FAINT = (-0.6, 0.5)
 CLIP = 3.0  # standard deviations beyond which the regressions are not extrapolated
 LEAST = 1e-3  # of the threshold: the least excess over it
 
@@ -52,7 +52,8 @@ class Given(NamedTuple):
         near: How near each station of energy is, (B, 3), adding up to 1.
         drivers: With which the correlations of the voxels of each layer change, (B, L, J + A), of order one; the first
             J are the same for all layers.
-        faint: Whether each layer has far less energy than usual, (B, L), from 0 (no) to 1 (yes).
+        faint: Whether each layer has far less energy than usual, or so little that few voxels are on, (B, L), from 0 (no)
+            to 1 (yes).
     """
 
     energies: Tensor
@@ -98,6 +99,7 @@ class VoxelShares(nn.Module):
     products: Tensor  # (3, F) which three columns are multiplied for each feature of voxels
     shape_centre: Tensor  # (P, L + 1) log layer energies and depth as polynomials in c ...
     shape_spread: Tensor  # (L + 1,) ... and their spread about it
+    few: Tensor  # (L,) log energy in MeV of a layer with few voxels on
     line: Tensor  # (L,) half width in MeV of what is moved onto the line at the electron's mass
     stations: Tensor  # (3,) scaled incident energies between which shapes are interpolated
 
@@ -117,6 +119,7 @@ class VoxelShares(nn.Module):
         self.register_buffer("products", products, persistent=False)
         self.register_buffer("shape_centre", torch.zeros(self._plain, layers + 1))
         self.register_buffer("shape_spread", torch.ones(layers + 1))
+        self.register_buffer("few", torch.full((layers,), -_NEVER))
         self.register_buffer("line", torch.zeros(layers))
         self.register_buffer("stations", torch.tensor([-0.5, 0.2, 0.8]))
         # Parameters, so that training can refine them: (F, V) each, and the numbers of Q at each station.
@@ -151,7 +154,9 @@ class VoxelShares(nn.Module):
         drivers = torch.cat([self.leading(scaled), torch.tanh(features[:, 0, self._depth : self._depth + 1])], 1)
         drivers = drivers[:, None].expand(-1, features.shape[1], -1)
         drivers = drivers if local is None else self.with_local(drivers, local)
-        faint = ((FAINT[0] - features[..., self._layer]) / FAINT[1]).clamp(0, 1)
+        unusual = (FAINT[0] - features[..., self._layer]) / FAINT[1]
+        few = self.few - torch.log(energies.clamp(min=1e-9)) + 0.5
+        faint = torch.maximum(unusual, few).clamp(0, 1)
         return Given(energies, features, self.near(conditions), drivers, faint)
 
     @staticmethod
@@ -273,7 +278,7 @@ class VoxelShares(nn.Module):
         views: Sequence[View],
         seen: Tensor | None = None,
         *,
-        occupancy: bool = True,
+        centre: bool = True,
     ) -> None:
         """Fit to training showers and their images, which follow the same law.
 
@@ -282,10 +287,10 @@ class VoxelShares(nn.Module):
             energies: Of their layers, (N, L), float64.
             views: Images that change the conditions in one way, each: the first is that of the showers themselves.
             seen: Which voxels the read-out can have seen, (N, V) bool; none: all.
-            occupancy: Whether to fit how often voxels are on, and what all fits depend on, too.
+            centre: Whether to fit what all fits depend on, first.
         """
-        if occupancy:
-            self._centre(energies, views[0])
+        if centre:
+            self._centre(showers, energies, views[0])
 
         # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory. Its
         # numbers are written to each image, whose features are linear in those of the showers themselves.
@@ -297,7 +302,8 @@ class VoxelShares(nn.Module):
                 self.occupancy[0, part] = -30.0
                 continue
             designs = [self._layer_features(view, energies, i)[rows] for view in views]
-            moves = [torch.linalg.lstsq(designs[0], design, driver="gelsd").solution for design in designs]
+            moved = [torch.linalg.lstsq(designs[0], d, driver="gelsd").solution for d in designs[1:]]
+            moves = [torch.eye(designs[0].shape[1], dtype=designs[0].dtype), *moved]
             design, stations = torch.cat(designs), torch.cat([n[rows] for n in nearest])
             layer = self._shares(showers[rows][:, part].double(), energies[rows, i : i + 1]).float()
             voxels = lowest[part].unique()
@@ -311,14 +317,14 @@ class VoxelShares(nn.Module):
                 if seen is not None:
                     found = seen[rows][:, part]
                     trials = torch.cat([sum(found[:, voxel].double() for voxel in images) for images in chosen])
-                fits = self._fit_voxels(design, shares.double(), stations, trials if occupancy else None)
+                fits = self._fit_voxels(design, shares.double(), stations, trials)
                 for view, move in zip(views, moves, strict=True):
                     for order in view.orders:
                         for name, fit in fits.items():
                             getattr(self, name)[..., order[here]] = fit if name == "shape" else move @ fit
 
-    def _centre(self, energies: Tensor, view: View) -> None:
-        """Find the stations of energy, and the mean course of energies and depth with the conditions."""
+    def _centre(self, showers: Tensor, energies: Tensor, view: View) -> None:
+        """Find stations of energy, the mean course of energies and depth with the conditions, and where hits are few."""
         scaled = scale_conditions(self.family, self.conditions, view.conditions)
         energy = self.leading(scaled)[:, 0]
         ends = torch.quantile(energy[:: max(1, len(energy) // 100_000)], energy.new_tensor([1 / 6, 1 / 2, 5 / 6]))
@@ -332,24 +338,40 @@ class VoxelShares(nn.Module):
         spread = (profile - plain @ self.shape_centre).std(0)
         self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
 
-    @torch.no_grad()
-    def correct(self, target: VoxelShares, made: Tensor, energies: Tensor, views: Sequence[View]) -> None:
-        """Shift locations, scales and shapes by what those of the showers made so far are off.
+        for i, part in enumerate(self.family.layer_slices):
+            hits = (showers[:, part] > 0).sum(1)
+            rows = (hits >= _FEW[0]) & (hits <= _FEW[1])
+            self.few[i] = torch.log(energies[rows, i]).mean() if rows.any() else -_NEVER
 
-        Normalising shares to the energy of their layer changes how each is distributed. So the same fit is made to what
-        comes out, and the differences are taken off (indirect inference: Gourieroux, Monfort & Renault 1993).
+    @torch.no_grad()
+    def correct(
+        self,
+        target: VoxelShares,
+        made: Tensor,
+        energies: Tensor,
+        views: Sequence[View],
+        seen: Tensor | None = None,
+        trust: float = 1.0,
+    ) -> None:
+        """Shift occupancies, locations, scales and shapes by what those of the showers made so far are off.
+
+        Normalising shares to the energy of their layer changes how each is distributed, and a layer with energy has at
+        least one voxel on. So the same fit is made to what comes out, and the differences are taken off (indirect inference: Gourieroux, Monfort & Renault 1993).
 
         Args:
             target: What was fitted to the training showers.
             made: Showers (N, V) in MeV that this object makes with the energies of the training showers.
             energies: As for :meth:`fit`.
             views: As for :meth:`fit`.
+            seen: As for :meth:`fit`.
+            trust: What part of the differences is taken off.
         """
         found = copy.deepcopy(self)
-        found.fit(made, energies, views, occupancy=False)
-        self.location += target.location - found.location
-        self.log_scale += target.log_scale - found.log_scale
-        self.shape.copy_(shifted(self.shape, target.shape, found.shape))
+        found.fit(made, energies, views, seen, centre=False)
+        self.location += trust * (target.location - found.location)
+        self.log_scale += trust * (target.log_scale - found.log_scale)
+        self.shape.copy_(shifted(self.shape, target.shape, found.shape, trust))
+        self.occupancy += trust * (target.occupancy - found.occupancy)
 
     def _layer_features(self, view: View, energies: Tensor, i: int) -> Tensor:
         """The features (N, F) of one layer, float64: those of all layers at a time would fill memory."""
@@ -359,13 +381,11 @@ class VoxelShares(nn.Module):
         blocks = zip(rows, parts, strict=True)
         return torch.cat([self.features(energies[r], view.conditions[r], part)[:, i] for r, part in blocks])
 
-    def _fit_voxels(
-        self, design: Tensor, shares: Tensor, stations: Tensor, trials: Tensor | int | None
-    ) -> dict[str, Tensor]:
+    def _fit_voxels(self, design: Tensor, shares: Tensor, stations: Tensor, trials: Tensor | int) -> dict[str, Tensor]:
         """Parameters of some voxels of one layer, by name.
 
         Args: design (N, F), shares of the layer (I, N, V_block) in I images, nearest station of each shower (N,), in
-        how many images a voxel can have been seen (N, V_block); none: occupancies are not fitted.
+        how many images a voxel can have been seen (N, V_block).
         """
         # The mean of the logarithm, then the logarithm of its spread as a mean of log residuals: least squares, which
         # thousands of voxels solve at once without iterations. Products of three and four are pulled towards 0 more.
@@ -396,8 +416,7 @@ class VoxelShares(nn.Module):
             else:
                 shapes.append(self._fit_shapes(residual[:, chosen], several[:, chosen]))
         fits = {"location": location, "log_scale": log_scale, "shape": torch.stack(shapes, 1)}
-        if trials is not None:
-            fits["occupancy"] = fit_logistic(design, on.sum(0).double(), trials, ridge=2 * ridge)
+        fits["occupancy"] = fit_logistic(design, on.sum(0).double(), trials, ridge=2 * ridge)
         return fits
 
     @staticmethod
