@@ -119,8 +119,8 @@ class ShowerGenerator(Generator):
         data = self.transform.fit(samples)
         self.remarks = self.transform.remarks
         if len(data.showers) < _FEWEST:
-            few = f"{len(data.showers)} training showers are few for a fit, which wants at least {_FEWEST}: add showers, or start from a similar surrogate (`prior`)"
-            self.remarks += (few,)
+            few = f"{len(data.showers)} training showers are few for a fit, which wants at least {_FEWEST}"
+            self.remarks += (f"{few}: add showers, or start from a similar surrogate (`prior`)",)
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 

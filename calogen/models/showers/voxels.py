@@ -52,8 +52,8 @@ class Given(NamedTuple):
         near: How near each station of energy is, (B, 3), adding up to 1.
         drivers: With which the correlations of the voxels of each layer change, (B, L, J + A), of order one; the first
             J are the same for all layers.
-        faint: Whether each layer has far less energy than usual, or so little that few voxels are on, (B, L), from 0 (no)
-            to 1 (yes).
+        faint: Whether each layer has far less energy than usual, or so little that few voxels are on, (B, L), from 0
+            (no) to 1 (yes).
     """
 
     energies: Tensor
@@ -317,14 +317,15 @@ class VoxelShares(nn.Module):
                 if seen is not None:
                     found = seen[rows][:, part]
                     trials = torch.cat([sum(found[:, voxel].double() for voxel in images) for images in chosen])
-                fits = self._fit_voxels(design, shares.double(), stations, trials)
+                start = None if centre else self.occupancy[:, here]
+                fits = self._fit_voxels(design, shares.double(), stations, trials, start)
                 for view, move in zip(views, moves, strict=True):
                     for order in view.orders:
                         for name, fit in fits.items():
                             getattr(self, name)[..., order[here]] = fit if name == "shape" else move @ fit
 
     def _centre(self, showers: Tensor, energies: Tensor, view: View) -> None:
-        """Find stations of energy, the mean course of energies and depth with the conditions, and where hits are few."""
+        """Find stations of energy, the mean course of energies and depth with conditions, and where hits are few."""
         scaled = scale_conditions(self.family, self.conditions, view.conditions)
         energy = self.leading(scaled)[:, 0]
         ends = torch.quantile(energy[:: max(1, len(energy) // 100_000)], energy.new_tensor([1 / 6, 1 / 2, 5 / 6]))
@@ -356,7 +357,8 @@ class VoxelShares(nn.Module):
         """Shift occupancies, locations, scales and shapes by what those of the showers made so far are off.
 
         Normalising shares to the energy of their layer changes how each is distributed, and a layer with energy has at
-        least one voxel on. So the same fit is made to what comes out, and the differences are taken off (indirect inference: Gourieroux, Monfort & Renault 1993).
+        least one voxel on. So the same fit is made to what comes out, and the differences are taken off (indirect
+        inference: Gourieroux, Monfort & Renault 1993).
 
         Args:
             target: What was fitted to the training showers.
@@ -381,7 +383,9 @@ class VoxelShares(nn.Module):
         blocks = zip(rows, parts, strict=True)
         return torch.cat([self.features(energies[r], view.conditions[r], part)[:, i] for r, part in blocks])
 
-    def _fit_voxels(self, design: Tensor, shares: Tensor, stations: Tensor, trials: Tensor | int) -> dict[str, Tensor]:
+    def _fit_voxels(
+        self, design: Tensor, shares: Tensor, stations: Tensor, trials: Tensor | int, start: Tensor | None
+    ) -> dict[str, Tensor]:
         """Parameters of some voxels of one layer, by name.
 
         Args: design (N, F), shares of the layer (I, N, V_block) in I images, nearest station of each shower (N,), in
@@ -416,7 +420,7 @@ class VoxelShares(nn.Module):
             else:
                 shapes.append(self._fit_shapes(residual[:, chosen], several[:, chosen]))
         fits = {"location": location, "log_scale": log_scale, "shape": torch.stack(shapes, 1)}
-        fits["occupancy"] = fit_logistic(design, on.sum(0).double(), trials, ridge=2 * ridge)
+        fits["occupancy"] = fit_logistic(design, on.sum(0).double(), trials, ridge=2 * ridge, start=start)
         return fits
 
     @staticmethod
