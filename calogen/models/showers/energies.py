@@ -84,7 +84,7 @@ class LayerEnergies(nn.Module):
         others = scaled_size(family, self.conditions) - (self.energy_column is not None)
         features = 2 + STATIONS + 2 * others + others * (others + 1) // 2
         terms = STATIONS + 2 * (2 * LEADING + len(_PAIRS)) + 2 * (1 + LEADING) + 4
-        straight = torch.from_numpy(_GRID).float().expand(size, STATIONS, -1)
+        straight = torch.linspace(-REACH, REACH, _POINTS).expand(size, STATIONS, -1)
         self.register_buffer("stations", torch.linspace(-1, 1, STATIONS))
         self.register_buffer("order", torch.arange(size))
         self.register_buffer("limits", torch.zeros(2, size))
