@@ -290,7 +290,7 @@ class VoxelShares(nn.Module):
             centre: Whether to fit what all fits depend on, first.
         """
         if centre:
-            self._centre(showers, energies, views[0])
+            self._centre(showers, energies, views)
 
         # Voxels, layer by layer. One fit sees the showers of all images, in blocks of voxels that fit into memory. Its
         # numbers are written to each image, whose features are linear in those of the showers themselves.
@@ -324,9 +324,13 @@ class VoxelShares(nn.Module):
                         for name, fit in fits.items():
                             getattr(self, name)[..., order[here]] = fit if name == "shape" else move @ fit
 
-    def _centre(self, showers: Tensor, energies: Tensor, view: View) -> None:
-        """Find stations of energy, the mean course of energies and depth with conditions, and where hits are few."""
-        scaled = scale_conditions(self.family, self.conditions, view.conditions)
+    def _centre(self, showers: Tensor, energies: Tensor, views: Sequence[View]) -> None:
+        """Find stations of energy, the mean course of energies and depth with conditions, and where hits are few.
+
+        Of all images: so energies and depth less that course are the same for a shower and its image, and the features
+        of images are linear in those of showers.
+        """
+        scaled = torch.cat([scale_conditions(self.family, self.conditions, view.conditions) for view in views])
         energy = self.leading(scaled)[:, 0]
         ends = torch.quantile(energy[:: max(1, len(energy) // 100_000)], energy.new_tensor([1 / 6, 1 / 2, 5 / 6]))
         if (ends.diff() > 0.05).all():
@@ -334,7 +338,7 @@ class VoxelShares(nn.Module):
 
         # What voxels depend on: energies and depth less their mean course with the conditions, in units of their
         # spread about it. Else they would repeat what the conditions say, and no regression could tell them apart.
-        plain, profile = self._plain_features(scaled), self._profile(energies)
+        plain, profile = self._plain_features(scaled), self._profile(energies).repeat(len(views), 1)
         self.shape_centre.copy_(fit_least_squares(plain, profile, torch.ones_like(profile), ridge=1e-3))
         spread = (profile - plain @ self.shape_centre).std(0)
         self.shape_spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
