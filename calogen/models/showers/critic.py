@@ -38,7 +38,7 @@ class ShowerCritic(Critic):
         super().__init__()
         family, transform = generator.family, generator.transform
         self.family = family
-        self.energy_variables = transform.energies.variables
+        self.energy_variables = transform.energy_variables
         centres = torch.as_tensor(family.centres, dtype=torch.float32)
         self.register_buffer("position", centres / centres.abs().max().clamp(min=1e-6))
         size = 2 * family.voxels + sum(sum(layer.shape) for layer in family.layers) + 9 * len(family.layers) + 1
@@ -62,7 +62,8 @@ class ShowerCritic(Critic):
         """Weight of each view, (D,): groups of views weigh the same in all."""
         voxels, layers = self.family.voxels, len(self.family.layers)
         sums = sum(sum(layer.shape) for layer in self.family.layers)
-        small, middle, large = (math.sqrt(9 * layers / size) for size in (voxels, sums, 9 * layers))
+        single = 9 * layers + 1
+        small, middle, large = (math.sqrt(single / size) for size in (voxels, sums, single))
         parts = [torch.full((voxels,), small)]
         for layer, part in zip(self.family.layers, self.family.layer_slices, strict=True):
             sizes = (part.stop - part.start, sum(layer.shape), 8)

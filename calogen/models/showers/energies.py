@@ -124,7 +124,8 @@ class LayerEnergies(nn.Module):
         # Shares are of (energy + knee), and add up to one only about: what results is scaled to meet the total.
         energies = torch.exp(shares) * (total + self.layers * knee) - knee
         energies = torch.where(empty[:, places[1:]], 0.0, energies.clamp(min=SMALLEST * knee))
-        return energies * (total / energies.sum(1, keepdim=True))
+        energies = energies * (total / energies.sum(1, keepdim=True))
+        return torch.where(energies < self.family.threshold, 0.0, energies)  # no voxel would show it
 
     # --- conditions ---------------------------------------------------------------------------------------------
 

@@ -160,6 +160,7 @@ class FoldedShowers:
         frame = self._transform.frame
         assert frame is not None
         found: Array = frame.from_frame(torch.from_numpy(showers), cells)[0].numpy()
+        found[found < self._threshold] = 0
         return found
 
     def _scaled_plain(self, scaled: Array) -> Array:

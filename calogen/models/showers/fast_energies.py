@@ -27,7 +27,7 @@ class FoldedEnergies:
         learnt = {name: a.cpu().numpy().astype(np.float32) for name, a in energies.named_buffers()}
         family = energies.family
         self._column, self._conserves = energies.energy_column, family.conserves_energy
-        self._knee = np.float32(family.knee)
+        self._knee, self._threshold = np.float32(family.knee), np.float32(family.threshold)
         self._most = np.float32(1 if family.conserves_energy else family.max_response)
         offset, slope, logarithmic = scaling(family, energies.conditions)
         self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
@@ -173,6 +173,7 @@ class FoldedEnergies:
         if empty is not None:
             energies[empty[self._places[1:]]] = 0
         energies *= total / energies.sum(0)
+        energies[energies < self._threshold] = 0
         return energies
 
 

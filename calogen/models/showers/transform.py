@@ -81,6 +81,10 @@ class ShowerTransform(nn.Module):
         """Energy of each layer, (B, L), from showers (B, V) on the read-out; both in MeV."""
         return torch.stack([showers[:, part].sum(1) for part in self.family.layer_slices], 1)
 
+    def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """The variables (B, D) of layer energies (B, L) in MeV and conditions (B, C): :meth:`LayerEnergies.variables`."""
+        return self.energies.variables(energies, _columns(conditions, self._of_energies))
+
     def generated_energies(self, normals: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV of normals (B, D) and conditions (B, C) in their units."""
         return self.energies.inverse(normals, _columns(conditions, self._of_energies))
@@ -103,7 +107,8 @@ class ShowerTransform(nn.Module):
         showers = self.voxels.inverse(normals, given)
         if self.frame is None:
             return showers
-        return self.frame.from_frame(showers, self.frame.cells(conditions, given.energies))[0]
+        found = self.frame.from_frame(showers, self.frame.cells(conditions, given.energies))[0]
+        return torch.where(found < self.family.threshold, 0.0, found)  # what a near edge takes away may leave too little
 
     def inverse(self, energy_normals: Tensor, voxel_normals: Tensor, conditions: Tensor) -> Tensor:
         """Network space to showers.
