@@ -130,6 +130,7 @@ def toy(family: Family, count: int, seed: int = 0) -> Samples:
         values[:, part] = np.divide(shares, total, out=np.zeros_like(shares), where=total > 0) * profile[:, i : i + 1]
     total = values.sum(1)
     values *= np.divide(response * energy, total, out=np.zeros_like(total), where=total > 0)[:, None]
+    values[values < family.threshold] = 0
     return Samples(family, values.astype(np.float32), draws)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calogen.errors import ConditionError
 from calogen.families import FAMILIES, CartesianLayer, Condition, Family
-from calogen.models.showers.frame import LINEAR, Cells, ShowerFrame, frame_of
+from calogen.models.showers.frame import SIZE, Cells, ShowerFrame, frame_of
 
 NAMES = ("incident_energy", "impact_x", "impact_y", "theta", "phi")
 RANGES = {
@@ -164,13 +164,13 @@ def test_the_window_of_a_mirrored_shower_is_the_mirrored_window(fit: Fitted, axi
     mirrored[:, 1 + axis] *= -1
     mirrored[:, 4] = (180 - mirrored[:, 4]) if axis == 0 else -mirrored[:, 4]
     family = FAMILY.model_copy(update={"symmetries": (name,)})
-    order = torch.from_numpy(family.mirrors[1])
+    order = torch.from_numpy(family.images[1].order)
     cells, image = fit.frame.cells(mirrored, fit.energies), fit.frame.image(fit.cells, name)
     sure = (fit.cells.offset - 0.5).abs().amax((1, 2)) < 0.499  # rounding may move others to the next cell
     assert torch.equal(cells.crossed[sure], image.crossed[sure])
     torch.testing.assert_close(cells.offset[sure], image.offset[sure], atol=1e-3, rtol=0)
     torch.testing.assert_close(cells.tangents, image.tangents, atol=1e-5, rtol=0)
-    flipped = torch.from_numpy(fit.frame.window.model_copy(update={"symmetries": (name,)}).mirrors[1])
+    flipped = torch.from_numpy(fit.frame.window.model_copy(update={"symmetries": (name,)}).images[1].order)
     direct, _ = fit.frame.to_frame(fit.showers[:, order], image)
     through, _ = fit.frame.to_frame(fit.showers, fit.cells)
     torch.testing.assert_close(direct, through[:, flipped], rtol=1e-4, atol=1e-2)
@@ -196,9 +196,12 @@ def test_in_square_layers_x_and_y_may_be_exchanged() -> None:
 
 def test_features_of_mirrored_showers_are_the_same_up_to_signs_and_exchanged_edges(fit: Fitted) -> None:
     features, image = (fit.frame.features(c) for c in (fit.cells, fit.frame.image(fit.cells, "mirror-x")))
-    assert features.shape == (3000, 3, 22)
+    assert features.shape == (3000, 3, SIZE)
     assert features.abs().max() < 1.001
-    torch.testing.assert_close(image[..., :LINEAR], features[..., :LINEAR] * torch.tensor([-1, 1, -1, 1]))
+    # Pairs along x and y: only those of x change signs, and only where they are odd in what is mirrored.
+    odd = torch.tensor([-1, 1, -1, 1, *[1] * 6, -1, 1, -1, 1, *[1] * 6, -1, -1, -1, -1])
+    torch.testing.assert_close(image[..., :-4], features[..., :-4] * odd)
+    torch.testing.assert_close(image[..., [-2, -3, -4, -1]], features[..., [-4, -3, -2, -1]])
     torch.testing.assert_close(image.abs().sort(-1).values, features.abs().sort(-1).values)
 
 

@@ -16,6 +16,7 @@ from calogen.models.contract import Critic, Generator
 from calogen.models.maps.generator import MapGenerator
 from calogen.models.registry import build_critic, build_generator, pick_device
 from calogen.models.showers.generator import ShowerGenerator
+from calogen.models.showers.voxels import Given
 
 SHAPES = GeneratorConfig(latent=4, hidden=(8, 8), channels=(6, 4))
 CRITIC = CriticConfig(hidden=(8,), channels=(4, 6))
@@ -91,17 +92,53 @@ def test_an_untrained_shower_generator_adds_nothing_to_the_fitted_start(family: 
         last = [m for m in network if isinstance(m, nn.Linear)][-1]
         assert not last.weight.any()
         assert not last.bias.any()
-    layers, factors, voxels = generator.splits
-    assert (layers, factors, voxels) == (len(family.layers), 4, family.voxels)
-    assert generator.latent_size == layers + factors + voxels
+    size, factors, voxels = generator.splits
+    assert (size, factors, voxels) == (len(family.layers) + 1, 4, family.voxels)
+    assert generator.latent_size == size + factors + voxels
     assert generator.coarse == factors + voxels  # all but the energies'
-    assert generator.drift.shape == (voxels, factors)
-    for energy, noise in zip(generator.transform.stations, generator.noise, strict=True):
-        variance = (generator.loadings + energy * generator.drift).square().sum(1) + noise.square()
-        torch.testing.assert_close(variance, torch.ones(voxels), atol=1e-5, rtol=0)
+    assert generator.drift.shape == (2, voxels, factors)
     made = generator(torch.zeros(3, generator.latent_size), conditions[:3])
-    expected = generator.transform.inverse(torch.zeros(3, layers), torch.zeros(3, voxels), conditions[:3])
+    expected = generator.transform.inverse(torch.zeros(3, size), torch.zeros(3, voxels), conditions[:3])
     torch.testing.assert_close(made, expected)
+
+
+def test_the_voxel_normals_of_the_fitted_start_are_standard_with_its_factors_correlations() -> None:
+    generator, _, values, conditions = built(SMALL, 400)
+    assert isinstance(generator, ShowerGenerator)
+    given = generator.transform.given(generator.transform.layer_energies(values[:1]), conditions[:1])
+    many = Given(*(part.expand(40_000, *part.shape[1:]) for part in given))
+    stream = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        factors, own = (torch.randn(40_000, n, generator=stream) for n in generator.splits[1:])
+        normals = generator._copula(factors, own, many)
+    assert (given.faint == 0).all()
+    torch.testing.assert_close(normals.var(0), torch.ones(SMALL.voxels), atol=0.04, rtol=0)
+    # Of the factors, at the drivers of the shower; within the core of a layer its own noise is correlated, too.
+    driver = (given.drivers - generator.centre)[0, 0]
+    loadings = (generator.loadings + (driver[:, None, None] * generator.drift).sum(0)).detach()
+    assert (loadings.square().sum(1) < 0.98).all()
+    expected = loadings @ loadings.T
+    for group, mixing in zip(generator.core, generator.mixing, strict=True):
+        own_part = (1 - loadings[group].square().sum(1)).sqrt()
+        expected[group[:, None], group] += own_part[:, None] * (mixing @ mixing.T) * own_part
+    torch.testing.assert_close(torch.corrcoef(normals.T), expected.fill_diagonal_(1.0), atol=0.03, rtol=0)
+
+
+def test_voxels_of_a_faint_layer_go_together_less() -> None:
+    generator, _, values, conditions = built(SMALL, 400)
+    assert isinstance(generator, ShowerGenerator)
+    assert ((generator.together >= 0) & (generator.together <= 1)).all()
+    given = generator.transform.given(generator.transform.layer_energies(values[:9]), conditions[:9])
+    layer, (_, rank, voxels) = SMALL.layer_slices[1], generator.splits
+    generator.together[1] = 0.0
+    stream = torch.Generator().manual_seed(1)
+    factors, own = (torch.randn(9, n, generator=stream) for n in (rank, voxels))
+    with torch.no_grad():
+        usual, faint = (
+            generator._copula(factors, own, given._replace(faint=torch.full_like(given.faint, how))) for how in (0, 1)
+        )
+    torch.testing.assert_close(faint[:, layer], own[:, layer])
+    assert ((usual - own)[:, layer].abs() > 1e-3).double().mean() > 0.9
 
 
 def test_a_generators_loss_reaches_all_of_its_parameters_that_can_matter() -> None:
@@ -112,8 +149,8 @@ def test_a_generators_loss_reaches_all_of_its_parameters_that_can_matter() -> No
     for name in (
         "loadings",
         "drift",
-        "transform.occupancy",
-        "transform.location",
+        "transform.voxels.occupancy",
+        "transform.voxels.location",
         "energies.4.weight",
         "shapes.4.weight",
     ):

@@ -7,20 +7,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from support import ANGLE, CALORIMETERS, ENERGY, MAPS, SINGLE, SMALL, toy
+from support import ANGLE, CALORIMETERS, ENERGY, MAPS, SINGLE, SMALL, TURNED, toy
 from torch import Tensor
 
 from calogen.config import GeneratorConfig
 from calogen.errors import ShardError
-from calogen.families import FAMILIES, Family
+from calogen.families import FAMILIES, CartesianLayer, Family
 from calogen.models.conditions import scale_conditions
 from calogen.models.maps.conv import MapTransform
 from calogen.models.registry import build_generator
 from calogen.models.showers.shapes import exponential, fit_shapes, quantile
-from calogen.models.showers.transform import ELECTRON, ShowerTransform
+from calogen.models.showers.transform import ShowerTransform
+from calogen.models.showers.voxels import ELECTRON, VoxelShares
 from calogen.shards.samples import Samples
 
 CALOGAN = FAMILIES["calogan"]
+POINTS = Family(
+    name="points",
+    layers=tuple(CartesianLayer(shape=shape, size=(30, 30)) for shape in ((1, 1), (3, 3), (1, 1))),
+    conditions=(ENERGY,),
+    threshold=0.02,
+)
+"""Layers of a single voxel."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def toy_over_the_range(family: Family, count: int) -> Samples:
     )
 
 
-SIZED = [pytest.param(f, marks=pytest.mark.slow) if f.voxels > 10_000 else f for f in CALORIMETERS]
+SIZED = [pytest.param(f, marks=pytest.mark.slow) if f.voxels > 10_000 else f for f in (*CALORIMETERS, POINTS)]
 
 
 @pytest.fixture(scope="module", params=SIZED, ids=lambda f: f.name)
@@ -67,19 +75,18 @@ def fit(request: pytest.FixtureRequest) -> Fitted:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-5), (torch.float32, 5e-5)])
 def test_inverse_of_forward_is_the_shower_itself_given_its_layer_energies(
-    fit: Fitted, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+    fit: Fitted, dtype: torch.dtype, tolerance: float
 ) -> None:
     # To a few 1e-5 of the incident energy, zeros exactly, from the lowest to the highest energy; but for showers with a
-    # voxel beyond the scores that are kept (6 standard deviations; less than any other at its conditions).
+    # voxel beyond the normals that are kept (6 standard deviations; less than any other at its conditions).
     transform, showers, conditions = fit.transform.to(dtype), fit.showers.to(dtype), fit.conditions.to(dtype)
-    energies = transform.layer_energies(showers)
-    monkeypatch.setattr(transform, "energies_from_normals", lambda scores, conditions: energies)
-    energy_scores, voxel_scores = transform(showers, conditions)
-    again = transform.inverse(energy_scores, voxel_scores, conditions)
-    lowest = (showers > 0) & (voxel_scores - transform.ceiling(showers, conditions) < 2e-4)
+    given = transform.given(transform.layer_energies(showers), conditions)
+    normals = transform.voxels(showers, given)
+    again = transform.made(normals, given, conditions)
+    lowest = (showers > 0) & (normals - transform.ceiling(showers, conditions) < 2e-4)
     transform.double()
-    assert voxel_scores.isfinite().all()
-    kept = (voxel_scores < 5.9).all(1) & ~lowest.any(1)
+    assert normals.isfinite().all()
+    kept = (normals < 5.9).all(1) & ~lowest.any(1)
     assert kept.double().mean() > 0.85
     error = (again - showers).abs().amax(1) / conditions[:, 0]
     assert float(error[kept].max()) < tolerance
@@ -88,35 +95,29 @@ def test_inverse_of_forward_is_the_shower_itself_given_its_layer_energies(
         assert torch.equal(again[kept] > 0, showers[kept] > 0)
 
 
-def test_energies_and_whole_showers_come_back_where_their_scores_are_kept(fit: Fitted) -> None:
+def test_whole_showers_come_back_where_their_energies_do(fit: Fitted) -> None:
     transform, conditions = fit.transform, fit.conditions
-    energy_scores, voxel_scores = transform(fit.showers, conditions)
-    assert energy_scores.isfinite().all()
-    assert (energy_scores.abs() <= 4).all()
-    kept = (energy_scores.abs() < 3.99).all(1)
-    if len(conditions) >= 600:  # quantiles of fewer showers cross
-        assert kept.double().mean() > 0.85
-    energies = transform.energies_from_normals(energy_scores, conditions)
+    energy_normals, voxel_normals = transform(fit.showers, conditions)
+    assert (energy_normals.abs() <= 4).all()
+    energies = transform.generated_energies(energy_normals, conditions)
     error = (energies - transform.layer_energies(fit.showers)).abs().amax(1) / conditions[:, 0]
-    # Beyond the outermost quantiles an energy is not kept, nor seen in the scores of layers that may be empty.
+    # Beyond the reach of its tables an energy is not kept.
     if len(conditions) >= 600:
-        assert (error[kept] < 1e-6).double().mean() > 0.9
-    kept &= error < 1e-6
-    kept &= (voxel_scores < 5.9).all(1)
-    lowest = (fit.showers > 0) & (voxel_scores - transform.ceiling(fit.showers, conditions) < 2e-4)
-    kept &= ~lowest.any(1)
-    again = transform.inverse(energy_scores, voxel_scores, conditions)
+        assert (error < 1e-6).double().mean() > 0.9
+    lowest = (fit.showers > 0) & (voxel_normals - transform.ceiling(fit.showers, conditions) < 2e-4)
+    kept = (error < 1e-6) & (voxel_normals < 5.9).all(1) & ~lowest.any(1)
+    again = transform.inverse(energy_normals, voxel_normals, conditions)
     assert ((again - fit.showers).abs().amax(1) / conditions[:, 0] < 3e-5)[kept].all()
 
 
 @pytest.mark.parametrize("width", [1.0, 3.0, 30.0])
-def test_layer_sums_are_the_energies_of_the_scores_whatever_the_voxels_say(fit: Fitted, width: float) -> None:
+def test_layer_sums_are_the_energies_of_the_normals_whatever_the_voxels_say(fit: Fitted, width: float) -> None:
     transform, family = fit.transform.float(), fit.transform.family
     generator = torch.Generator().manual_seed(2)
     conditions = fit.conditions.float()
-    layers = torch.randn(len(conditions), len(family.layers), generator=generator) * width
+    layers = torch.randn(len(conditions), transform.energies.size, generator=generator) * width
     voxels = torch.randn(len(conditions), family.voxels, generator=generator) * width
-    energies = transform.energies_from_normals(layers, conditions)
+    energies = transform.generated_energies(layers, conditions)
     showers = transform.inverse(layers, voxels, conditions)
     transform.double()
     incident = conditions[:, :1]
@@ -124,16 +125,19 @@ def test_layer_sums_are_the_energies_of_the_scores_whatever_the_voxels_say(fit: 
     assert showers.isfinite().all()
     sums = transform.layer_energies(showers.double())
     assert float(((sums - energies.double()).abs() / incident).max()) < 1e-6
+    # A voxel is off, over the threshold, or has all of its layer.
+    whole = energies[:, torch.from_numpy(family.layer_of_voxel)]
+    assert ((showers == 0) | (showers >= family.threshold * (1 - 1e-5)) | (showers > 0.9999 * whole)).all()
     assert float((showers.double().sum(1) / incident[:, 0]).max()) < family.max_response + 1e-5
     if family.conserves_energy:
         assert float((showers.double().sum(1) / incident[:, 0]).max()) <= 1 + 1e-6
 
 
-def test_extreme_scores_have_finite_gradients(fit: Fitted) -> None:
+def test_extreme_normals_have_finite_gradients(fit: Fitted) -> None:
     transform, family = fit.transform.float(), fit.transform.family
     conditions = fit.conditions[:4].float()
     for value in (-40.0, -6.0, 0.0, 6.0, 40.0):
-        layers = torch.full((len(conditions), len(family.layers)), value, requires_grad=True)
+        layers = torch.full((len(conditions), transform.energies.size), value, requires_grad=True)
         voxels = torch.full((len(conditions), family.voxels), value, requires_grad=True)
         transform.inverse(layers, voxels, conditions).square().sum().backward()
         assert layers.grad.isfinite().all()
@@ -141,11 +145,11 @@ def test_extreme_scores_have_finite_gradients(fit: Fitted) -> None:
     transform.double()
 
 
-def test_a_higher_voxel_score_never_means_less_energy_in_that_voxel(fit: Fitted) -> None:
+def test_a_higher_voxel_normal_never_means_less_energy_in_that_voxel(fit: Fitted) -> None:
     transform, family = fit.transform, fit.transform.family
     generator = torch.Generator().manual_seed(4)
     conditions = fit.conditions[:1].expand(40, -1)
-    layers = torch.zeros(40, len(family.layers), dtype=torch.float64)
+    layers = torch.zeros(40, transform.energies.size, dtype=torch.float64)
     base = torch.randn(1, family.voxels, generator=generator, dtype=torch.float64).expand(40, -1).clone()
     for voxel in (0, family.voxels // 2, family.voxels - 1):
         scores = base.clone()
@@ -155,23 +159,9 @@ def test_a_higher_voxel_score_never_means_less_energy_in_that_voxel(fit: Fitted)
         assert energy[0] <= energy[-1]
 
 
-def test_forward_of_inverse_gives_the_energy_scores_back() -> None:
-    found = fitted(toy(CALOGAN, 600))
-    scores = torch.randn(600, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).clamp(-2, 2)
-    energies = found.transform.energies_from_normals(scores, found.conditions)
-    again = found.transform._energy_normals(energies, found.conditions)
-    # An empty layer, and quantiles that coincide, have many scores; the energies of all of them are the same.
-    assert ((again - scores).abs().amax(1) < 1e-6).double().mean() > 0.6
-    energies_again = found.transform.energies_from_normals(again, found.conditions)
-    # Where quantiles of one layer coincide, those of the next depend on which of its scores is taken.
-    assert torch.isclose(energies_again, energies, rtol=1e-6, atol=1e-4).all(1).double().mean() > 0.99
-
-
-def test_the_scores_of_the_data_are_standard_normal() -> None:
+def test_the_voxel_normals_of_the_data_are_standard() -> None:
     found = fitted(toy(CALOGAN, 900))
-    energies, voxels = found.transform(found.showers, found.conditions)
-    assert float(energies.mean(0).abs().max()) < 0.15
-    assert float((energies.std(0) - 1).abs().max()) < 0.25
+    _, voxels = found.transform(found.showers, found.conditions)
     ceiling = found.transform.ceiling(found.showers, found.conditions)
     on = found.showers > 0
     assert (voxels[on] > ceiling[on] - 1e-9).all()
@@ -180,9 +170,9 @@ def test_the_scores_of_the_data_are_standard_normal() -> None:
     assert float(voxels[:, often].quantile(0.8, 0).mean()) == pytest.approx(0.84, abs=0.05)
 
 
-def test_scores_that_are_not_numbers_give_showers_that_are_not_numbers() -> None:
+def test_normals_that_are_not_numbers_give_showers_that_are_not_numbers() -> None:
     found = fitted(toy(SMALL, 100))
-    bad = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    bad = torch.full((2, found.transform.energies.size), torch.nan, dtype=torch.float64)
     voxels = torch.zeros(2, SMALL.voxels, dtype=torch.float64)
     assert found.transform.inverse(bad, voxels, found.conditions[:2]).isnan().any()
     assert found.transform.inverse(bad * 0, voxels * torch.nan, found.conditions[:2]).isnan().any()
@@ -236,8 +226,8 @@ def test_layers_are_empty_as_often_as_in_the_data() -> None:
     values[~hit, SMALL.layer_slices[2]] = 0
     found = fitted(replace(samples, values=values))
     generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(len(found.conditions), 3, generator=generator, dtype=torch.float64)
-    made = found.transform.energies_from_normals(scores, found.conditions)
+    normals = torch.randn(2000, found.transform.energies.size, generator=generator, dtype=torch.float64)
+    made = found.transform.generated_energies(normals, found.conditions)
     data = found.transform.layer_energies(found.showers)
     high = found.conditions[:, 0] > float(np.median(energies))
     rates = [[float((e[rows, 2] == 0).double().mean()) for rows in (high, ~high)] for e in (data, made)]
@@ -251,9 +241,9 @@ def test_a_layer_that_is_never_hit_stays_empty() -> None:
     values[:, SMALL.layer_slices[2]] = 0
     found = fitted(replace(samples, values=values))
     generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    normals = torch.randn(400, found.transform.energies.size, generator=generator, dtype=torch.float64)
     voxels = torch.randn(400, SMALL.voxels, generator=generator, dtype=torch.float64)
-    made = found.transform.inverse(scores, voxels, found.conditions)
+    made = found.transform.inverse(normals, voxels, found.conditions)
     assert made.isfinite().all()
     share = made[:, SMALL.layer_slices[2]].sum(1) / found.conditions[:, 0]
     assert float(share.max()) == 0
@@ -277,14 +267,30 @@ def test_data_without_the_condition_are_refused() -> None:
 
 def test_the_fit_uses_mirrored_copies() -> None:
     samples = toy(CALOGAN, 300, seed=5)
-    values = samples.values * (CALOGAN.centres[:, 0] < 0)  # one half only
+    values = (samples.values * (CALOGAN.centres[:, 0] < 0)).astype(np.float32)  # one half only
     transform = ShowerTransform(CALOGAN, ["incident_energy"])
-    showers, conditions = transform.fit(replace(samples, values=values.astype(np.float32)))
-    assert len(showers) == len(conditions) == (values.sum(1) > 0).sum()
-    for parameter in transform.parameters():
+    data = transform.fit(replace(samples, values=values))
+    assert len(data.showers) == len(data.conditions) == (values.sum(1) > 0).sum()
+    for parameter in transform.voxels.parameters():
         assert parameter.abs().amax() > 0
         for order in CALOGAN.images_at([]):
             assert torch.equal(parameter, parameter[..., order])
+
+
+def test_voxels_of_images_follow_the_same_law_at_the_images_conditions() -> None:
+    # What is fitted of voxel order[v] at some conditions is what is fitted of voxel v at those of the image.
+    transform = ShowerTransform(TURNED, ("incident_energy", "impact_x", "impact_y"))
+    data = transform.fit(toy(TURNED, 400, seed=6))
+    assert sum(len(view.orders) for view in data.views) == len(TURNED.images) == 8
+    voxels = transform.voxels.double().requires_grad_(False)
+    features = [voxels.features(data.energies, view.conditions) for view in data.views]
+    for i, part in enumerate(TURNED.layer_slices):
+        for view, moved in zip(data.views, features, strict=True):
+            for order in view.orders[:, part]:
+                for table in (voxels.location, voxels.log_scale, voxels.occupancy):
+                    here, there = features[0][:, i] @ table[:, order], moved[:, i] @ table[:, part]
+                    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
+                assert torch.equal(voxels.shape[..., order], voxels.shape[..., part])
 
 
 def test_conditions_are_scaled_to_their_usual_range_each_on_its_own_scale() -> None:
@@ -362,14 +368,47 @@ def test_quantile_functions_describe_what_they_were_fitted_to() -> None:
 
 
 def test_shapes_are_interpolated_between_energies_and_constant_beyond_them() -> None:
-    transform = ShowerTransform(CALOGAN, ["incident_energy"])
-    stations = torch.exp((transform.stations + 1) / 2 * np.log(100)) * 1e3  # scaled energies in MeV
-    torch.testing.assert_close(transform.near(stations[:, None]), torch.eye(3), atol=1e-5, rtol=0)
-    ends = transform.near(torch.tensor([[10.0], [1e7]]))
+    voxels = VoxelShares(CALOGAN, ["incident_energy"])
+    stations = torch.exp((voxels.stations + 1) / 2 * np.log(100)) * 1e3  # scaled energies in MeV
+    torch.testing.assert_close(voxels.near(stations[:, None]), torch.eye(3), atol=1e-5, rtol=0)
+    ends = voxels.near(torch.tensor([[10.0], [1e7]]))
     torch.testing.assert_close(ends, torch.eye(3)[[0, 2]])
-    middle = transform.near((stations[:2].log().mean().exp()).view(1, 1))
+    middle = voxels.near((stations[:2].log().mean().exp()).view(1, 1))
     torch.testing.assert_close(middle, torch.tensor([[0.5, 0.5, 0.0]]), atol=1e-5, rtol=0)
-    assert torch.isfinite(ShowerTransform(CALOGAN, []).near(torch.zeros(2, 0))).all()
+    assert torch.isfinite(VoxelShares(CALOGAN, []).near(torch.zeros(2, 0))).all()
+
+
+# ------------------------------------------------------------------------------------- layers of little energy
+
+
+def test_where_energy_does_not_suffice_for_its_hits_the_nearest_voxel_has_all_of_it() -> None:
+    voxels, threshold = VoxelShares(SMALL, ["incident_energy"]).double().requires_grad_(False), SMALL.threshold
+    voxels.location.normal_(generator=torch.Generator().manual_seed(1))
+    normals = torch.linspace(1, 2, SMALL.voxels, dtype=torch.float64)[None]  # all are on, the last of a layer nearest
+    hits = torch.tensor([part.stop - part.start for part in SMALL.layer_slices])
+    for factor, enough in ((0.5, False), (0.999, False), (1.001, True), (3.0, True)):
+        energies = (factor * threshold * hits).double()[None]
+        made = voxels.inverse(normals, voxels.given(energies, torch.full((1, 1), 1e4, dtype=torch.float64)))[0]
+        for part, energy in zip(SMALL.layer_slices, energies[0], strict=True):
+            torch.testing.assert_close(made[part].sum(), energy, rtol=1e-12, atol=0)
+            if enough:
+                assert (made[part] >= threshold * (1 - 1e-12)).all()
+            else:
+                assert made[part].nonzero().tolist() == [[part.stop - part.start - 1]]
+
+
+def test_layers_are_faint_far_below_their_usual_energy() -> None:
+    found = fitted(toy(SMALL, 300))
+    energies = found.transform.layer_energies(found.showers)
+    faint = found.transform.given(energies, found.conditions).faint
+    usual = found.conditions[:, :1].where((faint == 0).all(1, keepdim=True), 0.0).argmax().expand(200)
+    for layer in range(3):
+        less = energies[usual].clone()
+        less[:, layer] *= torch.exp(-torch.linspace(0, 15, 200, dtype=torch.float64))
+        growing = found.transform.given(less, found.conditions[usual]).faint[:, layer]
+        assert (growing.diff() >= 0).all()
+        assert (growing[0], growing[-1]) == (0, 1)
+        assert ((growing > 0) & (growing < 1)).any()
 
 
 # -------------------------------------------------------------------------------------------- the annihilation line
@@ -377,30 +416,32 @@ def test_shapes_are_interpolated_between_energies_and_constant_beyond_them() -> 
 
 def test_as_many_voxels_are_put_onto_the_line_as_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     transform = ShowerTransform(CALOGAN, ["incident_energy"])
+    voxels = transform.voxels
     generator = torch.Generator().manual_seed(1)
     made = 2 * torch.rand(2000, CALOGAN.voxels, generator=generator)
     data = 2 * torch.rand(2000, CALOGAN.voxels, generator=generator, dtype=torch.float64)
     data[torch.rand(data.shape, generator=generator) < 0.02] = ELECTRON
-    monkeypatch.setattr(transform, "_from_energies", lambda *_: made)
+    monkeypatch.setattr(voxels, "inverse", lambda *_: made)
     energies = transform.layer_energies(made)
-    transform._fit_line(data, energies.double(), torch.full((2000, 1), 1e4, dtype=torch.float64))
-    assert transform.line.tolist() == pytest.approx([0.02] * 3, rel=0.1)  # of a flat distribution
+    given = transform.given(energies, torch.full((2000, 1), 1e4))
+    voxels.fit_line(data, given)
+    assert voxels.line.tolist() == pytest.approx([0.02] * 3, rel=0.1)  # of a flat distribution
     for i, part in enumerate(CALOGAN.layer_slices):
-        with_line = transform._with_line(made[:, part], energies[:, i : i + 1], i)
+        with_line = voxels._with_line(made[:, part], energies[:, i : i + 1], i)
         rate = float(((with_line / ELECTRON - 1).abs() < 4e-3).double().mean())
         assert rate == pytest.approx(0.02, rel=0.2)  # but for rescaling to the energies
         torch.testing.assert_close(with_line.sum(1), energies[:, i], rtol=1e-5, atol=0)
-    transform._fit_line(2 * torch.rand(2000, CALOGAN.voxels), energies.double(), torch.full((2000, 1), 1e4))
-    assert not transform.line.any()
+    voxels.fit_line(2 * torch.rand(2000, CALOGAN.voxels, generator=generator), given)
+    assert not voxels.line.any()
 
 
 def test_a_line_takes_its_voxels_from_both_sides_and_leaves_no_gap() -> None:
-    transform = ShowerTransform(CALOGAN, ["incident_energy"])
+    shares = VoxelShares(CALOGAN, ["incident_energy"])
     voxels = torch.linspace(0.1, 1.0, 901, dtype=torch.float64)[None]
     energies = voxels.sum(1, keepdim=True)
-    assert torch.equal(transform._with_line(voxels, energies, 0), voxels)  # no line, no change
-    transform.line[0] = 0.03
-    made = transform._with_line(voxels, energies, 0)[0]
+    assert torch.equal(shares._with_line(voxels, energies, 0), voxels)  # no line, no change
+    shares.line[0] = 0.03
+    made = shares._with_line(voxels, energies, 0)[0]
     on = (made / ELECTRON - 1).abs() < 1e-3
     assert voxels[0, on].min() == pytest.approx(ELECTRON - 0.03, abs=2e-3)
     assert voxels[0, on].max() == pytest.approx(ELECTRON + 0.03, abs=2e-3)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calogen.analysis.metrics.validation import Judgement
 from support import MAPS, SMALL, tiny, toy, write_folder
 
 from calogen.models.showers.generator import ShowerGenerator
@@ -95,7 +96,7 @@ def test_a_network_that_collapses_is_reported_and_the_last_good_checkpoint_kept(
 
 def test_patience_ends_a_run_that_makes_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([3.0, 2.0, 2.5, 2.5, 2.5])
-    monkeypatch.setattr("calogen.training.trainers.physics_score", lambda *_: next(scores))
+    monkeypatch.setattr("calogen.training.trainers.judge", lambda *_: Judgement(next(scores), {}))
     data = write_folder(tmp_path / "data", toy(SMALL, 160))
     run = train(tiny(training={"steps": 20, "validate_every": 2, "patience": 2}), data, tmp_path / "run")
     assert (run.step, run.score) == (6, 2.0)
