@@ -82,7 +82,7 @@ class ShowerTransform(nn.Module):
         return torch.stack([showers[:, part].sum(1) for part in self.family.layer_slices], 1)
 
     def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
-        """The variables (B, D) of layer energies (B, L) in MeV and conditions (B, C): :meth:`LayerEnergies.variables`."""
+        """:meth:`LayerEnergies.variables`, (B, D), of layer energies (B, L) in MeV and all conditions (B, C)."""
         return self.energies.variables(energies, _columns(conditions, self._of_energies))
 
     def generated_energies(self, normals: Tensor, conditions: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ class ShowerTransform(nn.Module):
         if self.frame is None:
             return showers
         found = self.frame.from_frame(showers, self.frame.cells(conditions, given.energies))[0]
-        return torch.where(found < self.family.threshold, 0.0, found)  # what a near edge takes away may leave too little
+        # What a near edge takes away may leave too little to be seen.
+        return torch.where(found < self.family.threshold, 0.0, found)
 
     def inverse(self, energy_normals: Tensor, voxel_normals: Tensor, conditions: Tensor) -> Tensor:
         """Network space to showers.
