@@ -144,7 +144,12 @@ def test_what_factors_leave_over_in_the_core_is_found(cut: float) -> None:
     generator = torch.Generator().manual_seed(5)
     known, core = bounded(12, 1, generator), torch.tensor([[2, 0, 4], [7, 8, 11]])
     roots = torch.linalg.cholesky(
-        torch.tensor([[[1.0, 0.6, 0.0], [0.6, 1.0, -0.4], [0.0, -0.4, 1.0]], [[1.0, -0.5, 0.2], [-0.5, 1.0, 0.0], [0.2, 0.0, 1.0]]])
+        torch.tensor(
+            [
+                [[1.0, 0.6, 0.0], [0.6, 1.0, -0.4], [0.0, -0.4, 1.0]],
+                [[1.0, -0.5, 0.2], [-0.5, 1.0, 0.0], [0.2, 0.0, 1.0]],
+            ]
+        )
     )
     own = torch.randn(8000, 12, generator=generator)
     own[:, core] = torch.einsum("nlm,lkm->nlk", own[:, core], roots)

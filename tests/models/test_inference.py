@@ -134,7 +134,7 @@ def test_a_request_moved_by_whole_cells_gives_the_shower_moved(steps: int, pair:
     conditions = showers_of(FRAMED, 200, 5).conditions.array(AXIS)
     moved = conditions + np.float32([0, 0, steps * frame.periods[1], 0, 0])
     for one, other in zip(both(found, latent, conditions), both(found, latent, moved), strict=True):
-        assert (((one == 0) | (one >= FRAMED.threshold * (1 - 1e-6)))).all()
+        assert ((one == 0) | (one >= FRAMED.threshold * (1 - 1e-6))).all()
         same = []
         for layer, part in zip(FRAMED.layers, FRAMED.layer_slices, strict=True):
             expected = np.roll(one[:, part].reshape(-1, *layer.shape), steps, 2).reshape(len(one), -1)
