@@ -94,7 +94,7 @@ def fit_shapes(residual: Tensor, on: Tensor, trust: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([constant, high, fits[5], low - middle, middle - high]))
 
 
-def shifted(shape: Tensor, target: Tensor, found: Tensor, trust: float = 1.0) -> Tensor:
+def shifted(shape: Tensor, target: Tensor, found: Tensor, trust: Tensor | float = 1.0) -> Tensor:
     """A shape (5, ...) with a part of the difference of two others added; it still increases."""
     # In constant, root and the three slopes of the logarithm, of which none may be negative.
     pieces = [torch.stack([s[0], s[2], s[1] + s[3] + s[4], s[1] + s[4], s[1]]) for s in (shape, target, found)]

@@ -21,6 +21,7 @@ _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting:
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
 LINE_REACH = 0.3  # MeV on both sides of the line from which its voxels are taken
+_HEAVY = 0.02  # share of its layer's energy from which on a voxel's numbers are corrected in full
 _FEW = (3, 5)  # voxels on that are few
 _NEVER = 40.0  # minus the logarithm of an energy that no layer has
 # Standard deviations of its log energy below which a layer begins to be faint, and how many further down it is.
@@ -374,9 +375,14 @@ class VoxelShares(nn.Module):
         """
         found = copy.deepcopy(self)
         found.fit(made, energies, views, seen, centre=False)
-        self.location += trust * (target.location - found.location)
-        self.log_scale += trust * (target.log_scale - found.log_scale)
-        self.shape.copy_(shifted(self.shape, target.shape, found.shape, trust))
+        # What normalising does is seen in voxels with much of their layer; of others the differences are noise.
+        heavy = torch.cat(
+            [made[:, part].mean(0) / energies[:, i].mean() for i, part in enumerate(self.family.layer_slices)]
+        )
+        moved = trust * (heavy / _HEAVY).clamp(max=1.0).to(self.location.dtype)
+        self.location += moved * (target.location - found.location)
+        self.log_scale += moved * (target.log_scale - found.log_scale)
+        self.shape.copy_(shifted(self.shape, target.shape, found.shape, moved))
         self.occupancy += trust * (target.occupancy - found.occupancy)
 
     def _layer_features(self, view: View, energies: Tensor, i: int) -> Tensor:
