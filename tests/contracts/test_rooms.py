@@ -24,7 +24,7 @@ def floors(picture: str) -> list[set[str]]:
 
 # A room is a module or package at the top of calogen/, and analysis/. A room may import those further down, never the
 # reverse; rooms on one floor do not import each other.
-FLOORS, INSIDE_ANALYSIS = (floors(picture) for language, picture in FENCES if not language)
+FLOORS, INSIDE_ANALYSIS, INSIDE_SHOWERS = (floors(picture) for language, picture in FENCES if not language)
 TORCH = {"models", "training", "runs", "sampling", "gallery", "bench", "analysis.metrics.classifiers"}
 """Who imports torch; everything else works without it."""
 
@@ -41,6 +41,7 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+SHOWERS = {name: name.split(".")[2] for name in MODULES if name.startswith("models.showers.")}
 
 
 def imports(name: str) -> Iterator[str]:
@@ -76,11 +77,12 @@ def test_every_room_has_its_place() -> None:
     assert {name.split(".")[0] for name in MODULES} == set(level(FLOORS))
     inside = {name.split(".")[1] for name in MODULES if name.startswith("analysis.")}
     assert inside == set(level(INSIDE_ANALYSIS))
+    assert set(SHOWERS.values()) == set(level(INSIDE_SHOWERS))
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name: str) -> None:
-    rooms, inside = level(FLOORS), level(INSIDE_ANALYSIS)
+    rooms, inside, showers = level(FLOORS), level(INSIDE_ANALYSIS), level(INSIDE_SHOWERS)
     mine = name.split(".")
     for other in GRAPH[name]:
         theirs = other.split(".")
@@ -88,6 +90,8 @@ def test_imports_point_one_way(name: str) -> None:
             assert rooms[theirs[0]] > rooms[mine[0]], f"{name} imports {other}"
         elif mine[0] == "analysis" and len(mine) > 1 and len(theirs) > 1 and theirs[1] != mine[1]:
             assert inside[theirs[1]] > inside[mine[1]], f"{name} imports {other}"
+        elif {name, other} <= SHOWERS.keys():
+            assert showers[SHOWERS[other]] > showers[SHOWERS[name]], f"{name} imports {other}"
 
 
 def test_no_circle() -> None:
