@@ -278,7 +278,7 @@ def test_the_flows_log_density_is_that_of_its_samples() -> None:
 def test_before_training_the_flow_is_the_factor_model() -> None:
     generator, _, conditions = built("flow")
     scaled = scale_conditions(PLATES, generator.conditions, conditions)[:50]
-    energies, voxels = torch.randn(50, 2), torch.randn(50, PLATES.voxels)
+    energies, voxels = torch.randn(50, generator.transform.energies.size), torch.randn(50, PLATES.voxels)
     covariance = generator.loadings @ generator.loadings.T + torch.diag(generator.noise.square())
     expected = stats.norm.logpdf(energies).sum(1)
     expected = expected + stats.multivariate_normal(np.zeros(PLATES.voxels), covariance.numpy()).logpdf(voxels)

@@ -115,7 +115,7 @@ class FlowGenerator(LikelihoodGenerator):
         return self.transform.inverse(*self.normals(latent, self.scaled(conditions)), conditions)
 
     def normals(self, latent: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent normals of energies (B, L) and voxels (B, V) from noise (B, Z) and scaled conditions (B, C)."""
+        """Latent normals of energies (B, D) and voxels (B, V) from noise (B, Z) and scaled conditions (B, C)."""
         size = self.transform.energies.size
         energies, components = latent[:, :size], latent[:, size:]
         for coupling in reversed(self.of_energies):
@@ -126,7 +126,7 @@ class FlowGenerator(LikelihoodGenerator):
         return energies, (components * self.deviations) @ self.axes.T
 
     def log_density(self, energies: Tensor, voxels: Tensor, scaled: Tensor) -> Tensor:
-        """Log density (B,) of latent normals of energies (B, L) and voxels (B, V), given scaled conditions (B, C)."""
+        """Log density (B,) of latent normals of energies (B, D) and voxels (B, V), given scaled conditions (B, C)."""
         context = torch.cat([energies, scaled], 1)
         components = (voxels @ self.axes) / self.deviations
         logs = -self.deviations.log().sum()
