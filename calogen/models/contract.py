@@ -79,7 +79,7 @@ class Generator(nn.Module, ABC):
         """Fit all that is not learnt by gradients to training samples, in physical units; nothing unless overridden."""
 
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:  # noqa: ARG002
-        """Take over a fitted generator of the same family and conditions, and fit to training samples what they can say.
+        """Take over a fitted generator of the same family and conditions, and fit to samples what they can say.
 
         Raises:
             ConfigError: If this network cannot.

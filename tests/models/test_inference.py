@@ -140,7 +140,7 @@ def test_a_request_moved_by_whole_cells_gives_the_shower_moved(steps: int, pair:
             expected = np.roll(one[:, part].reshape(-1, *layer.shape), steps, 2).reshape(len(one), -1)
             same.append(np.isclose(other[:, part], expected, rtol=0.02, atol=FRAMED.threshold).all(1))
         # Rounding moves an axis to the next cell now and then, and far out a shower loses something at the edge.
-        assert np.logical_and(*same).mean() > 0.95
+        assert np.logical_and(*same).mean() > 0.9
 
 
 def test_layers_that_are_empty_are_empty_in_both(pair: Callable[..., object]) -> None:

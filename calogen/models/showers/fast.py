@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditions import codings, energy_column, scaling
+from ...families import Family
+from ..conditions import codings, scaling
 from ..contract import Array
 from ..layers import SLOPE
 from .factors import LEAST_NOISE
@@ -49,12 +50,11 @@ class FoldedShowers:
         learnt = {name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)}
         self._transform, self._splits = copy.deepcopy(transform).cpu(), splits
         self._layer_energies = FoldedEnergies(transform.energies)
-        offset, slope, logarithmic = scaling(transform.family, transform.conditions)
-        self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
-        self._logarithmic = np.flatnonzero(logarithmic)
-        self._codings = [(i, table.astype(np.float32)) for i, table in codings(transform.family, transform.conditions)]
-        self._energy_column = energy_column(transform.family, transform.conditions)
-        self._of_energies, self._plain_columns = transform.columns
+        # Networks and energies see the conditions of energies, voxels their own: where the axis is, they have besides.
+        self._of_energies, self._of_voxels = transform.columns
+        self._for_networks = _Scaling(transform.family, transform.energies.conditions)
+        self._for_voxels = _Scaling(transform.family, voxels.conditions)
+        self._energy_column = voxels.energy_column
         self._energy_network = _dense(state, "energies.")
         *self._hidden, (last, bias) = _dense(state, "shapes.")
         # Normalised normals over the root of 2, as erfc takes them.
@@ -89,14 +89,16 @@ class FoldedShowers:
         # The networks, and layer energies: voxels depend on them.
         size, rank, _ = self._splits
         first, factors, own = latent[:, :size], latent[:, size : size + rank], latent[:, size + rank :]
-        scaled = self._scaled(conditions)
+        known = _taken(conditions, self._of_energies)
+        scaled = self._for_networks(known)
         normals = first + _run(self._energy_network, np.concatenate([first, scaled], 1))
         hidden = _leaky(_run(self._hidden, np.concatenate([normals, factors, scaled], 1)))
-        energies = self._layer_energies(normals, _taken(conditions, self._of_energies))
+        energies = self._layer_energies(normals, known)
         one = np.ones((len(latent), 1), np.float32)
-        leading = scaled[:, self._energy_column, None] if self._energy_column is not None else 0 * one
+        plain = self._for_voxels(_taken(conditions, self._of_voxels))
+        leading = plain[:, self._energy_column, None] if self._energy_column is not None else 0 * one
         cells, local = self._local(conditions, energies.T)
-        features = self._features(energies, self._scaled_plain(scaled), leading, local)
+        features = self._features(energies, plain, leading, local)
         near = self._near(leading)
 
         # Everything linear as two products, whose second the layers that are faint have less of.
@@ -162,22 +164,6 @@ class FoldedShowers:
         found: Array = frame.from_frame(torch.from_numpy(showers), cells)[0].numpy()
         found[found < self._threshold] = 0
         return found
-
-    def _scaled_plain(self, scaled: Array) -> Array:
-        """Of all scaled conditions, (B, D), those that voxels depend on."""
-        return scaled if self._plain_columns is None else scaled[:, self._plain_columns]
-
-    def _scaled(self, conditions: Array) -> Array:
-        codes = conditions
-        if len(self._logarithmic):
-            conditions = conditions.copy()
-            conditions[:, self._logarithmic] = np.log(conditions[:, self._logarithmic])
-        scaled: Array = conditions * self._slope + self._offset
-        for column, table in self._codings:
-            rows = table[codes[:, column].astype(np.intp)]
-            scaled[:, column] = rows[:, 0]
-            scaled = np.concatenate([scaled, rows[:, 1:]], 1)
-        return scaled
 
     def _near(self, leading: Array) -> Array:
         """:meth:`ShowerTransform.near`, (B, 3)."""
@@ -278,6 +264,28 @@ class FoldedShowers:
         for part, energy in zip(self._parts, energies, strict=True):
             layer = showers[:, part]
             layer *= (energy / np.maximum(layer.sum(1), np.float32(1e-30)))[:, None]
+
+
+class _Scaling:
+    """:func:`scale_conditions` of some conditions, in float32."""
+
+    def __init__(self, family: Family, names: Sequence[str]) -> None:
+        offset, slope, logarithmic = scaling(family, names)
+        self._offset, self._slope = offset.astype(np.float32), slope.astype(np.float32)
+        self._logarithmic = np.flatnonzero(logarithmic)
+        self._codings = [(i, table.astype(np.float32)) for i, table in codings(family, names)]
+
+    def __call__(self, conditions: Array) -> Array:
+        codes = conditions
+        if len(self._logarithmic):
+            conditions = conditions.copy()
+            conditions[:, self._logarithmic] = np.log(conditions[:, self._logarithmic])
+        scaled: Array = conditions * self._slope + self._offset
+        for column, table in self._codings:
+            rows = table[codes[:, column].astype(np.intp)]
+            scaled[:, column] = rows[:, 0]
+            scaled = np.concatenate([scaled, rows[:, 1:]], 1)
+        return scaled
 
 
 def _quadratic(drivers: Array) -> Array:

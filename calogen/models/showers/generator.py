@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...families import Family
 from ...shards.samples import Samples
-from ..contract import Generator, Inference
+from ..conditions import scaled_size
+from ..contract import Array, Generator, Inference
 from ..layers import SLOPE, mlp
 from .factors import LEAST_NOISE, fit_factors
 from .fast import FoldedShowers
@@ -61,7 +62,8 @@ class ShowerGenerator(Generator):
         super().__init__(family, conditions)
         self.transform = ShowerTransform(family, conditions, about_axis=about_axis)
         window = self.transform.window
-        size, voxels, count = self.transform.energies.size, window.voxels, self.scaled_size
+        energies = self.transform.energies
+        size, voxels, count = energies.size, window.voxels, scaled_size(family, energies.conditions)
         self.splits = (size, latent, voxels)  # of the latent numbers: energies, factors, voxels' own noise
         self.latent_size, self.coarse = sum(self.splits), latent + voxels
         drivers, drifting = sum(self.transform.voxels.drivers), min(latent, _DRIFTING)
@@ -84,11 +86,16 @@ class ShowerGenerator(Generator):
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         energies, factors, own = latent.split(self.splits, 1)
-        scaled = self.scaled(conditions)
+        scaled = self.transform.scaled(conditions)
         energy_normals = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
         given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
         return self.transform.made(self.standardise(self._copula(factors, own, given) + shift), given, conditions)
+
+    def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
+        """Conditions with impact points moved by whole cells into the trained range: showers there are the same."""
+        frame = self.transform.frame
+        return conditions if frame is None else frame.equivalent(conditions, low, high)
 
     def _copula(self, factors: Tensor, own: Tensor, given: Given) -> Tensor:
         """Voxel normals (B, V) before training, of factors (B, K) and the voxels' own noise (B, V)."""

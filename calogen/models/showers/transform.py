@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import ShardError
 from ...families import Family, Motion
 from ...shards.samples import Samples
+from ..conditions import scale_conditions
 from .energies import LayerEnergies
 from .frame import CROSSED, SIZE, Cells, frame_of
 from .voxels import Given, Local, View, VoxelShares
@@ -84,6 +85,11 @@ class ShowerTransform(nn.Module):
     def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
         """:meth:`LayerEnergies.variables`, (B, D), of layer energies (B, L) in MeV and all conditions (B, C)."""
         return self.energies.variables(energies, _columns(conditions, self._of_energies))
+
+    def scaled(self, conditions: Tensor) -> Tensor:
+        """Conditions that layer energies depend on, (B, D), dimensionless, of all (B, C) in their units."""
+        known = _columns(conditions, self._of_energies)
+        return scale_conditions(self.family, self.energies.conditions, known)
 
     def generated_energies(self, normals: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV of normals (B, D) and conditions (B, C) in their units."""
