@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -70,7 +71,7 @@ def _calogen(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "calogen", *map(str, arguments)], check=True)
 
 
-def _report(reference: Samples, samples: list[Samples], metrics: object) -> None:
+def _report(reference: Samples, samples: list[Samples], metrics: dict[str, Any]) -> None:
     family = reference.family
     print(f"== {family.summary}; {len(reference)} blind showers, as many generated, seeds {SEEDS}; last: Geant4")
     print(json.dumps(_picked(metrics), indent=1))
@@ -80,10 +81,10 @@ def _report(reference: Samples, samples: list[Samples], metrics: object) -> None
     energy = reference.conditions["incident_energy"]
     edges = np.geomspace(energy.min(), energy.max() * (1 + 1e-6), BEST_BINS + 1)
     for low, high in itertools.pairwise(edges):
-        chosen = (energy >= low) & (energy < high)
-        hits = [_ratio((s.values[chosen] > 0).sum(1), (reference.values[chosen] > 0).sum(1)) for s in samples]
+        mine, *theirs = (_between(s, low, high) for s in (reference, *samples))
+        hits = [_ratio((s.values > 0).sum(1), (mine.values > 0).sum(1)) for s in theirs]
         print(f"hits {low / 1e3:6.1f}-{high / 1e3:6.1f} GeV, % ", " ".join(f"{a:+.2f}±{b:.2f}" for a, b in hits))
-        _spreads(reference, samples, chosen)
+        _spreads(mine, theirs)
     for i, part in enumerate(family.layer_slices):
         if len(family.layers) > 8 and i % 9:
             continue
@@ -94,18 +95,16 @@ def _report(reference: Samples, samples: list[Samples], metrics: object) -> None
         _about_axis(reference, samples)
 
 
-def _picked(metrics: object) -> dict[str, object]:
-    """The AUCs, and the distances in units of their floors, of what ``metrics.json`` holds."""
-    found: dict[str, object] = {}
-
-    def walk(node: object, path: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{path}/{key}" if path else str(key))
-        elif path.endswith("/value") and ("auc/" in path or "w1_over_floor" in path or "equivalent" in path):
-            found[path] = node
-
-    walk(metrics, "")
+def _picked(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """AUCs, and W1 in units of its floor, of what ``metrics.json`` holds of each generated sample."""
+    found: dict[str, dict[str, str]] = {}
+    for name, side in metrics["generated"].items():
+        values = side["metrics"]
+        chosen = {key: value for key, value in values.items() if key.startswith(("auc/", "equivalent"))}
+        picked = {key: f"{value['value']} ± {value['error']}" for key, value in chosen.items()}
+        ratios = [v["value"] / v["floor"] for k, v in values.items() if k.startswith("w1/") and v.get("floor")]
+        spread = np.quantile(ratios, [0.5, 0.9, 1.0])
+        found[name] = picked | {"W1 / floor: median, 90 %, largest": " ".join(f"{x:.2f}" for x in spread)}
     return found
 
 
@@ -141,13 +140,17 @@ def _ratio(values: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     return 100 * (values.mean() / reference.mean() - 1), 100 * float(np.hypot(*parts))
 
 
-def _spreads(reference: Samples, samples: list[Samples], chosen: np.ndarray) -> None:
+def _between(samples: Samples, low: float, high: float) -> Samples:
+    energy = samples.conditions["incident_energy"]
+    return samples[(energy >= low) & (energy < high)]
+
+
+def _spreads(reference: Samples, samples: list[Samples]) -> None:
     """Spread of E_layer / E_inc against the reference's, of layers with more than 0.2 % of the energy."""
-    incident = reference.conditions["incident_energy"][chosen][:, None]
-    own = _layers(reference)[chosen] / incident
+    own = _layers(reference) / reference.conditions["incident_energy"][:, None]
     heavy = own.mean(0) > 0.002
     for number, sample in enumerate(samples):
-        other = _layers(sample)[chosen] / incident
+        other = _layers(sample) / sample.conditions["incident_energy"][:, None]
         ratio = other[:, heavy].std(0) / own[:, heavy].std(0) - 1
         error = np.hypot(_spread_error(own[:, heavy]), _spread_error(other[:, heavy]))
         bad = (abs(ratio) > 0.1) & (abs(ratio) > 2 * error)
