@@ -94,32 +94,34 @@ def test_the_same_seed_gives_the_same_fit() -> None:
 
 @pytest.mark.parametrize("cut", [-math.inf, -0.3], ids=["all known", "38 % hidden"])
 def test_loadings_that_change_with_drivers_are_found(cut: float) -> None:
-    # One driver for all layers and one of each layer's own.
+    # One driver for all layers and one of each layer's own. Slopes are too small by two in the number of voxels.
     generator = torch.Generator().manual_seed(3)
-    count, layers = 12_000, [slice(0, 6), slice(6, 12)]
+    count, layers = 12_000, [slice(0, 24), slice(24, 48)]
     drivers = torch.rand(count, 2, 2, generator=generator) * 2 - 1
     drivers[:, 1, 0] = drivers[:, 0, 0]
-    signs = torch.randn(3, 12, 1, generator=generator).sign()
+    signs = torch.randn(3, 48, 1, generator=generator).sign()
     known, slopes = 0.45 * signs[0], 0.2 * signs[1:]
 
     def at(both: Tensor, loadings: Tensor, change: Tensor) -> Tensor:
-        here = both.repeat_interleave(6, 1).unsqueeze(-1)  # (N, V, J, 1)
+        here = both.repeat_interleave(24, 1).unsqueeze(-1)  # (N, V, J, 1)
         return loadings + (here * change.permute(1, 0, 2)).sum(2)
 
     normals = drawn(at(drivers, known, slopes), count, generator)
-    views = [(torch.arange(12)[None], drivers)]
+    views = [(torch.arange(48)[None], drivers)]
     loadings, change, _ = found(
         normals, 1, generator, cut=cut, views=views, layers=layers, shared=1, drifting=1
     )  # fmt: skip
-    for place in ((0.8, 0.0), (-0.8, 0.0), (0.0, 0.8), (0.0, -0.8)):
-        here = torch.tensor(place).expand(1, 2, 2)
-        one, two, flat = (
-            off_diagonal(at(here, *fit)[0]) for fit in ((loadings, change), (known, slopes), (known, 0 * slopes))
+    for change_of in torch.eye(2):
+        ends = [(change_of * size).expand(1, 2, 2) for size in (1, -1)]
+        one, true = (
+            torch.sub(*(off_diagonal(at(here, *fit)[0]) for here in ends)) / 2
+            for fit in ((loadings, change), (known, slopes))
         )
         for part in layers:
+            assert float(true[part, part].abs().max()) > 0.17
             # Hidden normals are drawn as if loadings did not change, so some of the change is missed.
-            assert float((one - two)[part, part].abs().max()) < (0.08 if cut == -math.inf else 0.12)
-            assert float((flat - two)[part, part].abs().max()) > 0.15  # without slopes
+            error = float((one - true)[part, part].abs().max())
+            assert error < (0.07 if cut == -math.inf else 0.11)
 
 
 def test_images_are_pooled_with_the_drivers_they_have() -> None:
