@@ -129,7 +129,7 @@ def energy_mover_metrics(reference: Samples, generated: Samples, plan: SurveyPla
 
 def _mixed(made: NDArray[np.bool_]) -> bool:
     """Whether there are enough of both sides for distances within each."""
-    return 4 <= np.count_nonzero(made) <= len(made) - 4
+    return bool(4 <= np.count_nonzero(made) <= len(made) - 4)
 
 
 def _distances(showers: Sequence[Points]) -> Array:

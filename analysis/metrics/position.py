@@ -67,7 +67,7 @@ def position_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
 
 
 def _column(side: Survey, name: str) -> Array:
-    return side.table[side.names.index(name)].astype(np.float64)
+    return np.asarray(side.table[side.names.index(name)], np.float64)
 
 
 def _position(spacing: float, own: Columns, tested: Columns) -> Array:

@@ -255,7 +255,8 @@ class Family(Frozen):
         """The family with layers from and to these depths in mm, L pairs that follow each other, or none."""
         if tuple(depths) == self.depths:
             return self
-        layers = zip(self.layers, depths or [None] * len(self.layers), strict=True)
+        pairs: Sequence[tuple[float, float] | None] = depths or [None] * len(self.layers)
+        layers = zip(self.layers, pairs, strict=True)
         return self.model_copy(update={"layers": tuple(layer.model_copy(update={"z": z}) for layer, z in layers)})
 
     def joined(self, other: Family) -> Family:

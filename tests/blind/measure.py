@@ -142,7 +142,8 @@ def _ratio(values: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
 
 def _between(samples: Samples, low: float, high: float) -> Samples:
     energy = samples.conditions["incident_energy"]
-    return samples[(energy >= low) & (energy < high)]
+    rows = (energy >= low) & (energy < high)
+    return samples.select(rows)
 
 
 def _spreads(reference: Samples, samples: list[Samples]) -> None:

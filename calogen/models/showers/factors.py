@@ -121,7 +121,8 @@ def _mixing(normals: Tensor, chunks: _Chunks, loadings: Tensor, core: Tensor) ->
     # A sample's matrix need not be that of any noise: negative variances are put to a little above 0.
     values, axes = torch.linalg.eigh(left)
     roots = axes * values.clamp(min=LEAST_NOISE).sqrt()[:, None, :]
-    return roots / roots.square().sum(2, keepdim=True).sqrt()
+    mixing: Tensor = roots / roots.square().sum(2, keepdim=True).sqrt()
+    return mixing
 
 
 def own_variance(loadings: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ class FoldedShowers:
         few = self._few - np.log(np.maximum(energies.T, np.float32(1e-9))) + np.float32(0.5)
         faint = np.minimum(np.maximum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], few), 0), 1)
         together = 1 - faint * (1 - self._together)
-        for number in np.flatnonzero((together < 1).any(0)):
-            common[:, self._parts[number]] *= together[:, number, None]
+        for layer in np.flatnonzero((together < 1).any(0)):
+            common[:, self._parts[layer]] *= together[:, layer, None]
         showers: Array = np.concatenate([hidden, one], 1) @ self._shift
         squares = [_quadratic(d) for d in drivers.transpose(1, 0, 2)]
         own = own.copy()
@@ -133,8 +133,8 @@ class FoldedShowers:
             power, spare = buffers[:2, : len(common[block])]
             for square, part in zip(squares, self._parts, strict=True):
                 np.matmul(square[block], self._power[:, part], out=power[:, part])
-            for number in np.flatnonzero((together[block] < 1).any(0)):
-                power[:, self._parts[number]] *= together[block, number, None] ** 2
+            for layer in np.flatnonzero((together[block] < 1).any(0)):
+                power[:, self._parts[layer]] *= together[block, layer, None] ** 2
             # What factors leave of a variance of 1 is a voxel's own; both together have a variance of 1.
             np.subtract(1, power, out=spare)
             np.sqrt(np.maximum(spare, _LEAST, out=spare), out=spare)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import erfc, ndtri
 
 from ..conditions import codings, scaling
@@ -123,7 +124,7 @@ class FoldedEnergies:
         mean += bent[:size]
         return mean, np.exp(_clipped(bent[size:], -8, 3))
 
-    def _look_up(self, which: int, normals: Array, station: Array, above: Array) -> Array:
+    def _look_up(self, which: int, normals: Array, station: NDArray[np.intp], above: Array) -> Array:
         """Values (D, B) of a table between its points and between two stations."""
         table, points = self._tables[which], 2 * REACH * PER_UNIT + 1
         position = (_clipped(normals, -MOST_NORMAL, MOST_NORMAL) + np.float32(REACH)) * np.float32(PER_UNIT)
@@ -141,7 +142,7 @@ class FoldedEnergies:
         low += left
         return low
 
-    def _emptied(self, normals: Array, logits: Array) -> tuple[Array, Array]:
+    def _emptied(self, normals: Array, logits: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Normals stretched over layers that are not empty, and which are empty, (D, B) each."""
         full = 1 / (1 + np.exp(logits))
         full[logits < _NEVER_EMPTY] = 1
@@ -158,14 +159,14 @@ class FoldedEnergies:
         normals[may] = -ndtri(inner)
         return normals, empty
 
-    def _energies(self, variables: Array, empty: Array | None, conditions: Array) -> Array:
+    def _energies(self, variables: Array, empty: NDArray[np.bool_] | None, conditions: Array) -> Array:
         variables = variables[self._places]
         total, floor, layers = np.exp(variables[0]), np.float32(LEAK_FLOOR), np.float32(self._size - 1)
         if self._column is None:
             total = np.maximum(total - self._knee, 0)
         else:
             part = 1 + floor - total if self._conserves else total - floor
-            total = conditions[:, self._column].astype(np.float32) * _clipped(part, 0, self._most)
+            total = conditions[:, self._column].astype(np.float32) * _clipped(part, 0, float(self._most))
         energies: Array = np.exp(variables[1:])
         energies *= total + layers * self._knee
         energies -= self._knee

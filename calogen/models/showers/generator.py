@@ -48,6 +48,10 @@ class ShowerGenerator(Generator):
 
     transform: ShowerTransform
     centre: Tensor  # (J,) mean of each driver of the loadings
+    core: Tensor  # (L, M) the hottest voxels of each layer
+    mixing: Tensor  # (L, M, M) how their own noise is mixed
+    together: Tensor  # (L,) how much of the correlations is left where a layer is faint
+    layer_of_voxel: Tensor  # (V,)
     power: Tensor  # (1 + J + J (J + 1) / 2, V) variance due to factors as a quadratic form of the drivers
 
     def __init__(
@@ -80,7 +84,7 @@ class ShowerGenerator(Generator):
         # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
         # rarely on drifts away within a thousand steps.
         self.standardise = nn.BatchNorm1d(voxels, affine=False, momentum=0.01)
-        self.energies = mlp([size + count, 128, 128, size], slope=SLOPE, zero_last=True)
+        self.energies: nn.Sequential = mlp([size + count, 128, 128, size], slope=SLOPE, zero_last=True)
         self.shapes = mlp([size + latent + count, *hidden, voxels], slope=SLOPE, zero_last=True)
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ class ShowerGenerator(Generator):
     def _importance(self, data: Fitted) -> tuple[Tensor, Tensor]:
         """How much the correlations of each voxel (V,) count, and the hottest voxels of each layer, (L, M)."""
         window, once = self.transform.window, data.showers.mean(0, dtype=torch.float64)
-        mean = sum(once[order] for view in data.views for order in view.orders)  # equal for all images
+        mean = torch.stack([once[order] for view in data.views for order in view.orders]).sum(0)  # equal for all
         parts = [mean[part] / mean[part].sum().clamp(min=1e-30) for part in window.layer_slices]
         hottest = [part.argsort(descending=True, stable=True)[: self.core.shape[1]] for part in parts]
         core = torch.stack([h + start for h, start in zip(hottest, window.layer_bounds, strict=False)])

@@ -188,13 +188,12 @@ class ShowerTransform(nn.Module):
 
     def prepared(self, samples: Samples) -> Fitted:
         """Training showers with energy, in their frame and with their images."""
-        showers, conditions = _with_energy(samples, self.conditions)
+        (showers, conditions), seen = _with_energy(samples, self.conditions), None
         if self.frame is not None:
             blocks = zip(showers.split(_FRAMED), conditions.float().split(_FRAMED), strict=True)
-            framed, _, seen = zip(*(self._framed(*block) for block in blocks), strict=True)
-            showers, seen = torch.cat(framed), torch.cat(seen)
-        else:
-            seen = None
+            parts = [self._framed(*block) for block in blocks]
+            showers = torch.cat([part[0] for part in parts])
+            seen = torch.cat([part[2] for part in parts if part[2] is not None])
         energies = torch.stack([showers[:, part].sum(1, dtype=torch.float64) for part in self.window.layer_slices], 1)
         return Fitted(showers, energies, conditions, self._views(energies, conditions), seen)
 

@@ -316,10 +316,10 @@ class VoxelShares(nn.Module):
                 shares = torch.cat([torch.stack([layer[:, voxel] for voxel in images]) for images in chosen], 1)
                 trials: Tensor | int = len(shares)
                 if seen is not None:
-                    found = seen[rows][:, part]
-                    trials = torch.cat([sum(found[:, voxel].double() for voxel in images) for images in chosen])
-                start = None if centre else self.occupancy[:, here]
-                fits = self._fit_voxels(design, shares.double(), stations, trials, start)
+                    found = seen[rows][:, part].double()
+                    trials = torch.cat([torch.stack([found[:, v] for v in images]).sum(0) for images in chosen])
+                known = None if centre else self.occupancy[:, here]
+                fits = self._fit_voxels(design, shares.double(), stations, trials, known)
                 for view, move in zip(views, moves, strict=True):
                     for order in view.orders:
                         for name, fit in fits.items():
@@ -380,10 +380,10 @@ class VoxelShares(nn.Module):
             [made[:, part].mean(0) / energies[:, i].mean() for i, part in enumerate(self.family.layer_slices)]
         )
         moved = trust * (heavy / _HEAVY).clamp(max=1.0).to(self.location.dtype)
-        self.location += moved * (target.location - found.location)
-        self.log_scale += moved * (target.log_scale - found.log_scale)
+        self.location.add_(moved * (target.location - found.location))
+        self.log_scale.add_(moved * (target.log_scale - found.log_scale))
         self.shape.copy_(shifted(self.shape, target.shape, found.shape, moved))
-        self.occupancy += trust * (target.occupancy - found.occupancy)
+        self.occupancy.add_(trust * (target.occupancy - found.occupancy))
 
     def _layer_features(self, view: View, energies: Tensor, i: int) -> Tensor:
         """The features (N, F) of one layer, float64: those of all layers at a time would fill memory."""
