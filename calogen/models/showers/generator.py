@@ -214,7 +214,14 @@ class ShowerGenerator(Generator):
         given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
         _, rank, voxels = self.splits
         factors, own = (torch.randn(len(given.energies), n, generator=generator) for n in (rank, voxels))
-        return self.transform.voxels.inverse(self._copula(factors, own, given), given)
+        made = self.transform.voxels.inverse(self._copula(factors, own, given), given)
+        if data.seen is None:
+            return made
+        # What the read-out cannot see goes to the layer's other voxels, as it does for training showers.
+        made = torch.where(data.seen[rows], made, 0.0)
+        for i, part in enumerate(self.transform.window.layer_slices):
+            made[:, part] *= (given.energies[:, i] / made[:, part].sum(1).clamp(min=1e-30))[:, None]
+        return made
 
     def _importance(self, data: Fitted) -> tuple[Tensor, Tensor]:
         """How much the correlations of each voxel (V,) count, and the hottest voxels of each layer, (L, M)."""

@@ -214,8 +214,9 @@ class VoxelShares(nn.Module):
 
             # The layer's energy is known already: what is over the thresholds is shared out. Where no voxel is on, or
             # more are than the energy suffices for, all of it goes into the voxel that came nearest.
-            total, least = share.sum(1, keepdim=True), threshold * on.sum(1, keepdim=True)
-            voxels = share / total.clamp(min=1e-30) * (energy - least) + threshold * on
+            base = threshold * on.to(share.dtype)
+            total, least = share.sum(1, keepdim=True), base.sum(1, keepdim=True)
+            voxels = share / total.clamp(min=1e-30) * (energy - least) + base
             nearest = torch.zeros_like(share).scatter_(1, excess.argmax(1, keepdim=True), 1.0)
             voxels = torch.where((total > 0) & (energy > least), voxels, nearest * energy)
             parts.append(self._with_line(voxels, energy, i))
