@@ -18,7 +18,7 @@ from .factors import LEAST_NOISE
 from .fast_energies import FoldedEnergies
 from .frame import Cells
 from .shapes import LOW, MIDDLE
-from .transform import ShowerTransform
+from .transform import ShowerTransform, local_of
 from .voxels import CLIP, ELECTRON, FAINT, LINE_REACH
 
 _LEAST = np.float32(LEAST_NOISE)
@@ -154,13 +154,14 @@ class FoldedShowers:
         if frame is None:
             return None, None
         cells = frame.cells(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (conditions, energies)))
-        local = self._transform.local(cells)
+        local = local_of(frame, cells)
         return cells, (local.features.permute(2, 1, 0).numpy(), local.drivers.numpy(), local.own.numpy())
 
     @torch.inference_mode()
     def _on_read_out(self, showers: Array, cells: Cells) -> Array:
         frame = self._transform.frame
-        assert frame is not None
+        if frame is None:
+            return showers
         found: Array = frame.from_frame(torch.from_numpy(showers), cells)[0].numpy()
         found[found < self._threshold] = 0
         return found

@@ -19,7 +19,7 @@ from ...families import Family, Motion
 from ...shards.samples import Samples
 from ..conditions import scale_conditions
 from .energies import LayerEnergies
-from .frame import CROSSED, SIZE, Cells, frame_of
+from .frame import CROSSED, SIZE, Cells, ShowerFrame, frame_of
 from .voxels import Given, Local, View, VoxelShares
 
 _FEWEST = 16  # showers with energy: fewer are no distribution
@@ -100,13 +100,8 @@ class ShowerTransform(nn.Module):
         plain, local = _columns(conditions, self._of_voxels), None
         if self.frame is not None:
             cells = self.frame.cells(conditions, energies)
-            local = self.local(cells)
+            local = local_of(self.frame, cells)
         return self.voxels.given(energies, plain, local)
-
-    def local(self, cells: Cells) -> Local:
-        """Where in the cells axes are, for voxels."""
-        assert self.frame is not None
-        return Local(self.frame.features(cells), *self.frame.drivers(cells))
 
     def made(self, normals: Tensor, given: Given, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV on the read-out from voxel normals (B, V_window)."""
@@ -213,8 +208,13 @@ class ShowerTransform(nn.Module):
         local = None
         if self.frame is not None:
             cells = self.frame.cells(conditions.float(), energies.float())
-            local = Local(*(part.double() for part in self.local(cells)))
+            local = Local(*(part.double() for part in local_of(self.frame, cells)))
         return View(torch.stack(orders), _columns(conditions, self._of_voxels), local)
+
+
+def local_of(frame: ShowerFrame, cells: Cells) -> Local:
+    """Where in the cells axes are, for voxels."""
+    return Local(frame.features(cells), *frame.drivers(cells))
 
 
 def _chosen(columns: list[int], count: int) -> list[int] | None:
