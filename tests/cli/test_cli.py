@@ -151,7 +151,8 @@ def test_training_prints_plain_lines_and_where_the_run_is(home: Path, tmp_path: 
     assert done.code == 0, done.err
     assert re.fullmatch(rf"trained 2 steps, best score [\d.]+: {re.escape(str(out))}\n", done.out)
     lines = done.err.splitlines()
-    assert [line.split()[:2] for line in lines] == [["step", "0"], ["step", "2"]]
+    assert lines[0].startswith("symmetries: ")
+    assert [line.split()[:2] for line in lines[1:]] == [["step", "0"], ["step", "2"]]
     assert re.search(r"\d+ s  steps/s [\d.]+  W -?[\d.]+  score [\d.]+$", lines[-1])
     assert "\x1b" not in done.err + done.out
     config = json.loads((out / "config.json").read_text())
@@ -283,7 +284,7 @@ def test_generating_writes_shards_that_info_and_verify_understand(home: Path, tm
 
 
 def test_conditions_like_data_or_from_a_file_keep_their_order(home: Path, tmp_path: Path) -> None:
-    done = command("generate", home / "run", "--like", home / "data", "-n", 130, "--out", tmp_path / "like")
+    done = command("generate", home / "run", "--like", home / "data", "-n", 270, "--out", tmp_path / "like")
     assert done.code == 0, done.err
     wanted = open_shards(home / "data").read().conditions
     made = open_shards(tmp_path / "like").read().conditions
