@@ -133,7 +133,9 @@ def test_radii_of_square_cells_are_distances_from_the_axis():
 
 def test_the_hottest_pair_may_be_equal_or_alone():
     layers = [{"geometry": "cartesian", "shape": s, "size": (1, 1)} for s in ((1, 1), (1, 3))]
-    family = Family.model_validate({**FAMILIES["calogan"].model_dump(), "name": "two", "layers": layers})
+    family = Family.model_validate(
+        {**FAMILIES["calogan"].model_dump(), "name": "two", "layers": layers, "symmetries": ()}
+    )
     values = np.array([[5, 2, 2, 1], [0, 3, 0, 1], [1, 0, 0, 0]], np.float32)
     found = observe(Samples(family, values, {"incident_energy": [10.0] * 3}))
     np.testing.assert_allclose(found["energy_ratio_0"], [1, 0, 1])

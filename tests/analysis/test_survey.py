@@ -196,8 +196,8 @@ def test_bench_notices_analyses_that_differ(tmp_path, monkeypatch):
     data = write_folder(tmp_path / "data", toy(SMALL, 1000, seed=9))
     real = streams.observe
 
-    def wrong(samples):
-        return {name: values * (1.001 if name == "width_x_0" else 1) for name, values in real(samples).items()}
+    def wrong(samples, axis=None):
+        return {name: values * (1.001 if name == "width_x_0" else 1) for name, values in real(samples, axis).items()}
 
     monkeypatch.setattr(streams, "observe", wrong)
     done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1)

@@ -48,7 +48,9 @@ def test_energies_of_held_out_showers_are_met_in_every_bin(sides, low):
             assert a.std() == pytest.approx(b.std(), rel=spread)
 
 
-@pytest.mark.parametrize("name", ["calogan-gamma", "calogan-eplus", "nbody-64"])
+@pytest.mark.parametrize(
+    "name", ["calogan-gamma", "calogan-gamma-angled", "calogan-eplus", "par04-electron", "nbody-64"]
+)
 def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
     folder = find_model(name)
     card = load_checkpoint(folder).card
