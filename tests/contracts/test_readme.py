@@ -55,9 +55,6 @@ BLOCKS = {
     "# Slurm: a job array": Read("needs a Slurm cluster"),
     "# HTCondor: a submit file": Read("a file for HTCondor, not for a shell"),
     "simulation shards": IS_PICTURE,
-    "calogen generate calogan-gamma --like ": Run(
-        smaller={"-n 25000": "-n 1000", "data/calogan-gamma showers": "data/calogan-eplus/test showers"}, slow=True
-    ),
     "calogen simulate nbody -n 28800 ": Run(smaller={"-n 28800": "-n 240", "-n 144000": "-n 480"}, slow=True),
 }
 """Every block by how its first line begins."""
