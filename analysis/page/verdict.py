@@ -17,6 +17,7 @@ from ..metrics.permutation import OVERALL, OVERALL_P
 from ..metrics.registry import Key, Metrics
 from ..numbers import amount, number, with_error
 from ..report import Report
+from ..survey.selections import ALL
 from .tables import value_text, worst
 
 NEAR_FLOOR = 3.0  # pulls below may be chance
@@ -157,7 +158,7 @@ def _held_out(report: Report, found: Metrics) -> Iterator[str]:
 def _numbers(found: Metrics) -> Iterator[tuple[str, str]]:
     """The metrics that a reader looks for first."""
     for key, metric in found.items():
-        if key.quantity.large and metric.value is not None:
+        if key.quantity.large and key.selection is ALL and metric.value is not None:
             of = f", {key.size} samples" if key.size else ""
             shown = value_text(metric) if metric.lower_limit else number(metric.value, 3)
             yield shown, f"{key.quantity.title}{of}; floor {number(metric.floor, 3)}"

@@ -138,11 +138,6 @@ class Family(Frozen):
         """The group that a shower's symmetries generate, the identity first."""
         return group(self.layers, self.symmetries, self.voxels)
 
-    def images_at(self, conditions: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Voxel orders (V,) of the images that leave the named conditions as they are, the identity first."""
-        moves = [(image.order, self.motion(image, conditions)) for image in self.images]
-        return [order for order, motion in moves if motion is not None and motion.still]
-
     def motion(self, image: Image, conditions: Sequence[str]) -> Motion | None:
         """What an image does to the named conditions; None if that is not known."""
         return image.motion([self.condition(name) for name in conditions])

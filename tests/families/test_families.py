@@ -144,8 +144,9 @@ def test_symmetries_are_proposed_where_it_is_known_what_they_do_to_the_condition
     assert SQUARES.proposed_symmetries(["impact_y", "impact_x"]) == (*MIRRORS, "swap-xy")
     assert SMALL.proposed_symmetries(["incident_energy"]) == MIRRORS
     assert SMALL.proposed_symmetries(["incident_energy", "angle"]) == ()  # an angle to what?
-    fitted = [len(TURNED.images_at(names)) for names in ([], ["theta"], ["impact_x"], ["impact_x", "impact_y"])]
-    assert fitted == [8, 8, 2, 1]
+    choices = ([], ["theta"], ["impact_x"], ["impact_x", "impact_y"])
+    motions = [[TURNED.motion(image, names) for image in TURNED.images] for names in choices]
+    assert [sum(motion is not None and motion.still for motion in found) for found in motions] == [8, 8, 2, 1]
 
 
 def test_symmetries_of_a_copy_are_its_own() -> None:

@@ -106,7 +106,7 @@ def test_the_voxel_normals_of_the_fitted_start_are_standard_with_its_factors_cor
     generator, _, values, conditions = built(SMALL, 400)
     assert isinstance(generator, ShowerGenerator)
     given = generator.transform.given(generator.transform.layer_energies(values[:1]), conditions[:1])
-    many = Given(*(part.expand(40_000, *part.shape[1:]) for part in given))
+    many = Given(*(part.expand(40_000, *part.shape[1:]) for part in given if part is not None))
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
         factors, own = (torch.randn(40_000, n, generator=stream) for n in generator.splits[1:])

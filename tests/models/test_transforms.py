@@ -82,7 +82,7 @@ def test_inverse_of_forward_is_the_shower_itself_given_its_layer_energies(
     transform, showers, conditions = fit.transform.to(dtype), fit.showers.to(dtype), fit.conditions.to(dtype)
     given = transform.given(transform.layer_energies(showers), conditions)
     normals = transform.voxels(showers, given)
-    again = transform.made(normals, given, conditions)
+    again = transform.made(normals, given)
     lowest = (showers > 0) & (normals - transform.ceiling(showers, conditions) < 2e-4)
     transform.double()
     assert normals.isfinite().all()
@@ -273,7 +273,7 @@ def test_the_fit_uses_mirrored_copies() -> None:
     assert len(data.showers) == len(data.conditions) == (values.sum(1) > 0).sum()
     for parameter in transform.voxels.parameters():
         assert parameter.abs().amax() > 0
-        for order in CALOGAN.images_at([]):
+        for order in (image.order for image in CALOGAN.images):
             assert torch.equal(parameter, parameter[..., order])
 
 

@@ -50,9 +50,8 @@ def fit_factors(
         rank: Number of factors K, at most min(N, V) - 1.
         drifting: How many of the first factors have loadings that change (D).
         weights: How much the correlations of each voxel count, (V,).
-        generator: Source of the drawn values.
-
         core: Voxels whose own noise is correlated, too: L groups of M each, (L, M), every group in all of its images.
+        generator: Source of the drawn values.
 
     Returns:
         Loadings (V, K) where all drivers are 0, their slopes (J, V, D), and how independent noise is mixed within each

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class ShowerFrame(nn.Module):
 
     Attributes:
         window: What a shower in the frame is: the family with windows as layers. Mirrors are symmetries here, with
-            :meth:`image`.
+            the cells of mirrored showers.
         periods: Impacts that differ by whole multiples (x, y) of these, in mm, differ by whole cells in every layer.
     """
 
@@ -310,21 +310,6 @@ class ShowerFrame(nn.Module):
         """With what correlations change: tangents and their squares, (B, 4), and each layer's offsets, (B, L, 2)."""
         slope = cells.tangents / self.steepest
         return torch.cat([slope, slope.square()], 1), 2 * cells.offset - 1
-
-    def image(self, cells: Cells, symmetry: Literal["mirror-x", "mirror-y", "exchange"]) -> Cells:
-        """Where the axes of mirrored showers are.
-
-        The windows of mirrored showers are the mirrored windows. ``exchange`` is of x and y, in layers of square cells,
-        as many along x as along y.
-        """
-        if symmetry == "exchange":
-            return Cells(cells.crossed.flip(-1), cells.offset.flip(-1), cells.tangents.flip(-1))
-        turned = torch.tensor([symmetry == "mirror-x", symmetry == "mirror-y"], device=cells.offset.device)
-        return Cells(
-            torch.where(turned, self._counts - 1 - cells.crossed, cells.crossed),
-            torch.where(turned, 1 - cells.offset, cells.offset),
-            torch.where(turned, -cells.tangents, cells.tangents),
-        )
 
     # --- what may be asked for ------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
 _PRIOR = 5000  # showers that are worth as much as what is known before
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
 _CORRECTIONS = 2  # of the fit by what comes out of it
-_DRIFTING = 64  # factors whose loadings change with the incident energy
+_DRIFTING = 64  # factors whose loadings change with energy, depth, slope and offset
 _FEWEST = 200  # showers, below which the fit follows their accidents
 
 
@@ -94,7 +94,7 @@ class ShowerGenerator(Generator):
         energy_normals = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
         given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
-        return self.transform.made(self.standardise(self._copula(factors, own, given) + shift), given, conditions)
+        return self.transform.made(self.standardise(self._copula(factors, own, given) + shift), given)
 
     def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
         """Conditions with impact points moved by whole cells into the trained range: showers there are the same."""

@@ -97,18 +97,18 @@ class ShowerTransform(nn.Module):
 
     def given(self, energies: Tensor, conditions: Tensor) -> Given:
         """What voxels depend on: layer energies (B, L) in MeV and conditions (B, C) in their units."""
-        plain, local = _columns(conditions, self._of_voxels), None
-        if self.frame is not None:
-            cells = self.frame.cells(conditions, energies)
-            local = local_of(self.frame, cells)
-        return self.voxels.given(energies, plain, local)
+        plain = _columns(conditions, self._of_voxels)
+        if self.frame is None:
+            return self.voxels.given(energies, plain)
+        cells = self.frame.cells(conditions, energies)
+        return self.voxels.given(energies, plain, local_of(self.frame, cells))._replace(cells=cells)
 
-    def made(self, normals: Tensor, given: Given, conditions: Tensor) -> Tensor:
+    def made(self, normals: Tensor, given: Given) -> Tensor:
         """Showers (B, V) in MeV on the read-out from voxel normals (B, V_window)."""
         showers = self.voxels.inverse(normals, given)
-        if self.frame is None:
+        if self.frame is None or given.cells is None:
             return showers
-        found = self.frame.from_frame(showers, self.frame.cells(conditions, given.energies))[0]
+        found = self.frame.from_frame(showers, given.cells)[0]
         # What a near edge takes away may leave too little to be seen.
         return torch.where(found < self.family.threshold, 0.0, found)
 
@@ -124,7 +124,7 @@ class ShowerTransform(nn.Module):
             Showers (B, V) in MeV, never negative.
         """
         given = self.given(self.generated_energies(energy_normals, conditions), conditions)
-        return self.made(voxel_normals, given, conditions)
+        return self.made(voxel_normals, given)
 
     def forward(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Showers to network space.

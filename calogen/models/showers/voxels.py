@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ...families import Family
 from ..conditions import energy_column, scale_conditions, scaled_size
 from .fitting import fit_least_squares, fit_logistic, inverse_tail, normal_tail
+from .frame import Cells
 from .shapes import SHAPES, exponential, fit_shapes, quantile, shifted
 
 _FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
-_LINE_ROWS = 3000  # showers in which the line is looked for
 _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting: bounds memory to some 500 MB
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
 ELECTRON = 0.51099895  # mass in MeV: where annihilation photons that stay in one voxel make a line
@@ -55,6 +55,7 @@ class Given(NamedTuple):
             J are the same for all layers.
         faint: Whether each layer has far less energy than usual, or so little that few voxels are on, (B, L), from 0
             (no) to 1 (yes).
+        cells: Where the axes are, in a shower frame.
     """
 
     energies: Tensor
@@ -62,6 +63,7 @@ class Given(NamedTuple):
     near: Tensor
     drivers: Tensor
     faint: Tensor
+    cells: Cells | None = None
 
 
 class View(NamedTuple):
