@@ -83,11 +83,9 @@ def _draw_fits(main: Axes, report: Report, kind: str, edges: Array, factor: floa
 
 
 def by_energy(report: Report) -> Iterator[Drawing]:
-    """Response and layer fractions in bins of the incident energy, and for each label."""
-    energy = report.family.energy
-    every = [s for s in report.plan.selections[1:] if not isinstance(s, HeldOut)]
-    labelled = [c.name for c in report.family.conditions if c.labels and any(s.condition == c.name for s in every)]
-    bins = [s for s in every if s.condition in {*labelled, *([energy.name] if energy else [])}]
+    """Response and layer fractions in the bins of the conditions."""
+    bins = [s for s in report.plan.selections[1:] if not isinstance(s, HeldOut)]
+    labelled = [c.name for c in report.family.conditions if c.labels and any(s.condition == c.name for s in bins)]
     others = "".join(f" and for each {name}" for name in labelled)
     caption = f"Response and energy fractions of layers in bins of the incident energy{others}."
     yield from _in_selections(report, bins, "by-energy", f"In bins of incident energy{others}", caption)
