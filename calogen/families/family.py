@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ..errors import ConfigError, did_you_mean
 from .conditions import Condition, Frozen
-from .layers import Layer
+from .layers import Layer, beside
 from .symmetries import Image, Motion, Symmetry, generators, group
 from .units import DENSITY, in_mev
 
@@ -132,6 +132,22 @@ class Family(Frozen):
     def centres(self) -> NDArray[np.float64]:
         """Voxel centres (x, y) in mm, (V, 2)."""
         return np.concatenate([layer.centres for layer in self.layers])
+
+    @property
+    def neighbours(self) -> NDArray[np.int64]:
+        """Voxels before and after each one along both axes of its layer and in depth, (3, 2, V); itself where none is.
+
+        In depth, those of the layers before and after with cells at the same places.
+        """
+        found = np.empty((3, 2, self.voxels), dtype=np.int64)
+        found[2] = np.arange(self.voxels)
+        for layer, part in zip(self.layers, self.layer_slices, strict=True):
+            found[:2, :, part] = beside(layer) + part.start
+        for i, (a, b) in enumerate(pairwise(self.with_depths(()).layers)):
+            if a.model_copy(update={"index": None}) == b.model_copy(update={"index": None}):
+                here, behind = self.layer_slices[i : i + 2]
+                found[2, 1, here], found[2, 0, behind] = np.r_[behind], np.r_[here]
+        return found
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -40,6 +40,8 @@ class _Layer(Frozen, ABC):
 
     rectangular: ClassVar[bool] = False
     """Whether all cells are rectangles of one size."""
+    closed: ClassVar[bool] = False
+    """Whether the last cells along the first axis are beside the first ones."""
     z: tuple[float, float] | None = None
 
     @model_validator(mode="after")
@@ -170,6 +172,7 @@ class CylindricalLayer(_Layer):
         z: Depth in mm at which the layer begins and ends.
     """
 
+    closed = True
     geometry: Literal["cylindrical"] = "cylindrical"
     n_alpha: int = Field(ge=1)
     r_edges: tuple[float, ...] = Field(min_length=2)
@@ -255,3 +258,13 @@ class CylindricalLayer(_Layer):
 
 
 Layer = Annotated[CartesianLayer | CylindricalLayer, Field(discriminator="geometry")]
+
+
+def beside(layer: Layer) -> NDArray[np.int64]:
+    """The cells before and after each one along both axes of a layer, (2, 2, V_layer); itself where there is none."""
+    cells = np.arange(math.prod(layer.shape)).reshape(layer.shape)
+    found = np.array([[np.roll(cells, step, axis) for step in (1, -1)] for axis in (0, 1)])
+    found[1, 0, :, 0], found[1, 1, :, -1] = cells[:, 0], cells[:, -1]
+    if not layer.closed:
+        found[0, 0, 0], found[0, 1, -1] = cells[0], cells[-1]
+    return found.reshape(2, 2, -1)

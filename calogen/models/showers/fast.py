@@ -14,6 +14,7 @@ from ...families import Family
 from ..conditions import codings, scaling
 from ..contract import Array
 from ..layers import SLOPE
+from .counts import MOST
 from .factors import LEAST_NOISE
 from .fast_energies import FoldedEnergies
 from .frame import Cells
@@ -67,6 +68,27 @@ class FoldedShowers:
         self._power, self._scale = state["power"], scale
         self._driver_centre, self._together = state["centre"], state["together"]
         self._core, self._mixing = state["core"], np.ascontiguousarray(state["mixing"].transpose(0, 2, 1))
+        # Noise that neighbours share: along those axes where they do. A cell that is not there has noise 0.
+        beside, shares = transform.window.neighbours, state["noise.shares"]
+        itself = beside == np.arange(window.voxels)
+        beside = np.where(itself, window.voxels, beside)
+        self._shared_axes = [
+            (beside[axis], (~itself[axis]).sum(0).astype(np.float32), share)
+            for axis, share in enumerate(shares)
+            if share.any()
+        ]
+        self._apart = state["noise.apart"] if state["noise.apart"].any() else None
+        self._levels, self._layer_of_voxel = state["noise.levels"], window.layer_of_voxel
+        self._per_gap = 1 / np.diff(self._levels, axis=0)
+        # How many voxels are on where few are. Layers with fewer cells than others repeat their first.
+        self._count_levels, self._limits = learnt["counts.levels"], learnt["counts.limits"]
+        self._limit_steps = np.diff(self._limits, axis=0)
+        sizes = np.diff(window.layer_bounds)
+        places = np.arange(sizes.max())
+        self._spare_cells = places >= sizes[:, None]
+        self._cells = np.array(window.layer_bounds[:-1])[:, None] + np.where(self._spare_cells, 0, places)
+        self._kept = min(MOST + 2, int(sizes.max()))
+        self._most = np.minimum(sizes, self._kept)
         # Regressions on products of three columns; those of the conditions alone come first.
         self._products, self._plain = voxels.products.numpy(), len(learnt["shape_centre"])
         self._layer, self._depth = voxels.places
@@ -113,17 +135,16 @@ class FoldedShowers:
         for number, part in enumerate(self._parts if local is not None else ()):
             for place, drift in enumerate(self._drift[self._shared :], self._shared):
                 common[:, part] += drivers[:, number, place, None] * (drifting @ drift[:, part])
-        few = self._few - np.log(np.maximum(energies.T, np.float32(1e-9))) + np.float32(0.5)
+        logs = np.log(np.maximum(energies, np.float32(1e-9)))
+        few = self._few - logs.T + np.float32(0.5)
         faint = np.minimum(np.maximum(np.maximum((FAINT[0] - features[self._layer].T) / FAINT[1], few), 0), 1)
         together = 1 - faint * (1 - self._together)
         for layer in np.flatnonzero((together < 1).any(0)):
             common[:, self._parts[layer]] *= together[:, layer, None]
         showers: Array = np.concatenate([hidden, one], 1) @ self._shift
         squares = [_quadratic(d) for d in drivers.transpose(1, 0, 2)]
-        own = own.copy()
-        core = own[:, self._core].transpose(1, 0, 2)
-        mixed = np.where(faint.T[..., None] > 0.5, core, core @ self._mixing)
-        own[:, self._core] = mixed.transpose(1, 0, 2)
+        mixed = (own[:, self._core].transpose(1, 0, 2) @ self._mixing).transpose(1, 0, 2)
+        alone = faint > 0.5
 
         # Voxels in blocks: a dozen passes over arrays of this size would wait for memory, not for arithmetic.
         rows = max(1, _CACHED // showers.shape[1])
@@ -138,14 +159,74 @@ class FoldedShowers:
             # What factors leave of a variance of 1 is a voxel's own; both together have a variance of 1.
             np.subtract(1, power, out=spare)
             np.sqrt(np.maximum(spare, _LEAST, out=spare), out=spare)
-            spare *= own[block]
+            noise, apart = self._noise(own[block], logs[:, block])
+            held = np.where(alone[block, :, None], noise[:, self._core], mixed[block])
+            noise[:, self._core.ravel()] = held.reshape(len(held), -1)
+            spare *= noise
             spare += common[block]
             power += _LEAST
             spare /= np.sqrt(np.maximum(power, 1, out=power), out=power)
             spare *= self._scale
             showers[block] += spare
-            self._voxels(showers[block], energies[:, block], features[..., block], near[block], buffers)
+            self._voxels(showers[block], energies[:, block], features[..., block], near[block], apart, buffers)
         return showers if cells is None else self._on_read_out(showers, cells)
+
+    def _noise(self, own: Array, logs: Array) -> tuple[Array, Array | None]:
+        """:meth:`SharedNoise.forward` of independent normals (B, V) and the logarithms of layer energies (L, B)."""
+        ramps = np.minimum(np.maximum((logs - self._levels[:-1, :, None]) * self._per_gap[..., None], 0), 1)
+        near = np.concatenate([np.ones_like(ramps[:1]), ramps])
+        near[:-1] -= ramps
+        noise, kept = own, np.float32(1)
+        for (before, after), number, shares in self._shared_axes:
+            share = self._at(near, shares)
+            padded = np.concatenate([noise, np.zeros_like(noise[:, :1])], 1)
+            both = padded[:, before]
+            both += padded[:, after]
+            both *= share
+            both += noise
+            share *= share
+            share *= number
+            share += 1
+            scale = np.sqrt(share, out=share)
+            both /= scale
+            noise, kept = both, kept / scale if self._apart is not None else kept
+        if noise is own:
+            return own.copy(), None
+        if self._apart is None:
+            return noise, None
+        apart = own - kept * noise
+        apart *= self._at(near, self._apart)
+        return noise, apart
+
+    def _at(self, near: Array, values: Array) -> Array:
+        """What holds for the voxels, (B, V), of values (S, L) at the levels of layer energies."""
+        found: Array = (near * values[..., None]).sum(0).T[:, self._layer_of_voxel]
+        return found
+
+    def _counts(self, excess: Array, energies: Array) -> None:
+        """:class:`HitCounts`, in place: how far voxels are from being off, (B, V); layer energies (L, B)."""
+        logs = np.log(np.maximum(energies, np.float32(1e-9)))
+        layer, row = np.nonzero(logs < self._count_levels[-1][:, None])
+        if not len(row):
+            return
+        cells, most = self._cells[layer], self._most[layer]
+        values = excess[row[:, None], cells]
+        first = np.where(self._spare_cells[layer], np.float32(-np.inf), values)
+        first = np.sort(np.partition(first, -self._kept, 1)[:, -self._kept :], 1)[:, ::-1]
+        # As `natural` has it.
+        each, on = np.arange(len(first)), (first > 0).sum(1)
+        last, after = first[each, np.maximum(on - 1, 0)], first[each, np.minimum(on, most - 1)]
+        with np.errstate(invalid="ignore"):
+            number = on - 1 + last / np.maximum(last - after, np.float32(1e-6))
+        number = np.where(on == 0, np.maximum(first[:, 0], -1e3), np.where(on >= most, on, number))
+        levels = self._count_levels[:, layer]
+        near = np.minimum(np.maximum((logs[layer, row] - levels[:-1]) / np.diff(levels, axis=0), 0), 1)
+        limits = self._limits[0, :, layer].T + np.einsum("sp,skp->kp", near, self._limit_steps[..., layer])
+        wanted = 1 + (number > limits).sum(0)
+        change = (wanted != np.maximum(np.ceil(number), 1)) & (wanted < most) & (number <= MOST)
+        chosen = np.flatnonzero(change)
+        shift = first[chosen, wanted[chosen]]
+        excess[row[chosen, None], cells[chosen]] = values[chosen] - shift[:, None]
 
     @torch.inference_mode()
     def _local(self, conditions: Array, energies: Array) -> tuple[Cells | None, tuple[Array, Array, Array] | None]:
@@ -191,7 +272,9 @@ class FoldedShowers:
         features: Array = first * second * third
         return features
 
-    def _voxels(self, normals: Array, energies: Array, features: Array, near: Array, buffers: Array) -> None:
+    def _voxels(
+        self, normals: Array, energies: Array, features: Array, near: Array, apart: Array | None, buffers: Array
+    ) -> None:
         """Turn voxel normals over the root of 2, (B, V), into MeV, in place; see :meth:`VoxelShares.inverse`."""
         # The regressions of all voxels, a layer at a time because each has features of its own.
         excess, spread, location, spare, weight = buffers[:, : len(normals)]
@@ -208,9 +291,11 @@ class FoldedShowers:
         excess += 1
         excess *= normals
         np.subtract(_LOG_2, np.log(excess, out=excess), out=excess)
+        self._counts(excess, energies)
 
         # Shares, zero where the excess is negative, normalised to the energy of their layer.
-        self._shares(np.maximum(excess, np.float32(1e-4), out=normals), near, spread, location, spare, weight)
+        least = np.maximum(excess, np.float32(1e-4), out=normals)
+        self._shares(least, near, apart, spread, location, spare, weight)
         on = np.greater(excess, 0, out=spare)
         showers = np.multiply(location, on, out=normals)
         for part, energy in zip(self._parts, energies, strict=True):
@@ -229,8 +314,17 @@ class FoldedShowers:
         if self._half.any():
             self._put_on_line(showers, energies, spare, weight, excess)
 
-    def _shares(self, excess: Array, near: Array, spread: Array, location: Array, value: Array, weight: Array) -> None:
-        """exp(location + exp(spread) Q(excess)) in place of the location; everything (B, V) is overwritten."""
+    def _shares(
+        self,
+        excess: Array,
+        near: Array,
+        apart: Array | None,
+        spread: Array,
+        location: Array,
+        value: Array,
+        weight: Array,
+    ) -> None:
+        """exp(location + exp(spread) (Q(excess) + apart)) in place of the location; all (B, V) are overwritten."""
         constant, logarithm, root, low, middle = self._shape
         np.matmul(near, root, out=value)
         value *= np.sqrt(excess, out=weight)
@@ -245,6 +339,8 @@ class FoldedShowers:
             value += weight
             if bend is not None:
                 log += np.float32(bend)
+        if apart is not None:
+            value += apart
         value *= np.exp(spread, out=spread)
         location += value
         np.minimum(location, 10, out=location)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from ...shards.samples import Samples
 from ..conditions import scaled_size
 from ..contract import Array, Generator, Inference
 from ..layers import SLOPE, mlp
+from .counts import foremost, natural
 from .factors import LEAST_NOISE, fit_factors
 from .fast import FoldedShowers
+from .neighbours import APART, Pairs, SharedNoise
 from .transform import Fitted, ShowerTransform
 from .voxels import Given, Local, VoxelShares
 
@@ -28,6 +30,8 @@ _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
 _PRIOR = 5000  # showers that are worth as much as what is known before
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
 _CORRECTIONS = 2  # of the fit by what comes out of it
+_ROUNDS = 5  # of sharing noise among neighbours
+_NOISE_NUMBERS = 30_000_000  # voxels of generated showers looked at in each
 _DRIFTING = 64  # factors whose loadings change with energy, depth, slope and offset
 _FEWEST = 200  # showers, below which the fit follows their accidents
 
@@ -79,6 +83,7 @@ class ShowerGenerator(Generator):
         self.register_buffer("layer_of_voxel", torch.from_numpy(window.layer_of_voxel), persistent=False)
         self.register_buffer("centre", torch.zeros(drivers))
         self.register_buffer("power", torch.zeros(1 + drivers + drivers * (drivers + 1) // 2, voxels))
+        self.noise = SharedNoise(window)
         self.loadings = nn.Parameter(torch.zeros(voxels, latent))
         self.drift = nn.Parameter(torch.zeros(drivers, voxels, drifting))  # how those of the first factors change
         # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
@@ -94,15 +99,19 @@ class ShowerGenerator(Generator):
         energy_normals = energies + self.energies(torch.cat([energies, scaled], 1))
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
         given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
-        return self.transform.made(self.standardise(self._copula(factors, own, given) + shift), given)
+        normals, apart = self._copula(factors, own, given)
+        return self.transform.made(self.standardise(normals + shift), given, apart)
 
     def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
         """Conditions with impact points moved by whole cells into the trained range: showers there are the same."""
         frame = self.transform.frame
         return conditions if frame is None else frame.equivalent(conditions, low, high)
 
-    def _copula(self, factors: Tensor, own: Tensor, given: Given) -> Tensor:
-        """Voxel normals (B, V) before training, of factors (B, K) and the voxels' own noise (B, V)."""
+    def _copula(self, factors: Tensor, own: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """Voxel normals (B, V) before training, of factors (B, K) and the voxels' own noise (B, V).
+
+        And what to add to their standardised log shares, (B, V).
+        """
         drivers, drifting = given.drivers - self.centre, factors[:, : self.drift.shape[2]]
         common = factors @ self.loadings.T
         for driver, drift in zip(drivers.unbind(2), self.drift, strict=True):
@@ -110,15 +119,17 @@ class ShowerGenerator(Generator):
         layer = self.layer_of_voxel
         together = (1 - given.faint * (1 - self.together)).index_select(1, layer)
         common = common * together
-        core = own[:, self.core]
-        mixed = torch.where(given.faint[..., None] > 0.5, core, torch.einsum("blm,lkm->blk", core, self.mixing))
+        core, (own, apart) = own[:, self.core], self.noise(own, given.energies)
+        mixed = torch.where(
+            given.faint[..., None] > 0.5, own[:, self.core], torch.einsum("blm,lkm->blk", core, self.mixing)
+        )
         own = own.index_copy(1, self.core.flatten(), mixed.flatten(1))
         # What factors leave of a variance of 1 is a voxel's own; far from the mean drivers they leave nothing.
         parts = enumerate(self.transform.window.layer_slices)
         power = torch.cat([_quadratic(drivers[:, i]) @ self.power[:, part] for i, part in parts], 1)
         power = power * together.square()
         total = (power + LEAST_NOISE).clamp(min=1.0).sqrt()
-        return (common + own * (1 - power).clamp(min=LEAST_NOISE).sqrt()) / total
+        return (common + own * (1 - power).clamp(min=LEAST_NOISE).sqrt()) / total, apart
 
     def folded(self) -> Inference:
         """In numpy, with all that training needs folded into the weights."""
@@ -135,10 +146,15 @@ class ShowerGenerator(Generator):
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 
+        self._fit_noise(data, generator)
+        self._fit_counts(data, generator)
+
         # Shares are normalised in the end, which changes them: the fit is corrected for that.
         target = copy.deepcopy(self.transform.voxels).double()
         for _ in range(_CORRECTIONS):
+            self._fit_apart(data, generator)
             self._correct(target, data, generator)
+            self._fit_counts(data, generator)
 
     @torch.no_grad()
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
@@ -209,12 +225,65 @@ class ShowerGenerator(Generator):
                 slope = (known.T @ known / len(known) * model).sum() / model.square().sum().clamp(min=1e-9)
                 self.together[i] = slope.clamp(0, 1).sqrt()
 
-    def _made(self, data: Fitted, rows: slice, generator: torch.Generator) -> Tensor:
-        """Random showers (N, V) in MeV with the layer energies of training showers, in their frame."""
+    def _fit_noise(self, data: Fitted, generator: torch.Generator) -> None:
+        """Share the voxels' own noise among neighbours, until as many hits lie side by side as in training showers."""
+        core = torch.zeros(self.splits[2], dtype=torch.bool)
+        core[self.core] = True
+
+        def pairs(blocks: Iterable[tuple[slice, Tensor]]) -> Pairs:
+            found = []
+            for rows, showers in blocks:
+                given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
+                free = ~core | (given.faint > 0.5)[:, self.layer_of_voxel]
+                found.append(self.noise.pairs(showers, data.energies[rows], free))
+            return Pairs(*(torch.stack(parts).sum(0) for parts in zip(*found, strict=True)))
+
+        self.noise.set_levels(data.energies)
+        target = pairs(_showers(data))
+        for _ in range(_ROUNDS):
+            self.noise.move(target, pairs(self._some_made(data, generator)))
+
+    def _fit_apart(self, data: Fitted, generator: torch.Generator) -> None:
+        """Let energies follow a voxel's own noise as far as the two hottest voxels of training showers differ."""
+
+        def asymmetries(blocks: Iterable[tuple[slice, Tensor]]) -> Tensor:
+            found = [self.noise.asymmetries(showers, data.energies[rows]) for rows, showers in blocks]
+            total = torch.stack(found).sum(0)
+            return total[0] / total[1].clamp(min=1.0)
+
+        target, found = asymmetries(_showers(data)), []
+        for part in APART:
+            self.noise.apart.fill_(part)
+            found.append(asymmetries(self._some_made(data, generator)))
+        self.noise.set_apart(target, torch.stack(found))
+
+    def _some_made(self, data: Fitted, generator: torch.Generator) -> Iterator[tuple[slice, Tensor]]:
+        """Random showers with the layer energies of some training showers, in blocks of rows."""
+        blocks = _blocks(len(data.showers))[: max(1, _NOISE_NUMBERS // (_BLOCK * self.splits[2]))]
+        return ((rows, self._made(data, rows, generator)) for rows in blocks)
+
+    def _fit_counts(self, data: Fitted, generator: torch.Generator) -> None:
+        """Set how many voxels are on, where few are."""
+        voxels, numbers, hits = self.transform.voxels, [], []
+        for rows in _blocks(len(data.showers)):
+            given, normals, _ = self._drawn(data, rows, generator)
+            parts = self.transform.window.layer_slices
+            firsts = (foremost(voxels.excess(normals, given, i)) for i in range(len(parts)))
+            numbers.append(torch.stack([natural(first) for first in firsts], 1))
+            hits.append(torch.stack([(data.showers[rows][:, part] > 0).sum(1) for part in parts], 1))
+        voxels.counts.fit(torch.cat(numbers), torch.cat(hits), data.energies)
+
+    def _drawn(self, data: Fitted, rows: slice, generator: torch.Generator) -> tuple[Given, Tensor, Tensor]:
+        """What voxels of training showers depend on, and what :meth:`_copula` makes for them of random numbers."""
         given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
         _, rank, voxels = self.splits
         factors, own = (torch.randn(len(given.energies), n, generator=generator) for n in (rank, voxels))
-        made = self.transform.voxels.inverse(self._copula(factors, own, given), given)
+        return given, *self._copula(factors, own, given)
+
+    def _made(self, data: Fitted, rows: slice, generator: torch.Generator) -> Tensor:
+        """Random showers (N, V) in MeV with the layer energies of training showers, in their frame."""
+        given, normals, apart = self._drawn(data, rows, generator)
+        made = self.transform.voxels.inverse(normals, given, apart)
         if data.seen is None:
             return made
         # What the read-out cannot see goes to the layer's other voxels, as it does for training showers.
@@ -231,6 +300,11 @@ class ShowerGenerator(Generator):
         hottest = [part.argsort(descending=True, stable=True)[: self.core.shape[1]] for part in parts]
         core = torch.stack([h + start for h, start in zip(hottest, window.layer_bounds, strict=False)])
         return torch.sqrt(1 + _WEIGHT * torch.cat(parts)).float(), core
+
+
+def _showers(data: Fitted) -> Iterator[tuple[slice, Tensor]]:
+    """Training showers in blocks of rows."""
+    return ((rows, data.showers[rows]) for rows in _blocks(len(data.showers)))
 
 
 def _blocks(count: int) -> list[slice]:

@@ -103,9 +103,9 @@ class ShowerTransform(nn.Module):
         cells = self.frame.cells(conditions, energies)
         return self.voxels.given(energies, plain, local_of(self.frame, cells))._replace(cells=cells)
 
-    def made(self, normals: Tensor, given: Given) -> Tensor:
-        """Showers (B, V) in MeV on the read-out from voxel normals (B, V_window)."""
-        showers = self.voxels.inverse(normals, given)
+    def made(self, normals: Tensor, given: Given, apart: Tensor | None = None) -> Tensor:
+        """Showers (B, V) in MeV on the read-out from voxel normals (B, V_window); ``apart`` as for the voxels."""
+        showers = self.voxels.inverse(normals, given, apart)
         if self.frame is None or given.cells is None:
             return showers
         found = self.frame.from_frame(showers, given.cells)[0]

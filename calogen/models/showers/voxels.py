@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...families import Family
 from ..conditions import energy_column, scale_conditions, scaled_size
+from .counts import HitCounts
 from .fitting import fit_least_squares, fit_logistic, inverse_tail, normal_tail
 from .frame import Cells
 from .shapes import SHAPES, exponential, fit_shapes, quantile, shifted
@@ -130,6 +131,7 @@ class VoxelShares(nn.Module):
         self.location = nn.Parameter(torch.zeros(features, voxels))
         self.log_scale = nn.Parameter(torch.zeros(features, voxels))
         self.shape = nn.Parameter(torch.zeros(SHAPES, len(self.stations), voxels))
+        self.counts = HitCounts(family)
 
     # --- features -----------------------------------------------------------------------------------------------
 
@@ -197,21 +199,25 @@ class VoxelShares(nn.Module):
 
     # --- normals to showers and back ----------------------------------------------------------------------------
 
-    def inverse(self, normals: Tensor, given: Given) -> Tensor:
-        """Showers (B, V) in MeV, never negative, with the given layer energies, of normals (B, V)."""
-        tail = normal_tail(normals.clamp(-6, 6))
+    def inverse(self, normals: Tensor, given: Given, apart: Tensor | None = None) -> Tensor:
+        """Showers (B, V) in MeV, never negative, with the given layer energies.
+
+        Args:
+            normals: (B, V).
+            given: What they depend on.
+            apart: To be added to the voxels' standardised log shares, (B, V); none: nothing.
+        """
         threshold, parts = self.family.threshold, []
         for i, part in enumerate(self.family.layer_slices):
-            # How far the upper tail S of a normal lies below the probability p of the voxel being on: log(p / S).
             row, energy = given.features[:, i], given.energies[:, i : i + 1]
-            excess = nn.functional.logsigmoid(row @ self.occupancy[:, part]) - torch.log(tail[:, part])
+            excess = self.counts(self.excess(normals, given, i), given.energies[:, i], i)
             on = excess > 0
 
             # That excess is a standard exponential, and the quantile function makes it the logarithm of the share.
             # Voxels that are off are computed at 1, where gradients are harmless, and put to zero afterwards.
-            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * quantile(
-                torch.where(on, excess, 1.0).clamp(min=1e-4), given.near @ self.shape[..., part]
-            )
+            standard = quantile(torch.where(on, excess, 1.0).clamp(min=1e-4), given.near @ self.shape[..., part])
+            standard = standard if apart is None else standard + apart[:, part]
+            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * standard
             share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
 
             # The layer's energy is known already: what is over the thresholds is shared out. Where no voxel is on, or
@@ -223,6 +229,15 @@ class VoxelShares(nn.Module):
             voxels = torch.where((total > 0) & (energy > least), voxels, nearest * energy)
             parts.append(self._with_line(voxels, energy, i))
         return torch.cat(parts, 1)
+
+    def excess(self, normals: Tensor, given: Given, i: int) -> Tensor:
+        """How far the upper tail S of normals (B, V) lies below the probability p of a voxel being on: log(p / S).
+
+        Of layer i, (B, V_layer).
+        """
+        part = self.family.layer_slices[i]
+        tail = normal_tail(normals[:, part].clamp(-6, 6))
+        return nn.functional.logsigmoid(given.features[:, i] @ self.occupancy[:, part]) - torch.log(tail)
 
     def _with_line(self, voxels: Tensor, energies: Tensor, i: int) -> Tensor:
         """Voxels (B, V) of layer i, in MeV, those next to the electron's mass moved onto it; energies (B, 1) stay.
