@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -641,3 +642,22 @@ def test_arguments_of_the_library_become_options_of_the_command_that_runs() -> N
         ("`signal=all`, or another `signal`", "--set signal=all, or another --set signal"),
     ):
         assert as_options(text, options) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_set_3_is_simulated_trained_generated_and_compared_within_8_gb(tmp_path: Path) -> None:
+    """40,500 voxels in 45 layers: 600 toy showers, the fit and one step."""
+    steps = [
+        ["simulate", "toy", "--set", "family=3", "-n", "600", "--workers", "1", "--out", "toys"],
+        ["train", "--data", "toys", "--energy-conditioned", "--steps", "1", "--threads", "1", "--out", "run"],
+        ["generate", "run", "--like", "toys", "--workers", "1", "--out", "made"],
+        ["compare", "toys", "made", "--out", "report"],
+    ]
+    for step in steps:
+        start = time.monotonic()
+        process = subprocess.run([sys.executable, "-m", "calogen", *step], cwd=tmp_path, capture_output=True)
+        assert process.returncode == 0, process.stderr.decode()
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # of all children so far, in GB
+        print(f"\nset 3, {step[0]}: {time.monotonic() - start:.0f} s, at most {most:.1f} GB")
+        assert most < 8

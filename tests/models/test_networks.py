@@ -106,11 +106,12 @@ def test_the_voxel_normals_of_the_fitted_start_are_standard_with_its_factors_cor
     generator, _, values, conditions = built(SMALL, 400)
     assert isinstance(generator, ShowerGenerator)
     given = generator.transform.given(generator.transform.layer_energies(values[:1]), conditions[:1])
+    generator.noise.shares.zero_()
     many = Given(*(part.expand(40_000, *part.shape[1:]) for part in given if part is not None))
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
         factors, own = (torch.randn(40_000, n, generator=stream) for n in generator.splits[1:])
-        normals = generator._copula(factors, own, many._replace(faint=torch.zeros_like(many.faint)))
+        normals, _ = generator._copula(factors, own, many._replace(faint=torch.zeros_like(many.faint)))
     torch.testing.assert_close(normals.var(0), torch.ones(SMALL.voxels), atol=0.04, rtol=0)
     # Of the factors, at the drivers of the shower; within the core of a layer its own noise is correlated, too.
     driver = (given.drivers - generator.centre)[0, 0]
@@ -130,11 +131,13 @@ def test_voxels_of_a_faint_layer_go_together_less() -> None:
     given = generator.transform.given(generator.transform.layer_energies(values[:9]), conditions[:9])
     layer, (_, rank, voxels) = SMALL.layer_slices[1], generator.splits
     generator.together[1] = 0.0
+    generator.noise.shares.zero_()
     stream = torch.Generator().manual_seed(1)
     factors, own = (torch.randn(9, n, generator=stream) for n in (rank, voxels))
     with torch.no_grad():
         usual, faint = (
-            generator._copula(factors, own, given._replace(faint=torch.full_like(given.faint, how))) for how in (0, 1)
+            generator._copula(factors, own, given._replace(faint=torch.full_like(given.faint, how)))[0]
+            for how in (0, 1)
         )
     torch.testing.assert_close(faint[:, layer], own[:, layer])
     assert ((usual - own)[:, layer].abs() > 1e-3).double().mean() > 0.9
