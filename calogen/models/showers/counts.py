@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ...families import Family
 
-MOST = 12  # voxels on, up to which their number is set
-_MEAN = 6.0  # voxels on in the mean, up to which layers have few
-_LEVELS = 6  # layer energies at which it is known how many are on
+MOST = 24  # voxels on, up to which their number is set
+_MEAN = 6.0  # voxels on in the mean of layers that have few
+_LEVELS = 8  # layer energies at which it is known how many are on
 _ENOUGH = 100  # layers at each of them
 _NEVER = -40.0  # log energy in MeV of no layer
 
@@ -64,7 +64,7 @@ class HitCounts(nn.Module):
             order, logs = order[energies[order, i] > 0], logs[energies[order, i] > 0]
             # From the faintest layers to where more than few are on.
             mean = hits[order, i].cumsum(0) / torch.arange(1, len(order) + 1)
-            few = int((mean < _MEAN / 2).sum())
+            few = int((mean < _MEAN).sum())
             bins = min(_LEVELS, few // _ENOUGH)
             if bins < 2:
                 continue

@@ -78,7 +78,7 @@ class FoldedShowers:
             if share.any()
         ]
         self._apart = state["noise.apart"] if state["noise.apart"].any() else None
-        self._levels, self._layer_of_voxel = state["noise.levels"], window.layer_of_voxel
+        self._levels, self._zone = state["noise.levels"], state["noise.zone"]
         self._per_gap = 1 / np.diff(self._levels, axis=0)
         # How many voxels are on where few are. Layers with fewer cells than others repeat their first.
         self._count_levels, self._limits = learnt["counts.levels"], learnt["counts.limits"]
@@ -176,6 +176,7 @@ class FoldedShowers:
         ramps = np.minimum(np.maximum((logs - self._levels[:-1, :, None]) * self._per_gap[..., None], 0), 1)
         near = np.concatenate([np.ones_like(ramps[:1]), ramps])
         near[:-1] -= ramps
+        near = near.repeat(2, 1)
         noise, kept = own, np.float32(1)
         for (before, after), number, shares in self._shared_axes:
             share = self._at(near, shares)
@@ -200,7 +201,7 @@ class FoldedShowers:
 
     def _at(self, near: Array, values: Array) -> Array:
         """What holds for the voxels, (B, V), of values (S, L) at the levels of layer energies."""
-        found: Array = (near * values[..., None]).sum(0).T[:, self._layer_of_voxel]
+        found: Array = (near * values[..., None]).sum(0).T[:, self._zone]
         return found
 
     def _counts(self, excess: Array, energies: Array) -> None:

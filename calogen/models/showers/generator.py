@@ -30,7 +30,7 @@ _UNKNOWN = 8.0  # a ceiling that says nothing of a normal
 _PRIOR = 5000  # showers that are worth as much as what is known before
 _WEIGHT = 50.0  # of a voxel with all energy of its layer beside one with none
 _CORRECTIONS = 2  # of the fit by what comes out of it
-_ROUNDS = 5  # of sharing noise among neighbours
+_STEPS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05)  # of correlations of neighbours; the last two after each correction
 _NOISE_NUMBERS = 30_000_000  # voxels of generated showers looked at in each
 _DRIFTING = 64  # factors whose loadings change with energy, depth, slope and offset
 _FEWEST = 200  # showers, below which the fit follows their accidents
@@ -146,7 +146,8 @@ class ShowerGenerator(Generator):
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 
-        self._fit_noise(data, generator)
+        self.noise.prepare(data.energies, self.core)
+        self._fit_noise(data, generator, _STEPS)
         self._fit_counts(data, generator)
 
         # Shares are normalised in the end, which changes them: the fit is corrected for that.
@@ -154,6 +155,7 @@ class ShowerGenerator(Generator):
         for _ in range(_CORRECTIONS):
             self._fit_apart(data, generator)
             self._correct(target, data, generator)
+            self._fit_noise(data, generator, _STEPS[-2:])
             self._fit_counts(data, generator)
 
     @torch.no_grad()
@@ -225,23 +227,19 @@ class ShowerGenerator(Generator):
                 slope = (known.T @ known / len(known) * model).sum() / model.square().sum().clamp(min=1e-9)
                 self.together[i] = slope.clamp(0, 1).sqrt()
 
-    def _fit_noise(self, data: Fitted, generator: torch.Generator) -> None:
+    def _fit_noise(self, data: Fitted, generator: torch.Generator, steps: Sequence[float]) -> None:
         """Share the voxels' own noise among neighbours, until as many hits lie side by side as in training showers."""
-        core = torch.zeros(self.splits[2], dtype=torch.bool)
-        core[self.core] = True
 
         def pairs(blocks: Iterable[tuple[slice, Tensor]]) -> Pairs:
             found = []
             for rows, showers in blocks:
                 given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
-                free = ~core | (given.faint > 0.5)[:, self.layer_of_voxel]
-                found.append(self.noise.pairs(showers, data.energies[rows], free))
+                found.append(self.noise.pairs(showers, data.energies[rows], given.faint > 0.5))
             return Pairs(*(torch.stack(parts).sum(0) for parts in zip(*found, strict=True)))
 
-        self.noise.set_levels(data.energies)
         target = pairs(_showers(data))
-        for _ in range(_ROUNDS):
-            self.noise.move(target, pairs(self._some_made(data, generator)))
+        for most in steps:
+            self.noise.move(target, pairs(self._some_made(data, generator)), most)
 
     def _fit_apart(self, data: Fitted, generator: torch.Generator) -> None:
         """Let energies follow a voxel's own noise as far as the two hottest voxels of training showers differ."""

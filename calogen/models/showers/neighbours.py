@@ -21,11 +21,11 @@ _ENOUGH = 30.0  # pairs of hits with which data count as much as what is known b
 
 
 class Pairs(NamedTuple):
-    """Hits side by side in some showers, near each level of their layer's energy; (A, S, L) each.
+    """Hits side by side in some showers, near each level of their layer's energy; (A, S, Z) each, of Z zones.
 
     Attributes:
         beside: Pairs of neighbours that are on, along each axis.
-        all: Pairs of hits anywhere: in a layer, or, for the axis of depth, in this layer and in one next to it.
+        all: Pairs of hits anywhere: in a layer, or, for the axis of depth, in this layer and in those next to it.
         likely: Occupancy of a voxel that is on, in the mean.
     """
 
@@ -38,18 +38,19 @@ class SharedNoise(nn.Module):
     """A voxel's own noise and part of its neighbours': a particle that is seen in one cell is often seen in the next.
 
     Common factors hold how regions of a shower go together, not that single hits lie side by side. Noise is smoothed
-    along both axes of each layer and in depth, as much as the layer's energy asks for.
+    along both axes of each layer and in depth, as much as the layer's energy asks for, in each of two zones of a layer:
+    its hottest cells, and all others.
 
     Args:
         family: A calorimeter family.
     """
 
     levels: Tensor  # (S, L) log energies of each layer, increasing
-    shares: Tensor  # (A, S, L) part of each neighbour's noise beside a voxel's own, along each axis
-    apart: Tensor  # (S, L) how much energies follow a voxel's own noise rather than what is shared
+    zone: Tensor  # (V,) of each voxel: twice its layer, and one more in the core
+    shares: Tensor  # (A, S, Z) part of each neighbour's noise beside a voxel's own, along each axis
+    apart: Tensor  # (S, Z) how much energies follow a voxel's own noise rather than what is shared
     beside: Tensor  # (A, 2, V) the neighbours
     there: Tensor  # (A, 2, V) 1 where there is one
-    layer_of_voxel: Tensor  # (V,)
 
     def __init__(self, family: Family) -> None:
         super().__init__()
@@ -57,11 +58,11 @@ class SharedNoise(nn.Module):
         there = (beside != np.arange(family.voxels)).astype(np.float32)
         self._parts = family.layer_slices
         self.register_buffer("levels", torch.arange(float(len(_LEVELS)))[:, None].repeat(1, layers))
-        self.register_buffer("shares", torch.zeros(len(beside), len(_LEVELS), layers))
-        self.register_buffer("apart", torch.zeros(len(_LEVELS), layers))
+        self.register_buffer("zone", torch.zeros(family.voxels, dtype=torch.long))
+        self.register_buffer("shares", torch.zeros(len(beside), len(_LEVELS), 2 * layers))
+        self.register_buffer("apart", torch.zeros(len(_LEVELS), 2 * layers))
         self.register_buffer("beside", torch.from_numpy(beside), persistent=False)
         self.register_buffer("there", torch.from_numpy(there), persistent=False)
-        self.register_buffer("layer_of_voxel", torch.from_numpy(family.layer_of_voxel), persistent=False)
 
     def forward(self, own: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
         """Correlated standard normals of independent ones.
@@ -84,50 +85,61 @@ class SharedNoise(nn.Module):
         return noise, self._at(near, self.apart) * (own - kept * noise)
 
     def _at(self, near: Tensor, values: Tensor) -> Tensor:
-        """What holds for the voxels (B, V) of values (S, L) at the levels."""
-        return torch.einsum("sbl,sl->bl", near, values).index_select(1, self.layer_of_voxel)
+        """What holds for the voxels (B, V) of values (S, Z) at the levels."""
+        return torch.einsum("sbz,sz->bz", near, values).index_select(1, self.zone)
 
-    def set_levels(self, energies: Tensor) -> None:
-        """Take levels from the layer energies (N, L) of training showers, in MeV."""
+    def prepare(self, energies: Tensor, core: Tensor) -> None:
+        """Take levels from the layer energies (N, L) of training showers, in MeV, and zones from their core voxels."""
         for i, layer in enumerate(energies.unbind(1)):
             logs = torch.log(layer[layer > 0]).float()
             if len(logs) >= len(_LEVELS):
                 levels = torch.quantile(logs[: 1 << 20], torch.tensor(_LEVELS))
                 self.levels[:, i] = levels + 1e-3 * torch.arange(len(levels))  # increasing, whatever the data
+        for i, part in enumerate(self._parts):
+            self.zone[part] = 2 * i
+        self.zone[core] += 1
 
-    def pairs(self, showers: Tensor, energies: Tensor, free: Tensor) -> Pairs:
+    def pairs(self, showers: Tensor, energies: Tensor, faint: Tensor) -> Pairs:
         """Hits side by side in showers (N, V) with layer energies (N, L), both in MeV.
 
         Args:
-            free: Voxels whose noise is shared, (N, V): pairs without any of them are not counted.
+            faint: Layers whose core shares noise, too, (N, L): in others it has correlations of its own.
         """
-        on, near = (showers > 0).float(), self._near(energies.float()) * (energies > 0)
-        bound = torch.where(free, 0.0, on)
-        found = [self._beside(on, axis) - self._beside(bound, axis) for axis in range(len(self.beside))]
-        hits, held = self._sums(on), self._sums(bound)
-        within = hits * (hits - 1) - held * (held - 1)
-        across = torch.zeros_like(hits)
-        same = (self.there[2, 1, [part.start for part in self._parts[:-1]]]).expand(len(hits), -1)
-        step = (hits[:, 1:] * hits[:, :-1] - held[:, 1:] * held[:, :-1]) * same
-        across[:, 1:] += step
-        across[:, :-1] += step
-        every = torch.stack([within, within, across])
-        rows = near.sum(1).clamp(min=1e-9)
-        squares = torch.stack([(near[:, :, i] @ on[:, part]).square().sum(1) for i, part in enumerate(self._parts)], 1)
-        likely = squares / rows / torch.einsum("sbl,bl->sl", near, hits).clamp(min=1e-9)
-        sums = (torch.einsum("sbl,abl->asl", near, counts) for counts in (torch.stack(found), every))
-        return Pairs(*sums, likely.expand(len(found), -1, -1))
-
-    def _beside(self, on: Tensor, axis: int) -> Tensor:
-        """Pairs of voxels (B, V) that are on and neighbours along an axis, of each layer, (B, L)."""
-        (before, after), there = self.beside[axis], self.there[axis]
-        return self._sums(on * (on.index_select(1, before) * there[0] + on.index_select(1, after) * there[1]))
+        on, zones = (showers > 0).float(), self.shares.shape[2]
+        near = self._near(energies.float()) * (energies > 0).repeat_interleave(2, 1)
+        near[:, :, 1::2] *= faint
+        hits = self._sums(on)
+        layers = hits[:, ::2] + hits[:, 1::2]
+        across = torch.zeros_like(layers)
+        same = self.there[2, 1, [part.start for part in self._parts[:-1]]]
+        across[:, 1:] += layers[:, :-1] * same
+        across[:, :-1] += layers[:, 1:] * same
+        others = [part.repeat_interleave(2, 1) for part in (layers - 1, layers - 1, across)]
+        found = [
+            self._sums(on * (on.index_select(1, before) * there[0] + on.index_select(1, after) * there[1]))
+            for (before, after), there in zip(self.beside, self.there, strict=True)
+        ]
+        # The mean occupancy of voxels that are on.
+        core, parts = self.zone % 2 == 1, enumerate(self._parts)
+        sums = [torch.where(core[p], near[:, :, 2 * i + 1] @ on[:, p], near[:, :, 2 * i] @ on[:, p]) for i, p in parts]
+        rows, total = near.sum(1), torch.einsum("sbz,bz->sz", near, hits)
+        likely = self._sums(torch.cat(sums, 1).square()) / (rows * total).clamp(min=1e-9)
+        beside = torch.einsum("sbz,abz->asz", near, torch.stack(found))
+        every = torch.einsum("sbz,abz->asz", near, hits * torch.stack(others))
+        return Pairs(beside, every, likely.expand(len(found), -1, zones))
 
     def _sums(self, values: Tensor) -> Tensor:
-        return torch.stack([values[:, part].sum(1) for part in self._parts], 1)
+        """Sums over zones, (B, Z), of values (B, V)."""
+        return values.new_zeros(len(values), self.shares.shape[2]).index_add(1, self.zone, values)
 
-    def move(self, target: Pairs, made: Pairs) -> None:
-        """Share more or less noise, so that as many pairs of hits are neighbours as in the target."""
+    def move(self, target: Pairs, made: Pairs, most: float) -> None:
+        """Share more or less noise, so that as many pairs of hits are neighbours as in the target.
+
+        Args:
+            target: Pairs in training showers.
+            made: Pairs in generated showers.
+            most: By how much correlations of neighbours may change.
+        """
         # Of rare hits with thresholds t, the logarithm of how often both are on rises with their correlation as
         # (density(t) / tail(t))^2.
         tail = target.likely.clamp(1e-5, 0.5)
@@ -136,14 +148,14 @@ class SharedNoise(nn.Module):
         lack = torch.log((target.beside + 0.5) / (target.all + 0.5)) - torch.log((made.beside + 0.5) / (made.all + 0.5))
         trust = target.beside / (target.beside + _ENOUGH)
         now = 2 * self.shares / (1 + 2 * self.shares.square())
-        wanted = (now + trust * lack / slope).clamp(-_MOST, _MOST)
+        wanted = (now + (trust * lack / slope).clamp(-most, most)).clamp(-_MOST, _MOST)
         self.shares.copy_(wanted / (1 + torch.sqrt(1 - 2 * wanted.square())))
 
     def asymmetries(self, showers: Tensor, energies: Tensor) -> Tensor:
         """Asymmetries of the two hottest voxels of showers, added up near each level, and their number, (2, S, L)."""
         hottest = torch.stack([showers[:, part].topk(min(2, part.stop - part.start)).values.T for part in self._parts])
         first, second = hottest[:, 0].T, hottest[:, -1].T
-        near = self._near(energies.float()) * (second > 0)
+        near = self._near(energies.float())[:, :, ::2] * (second > 0)
         values = (first - second) / (first + second).clamp(min=1e-30)
         return torch.stack([torch.einsum("sbl,bl->sl", near, values), near.sum(1)])
 
@@ -158,11 +170,13 @@ class SharedNoise(nn.Module):
         found = found.cummax(0).values
         steps = ((target - found[:-1]) / found.diff(dim=0).clamp(min=1e-9)).clamp(0, 1)
         apart = (steps * torch.tensor(APART).diff()[:, None, None]).sum(0)
-        self.apart.copy_(torch.where(found[-1] > (1 + _WORTH) * found[0], apart, 0.0))
+        apart = torch.where(found[-1] > (1 + _WORTH) * found[0], apart, 0.0)
+        self.apart.copy_(apart.repeat_interleave(2, 1))
 
     def _near(self, energies: Tensor) -> Tensor:
-        """How near each level is, (S, B, L), adding up to 1."""
+        """How near each level the layers of the zones are, (S, B, Z), adding up to 1."""
         logs, gaps = torch.log(energies.clamp(min=1e-9)), self.levels.diff(dim=0)[:, None]
         ramps = ((logs - self.levels[:-1, None]) / gaps).clamp(0, 1)
         one, none = torch.ones_like(ramps[:1]), torch.zeros_like(ramps[:1])
-        return torch.cat([one, ramps]) - torch.cat([ramps, none])
+        near = torch.cat([one, ramps]) - torch.cat([ramps, none])
+        return near.repeat_interleave(2, 2)
