@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError, did_you_mean
-from .families import Family, Symmetry, resolve_family
+from .families import ENERGY_UNITS, Family, Symmetry, resolve_family
 from .storage import read_toml
 
 _Width = Annotated[int, Field(ge=1, le=2**16)]
@@ -110,6 +110,48 @@ class TrainingConfig(_Frozen):
     memory: int = Field(default=4 * 2**30, ge=2**20)
 
 
+_UNITS = {"energy": tuple(ENERGY_UNITS), "voxels": tuple(ENERGY_UNITS), "theta": ("rad", "deg"), "phi": ("rad", "deg")}
+
+
+class Reading(_Frozen):
+    """What files of others do not say of themselves. Files that calogen wrote say all of it, and are not asked.
+
+    Attributes:
+        unit: Units by name: ``energy`` (of the voxels, too, where these have none of their own), ``voxels``, ``theta``,
+            ``phi``.
+        columns: What the columns of a table of parameters hold, in order; ``_`` for one that is not used.
+        maps_per_simulation: How many maps that follow each other are of one simulation.
+        box: Side of the maps in Mpc/h.
+        log10: Whether maps are logarithms to base 10; false: they are not, whatever they look like.
+        unweight: Keep samples in proportion to their weights, instead of refusing weighted files.
+        signed: Scale s of fields with negative values, such as convergence: they are read as exp(field / s).
+        parameters: Whether maps must come with their parameters.
+    """
+
+    unit: dict[str, str] = {}
+    columns: tuple[str, ...] | None = None
+    maps_per_simulation: int | None = Field(default=None, ge=1)
+    box: float | None = Field(default=None, gt=0)
+    log10: bool | None = None
+    unweight: bool = False
+    signed: float | None = Field(default=None, gt=0)
+    parameters: bool = True
+
+    @field_validator("unit")
+    @classmethod
+    def _known(cls, unit: dict[str, str]) -> dict[str, str]:
+        for name, value in unit.items():
+            if value not in _UNITS.get(name, ()):
+                known = "; ".join(f"{name}={'|'.join(units)}" for name, units in _UNITS.items())
+                raise ValueError(f"'{name}={value}' is no unit that can be given: {known}")
+        return unit
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said, as JSON-able values."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters"})
+
+
 class Config(_Frozen):
     """All settings of a training run.
 
@@ -124,6 +166,9 @@ class Config(_Frozen):
         threads: CPU threads (none: all available cores).
         drop_bad: Drop and count bad rows instead of refusing the file.
         holdout: Ranges of conditions left out of training, in their units.
+        reading: What the data files do not say of themselves.
+        split: How unsplit data are: ``stratified``, a seeded tenth of every part of the conditions' range validates; or
+            ``last``, their last tenth, as in runs begun before there was another rule.
     """
 
     family: str | Family | None = None
@@ -135,6 +180,8 @@ class Config(_Frozen):
     threads: int | None = Field(default=None, ge=1)
     drop_bad: bool = False
     holdout: dict[str, tuple[float, float]] = {}
+    reading: Reading = Reading()
+    split: Literal["stratified", "last"] = "stratified"
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()
     training: TrainingConfig = TrainingConfig()

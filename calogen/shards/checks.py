@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
+from ..families import conversion
+from .layouts.layout import Opened
 from .layouts.stacks import Stack
-from .pieces import SLAB_BYTES, Piece, read_rows, rows_of
+from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
 from .samples import Samples
 
 _LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
 _HIGHEST_LOOSE_RESPONSE = 30.0  # a bad model or a few showers may be far off, but not by a factor 1000
 _RESPONSE_ROWS = 1024
+_NO_VOIDS, _NO_CONTRAST = 0.6, 0.25  # lowest pixel over the mean of a map, and scatter: smoother is no density
+_FOREIGN_DENSITIES = (0.3, 3.0)  # the same of files of others, which may be in any unit
 _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
 
 
@@ -32,9 +35,9 @@ def bad_rows(samples: Samples) -> NDArray[np.bool_]:
 
 
 def bad_error(
-    file: h5py.File | Stack, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int
+    file: Opened, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int
 ) -> ShardError:
-    """The error that names the first bad row and counts them all."""
+    """The error that names the first bad row and counts them all; ``start`` is counted from the piece's first row."""
     row = int(np.flatnonzero(bad)[0])
     one = samples.select(slice(row, row + 1))
     known = {column.name: one.family.condition(column.name) for column in piece.layout.conditions}
@@ -54,18 +57,21 @@ def bad_error(
     what = "NaN, infinite, negative or absurd values"
     if column is not None and column.labels:
         what = "numbers that stand for no label"
-    elif column is None and isinstance(file, Stack) and file.is_zero(start + row):
+    elif column is None and isinstance(file, Stack) and file.is_zero(piece.row(start + row)):
         what, wrong = "maps without any matter", "a simulation whose maps are all 0"
     size = max(1, SLAB_BYTES // (4 * samples.family.voxels))
     count = 0
-    for first in range(piece.start, piece.stop, size):
-        count += int(bad_rows(read_rows(file, piece, first, min(first + size, piece.stop))).sum())
+    for first in range(0, len(piece), size):
+        count += int(bad_rows(read_rows(file, piece, first, min(first + size, len(piece)))).sum())
+    hint = "repair the file, or leave such rows out with `drop_bad=True`"
+    if column is None and samples.family.is_density and wrong < 0 and piece.layout.name != "calogen":
+        hint += "; logarithms of densities are read with `log10=True`, a field with negative values with `signed=SCALE`"
     return ShardError(
         f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: {what}",
-        where=f"{piece.path}, dataset {dataset}, row {start + row}",
+        where=f"{piece.path}, dataset {dataset}, row {piece.row(start + row)}",
         expected=expected,
         found=wrong,
-        hint="repair the file, or leave such rows out with `drop_bad=True`",
+        hint=hint,
     )
 
 
@@ -77,7 +83,7 @@ def responses(samples: Samples) -> NDArray[np.float64] | None:
     return np.asarray(samples.values.sum(axis=1, dtype=np.float64) / samples.conditions[energy.name])
 
 
-def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) -> None:
+def check_response(file: Opened, piece: Piece, head: Samples | None) -> None:
     """Refuses showers whose deposited and incident energies cannot be in the units the layout says.
 
     Args:
@@ -91,7 +97,7 @@ def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) 
     # The median of a few showers is noise, so the first rows decide whichever are asked for.
     rows = min(len(piece), _RESPONSE_ROWS, max(32, SLAB_BYTES // (4 * family.voxels)))
     enough = head is not None and len(head) >= rows
-    samples = head.read(0, rows) if head and enough else read_rows(file, piece, piece.start, piece.start + rows)
+    samples = head.read(0, rows) if head and enough else read_rows(file, piece, 0, rows)
     samples = samples.select(~bad_rows(samples))
     found = responses(samples)
     if found is None or not len(found):
@@ -122,25 +128,93 @@ def check_response(file: h5py.File | Stack, piece: Piece, head: Samples | None) 
         where=piece.path,
         expected=f"a median deposited / incident energy of {_LOWEST_RESPONSE:g} to {highest:g}",
         found=f"{response:.4g} in {layout.name} layout ({'; '.join(layout.notes) or 'nothing converted'})",
-        hint=f"{guess}: set the file's attributes energy_unit and cell_unit to what they are",
+        hint=f"{guess}: say them, `unit=energy=GeV` or `unit=voxels=GeV`, or set the file's attributes energy_unit and "
+        "cell_unit to what they are",
     )
 
 
-def check_density(piece: Piece, samples: Samples) -> None:
+def check_conditions(file: Opened, piece: Piece) -> None:
+    """Refuses conditions of files of others that are far from the family's usual range, where nobody said their unit.
+
+    The median of all of a file's values decides; a few that are far off are no error of units.
+
+    Raises:
+        ShardError: If another unit, or another order of columns, explains the values, or may.
+    """
+    layout = piece.layout
+    if layout.name == "calogen" or layout.kind != "reference":
+        return
+    conditions = read_conditions(file, piece, 0, len(piece))
+    for column in layout.conditions:
+        condition = layout.family.condition(column.name)
+        values = conditions[column.name][condition.possible(conditions[column.name])]
+        if column.said or column.labels or not column.dataset or not len(values):
+            continue
+        middle, far = float(np.median(values)), float(np.abs(values).max())
+        usual = max(abs(condition.low), abs(condition.high))
+        found = f"values from {values.min():.4g} to {values.max():.4g}, median {middle:.4g} {condition.unit}".rstrip()
+        if condition.role == "energy":
+            known = {unit: middle * conversion(unit, condition.unit) for unit in ("keV", "GeV", "TeV")}
+            fits = [unit for unit, value in known.items() if condition.low <= value <= condition.high]
+            wrong = not condition.low / 1.5 <= middle <= condition.high * 1.5 and bool(fits)
+            hint = f"say the unit: `unit=energy={fits[0] if fits else 'GeV'}`, or `unit=energy={condition.unit}` if it is"
+        elif condition.role == "angle":
+            radians = np.pi / 180 if condition.unit == "deg" else 180 / np.pi
+            wrong = condition.unit == "deg" and far <= 1.01 * usual * radians or condition.unit == "rad" and far > 2.1 * np.pi
+            hint = f"say the unit: `unit={column.name}=rad` or `unit={column.name}=deg`"
+        else:
+            wrong = column.dataset == "params" and not condition.low / 1.5 <= middle <= condition.high * 1.5
+            hint = "say what the columns hold, in order: `columns=Omega_m,sigma_8,...`"
+        if wrong:
+            raise ShardError(
+                f"'{column.name}' is far from its usual range, and nothing says its "
+                + ("column" if column.dataset == "params" else "unit"),
+                where=f"{piece.path}, {', '.join(p.name for p in layout.also) or f'dataset {column.dataset}'}",
+                expected=f"about {condition.low:g} to {condition.high:g} {condition.unit}".rstrip(),
+                found=found,
+                hint=hint,
+            )
+
+
+def check_density(file: Opened, piece: Piece, samples: Samples) -> None:
     """Refuses reference maps that are no densities over their mean, as they should be, or the same everywhere."""
     layout = piece.layout
     if not layout.family.is_density or layout.kind != "reference":
         return
-    good = samples.values[~bad_rows(samples)]
-    typical = float(np.median(good.mean(axis=(1, 2), dtype=np.float64))) if len(good) else 1.0
-    if not _DENSITIES[0] <= typical <= _DENSITIES[1]:
+    good, where = samples.values[~bad_rows(samples)], f"{piece.path}, dataset {layout.values[0]}"
+    foreign, means = layout.name != "calogen" and layout.reading.signed is None, good.mean(axis=(1, 2), dtype=np.float64)
+    typical = float(np.median(means)) if len(good) else 1.0
+    lowest, highest = _FOREIGN_DENSITIES if foreign else _DENSITIES
+    if not lowest <= typical <= highest:
         raise ShardError(
             "the maps are not densities over the mean density of their box",
-            where=f"{piece.path}, dataset {layout.values[0]}",
-            expected=f"1 + delta: a typical map has a mean of {_DENSITIES[0]:g} to {_DENSITIES[1]:g}",
+            where=where,
+            expected=f"1 + delta: a typical map has a mean of {lowest:g} to {highest:g}",
             found=f"{typical:.4g}",
-            hint="divide the maps of each simulation by its mean density; of a .npy stack that is done when it is read",
+            hint="divide the maps of each simulation by its mean density (of a .npy stack that is done when it is read); "
+            "logarithms are read with `log10=True`",
         )
     if len(good) and not np.ptp(good.reshape(len(good), -1), axis=1).any():
         what = f"all of the first {len(good)} maps are the same everywhere"
-        raise ShardError(what, where=f"{piece.path}, dataset {layout.values[0]}", expected="structure in the maps")
+        raise ShardError(what, where=where, expected="structure in the maps")
+    if not foreign or not len(good) or layout.reading.log10 is not None:
+        return
+    # A density has voids far below its mean, and peaks far above; its logarithm, or what is scaled to 0..1, has not.
+    stored = np.asarray(file.maps[piece.row(0) : piece.row(0) + len(good)]) if isinstance(file, Stack) else good
+    top = float(np.nanmax(stored))
+    voids, contrast = (
+        float(np.median(part / means)) for part in (good.min(axis=(1, 2)), good.std(axis=(1, 2), dtype=np.float64))
+    )
+    what = ""
+    if 0.5 < top <= 1.0:
+        what, found = "the maps look as if they were scaled to the range 0 to 1", f"a largest value of {top:g}"
+    elif voids > _NO_VOIDS and contrast < _NO_CONTRAST:
+        what, found = "the maps look like logarithms of densities", f"{voids:.2g} times the mean, scatter {contrast:.2g}"
+    if what:
+        raise ShardError(
+            what,
+            where=where,
+            expected=f"densities: voids below {_NO_VOIDS:g} times the mean of a map, or scatter above {_NO_CONTRAST:g}",
+            found=found,
+            hint="`log10=True` reads logarithms to base 10; undo other scales first, or say `log10=False` for densities",
+        )

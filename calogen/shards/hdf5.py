@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,14 @@ def _unopenable(path: Path, error: Exception) -> ShardError:
         return ShardError("the file cannot be read", where=path, found=str(error))
     if not size:
         return ShardError("the file is empty", where=path, expected="an HDF5 file", found="0 bytes")
+    if start.startswith(b"root"):
+        return ShardError(
+            "this is a ROOT file (EDM4hep, for example), which calogen does not read",
+            where=path,
+            expected="an HDF5 file",
+            hint="convert it: uproot.open(FILE) gives the hits' energies as arrays; sum them in the cells of a [family] "
+            "table and write 'showers' (N, V) and 'incident_energies' (N, 1) with h5py",
+        )
     if start != b"\x89HDF\r\n\x1a\n":
         return ShardError(
             "the file is not HDF5", where=path, expected="an HDF5 file", found=f"it starts with {start!r}"
@@ -81,7 +89,7 @@ def _unopenable(path: Path, error: Exception) -> ShardError:
 def checked_dataset(
     file: h5py.File,
     name: str,
-    shape: tuple[int | None, ...],
+    shape: tuple[int | None, ...] | None,
     *,
     column: bool = False,
     kinds: str = "f",
@@ -91,7 +99,7 @@ def checked_dataset(
     Args:
         file: The open file.
         name: Name of the dataset.
-        shape: Lengths it must have; None where any will do.
+        shape: Lengths it must have; None where any will do, or instead of all where there may be any number of axes.
         column: Accept (N, 1) where (N,) is asked for.
         kinds: NumPy kinds of number that are allowed.
     """
@@ -115,11 +123,44 @@ def checked_dataset(
     actual: tuple[int, ...] = tuple(dataset.shape or ())
     if column and len(actual) == 2 and actual[1] == 1:
         actual = actual[:1]
+    if shape is None:
+        shape = actual or (None,)
     if len(actual) != len(shape) or any(w is not None and w != a for a, w in zip(actual, shape, strict=True)):
         expected = "(" + ", ".join("N" if w is None else str(w) for w in shape) + ")"
         raise ShardError("the dataset has the wrong shape", where=where, expected=expected, found=dataset.shape)
+    _require_filters(dataset, where)
     _check_storage(dataset, path, where)
     return dataset
+
+
+_FILTERS = {
+    32001: "blosc",
+    32026: "blosc2",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32015: "zstd",
+    32013: "zfp",
+    32017: "sz",
+    307: "bzip2",
+}
+
+
+def _require_filters(dataset: h5py.Dataset, where: str) -> None:
+    """Refuses datasets that are compressed by filters which this machine cannot undo, by the filters' names."""
+    plan = dataset.id.get_create_plist()
+    for code in (plan.get_filter(k)[0] for k in range(plan.get_nfilters())):
+        if h5py.h5z.filter_avail(code):
+            continue
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401 (makes its filters known)
+
+        if not h5py.h5z.filter_avail(code):
+            raise ShardError(
+                f"the dataset is compressed with {_FILTERS.get(code, 'a filter')} (HDF5 filter {code}), which is not "
+                "installed",
+                where=where,
+                hint='pip install "calogen[filters]", or write the file with gzip: h5repack -f GZIP=1',
+            )
 
 
 def outside(path: Path, name: str, what: str) -> ShardError:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import Reading
 from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
@@ -23,7 +24,7 @@ from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
 from .samples import Samples
-from .sources import SPLITS, DataFile, Paths, files_in, files_of, folders_of, items_of, without_parameters
+from .sources import SPLITS, DataFile, Paths, files_in, files_of, folders_of, items_of, unweighted, without_parameters
 
 _PROBLEMS_SHOWN = 20
 
@@ -96,12 +97,13 @@ class Ranges:
         }
 
 
-def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str]:
+def verify(folder_or_file: str | Path, family: Family | None = None, reading: Reading | None = None) -> list[str]:
     """Checks every byte: SHA-256 against the manifest, every chunk decompressed, every value.
 
     Args:
         folder_or_file: A folder of shards, a folder of splits, or one file.
         family: What the samples are, where the files do not say.
+        reading: What files that calogen did not write do not say of themselves.
 
     Returns:
         What is wrong, one line each; empty when everything is right.
@@ -110,23 +112,23 @@ def verify(folder_or_file: str | Path, family: Family | None = None) -> list[str
         ShardError: If there is no such file or folder.
     """
     if folders := folders_of(folder_or_file):
-        return [problem for folder in folders for problem in _verify_folder(folder, family)]
+        return [problem for folder in folders for problem in _verify_folder(folder, family, reading)]
     problems = list[str]()
     for file in files_of(folder_or_file):
         manifest = None
         with _noted(problems):
             manifest = read_manifest(file.path.parent)
         record = next((r for r in manifest.records if r.name == file.path.name), None) if manifest else None
-        problems += _verify_file(replace(file, record=record), family)
+        problems += _verify_file(replace(file, record=record), family, reading)
     return problems
 
 
-def _verify_folder(folder: Path, family: Family | None) -> list[str]:
+def _verify_folder(folder: Path, family: Family | None, reading: Reading | None) -> list[str]:
     problems = list[str]()
     files = files_in(folder, lambda error: problems.append(_line(error)))
     problems += [f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))]
     for file in files:
-        problems += _verify_file(file, family)
+        problems += _verify_file(file, family, reading)
     problems += _unfinished(folder)
     records = [file.record for file in files if file.record is not None]
     for one, two in pairwise(records):
@@ -161,14 +163,14 @@ def _is_native(file: DataFile) -> bool:
     return False
 
 
-def _verify_file(file: DataFile, family: Family | None) -> list[str]:
+def _verify_file(file: DataFile, family: Family | None, reading: Reading | None) -> list[str]:
     path, record, problems = file.path, file.record, list[str]()
     try:
         if record is not None and file.bytes == record.bytes and (found := sha256_of(path)) != record.sha256:
             # Other bytes than were written are not worth parsing: HDF5 can hang on damaged text attributes.
             return [f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})"]
         with _noted(problems):
-            _read_through(file.open(family))
+            _read_through(file.open(family, reading=reading))
     except OSError as error:
         problems.append(f"{path}: {error.strerror or error}")
     return problems
@@ -194,7 +196,7 @@ def _line(error: ShardError) -> str:
     return f"{error.where}: {error.what}" + (f" ({'; '.join(details)})" if details else "")
 
 
-def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
+def describe(source: Paths, family: Family | None = None, reading: Reading | None = None) -> dict[str, Any]:
     """What data is: all that ``calogen info`` prints, as JSON-able values.
 
     Damage is reported under ``problems``; what can be read is described all the same.
@@ -202,6 +204,7 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
     Args:
         source: As for :func:`open_shards`; of a folder of splits, all of them.
         family: What the samples are, where the files do not say.
+        reading: What files that calogen did not write do not say of themselves.
 
     Returns:
         ``source, format, family, kind, samples, realisations, files, bytes, unit, sample_shape, splits, conditions,
@@ -215,7 +218,7 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
     ranges, opened, pieces, splits = Ranges(), list[Piece](), list[Piece](), dict[str, list[Piece]]()
     for file in files:
         with _noted(problems):
-            opened.append(file.open(family, parameters=parameters))
+            opened.append(file.open(family, parameters=parameters, reading=reading))
     for piece in _agreeing(opened, problems):
         with _noted(problems):
             Shards([*pieces[:1], piece])  # do they belong together?
@@ -256,7 +259,9 @@ def describe(source: Paths, family: Family | None = None) -> dict[str, Any]:
 
 
 def _agreeing(pieces: list[Piece], problems: list[str]) -> list[Piece]:
-    """The pieces with the labels of all of them; each with its own where they do not go together."""
+    """The pieces with the labels of all of them, unweighted; each with its own where they do not go together."""
+    with _noted(problems):
+        pieces = unweighted(pieces)
     with _noted(problems):
         return with_labels(pieces, {})
     return [with_labels([piece], {})[0] for piece in pieces]

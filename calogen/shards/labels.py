@@ -12,8 +12,8 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from ..errors import ShardError, did_you_mean
-from ..families import LABEL, Condition, Family
+from ..errors import ConditionError, ShardError, did_you_mean
+from ..families import LABEL, Condition, Family, conversion
 from .layouts.layout import Column
 from .pieces import Piece
 from .reader import Shards, Source
@@ -31,18 +31,34 @@ def named_with(item: str | Path) -> tuple[str | Path, dict[str, str]]:
 
 
 def given(piece: Piece, facts: Mapping[str, str]) -> Piece:
-    """A piece whose samples all have the labels named with its path.
+    """A piece whose samples all have the labels, or the values of conditions, named with its path.
 
     Raises:
-        ShardError: If the file itself says what each sample has.
+        ShardError: If the file itself says what each sample has, or a value is no number in the condition's unit.
     """
-    layout = piece.layout
+    layout, labels = piece.layout, dict(facts)
+    numbers = {condition.name: condition for condition in layout.family.conditions if not condition.labels}
     for name, label in facts.items():
         if any(column.name == name for column in layout.conditions):
             raise ShardError(f"the file itself says the '{name}' of each sample", where=piece.path, found=label)
-        if (said := layout.provenance.get(name, label)) != label:
+        if name in numbers:
+            column = Column(name, "", value=_value(numbers[name], labels.pop(name), piece.path), said=True)
+            layout = replace(layout, conditions=(*layout.conditions, column))
+        elif (said := layout.provenance.get(name, label)) != label:
             layout = replace(layout, notes=(*layout.notes, f"{name} {label}, as named; the file says {said}"))
-    return replace(piece, layout=layout, facts=facts)
+    return replace(piece, layout=layout, facts=labels)
+
+
+def _value(condition: Condition, text: str, path: Path) -> float:
+    """A number with its unit, ``0.3`` or ``50GeV``, in the condition's own."""
+    match = re.fullmatch(r"([-+]?[\d.]+(?:e[-+]?\d+)?)([A-Za-z]*)", text)
+    try:
+        return float(match[1]) * conversion(match[2], condition.unit, name=condition.name) if match else float(text)
+    except (ValueError, ConditionError):
+        unit = f" and its unit, such as {condition.unit}" if condition.unit else ""
+        raise ShardError(
+            f"this is no value of '{condition.name}'", where=path, expected=f"a number{unit}", found=text
+        ) from None
 
 
 def with_labels(

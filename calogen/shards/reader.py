@@ -7,28 +7,30 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
-from .checks import bad_error, bad_rows, check_density, check_response
+from .checks import bad_error, bad_rows, check_conditions, check_density, check_response
 from .conditions import Conditions
 from .layouts.find import open_rows
-from .layouts.layout import Layout
-from .layouts.stacks import Stack
+from .layouts.layout import Layout, Opened
 from .manifest import read_manifest
 from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
-from .realisations import Origins
+from .realisations import Origin, Origins, prints_of
 from .samples import Samples, distinct
+from .split import last_of, tenth_of
 
+_ID = "realisation_id"
 _TURN = 1024  # samples of one kind of file after another
+_PRINTED = 512  # maps whose digests are taken at a time
 _VALIDATION_SHARE = 10  # one in this many samples validates when the data is not split
 
 
@@ -89,7 +91,7 @@ class Shards:
             parts.append(replace(chunk, values=values[filled - len(chunk) : filled], conditions=conditions))
         if not parts:
             with open_rows((piece := self.pieces[0]).path, piece.layout) as file:
-                return replace(read_rows(file, piece, piece.start, piece.start), provenance=self.provenance)
+                return replace(read_rows(file, piece, 0, 0), provenance=self.provenance)
         return Samples.concatenate(parts, values[:filled])
 
     def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
@@ -125,47 +127,72 @@ class Shards:
                     path = folder / record.name
                     if path in files and path.stat().st_size == record.bytes:
                         hashes[path] = record.sha256
-            identity = []
+            identity = list[list[Any]]()
             for piece in self.pieces:
                 if piece.path not in hashes:
                     hashes[piece.path] = sha256_of(piece.path)
                 identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
-                if piece.layout.parameters is not None:
-                    identity.append([piece.layout.parameters.name, sha256_of(piece.layout.parameters)])
+                if piece.rows is not None:
+                    identity.append(["rows", hashlib.sha256(piece.rows.astype("<i8")).hexdigest()])
+                identity += [[path.name, sha256_of(path)] for path in piece.layout.also]
                 if piece.kinds:
                     identity.append([f"{name}={label}" for name, label in piece.kinds])
+                constant = [c for c in piece.layout.conditions if not (c.dataset or c.labels)]
+                identity += [[column.name, column.value] for column in constant]
+                if said := piece.layout.reading.given:
+                    identity.append([said])
             self._digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self._digest
 
-    def split_off(self, share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
-        """Two parts without a common sample: all but the last 1 / ``share``, and that; of each kind of file, where they
-        differ in a label.
+    def split_off(self, rule: str = "stratified", share: int = _VALIDATION_SHARE) -> tuple[Shards, Shards]:
+        """Two parts without a common sample, for training and validation: all but 1 / ``share``, and that.
 
-        Maps are split by realisation where the files say which there are, so that none is on both sides.
+        Maps are split by simulation where anything says of which they are, so that none is on both sides.
+
+        Args:
+            rule: ``stratified``: a seeded choice that has its share of every point and of every part of the conditions'
+                range, in whichever order the files hold them; ``last``: the last ones.
+            share: See above.
 
         Raises:
-            ShardError: If there is only one sample, or only one realisation.
+            ShardError: If there is only one sample, or only one simulation.
         """
-        boxes = self.origins().boxes if self.family.has_realisations else None
-        if boxes is not None:
-            count = int(boxes.max()) + 1
-            if count < 2:
-                raise ShardError(
-                    "all maps are of one realisation, which cannot be on both sides",
-                    where=self.files[0],
-                    hint="give separate train/ and validation/ folders",
-                )
-            validates = boxes >= count - max(1, count // share)
+        if len(self) < 2:
+            raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
+        kinds = list(dict.fromkeys(piece.kinds for piece in self.pieces))
+        kind = np.repeat([kinds.index(piece.kinds) for piece in self.pieces], list(map(len, self.pieces)))
+        if self.family.has_realisations:
+            origins = self.origins()
+            conditions, boxes = origins.conditions, origins.boxes
         else:
-            if len(self) < 2:
-                raise ShardError("one sample cannot be split into training and validation", where=self.files[0])
-            validates = np.zeros(len(self), np.bool_)
-            kinds = list(dict.fromkeys(piece.kinds for piece in self.pieces))
-            each = np.repeat([kinds.index(piece.kinds) for piece in self.pieces], list(map(len, self.pieces)))
-            for kind in range(len(kinds)):
-                rows = np.flatnonzero(each == kind)
-                validates[rows[len(rows) - max(1, len(rows) // share) :]] = True
-        return self._where(~validates), self._where(validates)
+            conditions, boxes = self.all_conditions(), None
+        units = np.arange(len(self)) if boxes is None else boxes
+        first, unit = np.unique(units, return_index=True, return_inverse=True)[1:]
+        if len(first) < 2:
+            raise ShardError(
+                "all maps are of one realisation, which cannot be on both sides",
+                where=self.files[0],
+                hint="give separate train/ and validation/ folders, or say `maps_per_simulation` where simulations share "
+                "their parameters",
+            )
+        names = sorted(conditions, key=lambda name: not self.family.labels(name))  # labels first
+        keys = np.column_stack([kind[first], *(conditions[name][first] for name in names)]).astype(np.float64)
+        if rule == "last":
+            chosen = last_of(keys[:, :1], share, least=1)
+        elif boxes is None and self.family.has_realisations:
+            chosen = last_of(keys, share)  # neighbours may be of one simulation: few of them on both sides
+        else:
+            chosen = tenth_of(keys, share)
+        validates = chosen[unit]
+        return self.where(~validates), self.where(validates)
+
+    def thinned(self, count: int) -> Shards:
+        """At most so many of the samples, spread evenly over all of them."""
+        if count >= len(self):
+            return self
+        mask = np.zeros(len(self), np.bool_)
+        mask[np.linspace(0, len(self) - 1, count).round().astype(np.intp)] = True
+        return self.where(mask)
 
     def joined(self, other: Shards) -> Shards:
         """These samples, then the others."""
@@ -180,45 +207,71 @@ class Shards:
             return self
         turns = []
         for mine in by_kind.values():
-            starts = [(piece, start) for piece in mine for start in range(piece.start, piece.stop, _TURN)]
-            runs = [replace(piece, start=start, stop=min(start + _TURN, piece.stop)) for piece, start in starts]
+            starts = [(piece, start) for piece in mine for start in range(0, len(piece), _TURN)]
+            runs = [piece.cut(start, min(start + _TURN, len(piece))) for piece, start in starts]
             turns += [((number + 0.5) / len(runs), run) for number, run in enumerate(runs)]
         return Shards([run for _, run in sorted(turns, key=lambda turn: turn[0])], drop_bad=self.drop_bad)
 
-    def _where(self, mask: NDArray[np.bool_]) -> Shards:
-        pieces = []
-        for piece, offset in zip(self.pieces, self._bounds, strict=False):
-            inside = mask[offset : offset + len(piece)].astype(np.int8)
-            edges = np.flatnonzero(np.diff(inside, prepend=0, append=0))
-            for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-                pieces.append(replace(piece, start=piece.start + start, stop=piece.start + stop))
-        return Shards(pieces, drop_bad=self.drop_bad)
+    def where(self, mask: NDArray[np.bool_]) -> Shards:
+        """Some of the samples, at least one; the mask (N,) is true of those."""
+        bounds = zip(self.pieces, self._bounds[:-1], strict=True)
+        chosen = [(piece, np.flatnonzero(mask[start : start + len(piece)])) for piece, start in bounds]
+        return Shards([piece.only(places) for piece, places in chosen if len(places)], drop_bad=self.drop_bad)
+
+    def all_conditions(self) -> Conditions:
+        """The conditions of every sample; no sample is read."""
+        return Conditions.concatenate(
+            [read_conditions(file, piece, 0, len(piece)) for piece, file in self._opened()], self.condition_names
+        )
 
     def origins(self) -> Origins:
-        """Parameters and realisation of every map; no map is read."""
-        conditions, ids = list[Conditions](), list[NDArray[np.integer]]()
+        """Parameters and realisation of every map; no map is read until their digests are asked for."""
+        parts = [
+            Origin(
+                read_conditions(file, piece, 0, len(piece)).only(self.condition_names),
+                rows_of(file, piece, _ID, 0, len(piece)) if _ID in piece.layout.extras else None,
+                piece.layout.counted,
+            )
+            for piece, file in self._opened()
+        ]
+        return Origins(parts, self._place, self._prints)
+
+    @cached_property
+    def _boxes(self) -> NDArray[np.int64] | None:
+        return self.origins().boxes
+
+    def _prints(self) -> NDArray[np.int64]:
+        """A digest of each map as it is stored, of pixels spread over it, (N,)."""
+        return np.concatenate(
+            [
+                prints_of(rows_of(file, piece, piece.layout.values[0], start, min(start + _PRINTED, len(piece))))
+                for piece, file in self._opened()
+                for start in range(0, len(piece), _PRINTED)
+            ]
+        )
+
+    def _opened(self) -> Iterator[tuple[Piece, Opened]]:
         for piece in self.pieces:
             with open_rows(piece.path, piece.layout) as file:
-                conditions.append(read_conditions(file, piece, piece.start, piece.stop))
-                if "realisation_id" in piece.layout.extras:
-                    ids.append(rows_of(file, piece, "realisation_id", piece.start, piece.stop))
-        known = len(ids) == len(self.pieces)
-        together = Conditions.concatenate(conditions, self.condition_names)
-        return Origins(together, np.concatenate(ids) if known else None, self._place)
+                yield piece, file
 
     def _place(self, row: int) -> str:
         number = bisect_right(self._bounds, row) - 1
         piece = self.pieces[number]
-        return f"{piece.path}, row {row - self._bounds[number] + piece.start}"
+        return f"{piece.path}, row {piece.row(row - self._bounds[number])}"
 
-    def _checked(self, file: h5py.File | Stack, piece: Piece, offset: int, start: int, stop: int) -> Samples:
+    def _checked(self, file: Opened, piece: Piece, offset: int, start: int, stop: int) -> Samples:
         """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
-        first = start - offset + piece.start
-        samples = read_rows(file, piece, first, stop - offset + piece.start)
+        first = start - offset
+        samples = read_rows(file, piece, first, stop - offset)
         if piece.path not in self._plausible:
-            check_response(file, piece, samples if first == piece.start else None)
-            check_density(piece, samples)
+            check_conditions(file, piece)
+            check_response(file, piece, samples if first == 0 else None)
+            check_density(file, piece, samples)
             self._plausible.add(piece.path)
+        if piece.layout.counted and self._boxes is not None:  # numbers of its own in each file
+            own = {_ID: self._boxes[start:stop]} if _ID in samples.extras else {}
+            samples = replace(samples, extras={**samples.extras, **own})
         bad = bad_rows(samples)
         if not bad.any():
             return samples

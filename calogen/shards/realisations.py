@@ -5,8 +5,9 @@ Maps of one box show the same structures. A surrogate or a classifier that was t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,56 +16,114 @@ from ..errors import ShardError
 from .conditions import Conditions
 
 _FEWEST_POINTS = 10  # parameter points below which maps of equal parameters need not be of one box
-_NAMED = 3
+_NAMED = 11
+_PIXELS = 64  # of each map, whose order is its print
+_FEWEST_LEVELS = 32  # different values among them, for a print to mean anything
 
 
 @dataclass(frozen=True)
-class Origins:
-    """Where the maps of one side come from.
+class Origin:
+    """Where the maps of one file come from.
 
     Attributes:
         conditions: Parameters.
-        ids: ``realisation_id``, (N,); None where the files do not have it.
-        where: Names the place of a row, for messages.
+        ids: Which realisation each map is of, (N,); None where nothing says.
+        counted: Whether these were counted in this file, and mean nothing in any other.
     """
 
     conditions: Conditions
     ids: NDArray[np.integer] | None
-    where: Callable[[int], str]
+    counted: bool = False
+
+
+class Origins:
+    """Where the maps of one side come from.
+
+    Args:
+        parts: Its files.
+        where: Names the place of a row, for messages.
+        prints: Gives :func:`prints_of` all maps.
+
+    Attributes:
+        conditions: Parameters of all maps.
+        named: Whether the files themselves say the names of realisations.
+    """
+
+    def __init__(
+        self, parts: Sequence[Origin], where: Callable[[int], str], prints: Callable[[], NDArray[np.int64]]
+    ) -> None:
+        self.where, self.prints = where, prints
+        self.conditions = Conditions.concatenate([part.conditions for part in parts])
+        self.named = all(part.ids is not None and not part.counted for part in parts)
+        known = [part.ids for part in parts if part.ids is not None]
+        self._ids = np.concatenate(known).astype(np.int64) if len(known) == len(parts) else None
+        sizes = [part.conditions.rows for part in parts]
+        self._file = np.repeat([k if part.counted else -1 for k, part in enumerate(parts)], sizes)
 
     def __len__(self) -> int:
         return self.conditions.rows
 
-    def keys(self, names: list[str], *, with_ids: bool) -> NDArray[np.int64]:
-        """A row of whole numbers a map, equal for maps of one box, (N, K).
+    def points(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Parameters as whole numbers, equal for equal ones, (N, C)."""
+        return self.conditions.array(names).view(np.int32).astype(np.int64)
 
-        An id says little across files, since many number their boxes from 0: parameters belong to it.
-        """
-        ids = self.ids.astype(np.int64) if with_ids and self.ids is not None else np.zeros(len(self), np.int64)
-        bits = self.conditions.array(names).view(np.int32)
-        return np.column_stack([ids, bits.astype(np.int64)])
+    @cached_property
+    def apart(self) -> bool:
+        """Whether realisations of one file have different parameters, so that these say which one a map is of."""
+        point = _numbered(self.points(sorted(self.conditions)))
+        if self._ids is None:
+            return int(point.max(initial=-1)) + 1 >= min(_FEWEST_POINTS, len(self))
+        both = _numbered(np.column_stack([self._file, self._ids]))
+        return bool(_numbered(np.column_stack([self._file, point])).max() == both.max()) if len(both) else True
 
-    @property
+    @cached_property
     def boxes(self) -> NDArray[np.int64] | None:
         """The number of each map's box, in order of appearance, (N,); None where nothing says which it is.
 
-        Without ids, maps of equal parameters are of one box where there are at least ten points in parameter space.
+        Without ids, maps of equal parameters are of one box where there are at least ten points in parameter space; and
+        so they are in several files, each of which has different parameters for each box.
         """
         if not len(self):
             return None
-        keys = self.keys([] if self.ids is not None else sorted(self.conditions), with_ids=True)
-        _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        if self.ids is None and len(first) < min(_FEWEST_POINTS, len(self)):
-            return None
-        order = np.empty(len(first), np.int64)
-        order[np.argsort(first)] = np.arange(len(first))
-        return np.asarray(order[inverse.ravel()])
+        point = _numbered(self.points(sorted(self.conditions)))
+        if self._ids is None:
+            return point if self.apart else None
+        if not self.named and self.apart and point.max() + 1 >= _FEWEST_POINTS:
+            return point
+        return _numbered(np.column_stack([self._file, self._ids]))
 
     def name(self, row: int) -> str:
         """What a map's box is called."""
-        if self.ids is not None:
-            return f"realisation {int(self.ids[row])}"
+        if self.named and self._ids is not None:
+            return f"realisation {int(self._ids[row])}"
         return "the realisation with " + ", ".join(f"{n} {c:.6g}" for n, c in self.conditions.row(row).items())
+
+    def twins(self, other: Origins) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """A row of each realisation that is on the other side, too, and a row of it there.
+
+        They are known by what the files call them together with their parameters, by parameters that only one
+        realisation has, and by the pixels of their maps: never by the rows that they are in.
+        """
+        sides, names = (self, other), sorted(set(self.conditions) & set(other.conditions))
+        found = []
+        if self.named and other.named:
+            found.append([np.column_stack([side._ids, side.points(names)]) for side in sides])
+        elif names and all(side.apart for side in sides):
+            points = [side.points(names) for side in sides]
+            if max(_numbered(rows).max(initial=-1) + 1 for rows in points) >= min(_FEWEST_POINTS, len(self)):
+                found.append(points)
+        shared = [_shared(*pair) for pair in found]
+        if not any(len(rows) for rows, _ in shared):
+            prints = [side.prints() for side in sides]
+            rows, others = _shared(*(values[:, None] for values in prints))
+            some = prints[0][rows] != 0
+            shared.append((rows[some], others[some]))
+        rows, others = (np.concatenate(parts) for parts in zip(*shared, strict=True))
+        if self.boxes is not None:  # one row of each realisation
+            first = np.unique(self.boxes[rows], return_index=True)[1]
+            rows, others = rows[first], others[first]
+        order = np.argsort(rows)
+        return rows[order], others[order]
 
 
 def require_apart(one: Origins, other: Origins) -> None:
@@ -75,20 +134,14 @@ def require_apart(one: Origins, other: Origins) -> None:
         other: What judges it.
 
     Raises:
-        ShardError: If they have; names the realisation, and where it is on both sides.
+        ShardError: If they have; names the realisations, and where the first is on both sides.
     """
-    if one.boxes is None or other.boxes is None:
+    rows, twins = one.twins(other)
+    if not len(rows):
         return
-    names = sorted(set(one.conditions) & set(other.conditions))
-    with_ids = one.ids is not None and other.ids is not None
-    mine, theirs = (_single(side.keys(names, with_ids=with_ids)) for side in (one, other))
-    shared, rows, others = np.intersect1d(mine, theirs, return_indices=True)
-    if not len(shared):
-        return
-    order = np.argsort(rows)
-    row, twin = int(rows[order[0]]), int(others[order[0]])
-    more = [one.name(int(rows[i])) for i in order[1 : 1 + _NAMED]]
-    rest = f" ({len(shared)} realisations in all: also {', '.join(more)}{' ...' * (len(shared) > 1 + _NAMED)})"
+    row, twin = int(rows[0]), int(twins[0])
+    more = [one.name(int(i)) for i in rows[1 : 1 + _NAMED]]
+    rest = f" ({len(rows)} realisations in all: also {', '.join(more)}{' ...' * (len(rows) > 1 + _NAMED)})"
     raise ShardError(
         f"{one.name(row)} is on both sides" + (rest if more else ""),
         where=one.where(row),
@@ -98,7 +151,40 @@ def require_apart(one: Origins, other: Origins) -> None:
     )
 
 
+def prints_of(maps: NDArray[np.floating]) -> NDArray[np.int64]:
+    """A number for each map, (N,), equal for equal maps in whatever unit; 0 where a map has too few different pixels.
+
+    It is made of the order of some pixels by size, which no unit, mean or logarithm changes.
+    """
+    flat = maps.reshape(len(maps), -1)
+    places = np.linspace(0, flat.shape[1] - 1, min(_PIXELS, flat.shape[1])).astype(np.intp)
+    some = np.nan_to_num(flat[:, places])
+    order = np.argsort(some, axis=1, kind="stable")
+    ranked = np.take_along_axis(some, order, axis=1)
+    levels = 1 + np.count_nonzero(np.diff(ranked, axis=1), axis=1)
+    factors = np.random.default_rng(0).integers(1, 2**62, len(places), dtype=np.int64)
+    with np.errstate(over="ignore"):
+        return np.where(levels >= min(_FEWEST_LEVELS, len(places)), order @ factors, 0)
+
+
+def _numbered(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Equal rows (N, K) as equal numbers, in order of appearance, (N,)."""
+    if not len(keys):
+        return np.zeros(0, np.int64)
+    keys = keys.reshape(len(keys), -1)
+    _, first, inverse = np.unique(_single(keys), return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return np.asarray(order[inverse.ravel()])
+
+
+def _shared(mine: NDArray[np.int64], theirs: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of equal keys on both sides, the first of each."""
+    _, rows, others = np.intersect1d(_single(mine), _single(theirs), return_indices=True)
+    return rows, others
+
+
 def _single(keys: NDArray[np.int64]) -> NDArray[np.void]:
     """Rows as single values, which can be sorted and intersected."""
-    keys = np.ascontiguousarray(keys)
-    return keys.view([("", np.int64)] * keys.shape[1]).ravel()
+    keys = np.ascontiguousarray(keys, dtype=np.int64)
+    return keys.view([("", np.int64)] * keys.shape[1]).ravel() if keys.shape[1] else np.zeros(len(keys), [("", np.int64)])

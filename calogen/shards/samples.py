@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ShardError
 from ..families import Family
 from .conditions import Conditions
-from .realisations import Origins
+from .realisations import Origin, Origins, prints_of
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -110,7 +110,8 @@ class Samples:
 
     def origins(self) -> Origins:
         """Parameters and realisation of every map."""
-        return Origins(self.conditions, self.extras.get("realisation_id"), lambda row: f"samples in memory, row {row}")
+        only = Origin(self.conditions, self.extras.get("realisation_id"))
+        return Origins([only], lambda row: f"samples in memory, row {row}", lambda: prints_of(self.values))
 
     def read(self, start: int = 0, stop: int | None = None) -> Samples:
         """Samples start to stop (to the end when absent)."""

@@ -5,21 +5,29 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from ..config import Reading
 from ..errors import ShardError
-from ..families import Family
+from ..families import Family, varies
 from .labels import given, named_with, with_labels
-from .layouts.find import read_layout
-from .layouts.stacks import PARAMETERS, SUFFIX
+from .layouts.find import open_rows, read_layout
+from .layouts.parameters import PARAMETERS
+from .layouts.stacks import SUFFIX
 from .manifest import Manifest, ShardRecord, read_manifest
-from .pieces import Piece
+from .pieces import Piece, rows_of
 from .reader import Shards
 from .realisations import require_apart
 
 SPLITS = ("train", "validation", "test")
 """Folders that split a data set."""
+LIST = ".csv"
+"""Ends the name of a file that lists others."""
+WEIGHTS = "weights"
 _SUFFIXES = (".h5", ".hdf5", ".hdf")  # of the files that a folder is read for
 Paths = str | Path | Sequence[str | Path]
 """What samples are read from: a file, a glob, a folder, or a list of those."""
@@ -33,25 +41,28 @@ def open_shards(
     split: str | None = None,
     drop_bad: bool = False,
     labels: Mapping[str, Sequence[str]] | None = None,
+    reading: Reading | None = None,
 ) -> Shards:
     """Opens samples for reading; only headers are read.
 
     Args:
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
             ``split``), or a list of those. A NumPy stack of maps brings the parameter file beside it, or is named with
-            it: ``maps.npy,parameters.txt``. Files of one particle are named with it: ``eplus.hdf5,particle=e+``.
+            it: ``maps.npy,parameters.txt``. Files of one particle, or of one cosmology, are named with it:
+            ``eplus.hdf5,particle=e+``, ``maps.npy,Omega_m=0.3,sigma_8=0.8``; a ``.csv`` file lists such names, one a line.
         family: What the samples are, where the files do not say; checked where they do.
         like: What the samples are, where neither ``family`` nor the files say.
         split: Which of the three folders to read.
         drop_bad: Leave out rows with NaN, infinite or negative values instead of raising.
         labels: Labelled conditions, by name, with all their labels (none: those that the files have): where a file
             holds no such condition, its provenance may say the one label of its samples.
+        reading: What files that calogen did not write do not say of themselves.
 
     Raises:
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
-    pieces = _open_pieces(items_of(source), split, family, like)
-    return Shards(with_labels(_once(pieces), labels or {}, family), drop_bad=drop_bad)
+    pieces = _open_pieces(items_of(source), split, family, like, reading)
+    return Shards(_whole(pieces, labels, family), drop_bad=drop_bad)
 
 
 def open_splits(
@@ -60,12 +71,14 @@ def open_splits(
     family: Family | None = None,
     drop_bad: bool = False,
     labels: Mapping[str, Sequence[str]] | None = None,
+    reading: Reading | None = None,
+    rule: str = "stratified",
 ) -> tuple[Shards, Shards]:
     """Opens samples for training: (training, validation); arguments as for :func:`open_shards`.
 
     A folder with ``train/`` and ``validation/`` gives those; ``test/`` is never read. Of a folder with ``train/``
-    alone, and of unsplit data, the last 10 % validates; maps are split by realisation. Samples of files that differ in
-    a label take turns.
+    alone, and of unsplit data, 10 % validates, chosen by ``rule`` (:meth:`Shards.split_off`); maps are split by
+    realisation. Samples of files that differ in a label take turns.
 
     Raises:
         ShardError: As :func:`open_shards`, and if a realisation is both in ``train/`` and in ``validation/``.
@@ -73,16 +86,17 @@ def open_splits(
     items = items_of(source)
     splits = [[split for split in ("train", "validation") if split in splits_of(item)] for item in items]
     if not any("train" in own for own in splits):
-        train, validation = open_shards(items, family=family, drop_bad=drop_bad, labels=labels).split_off()
+        whole = open_shards(items, family=family, drop_bad=drop_bad, labels=labels, reading=reading)
+        train, validation = whole.split_off(rule)
         return train.mixed(), validation.mixed()
     pieces, roles = list[Piece](), list[str]()
     for item, own in zip(items, splits, strict=True):
         for split in own if "train" in own else [None]:
-            pieces += (found := _open_pieces([item], split, family))
+            pieces += (found := _open_pieces([item], split, family, None, reading))
             roles += [split if split and len(own) == 2 else ""] * len(found)
-    known = list(zip(roles, with_labels(_once(pieces), labels or {}, family), strict=True))
+    known = list(zip(roles, _whole(pieces, labels, family), strict=True))
     opened = {role: Shards([piece for own, piece in known if own == role], drop_bad=drop_bad) for role in set(roles)}
-    train, validation = opened[""].split_off() if "" in opened else (opened["train"], opened["validation"])
+    train, validation = opened[""].split_off(rule) if "" in opened else (opened["train"], opened["validation"])
     if len(opened) == 3:
         train, validation = train.joined(opened["train"]), validation.joined(opened["validation"])
     if "validation" in opened and train.family.has_realisations:
@@ -91,16 +105,68 @@ def open_splits(
 
 
 def _open_pieces(
-    items: list[str | Path], split: str | None, family: Family | None, like: Family | None = None
+    items: list[str | Path],
+    split: str | None,
+    family: Family | None,
+    like: Family | None = None,
+    reading: Reading | None = None,
 ) -> list[Piece]:
     """Every file that items stand for."""
     named, parameters = without_parameters(items)
-    pieces = [file.open(family, like, parameters) for item in named for file in files_of(item, split)]
+    pieces = [file.open(family, like, parameters, reading) for item in named for file in files_of(item, split)]
     if not pieces:
         raise ShardError("there are no samples yet", where=", ".join(map(str, named)), hint="is it still being made?")
-    if parameters is not None and not any(piece.layout.parameters for piece in pieces):
+    if parameters is not None and not any(parameters in piece.layout.also for piece in pieces):
         raise ShardError("only a stack of maps takes a parameter file", where=parameters)
     return pieces
+
+
+def _whole(pieces: list[Piece], labels: Mapping[str, Sequence[str]] | None, family: Family | None) -> list[Piece]:
+    """Pieces that can be read together: each of another file, with the labels of all, unweighted and of one angle."""
+    pieces = unweighted(with_labels(_once(pieces), labels or {}, family))
+    angles = {str(piece.layout.provenance.get("angle", "")) for piece in pieces if piece.layout.name == "par04"}
+    if len(angles) > 1 and not any(column.name == "angle" for column in pieces[0].layout.conditions):
+        raise ShardError(
+            "files of several angles cannot be read as one",
+            where=pieces[0].path,
+            found=", ".join(sorted(angles)),
+            hint="make the angle a condition, `conditions=angle`, or give files of one angle",
+        )
+    return pieces
+
+
+def unweighted(pieces: list[Piece]) -> list[Piece]:
+    """Pieces without weights: where samples have some, each is kept with the probability that its weight says.
+
+    Raises:
+        ShardError: If samples are weighted and nobody asked for that, or weights are no weights.
+    """
+    weighted = [piece for piece in pieces if WEIGHTS in piece.layout.extras]
+    if not weighted:
+        return pieces
+    found = []
+    for piece in weighted:
+        with open_rows(piece.path, piece.layout) as file:
+            found.append(rows_of(file, piece, WEIGHTS, 0, len(piece)).astype(np.float64).ravel())
+    together, path = np.concatenate(found), weighted[0].path
+    if not (np.isfinite(together).all() and together.min() >= 0 and together.max() > 0):
+        raise ShardError("weights are not finite and positive", where=f"{path}, dataset {WEIGHTS}", found=together.min())
+    equal = not varies(float(np.ptp(together)), float(together.max())) and len(weighted) == len(pieces)
+    if not equal and (len(weighted) < len(pieces) or not all(piece.layout.reading.unweight for piece in weighted)):
+        raise ShardError(
+            "the samples are weighted",
+            where=f"{path}, dataset {WEIGHTS}",
+            expected="samples of equal weight in all files",
+            found=f"weights from {together.min():.4g} to {together.max():.4g}",
+            hint="`unweight=True` keeps each sample with a probability in proportion to its weight",
+        )
+    rng, kept = np.random.default_rng(0), []
+    for piece, weights in zip(weighted, found, strict=True):
+        chosen = np.flatnonzero(equal | (rng.random(len(weights)) * together.max() < weights))
+        note = "all weights are equal" if equal else f"{len(chosen)} of {len(weights)} samples kept by their weights"
+        layout = replace(piece.layout, extras=tuple(e for e in piece.layout.extras if e != WEIGHTS)).noted(note)
+        kept += [replace(piece.only(chosen), layout=layout)] if len(chosen) else []
+    return kept
 
 
 def _once(pieces: list[Piece]) -> list[Piece]:
@@ -132,13 +198,20 @@ class DataFile:
         """Its length; 0 of a link to nowhere."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def open(self, family: Family | None = None, like: Family | None = None, parameters: Path | None = None) -> Piece:
+    def open(
+        self,
+        family: Family | None = None,
+        like: Family | None = None,
+        parameters: Path | None = None,
+        reading: Reading | None = None,
+    ) -> Piece:
         """All of its samples; only its header is read.
 
         Args:
             family: What the samples are, where the file does not say; checked where it does.
             like: What the samples are, where neither ``family`` nor the file says.
             parameters: The text file with a stack's parameters.
+            reading: What the user says of files that calogen did not write.
 
         Raises:
             ShardError: If the file is damaged, of no known layout, or not what its manifest says.
@@ -151,7 +224,8 @@ class DataFile:
                 found=f"{self.bytes} bytes",
                 hint="the file is truncated or was replaced: copy or make it again",
             )
-        layout = read_layout(self.path, family, parameters, like)
+        constant = any(_is_number(value) for value in self.facts.values())
+        layout = read_layout(self.path, family, parameters, like, reading, constant=constant)
         if self.record is not None and layout.length != self.record.samples:
             raise ShardError(
                 "the file's samples are not as many as the manifest says",
@@ -162,16 +236,31 @@ class DataFile:
         return given(Piece(self.path, layout, 0, layout.length), self.facts)
 
 
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(np.isfinite(float(text)))
+    return False
+
+
 def items_of(source: Paths) -> list[str | Path]:
-    """The files, globs and folders that are named.
+    """The files, globs and folders that are named; those listed in a ``.csv`` file, from its own folder.
 
     Raises:
-        ShardError: If there are none.
+        ShardError: If there are none, or a list cannot be read.
     """
-    items = [source] if isinstance(source, str | Path) else list(source)
+    given = [source] if isinstance(source, str | Path) else list(source)
+    items = [item for one in given for item in (_listed(Path(one)) if str(one).endswith(LIST) else [one])]
     if not items or not all(str(item) for item in items):
         raise ShardError("no data is named", expected="a file, a glob or a folder")
     return items
+
+
+def _listed(path: Path) -> list[str | Path]:
+    try:
+        lines = at_home(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError("the list of files cannot be read", where=path, found=error) from None
+    return [str(at_home(path).parent / line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 
 def without_parameters(items: Sequence[str | Path]) -> tuple[list[str | Path], Path | None]:

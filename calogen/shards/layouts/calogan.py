@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,13 @@ class CaloGAN(Showers):
 
     def read(self, header: Header) -> Layout:
         """See :class:`.layout.Format`."""
-        family = header.family or FAMILIES["calogan"]
+        family = header.family or header.like or FAMILIES["calogan"]
         if family.kind != self.kind:
             expected = f"samples of family '{family.name}'"
             raise ShardError("the file holds showers", where=header.path, expected=expected)
         values, length = _datasets(family), None
         for name, layer in zip(values, family.layers, strict=True):
-            length = header.dataset(name, (length, *layer.shape)).shape[0]
+            length = header.dataset(name, (length, *layer.shape), kinds="iuf").shape[0]
         surplus = sorted(name for name in header.found if name.startswith("layer_") and name not in values)
         if surplus:
             raise ShardError(
@@ -46,9 +45,7 @@ class CaloGAN(Showers):
         layout = self.layout(header, "calogan", family, int(length or 0), values, conditional=True)
         if _OVERFLOW not in header.found:
             return layout
-        return replace(
-            layout, notes=(*layout.notes, f"{_OVERFLOW} (energy beside the cells) is not modelled and not read")
-        )
+        return layout.noted(f"{_OVERFLOW} (energy beside the cells) is not modelled and not read")
 
     def require(self, family: Family, conditions: Sequence[str]) -> None:
         """See :class:`.layout.Format`."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import h5py
-
+from ...config import Reading
 from ...errors import ConfigError, ShardError
 from ...families import Family
 from ..hdf5 import open_file
 from .calogan import CaloGAN
 from .header import Header
-from .layout import Format, Layout
+from .layout import Format, Layout, Opened
 from .maps import Maps
 from .native import Showers
-from .stacks import SUFFIX, Stack, beside_of, read_stack
+from .par04 import Par04
+from .stacks import SUFFIX, read_stack
 
-FORMATS: tuple[Format, ...] = (CaloGAN(), Showers(), Maps())
+FORMATS: tuple[Format, ...] = (CaloGAN(), Showers(), Maps(), Par04())
 """Formats of HDF5 files, in the order in which a file is asked whether it has one."""
 INDEX_EXTRAS = ("realisation_id", "weights")
 """Optional per-sample datasets that are carried along and never modelled."""
@@ -39,51 +39,67 @@ def written_format(layout: str, family: Family, conditions: Sequence[str]) -> Fo
     """
     named = [one for one in FORMATS if one.written == layout]
     if not named:
-        known = " or ".join(dict.fromkeys(one.written for one in FORMATS))
+        known = " or ".join(dict.fromkeys(one.written for one in FORMATS if one.written))
         raise ConfigError("unknown layout", where="`layout`", expected=known, found=repr(layout))
     chosen = next((one for one in named if one.kind == family.kind), named[0])
     chosen.require(family, conditions)
     return chosen
 
 
-def open_rows(path: Path, layout: Layout) -> AbstractContextManager[h5py.File | Stack]:
+@contextmanager
+def open_rows(path: Path, layout: Layout) -> Iterator[Opened]:
     """Opens a file for reading rows of its datasets by name.
 
     Raises:
         ShardError: If it is missing, unreadable or truncated.
     """
-    return open_file(path) if layout.parameters is None else nullcontext(Stack.open(path, layout.parameters))
+    if layout.stack is not None:
+        yield layout.stack()
+        return
+    with open_file(path) as file:
+        yield file if layout.view is None else layout.view(file)
 
 
 def read_layout(
-    path: Path, family: Family | None = None, parameters: Path | None = None, like: Family | None = None
+    path: Path,
+    family: Family | None = None,
+    parameters: Path | None = None,
+    like: Family | None = None,
+    reading: Reading | None = None,
+    *,
+    constant: bool = False,
 ) -> Layout:
-    """Finds out how a file holds its samples, from its header; no sample is read.
+    """Finds out how a file holds its samples, from its header; no sample is read, but the means of a stack's maps.
 
     Args:
         path: An HDF5 file in any known format, or a NumPy stack of maps.
         family: What the samples are, where the file itself does not say; checked against the file.
         parameters: The text file with a stack's parameters; looked for beside it when absent.
         like: What the samples are, where neither ``family`` nor the file says.
+        reading: What the user says of files that calogen did not write.
+        constant: Whether all maps of a stack have the parameters that are named with its path.
 
     Raises:
         ShardError: If the format is unknown, shapes or types are wrong, or the file points outside itself.
     """
+    reading = reading or Reading()
     if path.suffix == SUFFIX:
-        return read_stack(path, family or like, parameters or beside_of(path), assumed=family is None)
+        found = read_stack(path, family or like, parameters, reading, assumed=family is None, constant=constant)
+        return replace(found, reading=reading)
     with open_file(path) as file:
         try:
-            return _read(Header(file, path, family), like)
+            found = _read(Header(file, path, family, reading, like))
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ShardError("the file's header is damaged", where=path, found=str(error)) from None
+    return found if found.name == "calogen" else replace(found, reading=reading)
 
 
-def _read(header: Header, like: Family | None) -> Layout:
+def _read(header: Header) -> Layout:
     header.require_schema()
     stored = header.stored_family()
-    header = replace(header, family=_family(header, stored) or like)
+    header = replace(header, family=_family(header, stored))
     names = header.found
-    layout = next((one.read(header) for one in FORMATS if one.marker in names), None)
+    layout = next((one.read(header) for one in FORMATS if one.fits(names)), None)
     if layout is None:
         raise ShardError(
             "no known layout has these datasets",
@@ -97,13 +113,19 @@ def _read(header: Header, like: Family | None) -> Layout:
     extras = tuple(name for name in INDEX_EXTRAS if name in names)
     for name in extras:
         header.dataset(name, (layout.length,), kinds="iuf")
+    used = {*layout.values, *extras, *(column.dataset.partition("/")[0] for column in layout.conditions)}
+    unread = sorted(names - used - {"overflow", "params"}) if layout.view is None and not header.native else []
+    if unread:
+        layout = layout.noted(f"datasets that are not read: {', '.join(unread[:12])}{' ...' * (len(unread) > 12)}")
+    grouped = layout.view is not None and layout.family.has_realisations
     return replace(
         layout,
         kind=header.stored_kind(),
         conditions=tuple(replace(column, labels=meaning.labels(column.name)) for column in layout.conditions),
-        extras=extras,
+        extras=("realisation_id", *(e for e in extras if e != "realisation_id")) if grouped else extras,
+        counted=grouped,
         index_start=int(header.file.attrs.get("index_start", 0)),
-        provenance=header.stored_provenance(),
+        provenance={**layout.provenance, **header.stored_provenance()},
     )
 
 

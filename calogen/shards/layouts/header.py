@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ...config import Reading
 from ...errors import CalogenError, ConfigError, ShardError
 from ...families import ENERGY_UNITS, FAMILIES, Family, conversion, is_energy, resolve_family
 from ..hdf5 import checked_dataset
@@ -29,11 +30,17 @@ class Header:
         file: The file.
         path: Its path, for messages.
         family: What the samples are, as asked for or as the file says; None: the format must find out.
+        reading: What the user said of a file that calogen did not write.
+        like: What the samples are, where neither the user nor the file says.
+        one_unit: Whether incident energies and voxels of such files have the same unit.
     """
 
     file: h5py.File
     path: Path
     family: Family | None
+    reading: Reading = Reading()
+    like: Family | None = None
+    one_unit: bool = True
 
     @property
     def native(self) -> bool:
@@ -62,25 +69,54 @@ class Header:
         values = np.atleast_1d(np.asarray(self.file.attrs[attribute], dtype=object)).ravel()
         return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
-    def energy_factor(self, attribute: str, default: str, wanted: str) -> tuple[float, str | None]:
-        """What stored energies are multiplied by to be in the unit wanted; and a note, if that converts them.
+    def energy_factor(self, attribute: str, default: str, wanted: str) -> tuple[float, str | None, bool]:
+        """What stored energies are multiplied by to be in the unit wanted.
 
         Args:
             attribute: Where the file may say its unit.
-            default: The unit where it does not.
+            default: The unit where neither it nor the user does.
             wanted: The family's; one that is no energy is left alone.
+
+        Returns:
+            The factor; a note, if that converts them; and whether anybody said the unit.
 
         Raises:
             ShardError: If the file says a unit that is no energy.
         """
         if not is_energy(wanted):
-            return 1.0, None
-        unit = self.file.attrs.get(attribute, default)
+            return 1.0, None, True
+        given = {} if self.native else self.reading.unit
+        own = given.get("energy") if attribute == "energy_unit" else given.get("voxels")
+        if own is None and attribute == "cell_unit" and attribute not in self.file.attrs:
+            own = given.get("energy") if self.one_unit else None
+        unit = own or self.file.attrs.get(attribute, default)
         unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
         if not is_energy(unit):
             known = ", ".join(ENERGY_UNITS)
             raise ShardError("unknown energy unit", where=self.at(attribute), expected=known, found=unit)
-        return conversion(unit, wanted), f"converted from {unit} to {wanted}" if unit != wanted else None
+        said = bool(own) or self.native or attribute in self.file.attrs
+        return conversion(unit, wanted), f"converted from {unit} to {wanted}" if unit != wanted else None, said
+
+    def angle_factor(self, dataset: h5py.Dataset, name: str, wanted: str) -> float:
+        """What stored angles are multiplied by to be in the unit wanted.
+
+        Raises:
+            ShardError: If neither user nor file says their unit, and the numbers could be in either.
+        """
+        unit = self.reading.unit.get(name) or dataset.attrs.get("unit") or dataset.attrs.get("units")
+        unit = unit.decode("utf-8", "replace") if isinstance(unit, bytes) else unit
+        unit = {"degree": "deg", "degrees": "deg", "radian": "rad", "radians": "rad"}.get(str(unit), unit)
+        if unit is None and float(np.abs(dataset[:]).max(initial=0)) > 1.01 * 2 * np.pi:
+            unit = "deg"
+        if unit not in ("rad", "deg"):
+            raise ShardError(
+                f"nothing says whether '{name}' is in rad or in deg",
+                where=f"{self.path}, dataset {dataset.name}",
+                expected="an attribute unit, or values beyond a full turn in rad",
+                found=unit,
+                hint=f"say it: `unit={name}=rad` or `unit={name}=deg`",
+            )
+        return 1.0 if unit == wanted else float(np.degrees(1.0) if unit == "rad" else np.radians(1.0))
 
     def require_known(self, family: Family, names: Sequence[str]) -> None:
         """Refuse conditions that the family does not have."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import h5py
 from numpy.typing import NDArray
 
+from ...config import Reading
 from ...families import Family
 from ..samples import Samples
 from .header import Header
+
+
+class Opened(Protocol):
+    """What gives datasets by their names: an open file or stack, or a view of a file that is laid out otherwise."""
+
+    def __getitem__(self, name: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,12 @@ class Column:
 
     Attributes:
         name: The condition's name.
-        dataset: The dataset that holds it; empty where all samples have the first label.
+        dataset: The dataset that holds it; empty where all samples have the first label, or the same value.
         column: Its column in that dataset; None if the dataset holds nothing else.
         factor: What the stored numbers are multiplied by to be in the condition's unit.
         labels: What the numbers 0, 1, ... stand for in this file, where they stand for labels.
+        value: That of all samples, where no dataset holds it.
+        said: Whether file or user say its unit, or its place among other columns.
     """
 
     name: str
@@ -32,6 +42,8 @@ class Column:
     column: int | None = None
     factor: float = 1.0
     labels: tuple[str, ...] = ()
+    value: float = 0.0
+    said: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,11 @@ class Layout:
         index_start: Global index of the first sample.
         provenance: Where the samples come from, as far as the file says.
         notes: Conversions that reading does, for people.
-        parameters: The file beside a stack that holds its parameters.
+        stack: Opens a stack of maps, which is no HDF5 file.
+        view: Gives the datasets above, of an HDF5 file that has them under other names or in another order.
+        counted: Whether simulations are numbered by place or parameters in this file, not named by it.
+        also: Files beside it whose content counts, too: that of a stack's parameters.
+        reading: What the user said of it, and how its values may be read.
     """
 
     name: str
@@ -64,7 +80,15 @@ class Layout:
     index_start: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    parameters: Path | None = None
+    stack: Callable[[], Opened] | None = None
+    view: Callable[[h5py.File], Opened] | None = None
+    counted: bool = False
+    also: tuple[Path, ...] = ()
+    reading: Reading = Reading()
+
+    def noted(self, *notes: str) -> Layout:
+        """The same with notes added."""
+        return replace(self, notes=(*self.notes, *notes)) if notes else self
 
 
 class Format(ABC):
@@ -81,6 +105,10 @@ class Format(ABC):
     kind: ClassVar[Literal["calorimeter", "map"]]
     marker: ClassVar[str]
     datasets: ClassVar[str]
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether a file whose root has these names is of this format."""
+        return self.marker in names
 
     @abstractmethod
     def read(self, header: Header) -> Layout:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...config import Reading
 from ...errors import ShardError
 from ...families import FAMILIES, Family
 from ..samples import Samples
 from .header import Header
 from .layout import Column, Format, Layout
+
+UNUSED = "_"
+"""Stands for a column of parameters that is not used, where columns are named."""
 
 
 class Maps(Format):
@@ -27,23 +32,41 @@ class Maps(Format):
     def read(self, header: Header) -> Layout:
         """See :class:`.layout.Format`."""
         length, *pixels = header.dataset(self.marker, (None, None, None)).shape
-        box = header.file.attrs.get("box_size")
+        said, reading = header.file.attrs.get("box_size"), header.reading
+        box = reading.box if said is None else float(said)
         where = f"{header.path}, dataset {self.marker}"
-        family = family_of_maps(where, tuple(pixels), None if box is None else float(box), header.family)
+        family = family_of_maps(where, (pixels[0], pixels[1]), box, header.family or header.like)
+        assumed = header.family is None and box is None
         names = header.names("condition_names" if "condition_names" in header.file.attrs else "param_names")
+        names = reading.columns if names is None and reading.columns else names
         if names is None and "params" in header.found:
             raise ShardError(
                 "the columns of params have no names",
                 where=header.at("param_names"),
                 expected="one name a column: conditions are matched by name, never by position",
-                hint=f"write the attribute; family '{family.name}' knows {[c.name for c in family.conditions]}",
+                hint=f"write the attribute, or say `columns`; family '{family.name}' knows "
+                f"{[c.name for c in family.conditions]}",
             )
         if names:
             header.dataset("params", (length, len(names)))
-            header.require_known(family, names)
+            header.require_known(family, [name for name in names if name != UNUSED])
         header.require_units(family)
-        columns = tuple(Column(name, "params", index) for index, name in enumerate(names or ()))
-        return Layout("calogen" if header.native else "maps", family, length, (self.marker,), conditions=columns)
+        columns = tuple(Column(name, "params", i, said=True) for i, name in enumerate(names or ()) if name != UNUSED)
+        notes = [f"the file does not say its box: that of family '{family.name}', {family.box_size:g} Mpc/h"] * assumed
+        found = Layout(
+            "calogen" if header.native else "maps",
+            family,
+            length,
+            (self.marker,),
+            conditions=columns,
+            notes=tuple(notes),
+        )
+        if header.native or not reading.maps_per_simulation:
+            return found
+        ids = np.arange(length) // reading.maps_per_simulation
+        return replace(
+            found, view=lambda file: {self.marker: file[self.marker], "params": file.get("params"), "realisation_id": ids}
+        )
 
     def columns(self, samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:
         """See :class:`.layout.Format`."""
@@ -52,30 +75,47 @@ class Maps(Format):
             yield "params", np.stack(list(samples.conditions.values()), axis=1)
 
 
-def family_of_maps(where: object, pixels: tuple[int, ...], box: float | None, family: Family | None) -> Family:
-    """The family given, or the only built-in one with such maps; checked against their size.
+def plain_values(stored: NDArray[Any], reading: Reading) -> NDArray[Any]:
+    """Maps whose logarithms are stored, or fields with negative values as positive ones; others as they are."""
+    if reading.log10:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.power(10.0, stored, dtype=np.float64))
+    return np.exp(np.asarray(stored, np.float64) / reading.signed) if reading.signed else stored
+
+
+def family_of_maps(
+    where: object, pixels: tuple[int, int], box: float | None, family: Family | None, depth: float = 0.0
+) -> Family:
+    """The family given, a built-in one with such maps, or one of maps like these; checked against their size.
 
     Args:
         where: The dataset or file, for messages.
         pixels: Height and width of the maps.
-        box: Side in Mpc/h; None: the file does not say.
+        box: Side in Mpc/h; None: nothing says.
         family: What the maps are, where that is known.
+        depth: What they are projected through in Mpc/h, where that is known.
 
     Raises:
-        ShardError: If there is no such family, or the maps are not its own.
+        ShardError: If nothing says how wide they are, or the maps are not the family's.
     """
     if family is None:
         maps = [known for known in FAMILIES.values() if known.pixels]
-        fits = [f for f in maps if f.pixels == pixels and (box is None or math.isclose(box, f.box_size))]
-        if len(fits) != 1:
+        fits = [f for f in maps if f.pixels == pixels and box is not None and math.isclose(box, f.box_size)]
+        if fits:
+            return fits[0]
+        if box is None or pixels[0] != pixels[1]:
+            what = "how wide the maps are" if box is None else "what the maps are"
             raise ShardError(
-                "no built-in family has maps like these",
+                f"nothing says {what}: no built-in family has maps like these",
                 where=where,
                 expected=", ".join(f"{f.name}: {f.pixels}, box {f.box_size:g} Mpc/h" for f in maps),
                 found=f"{pixels}, box {'unknown' if box is None else f'{box:g} Mpc/h'}",
-                hint="describe the maps in a [family] table",
+                hint="say the side in Mpc/h, `box=25`, or name their `family`",
             )
-        return fits[0]
+        like = max(maps, key=lambda known: len(known.conditions))
+        name, about = f"maps-{pixels[0]}-{box:g}", f"Maps of {pixels[0]} x {pixels[1]} pixels, {box:g} Mpc/h wide"
+        size = {"pixels": pixels, "box_size": box, "depth": depth}
+        return like.model_copy(update={"name": name, "description": about, **size})
     if family.pixels != pixels:
         raise ShardError(
             "the maps have another size than the family's",

@@ -2,69 +2,121 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...config import Reading
 from ...errors import ShardError
-from ...families import Family
+from ...families import FAMILIES, Family
 from .layout import Column, Layout
-from .maps import family_of_maps
+from .maps import family_of_maps, plain_values
+from .parameters import Name, Table, beside_of, read_table
+
+SUFFIX = ".npy"
+_CAMELS = FAMILIES["camels"]
+_CAMELS_EACH = 15  # maps of each of CAMELS' simulations
+_LOOKED_AT = 1024  # maps whose means say whether they are grouped as they are said to be
+_SIMULATIONS = 64  # whose mean density is compared with Omega_m
+_SCATTER = (0.03, 0.10)  # of mean density over Omega_m: what is said, and what is refused
+_TOO_WIDE = 0.35  # scatter of the logarithm of map means in one simulation; slabs of one box have at most 0.25
 
 
-def read_stack(path: Path, family: Family | None, parameters: Path, *, assumed: bool) -> Layout:
+def read_stack(
+    path: Path, family: Family | None, parameters: Path | None, reading: Reading, *, assumed: bool, constant: bool
+) -> Layout:
     """The layout of a NumPy stack of maps with a parameter file; unnamed, its columns are the family's, in order.
 
     Args:
         path: The ``.npy`` file.
-        family: What the maps are; None: the only built-in family with such maps.
-        parameters: The text file.
+        family: What the maps are; None: as their name, their box or their size says.
+        parameters: The text file; None: the one beside it.
+        reading: What else the user said.
         assumed: Whether nobody asked for the family.
+        constant: Whether all maps are of one simulation, whose parameters are named with the path.
 
     Raises:
         ShardError: If a file is damaged, or they do not fit each other or the family.
     """
-    stack = Stack.open(path, parameters)
+    name, file = Name.of(path), parameters
+    if file is None and not constant:
+        try:
+            file = beside_of(path)
+        except ShardError as error:
+            if reading.parameters or "no file" not in error.what:
+                raise
+    stack = Stack.open(path, file, reading, constant=constant)
     length, *pixels = stack.maps.shape
-    family = family_of_maps(path, tuple(pixels), None, family)
-    known = [condition.name for condition in family.conditions]
-    columns = list(stack.header or known)[: stack.parameters.shape[1]]
-    if not set(columns) & set(known):
-        raise ShardError(
-            "no column of the parameter file is a condition of the family",
-            where=parameters,
-            expected=f"among its columns: {', '.join(known)} (family '{family.name}')",
-            found=", ".join(columns),
-        )
-    surplus = stack.parameters.shape[1] - sum(name in known for name in columns)
-    row = f"map i belongs to row i // {stack.each}" if stack.each > 1 else "one row a map"
-    notes = [
-        f"parameters from {parameters.name}: {row}" + (f"; {surplus} of its columns are not used" if surplus else ""),
-        f"maps divided by the mean of their simulation's maps ({len(stack.bounds) - 1} simulations): 1 + delta",
-    ]
-    if assumed and family.box_size:
-        notes.append(f"the file does not say its box: that of family '{family.name}', {family.box_size:g} Mpc/h")
+    camels = bool(name.field) and assumed
+    box = reading.box or (_CAMELS.box_size if camels else None)
+    family = family_of_maps(path, (pixels[0], pixels[1]), box, family, depth=_CAMELS.depth if camels else 0.0)
+    columns, notes = _columns(stack, family, file, reading), list(stack.notes)
+    if file is not None:
+        surplus = stack.table.rows.shape[1] - len(columns)
+        row = f"map i belongs to row i // {stack.each}" if stack.each > 1 else "one row a map"
+        unused = f"; {surplus} of its columns are not used" if surplus else ""
+        notes.insert(0, f"parameters from {file.name}: {row}{unused}")
+        stack.require_grouped(path, name, reading)
+        notes += stack.require_matter(path, file, columns) if name.field == "Mtot" else []
+    if reading.signed is None:
+        notes.append(f"maps divided by the mean of their simulation's maps ({stack.count} simulations): 1 + delta")
+    if assumed and family.box_size and reading.box is None:
+        why = "its name says CAMELS" if camels else f"that of family '{family.name}'"
+        notes.append(f"the file does not say its box: {why}, {family.box_size:g} Mpc/h")
     return Layout(
         name="stack",
         family=family,
         length=length,
         values=("maps",),
-        conditions=tuple(Column(name, "params", index) for index, name in enumerate(columns) if name in known),
-        extras=("realisation_id",),
-        provenance={"file": path.name, "parameters": parameters.name},
+        conditions=columns,
+        extras=("realisation_id",) if stack.grouped else (),
+        provenance={"file": path.name} | ({"parameters": file.name} if file else {}),
         notes=tuple(notes),
-        parameters=parameters,
+        stack=partial(Stack.open, path, file, reading, constant=constant),
+        counted=True,
+        also=(file,) if file else (),
     )
 
 
-SUFFIX = ".npy"
-PARAMETERS = ".txt"
-_MOST_TEXT = 1 << 28  # bytes of a parameter file
+def _columns(stack: Stack, family: Family, file: Path | None, reading: Reading) -> tuple[Column, ...]:
+    """Where the family's conditions are in a table; unnamed columns are CAMELS' own six, or as many as the family's.
+
+    Raises:
+        ShardError: If unnamed columns are others, or none is the family's.
+    """
+    if file is None:
+        return ()
+    known, count = [condition.name for condition in family.conditions], stack.table.rows.shape[1]
+    camels = [condition.name for condition in _CAMELS.conditions]
+    names = reading.columns or stack.table.header
+    if names is None:
+        usual = {len(known): known, **({len(camels): camels, 2: camels[:2]} if known[:2] == camels[:2] else {})}
+        if count not in usual:
+            raise ShardError(
+                f"the {count} columns of the parameter file have no names",
+                where=file,
+                expected=f"{', '.join(known)} (family '{family.name}'), or a line with names",
+                found=f"{count} unnamed columns",
+                hint=f"name them in order: `columns={','.join([*known, '_'])}` (_ for one that is not used)",
+            )
+        names = tuple(usual[count])
+    if len(names) != count:
+        raise ShardError(
+            "the names given are not as many as the columns", where=file, expected=f"{count} names", found=len(names)
+        )
+    if not set(names) & set(known):
+        raise ShardError(
+            "no column of the parameter file is a condition of the family",
+            where=file,
+            expected=f"among its columns: {', '.join(known)} (family '{family.name}')",
+            found=", ".join(names),
+        )
+    said = bool(reading.columns or stack.table.header)
+    return tuple(Column(name, "params", index, said=said) for index, name in enumerate(names) if name in known)
 
 
 @dataclass(frozen=True)
@@ -73,68 +125,195 @@ class Stack:
 
     Attributes:
         maps: As stored, mapped into memory.
-        parameters: One row a simulation, (R, C); or one a map, equal rows in sequence being one simulation.
-        header: Names of the columns, where the file has them.
+        table: Parameters, one row a simulation or one a map; rows that are equal are one simulation wherever they are.
+        block: Maps that follow each other and are of one simulation; 0: as the parameters say.
+        reading: What the user said of the maps.
+        notes: What is to be said of it.
     """
 
     maps: NDArray[Any]
-    parameters: NDArray[np.float64]
-    header: tuple[str, ...] | None = None
+    table: Table
+    block: int = 0
+    reading: Reading = Reading()
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: Path, parameters: Path) -> Stack:
+    def open(cls, path: Path, parameters: Path | None, reading: Reading | None = None, *, constant: bool = False) -> Stack:
         """Open a stack.
 
         Args:
             path: The ``.npy`` file.
-            parameters: The text file.
+            parameters: The text file; None: there are no parameters.
+            reading: What the user said of it.
+            constant: Whether all maps are of one simulation.
 
         Raises:
             ShardError: If a file is missing, damaged, or the two do not belong together.
         """
-        maps = _mapped(path)
-        table, header = _table(parameters)
-        if not len(table) or len(maps) % len(table):
+        reading, maps, name = reading or Reading(), _mapped(path), Name.of(path)
+        count, said = len(maps), reading.maps_per_simulation
+        if parameters is None:
+            table = Table(np.zeros((1, 0)))
+            block = said or (count if constant else 0)
+            note = "" if block else "nothing says which maps are of one simulation: all are divided by their common mean"
+            return cls(maps, table, block, reading, (note,) if note else ())
+        table = read_table(parameters, name.group)
+        rows, each = len(table.rows), said or (_CAMELS_EACH if name.field else 0)
+        if not rows or count % rows or (rows < count and each and rows * each != count):
+            expected = f"a number of rows that divides the {count} maps of {path.name}"
+            if each:
+                expected = f"{count / each:g} rows for the {count} maps of {path.name}, {each} a simulation; or {count}"
             raise ShardError(
                 "maps and parameters do not belong together",
                 where=parameters,
-                expected=f"a number of rows that divides the {len(maps)} maps of {path.name}",
-                found=f"{len(table)} rows",
-                hint="name both files: MAPS.npy,PARAMETERS.txt",
+                expected=expected,
+                found=f"{rows} rows",
+                hint="give the rows of these maps alone, or say `maps_per_simulation`; name both files: "
+                "MAPS.npy,PARAMETERS.txt",
             )
-        return cls(maps, table, header)
+        if rows < count:
+            return cls(maps, table, count // rows, reading)
+        blocks = table.rows.reshape(count // each, each, -1) if each and count % each == 0 else None
+        whole = blocks is not None and bool((blocks == blocks[:, :1]).all())
+        if said and not whole:
+            what = f"maps that follow each other have other parameters, though {said} shall be of one simulation"
+            raise ShardError(what, where=parameters, hint="leave out `maps_per_simulation`: equal rows are one simulation")
+        found = cls(maps, table, each if whole else 0, reading)
+        if not found.block and 1 < found.count < min(10, count):
+            note = f"rows that are equal are taken for one simulation ({found.count}); where several share their parameters, "
+            return cls(maps, table, 0, reading, (note + "say `maps_per_simulation`",))
+        return found
 
     @property
     def each(self) -> int:
         """Maps that share a row of parameters."""
-        return len(self.maps) // len(self.parameters)
+        return len(self.maps) // len(self.table.rows)
 
-    @cached_property
-    def bounds(self) -> NDArray[np.int64]:
-        """Where the maps of each simulation begin, and the end."""
-        if self.each > 1:
-            return np.arange(0, len(self.maps) + 1, self.each)
-        changes = np.any(self.parameters[1:] != self.parameters[:-1], axis=1)
-        return np.array([0, *(np.flatnonzero(changes) + 1), len(self.maps)])
+    @property
+    def grouped(self) -> bool:
+        """Whether anything says which maps are of one simulation."""
+        return bool(self.block or self.table.rows.shape[1])
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """The number of each map's simulation, (N,)."""
-        return np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
+        """The number of each map's simulation, in order of appearance, (N,)."""
+        if self.block:
+            return np.arange(len(self.maps)) // self.block
+        if len(self.table.rows) == 1:
+            return np.zeros(len(self.maps), np.int64)
+        _, first, inverse = np.unique(self.table.rows, axis=0, return_index=True, return_inverse=True)
+        order = np.empty(len(first), np.int64)
+        order[np.argsort(first)] = np.arange(len(first))
+        return order[inverse.ravel()]
+
+    @property
+    def count(self) -> int:
+        """How many simulations there are."""
+        return int(self.ids[-1]) + 1 if self.block else int(self.ids.max()) + 1
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows simulation by simulation, and where each begins."""
+        return np.argsort(self.ids, kind="stable"), np.r_[0, np.cumsum(np.bincount(self.ids))]
+
+    def rows(self, simulation: int) -> NDArray[np.intp]:
+        """The rows of a simulation's maps."""
+        order, bounds = self._order
+        return order[bounds[simulation] : bounds[simulation + 1]]
+
+    @cached_property
+    def _means(self) -> dict[int, float]:
+        return {}  # filled when rows are read
+
+    def values(self, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """Some maps as stored, but for their logarithm."""
+        first, last = int(rows.min()), int(rows.max()) + 1
+        stored = self.maps[first:last][rows - first] if last - first < 2 * len(rows) else self.maps[rows]
+        return plain_values(stored, self.reading)
+
+    def mean(self, simulation: int) -> float:
+        """Mean of a simulation's maps as stored; those with values that are not finite are left out."""
+        if simulation not in self._means:
+            rows = self.rows(simulation)
+            parts = [self.values(part) for part in np.array_split(rows, -(-len(rows) // 256))]
+            with np.errstate(invalid="ignore", over="ignore"):
+                means = np.concatenate([part.mean(axis=(1, 2), dtype=np.float64) for part in parts])
+            good = np.isfinite(means)
+            self._means[simulation] = float(means[good].mean()) if good.any() else np.nan
+        return self._means[simulation]
 
     def is_zero(self, row: int) -> bool:
         """Whether all maps of a row's simulation are 0 where they are finite: they have no density to be divided by."""
-        first, last = self.bounds[self.ids[row] : self.ids[row] + 2]
-        return bool((np.nan_to_num(self.maps[first:last]) == 0).all())
+        return bool((np.nan_to_num(self.maps[self.rows(int(self.ids[row]))]) == 0).all())
 
     @cached_property
     def datasets(self) -> dict[str, Densities | NDArray[Any]]:
         """What an HDF5 file of the same maps would hold."""
-        params = np.repeat(self.parameters, self.each, axis=0)
+        params = np.repeat(self.table.rows, self.each, axis=0)
         return {"maps": Densities(self), "params": params, "realisation_id": self.ids}
 
     def __getitem__(self, name: str) -> Densities | NDArray[Any]:
         return self.datasets[name]
+
+    # ------------------------------------------------------------------------------------------------ plausible
+    def require_grouped(self, path: Path, name: Name, reading: Reading) -> None:
+        """Refuse maps whose means say that others belong together than it is taken for.
+
+        Only where a file of parameters has fewer rows than there are maps, and neither its name nor the user says how
+        many belong to a row: then the order is a guess.
+
+        Raises:
+            ShardError: If the means of maps jump within what is taken for one simulation, hardly where one shall end,
+                or scatter more than slabs of one box do.
+        """
+        if self.each < 2 or name.field or reading.maps_per_simulation or reading.signed:
+            return
+        means = plain_values(self.maps[:_LOOKED_AT], reading).mean(axis=(1, 2), dtype=np.float64)
+        means = np.log(means[: len(means) // self.each * self.each]) if (means > 0).all() else means[:0]
+        if not np.isfinite(means).all() or len(means) < 4 * self.each or len(means) < 16:
+            return
+        blocks, steps = means.reshape(-1, self.each), np.abs(np.diff(means))
+        noise = max(float(np.median(steps)) / 0.954, 1e-6)  # of one map: the median step within a simulation
+        jumps = steps > 7 * noise
+        border = np.arange(1, len(means)) % self.each == 0
+        clear = float(means.std()) > 10 * noise
+        wide = float(np.sqrt(blocks.var(axis=1).mean())) > _TOO_WIDE
+        if wide or (clear and (jumps[~border].mean() > 0.01 or jumps[border].mean() < 0.5)):
+            raise ShardError(
+                f"the maps' means do not go with {self.each} maps a simulation, one simulation after another",
+                where=path,
+                expected=f"map i of simulation i // {self.each}, since there are {len(self.table.rows)} rows of parameters",
+                found=f"means that jump {jumps[~border].sum()} times within simulations, and at {jumps[border].sum()} of "
+                f"{border.sum()} borders",
+                hint="give one row of parameters a map (`repeat`), or `maps_per_simulation` with the rows of these maps",
+            )
+
+    def require_matter(self, path: Path, file: Path, columns: tuple[Column, ...]) -> list[str]:
+        """Notes on how total matter follows Omega_m, which says whether these are the maps' own parameters.
+
+        Raises:
+            ShardError: If it does not.
+        """
+        place = next((column.column for column in columns if column.name == "Omega_m"), None)
+        if place is None or self.count < 3 or self.reading.log10:
+            return []
+        chosen = np.linspace(0, self.count - 1, min(_SIMULATIONS, self.count)).astype(np.intp)
+        omega = self["params"][:][[self.rows(k)[0] for k in chosen], place]
+        ratio = np.array([self.mean(k) for k in chosen.tolist()]) / omega
+        ratio = ratio[np.isfinite(ratio) & (ratio != 0)]
+        if len(ratio) < 3:
+            return []
+        scatter = float(ratio.std() / ratio.mean())
+        if scatter > _SCATTER[1]:
+            raise ShardError(
+                "these are not the parameters of these maps: total matter does not follow Omega_m",
+                where=f"{path}, {file}",
+                expected=f"mean density / Omega_m that scatters by less than {_SCATTER[0]:g} (at most {_SCATTER[1]:g})",
+                found=f"{scatter:.2g} over {len(ratio)} simulations",
+                hint=f"name the right file: {path.name},PARAMETERS.txt",
+            )
+        much = f"mean density / Omega_m scatters by {scatter:.2g}: are these the parameters of these maps?"
+        return [much] if scatter > _SCATTER[0] else []
 
 
 @dataclass(frozen=True)
@@ -146,21 +325,25 @@ class Densities:
     def __len__(self) -> int:
         return len(self.stack.maps)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W)."""
+        return self.stack.maps.shape
+
+    dtype = np.dtype(np.float32)
+
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        """Some maps, (n, H, W); maps with values that are not finite are left out of the mean."""
-        maps, bounds = self.stack.maps, self.stack.bounds
+        """Some maps, (n, H, W)."""
+        stack = self.stack
         start, stop, _ = rows.indices(len(self))
         if stop <= start:
-            return np.zeros((0, *maps.shape[1:]), np.float32)
-        ids = self.stack.ids[start:stop]
-        first, last = bounds[ids[0]], bounds[ids[-1] + 1]
-        whole = maps[first:last]
+            return np.zeros((0, *self.shape[1:]), np.float32)
+        chosen = plain_values(stack.maps[start:stop], stack.reading)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # bad rows are found by who reads them
-            means = whole.mean(axis=(1, 2), dtype=np.float64)
-            known, simulation = np.isfinite(means), self.stack.ids[first:last] - ids[0]
-            sums, counts = np.bincount(simulation, np.where(known, means, 0.0)), np.bincount(simulation, known)
-            scale = np.abs(sums / counts)[ids - ids[0]]  # negative maps stay negative, and are refused as such
-            chosen = whole[start - first : stop - first]
+            if stack.reading.signed is not None:
+                return np.asarray(chosen, dtype=np.float32)
+            own, place = np.unique(stack.ids[start:stop], return_inverse=True)
+            scale = np.abs([stack.mean(k) for k in own.tolist()])[place]  # negative maps stay negative
             return np.asarray(chosen / scale[:, None, None], dtype=np.float32)
 
 
@@ -200,57 +383,3 @@ def _contents(path: Path, error: Exception) -> str:
     if start.startswith(np.lib.format.MAGIC_PREFIX):
         kind = "Python objects" if "Python objects" in str(error) else "an array that is not whole"
     return f"{path.stat().st_size} bytes of {kind}"
-
-
-def beside_of(path: Path) -> Path:
-    """The parameter file that goes with a stack, by CAMELS' names or because there is no other.
-
-    Raises:
-        ShardError: If there is none, or it is not clear which.
-    """
-    words = path.stem.split("_")  # Maps, field, suite (one or two words), set, z
-    suite, group = "_".join(words[2:-2]), words[-2] if len(words) > 3 else ""
-    for name in (f"params_{group}_{suite}", f"params_{suite}"):
-        if suite and (path.parent / f"{name}{PARAMETERS}").is_file():
-            return path.parent / f"{name}{PARAMETERS}"
-    found = sorted(path.parent.glob(f"*param*{PARAMETERS}")) or sorted(path.parent.glob(f"*{PARAMETERS}"))
-    if len(found) == 1:
-        return found[0]
-    raise ShardError(
-        "it is not clear which file has the maps' parameters" if found else "no file has the maps' parameters",
-        where=path,
-        expected=f"params_{group}_{suite}{PARAMETERS} beside it" if suite else f"one {PARAMETERS} file beside it",
-        found=", ".join(p.name for p in found[:6]) or f"no {PARAMETERS} file in {path.parent}",
-        hint=f"name both: {path.name},PARAMETERS{PARAMETERS}",
-    )
-
-
-def _table(path: Path) -> tuple[NDArray[np.float64], tuple[str, ...] | None]:
-    """Numbers (R, C) and the names of the columns, of a text file with or without a header."""
-    try:
-        if path.stat().st_size > _MOST_TEXT:
-            raise ShardError("the file is too large for a parameter file", where=path, found=path.stat().st_size)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ShardError("the parameter file is not text", where=path) from None
-    except OSError as error:
-        raise ShardError("the parameter file cannot be read", where=path, found=error.strerror) from None
-    header, rows = None, list[list[float]]()
-    for number, line in enumerate(lines, start=1):
-        words = line.lstrip("# \t").replace(",", " ").split()
-        if not words or (line.lstrip().startswith("#") and rows):
-            continue
-        row, expected = list[float](), "numbers"
-        with suppress(ValueError):
-            row = [float(word) for word in words]
-            expected = f"{len(rows[0])} numbers" if rows and len(row) != len(rows[0]) else "finite numbers"
-        if not row and not rows:
-            header = tuple(words)  # the last line before the numbers
-        elif len(row) == len((rows or [row])[0]) and np.isfinite(row).all():
-            rows.append(row)
-        else:
-            where, found = f"{path}, line {number}", line[:100]
-            raise ShardError("invalid row of the parameter file", where=where, expected=expected, found=found)
-    if header is not None and rows and len(header) != len(rows[0]):
-        header = None  # a sentence, not names
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0), header
