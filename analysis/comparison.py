@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from calogen.config import Reading
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
 from calogen.shards.labels import relabelled, shared_labels
@@ -34,6 +35,7 @@ from .page.notes import (
     energy_notes,
     known_conditions,
     source_notes,
+    threshold_notes,
 )
 from .report import Report
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
@@ -54,6 +56,9 @@ def compare(
     seed: int = 0,
     training: Given | None = None,
     classifier: Recipe = "none",
+    threshold: float | None = None,
+    family: Family | None = None,
+    reading: Reading | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare generated samples with the reference.
@@ -77,6 +82,10 @@ def compare(
             ``train/`` that one.
         classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
             Either adds the energy mover's distance between showers, too (seconds).
+        threshold: Read-out threshold in the family's unit: smaller voxels of either side are taken as 0. None: the
+            highest that a side's family has.
+        family: What the samples of paths are, where the files do not say.
+        reading: What files that calogen did not write do not say of themselves.
         progress: Called with the name of a source, samples done and samples in all.
 
     Raises:
@@ -84,11 +93,12 @@ def compare(
         ShardError: If a source is empty, unreadable, unusable, too small, or of another family, or if maps of one
             realisation are both in the reference and in the training samples.
     """
-    require_settings(bins, seed)
+    require_settings(bins, seed, threshold)
     groups = _named(generated)
     members = [member for seeds in groups.values() for member in seeds]
-    sources = _opened({k: v for seeds in groups.values() for k, v in seeds.items()}, reference, training)
-    plan = _plan(sources, members, bins, seed, classifier)
+    how = {"family": family, "reading": reading}
+    sources = _opened({k: v for seeds in groups.values() for k, v in seeds.items()}, reference, training, how)
+    plan = _plan(sources, members, bins, seed, classifier, threshold)
     surveys = {title: survey(source, plan, title=title, progress=progress) for title, source in sources.items()}
     base, learnt = surveys["reference"], surveys.get("training")
     measured = {title: side for title, side in surveys.items() if title != "training"}
@@ -150,17 +160,19 @@ def _name_of(source: Given) -> str:
     return "generated" if name in ("", "reference", "training") else name
 
 
-def _opened(generated: Mapping[str, Given], reference: Given, training: Given | None) -> dict[str, Source]:
+def _opened(
+    generated: Mapping[str, Given], reference: Given, training: Given | None, how: Mapping[str, Any]
+) -> dict[str, Source]:
     """All sides by name, the reference first, of one family and their labels numbered alike.
 
     Raises:
         ShardError: If they are not of one family, not usable, or share realisations that they must not.
     """
-    given = {name: _open(source) for name, source in generated.items()}
-    like = next((source.family for source in given.values()), None)  # of files that do not say what they hold
-    sources = {"reference": _open(reference, "test", like)}
+    given = {name: _open(source, how) for name, source in generated.items()}
+    like = next(iter(given.values()), None)  # of files that do not say what they hold
+    sources = {"reference": _open(reference, how, "test", like)}
     if training is not None:
-        sources["training"] = _open(training, "train", like)
+        sources["training"] = _open(training, how, "train", like)
     sources |= given
     labels = shared_labels(list(sources.values()))
     sources = {name: relabelled(source, labels) for name, source in sources.items()}
@@ -174,12 +186,17 @@ def _opened(generated: Mapping[str, Given], reference: Given, training: Given | 
     return sources
 
 
-def _open(source: Given, split: str | None = None, like: Family | None = None) -> Source:
-    return open_side(source, split, like) if isinstance(source, str | Path) else source
+def _open(source: Given, how: Mapping[str, Any], split: str | None = None, like: Source | None = None) -> Source:
+    return open_side(source, split, like, **how) if isinstance(source, str | Path) else source
 
 
 def _plan(
-    sources: Mapping[str, Source], members: Sequence[str], bins: int, seed: int, classifier: Recipe
+    sources: Mapping[str, Source],
+    members: Sequence[str],
+    bins: int,
+    seed: int,
+    classifier: Recipe,
+    threshold: float | None,
 ) -> SurveyPlan:
     """What all sides share, with the ranges that some surrogate was trained without as selections of their own."""
     first, known = sources["reference"], {name: known_conditions(sources[name]) for name in members}
@@ -187,7 +204,9 @@ def _plan(
     provenances = [entry for name in members for entry in sources[name].provenance]
     gaps = held_out_selections(first.family, provenances, everywhere)
     kept = 100_000 if classifier == "calochallenge" else KEPT
-    return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps)
+    if threshold is None:
+        threshold = max(source.family.threshold for source in sources.values())
+    return plan_comparison(first, bins=bins, seed=seed, others=known, kept=kept, more=gaps, threshold=threshold)
 
 
 def _maps(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, MapStatistics]:
@@ -224,6 +243,7 @@ def _notes(
     for name, side in surveys.items():
         yield from (f"{name}: {note}" for note in (classified[name].notes if name in classified else ()))
         yield from source_notes(name, sources[name], side)
+        yield from threshold_notes(name, side, plan)
         if name not in ("reference", "training"):
             yield from condition_notes(name, surveys["reference"], side, plan)
             yield from constant_notes(name, found[name])

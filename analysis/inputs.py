@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from calogen.config import Reading
 from calogen.errors import ConfigError, ShardError
-from calogen.families import Family
-from calogen.shards.reader import Shards
+from calogen.families import Family, varies
+from calogen.shards.reader import Shards, Source
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards, splits_of
 
@@ -17,8 +18,8 @@ _MOST_BINS = 1000
 _ROWS_AT_ONCE = 4096
 
 
-def require_settings(bins: int, seed: int) -> None:
-    """Bins and seed of a comparison are whole numbers in their ranges.
+def require_settings(bins: int, seed: int, threshold: float | None = None) -> None:
+    """Bins and seed of a comparison are whole numbers in their ranges, and a threshold is one.
 
     Raises:
         ConfigError: If not.
@@ -30,26 +31,40 @@ def require_settings(bins: int, seed: int) -> None:
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= most:
             where = f"`{name.split()[-1]}`"
             raise ConfigError(f"invalid {name}", where=where, expected=expected, found=repr(value))
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise ConfigError("invalid threshold", where="`threshold`", expected="a finite number, at least 0", found=threshold)
 
 
 def open_side(
-    path: str | Path, split: str | None = None, like: Family | None = None, *, drop_bad: bool = False
+    path: str | Path,
+    split: str | None = None,
+    like: Source | None = None,
+    *,
+    drop_bad: bool = False,
+    family: Family | None = None,
+    reading: Reading | None = None,
 ) -> Shards:
     """Open one side of a comparison; only headers are read.
 
     Args:
         path: As for :func:`calogen.open_shards`.
         split: Of a folder that has it.
-        like: The family of files that do not say what they hold.
+        like: Samples of the same family as files that do not say what they hold; where these have no conditions, maps
+            need no parameters.
         drop_bad: Leave out bad rows.
+        family: What the samples are, where the files do not say.
+        reading: What files that calogen did not write do not say of themselves.
 
     Raises:
         ShardError: If they cannot be read.
     """
     there = split if split in splits_of(path) else None
-    if like is not None:  # files that say nothing of them are not asked for them
-        like = like.model_copy(update={"conditions": tuple(c for c in like.conditions if not c.labels)})
-    return open_shards(path, like=like, split=there, drop_bad=drop_bad)
+    bare, reading = None, reading or Reading()
+    if like is not None:  # files that say nothing of labels are not asked for them
+        bare = like.family.model_copy(update={"conditions": tuple(c for c in like.family.conditions if not c.labels)})
+        if not (like.condition_names if isinstance(like, Shards) else list(like.conditions)):
+            reading = reading.model_copy(update={"parameters": False})
+    return open_shards(path, like=bare, split=there, drop_bad=drop_bad, family=family, reading=reading)
 
 
 def require_usable(samples: Samples, name: str) -> None:
@@ -60,7 +75,7 @@ def require_usable(samples: Samples, name: str) -> None:
         name: What messages call them.
 
     Raises:
-        ShardError: If a condition has values that nothing has, or every sample has values that are not finite.
+        ShardError: If samples are weighted, a condition has values that nothing has, or every sample has values that are not finite.
     """
     known = {c.name: c for c in samples.family.conditions}
     for condition, values in samples.conditions.items():
@@ -73,6 +88,11 @@ def require_usable(samples: Samples, name: str) -> None:
                 expected=known[condition].domain if condition in known else "finite values",
                 found=f"{values[row]:g}",
             )
+    if "weights" in samples.extras:
+        weights = np.asarray(samples.extras["weights"], np.float64)
+        if len(weights) and varies(float(np.ptp(weights)), float(np.abs(weights).max())):
+            hint = "select samples in proportion to their weights first"
+            raise ShardError("weighted samples cannot be compared", where=f"{name}, 'weights'", hint=hint)
     count = len(samples)
     starts = range(0, count, _ROWS_AT_ONCE)
     parts = (samples.values[start : start + _ROWS_AT_ONCE].reshape(-1, samples.family.voxels) for start in starts)

@@ -66,6 +66,17 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
     return notes
 
 
+def threshold_notes(name: str, side: Survey, plan: SurveyPlan) -> list[str]:
+    """What the read-out threshold took from a side: a cut can hide lost energy."""
+    if plan.threshold <= 0:
+        return []
+    voxels, energy = (f"{share:.2g}" for share in side.removed)
+    return [
+        f"{name}: the read-out threshold of {plan.threshold:g} {plan.family.unit}, applied to every side, removed "
+        f"{voxels} of the voxels with energy, and {energy} of the energy."
+    ]
+
+
 def condition_notes(name: str, base: Survey, side: Survey, plan: SurveyPlan) -> list[str]:
     """Say so if the two sides were made for different conditions: then every other number is off as well."""
     notes = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hist
@@ -49,6 +49,7 @@ class SurveyPlan:
         kept: Whole samples to keep of each side, at most.
         rows: Samples of each side whose observables are kept, at most; of more, a seeded subset.
         shower_axis: Where the axis of each shower is; None if conditions do not say.
+        threshold: Read-out threshold in the family's unit: smaller voxels are taken as 0 on every side.
     """
 
     family: Family
@@ -61,6 +62,7 @@ class SurveyPlan:
     kept: int = KEPT
     rows: int = _ROWS
     shower_axis: ShowerAxis | None = None
+    threshold: float = 0.0
 
     @property
     def has_energy(self) -> bool:
@@ -102,6 +104,7 @@ def plan_comparison(
     others: Mapping[str, Collection[str]] | None = None,
     kept: int = KEPT,
     more: Sequence[Selection] = (),
+    threshold: float = 0.0,
 ) -> SurveyPlan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
 
@@ -112,17 +115,18 @@ def plan_comparison(
         others: Names of the conditions of the sides to be compared with it.
         kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
         more: Selections to be added to the bins.
+        threshold: See :class:`SurveyPlan`.
 
     Raises:
         ShardError: If the reference is empty, or none of the samples looked at can be used.
     """
     family = reference.family
-    table, found, low, high = _glance(reference)
+    table, found, low, high = _glance(reference, threshold)
     common = common_conditions(family, [found, *(others or {}).values()])
     conditions = {name: values for name, values in found.items() if name in common}
     shower_axis = ShowerAxis.fit(family, table, {n: v for n, v in found.items() if n in _everywhere(common, others)})
     if shower_axis is not None:
-        table = _glance(reference, shower_axis)[0]
+        table = _glance(reference, threshold, shower_axis)[0]
     fixed_scale, targets = None, _example_targets(family, conditions)
     if family.energy is not None and family.energy.name not in common:
         deposited = table["total_energy"]
@@ -151,6 +155,7 @@ def plan_comparison(
         kept=kept,
         rows=rows,
         shower_axis=shower_axis,
+        threshold=threshold,
     )
 
 
@@ -159,8 +164,13 @@ def _everywhere(names: Collection[str], others: Mapping[str, Collection[str]] | 
     return [name for name in names if all(name in side for side in (others or {}).values())]
 
 
+def read_out(values: NDArray[np.float32], threshold: float) -> NDArray[np.float32]:
+    """Voxels (N, V) with those below a read-out threshold as 0; the same array where there is none."""
+    return values if threshold <= 0 else np.where(values < np.float32(threshold), np.float32(0), values)
+
+
 def _glance(
-    reference: Source, shower_axis: ShowerAxis | None = None
+    reference: Source, threshold: float, shower_axis: ShowerAxis | None = None
 ) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
     """Some reference samples, spread evenly over the source; those with voxels that are not finite are left out.
 
@@ -181,6 +191,7 @@ def _glance(
         part = part.select(np.isfinite(part.values.reshape(len(part), voxels)).all(axis=1))
         if not len(part):
             continue
+        part = replace(part, values=read_out(part.values, threshold))
         positive = part.values[part.values > 0]
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))

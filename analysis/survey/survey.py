@@ -19,7 +19,7 @@ from calogen.shards.samples import Samples
 
 from ..observables.statistics import FLOOR_PIXEL, row_counts
 from .histograms import Histograms, float32_edges
-from .plan import PROJECTIONS, SurveyPlan, directions
+from .plan import PROJECTIONS, SurveyPlan, directions, read_out
 from .selections import Selection
 from .streams import Covariance, Means, Streams
 
@@ -52,6 +52,7 @@ class Survey:
         covariance: Of the voxels of samples as :func:`vectors`; None for samples of more than 1,000 voxels.
         examples: Samples nearest to the plan's targets, (T, V), and their conditions, (T, C).
         problems: How many samples or voxels are unphysical, by kind.
+        removed: Shares of the voxels with energy, and of the energy, that the read-out threshold took.
     """
 
     count: int
@@ -69,6 +70,7 @@ class Survey:
     covariance: Covariance | None
     examples: tuple[Columns, Array]
     problems: dict[str, int]
+    removed: tuple[float, float] = (0.0, 0.0)
 
     @property
     def used(self) -> int:
@@ -192,7 +194,7 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
     problems = Counter(nonfinite_voxels=0, nonfinite_samples=0, negative_voxels=0)
     if "response" in plan.observables:
         problems["response_too_high"] = 0
-    done = 0
+    done, taken = 0, np.zeros(4)  # voxels and energy, before and removed
     with threadpool_limits(1, "blas"):  # products here are small: more threads would wait for each other
         for chunk in source.chunks(_rows_at_once(family)):
             good = _finite(chunk, problems)
@@ -200,6 +202,11 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
             done += len(chunk)
             if len(mine):
                 samples = chunk if good.all() else chunk.select(good)
+                cut = read_out(samples.values, plan.threshold)
+                if plan.threshold > 0:
+                    before = np.count_nonzero(samples.values), samples.values.sum(dtype=np.float64)
+                    taken += np.array([*before, before[0] - np.count_nonzero(cut), before[1] - cut.sum(dtype=np.float64)])
+                    samples = replace(samples, values=cut)
                 if family.energy is not None and not plan.has_energy:  # one side's energies are of no use alone
                     known = [name for name in samples.conditions if name != family.energy.name]
                     samples = replace(samples, conditions=samples.conditions.only(known))
@@ -246,6 +253,7 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
         covariance=streams.covariance,
         examples=(examples.values, examples.conditions),
         problems=dict(problems),
+        removed=(float(taken[2] / max(taken[0], 1)), float(taken[3] / (taken[1] or 1))),
     )
 
 

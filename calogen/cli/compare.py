@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .options import FOLDER, PLACE, at_home, printable
+from .options import FOLDER, PLACE, at_home, opening, printable, reads_files
 from .terminal import make_console, print_report
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Train classifiers to tell the two apart: light takes minutes, calochallenge (its recipe) hours.",
 )
+@click.option(
+    "--threshold",
+    type=float,
+    metavar="E",
+    help="Read-out threshold in the family's unit, applied to every side (default: the family's; 0: none).",
+)
+@reads_files
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @click.option(
     "--fail-above",
@@ -71,13 +78,14 @@ def compare(
     from ..analysis import save
     from ..analysis.inputs import open_side, require_settings
 
-    require_settings(options["bins"], options["seed"])
+    how = opening(options) | {"drop_bad": drop_bad}
+    require_settings(options["bins"], options["seed"], options["threshold"])
     limits = _limits(fail_above)
     _require_report_folder(out)
-    named = _named_samples(generated, drop_bad)
-    like = next(iter(named.values()))[0].family  # of files that do not say what they hold
-    source = open_side(reference, "test", like, drop_bad=drop_bad)
-    learnt = None if training is None else open_side(training, "train", like, drop_bad=drop_bad)
+    named = _named_samples(generated, how)
+    like = next(iter(named.values()))[0]  # of files that do not say what they hold
+    source = open_side(reference, "test", like, **how)
+    learnt = None if training is None else open_side(training, "train", like, **how)
     console = make_console(stderr=True)
     with console.status("comparing") if console.is_terminal else nullcontext():
         report = run(source, named, training=learnt, **options)
@@ -87,7 +95,7 @@ def compare(
     report.check(limits)
 
 
-def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Shards]]:
+def _named_samples(texts: tuple[str, ...], how: dict[str, Any]) -> dict[str, list[Shards]]:
     """Generated samples by name; those given the same name on purpose are seeds of one surrogate."""
     from ..shards.labels import named_with
     from ..shards.sources import open_shards
@@ -101,7 +109,7 @@ def _named_samples(texts: tuple[str, ...], drop_bad: bool) -> dict[str, list[Sha
             unnamed.add(name)
         if name in found and name in unnamed:
             raise ConfigError(f"two sets of generated samples are called '{name}'", hint="name them: NAME=PATH")
-        found.setdefault(name, []).append(open_shards(path, drop_bad=drop_bad))
+        found.setdefault(name, []).append(open_shards(path, **how))
     return found
 
 

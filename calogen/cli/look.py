@@ -8,14 +8,15 @@ from typing import Any, Literal
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, JSON, PLACE, show
+from .options import FOLDER, JSON, PLACE, as_options, opening, options_of, reads_files, show
 from .terminal import columns
 
 
 @click.command()
 @click.argument("path", type=PLACE)
 @JSON
-def info(path: str, as_json: bool) -> None:
+@reads_files
+def info(path: str, as_json: bool, **options: Any) -> None:
     """Describe data or a model.
 
     PATH is a shard, a glob or a folder, a CaloGAN, CaloChallenge or CAMELS file (of one particle: PATH,particle=e+); a
@@ -28,8 +29,11 @@ def info(path: str, as_json: bool) -> None:
     from ..runs.find import describe_model, is_model
     from ..shards.inspect import describe
 
-    facts = describe_model(path) if is_model(path) else describe(path)
+    facts = describe_model(path) if is_model(path) else describe(path, **opening(options))
     history = [] if as_json else facts.pop("history", [])
+    if not as_json:
+        known = options_of(info)
+        facts |= {key: [as_options(str(said), known) for said in facts.get(key, ())] for key in ("notes", "problems")}
     show(path, facts if as_json else _main(facts), as_json=as_json)
     if history:
         columns("history", history)
@@ -46,14 +50,15 @@ def _main(facts: dict[str, Any]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("path", type=FOLDER)
-def verify(path: Path) -> None:
+@reads_files
+def verify(path: Path, **options: Any) -> None:
     """Check every byte of shards against what was written.
 
     PATH is a shard or a folder of shards; the exit code is 2 if anything is wrong.
     """
     from ..shards.inspect import verify as check
 
-    problems = check(path)
+    problems = check(path, **opening(options))
     for problem in problems:
         click.echo(problem, err=True)
     if problems:

@@ -64,7 +64,7 @@ class Commands(click.Group):
             return super().invoke(context)
         except CalogenError as error:
             mine = context.invoked_subcommand or ""
-            options = {option.name: max(option.opts, key=len) for option in self.commands[mine].params} if mine else {}
+            options = options_of(self.commands[mine]) if mine else {}
             if "settings" in options:  # of simulate: the engine's options are not its own
                 options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()}
             others = {
@@ -78,11 +78,26 @@ class Commands(click.Group):
             raise
 
 
+def options_of(command: click.Command) -> dict[str, str]:
+    """How a command's arguments are written as options; of a switch, its other position is ``NAME=False``."""
+    found = {str(option.name): max(option.opts, key=len) for option in command.params}
+    switched = [option for option in command.params if option.secondary_opts]
+    return found | {f"{option.name}=False": max(option.secondary_opts, key=len) for option in switched}
+
+
+def tell(note: str) -> None:
+    """Print a note about the data to those who wait, its arguments as options of the command that runs."""
+    context = click.get_current_context(silent=True)
+    click.echo(f"note: {as_options(note, options_of(context.command) if context else {})}", err=True)
+
+
 def as_options(text: str, options: Mapping[Any, str]) -> str:
     """A text with the arguments in it that are options written as such: `shard_size=5` as ``--shard-size 5``."""
 
     def written(match: re.Match[str]) -> str:
         argument, name, value = match[1], match[2], match[3]
+        if f"{name}={value}" in options:
+            return options[f"{name}={value}"]
         if name not in options:
             return argument
         if value is not None and options[name].startswith("--set "):
@@ -112,6 +127,46 @@ def pairs(values: Sequence[str], option: str) -> dict[str, str]:
 def condition_pairs(conditions: Sequence[str], energy: str | None) -> dict[str, str]:
     """Specifications by condition name; ``energy`` is that of the incident energy, whatever its name."""
     return pairs([*conditions, *([f"energy={energy}"] if energy is not None else [])], "--condition")
+
+
+def reads_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of all commands that read files: what these do not say of themselves."""
+    unit = "Units in files that say none: energy=GeV, voxels=keV, theta=rad (may be repeated)."
+    for option in (
+        click.option("--signed", type=float, metavar="S", help="Maps are a field with negative values: read exp(field / S)."),
+        click.option("--unweight", is_flag=True, default=None, help="Keep weighted samples in proportion to their weights."),
+        click.option("--log10/--linear", default=None, help="Maps are logarithms to base 10; or are not, whatever they look like."),
+        click.option("--box", type=float, metavar="MPC/H", help="Side of maps whose file does not say it."),
+        click.option("--maps-per-simulation", type=int, metavar="N", help="N maps that follow each other are of one simulation."),
+        click.option("--columns", metavar="A,B,...", help="What unnamed columns of parameters hold, in order; _: unused."),
+        click.option("--unit", "units", multiple=True, metavar="NAME=UNIT", help=unit),
+        click.option("--family", metavar="NAME|FILE", help="What the samples are, where files do not say: a name, TOML or XML."),
+    ):
+        command = option(command)
+    return command
+
+
+def reading_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what :func:`reads_files` gives out of a command's options: the fields of a ``Reading`` that were given."""
+    names = ("signed", "unweight", "log10", "box", "maps_per_simulation")
+    found = {name: value for name in names if (value := options.pop(name, None)) is not None}
+    if columns := options.pop("columns", None):
+        found["columns"] = [name.strip() for name in columns.split(",")]
+    if units := options.pop("units", ()):
+        found["unit"] = pairs(units, "--unit")
+    return found
+
+
+def opening(options: dict[str, Any]) -> dict[str, Any]:
+    """The same as arguments of what opens files: family and reading."""
+    from ..config import Config
+    from ..families import resolve_family
+
+    family, found = options.pop("family", None), reading_of(options)
+    return {
+        "family": None if family is None else resolve_family(family),
+        "reading": Config.build({"reading": found}).reading,
+    }
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

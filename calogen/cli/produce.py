@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PART, PLACE, condition_pairs, pairs
+from .options import FOLDER, PART, PLACE, condition_pairs, opening, pairs, reads_files, tell
 from .terminal import gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--conditions", "table", type=PLACE, metavar="FILE", help="CSV or HDF5 with one row per sample, in order."
 )
+@reads_files
 @click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
 @click.option(
     "--device",
@@ -95,6 +96,7 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: i
     from ..cores import sensible_number
     from ..sampling import Options, Surrogate
 
+    options |= opening(options)
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
@@ -161,7 +163,10 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     if options["table"]:
         return Request.from_file(options["table"], family, names, n)
     if options["like"]:
-        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled)
+        how = {name: options[name] for name in ("family", "reading")}
+        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled, **how)
+        for note in shards.notes:
+            tell(note)
         return Request.like(shards, names, n, family=family)
     if n is None:
         raise ConfigError("say how many samples to make", where="-n", hint="or --like PATH, --conditions FILE")

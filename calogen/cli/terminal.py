@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..analysis.report import Report
 
 _WORDS = ("generated", "metric", "unit", "network", "objective", "trained on", "")  # titles of columns with words
-_SENTENCES = {"symmetries", "warning", "stopped"}  # of a training log, shown whole
+_SENTENCES = {"symmetries", "warning", "stopped", "note"}  # of a training log, shown whole
 _PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 

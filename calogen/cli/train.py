@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PLACE, pairs
+from .options import FOLDER, PLACE, pairs, reading_of, reads_files, tell
 from .terminal import signals, table, training_progress
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     metavar="A.B=V",
     help="Set any key of the configuration (may be repeated): training.penalty=5.",
 )
+@reads_files
 @click.option("--drop-bad", is_flag=True, default=None, help="Drop and count bad rows instead of refusing the file.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
@@ -83,6 +84,8 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
         if not resume:
             RunFolder(out).require_empty()
         table("would train", {**plan.describe(), "run folder": out})
+        for note in dict.fromkeys([*plan.training.notes, *plan.validation.notes]):
+            tell(note)
         return
     with signals() as should_stop, training_progress() as progress:
         run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
@@ -98,8 +101,12 @@ def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -
     """The configuration in a file, with the options that were given."""
     from ..config import Config
 
-    given = {key: value for key, value in options.items() if value not in (None, ())}
+    given = {key: value for key, value in options.items() if value is not None and value != ()}
     config = Config.load(path, given.pop("overrides", ()))
+    if reading := reading_of(given):
+        config = config.updated({"reading": {**config.reading.given, **reading}})
+    if "family" in given:
+        config = config.updated({"family": given.pop("family")})
     names, energy = list(given.pop("conditions", ())), given.pop("energy_conditioned", None)
     if energy:
         names = list(dict.fromkeys([_family(config, data).require_energy().name, *names]))
@@ -118,7 +125,7 @@ def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -
 def _family(config: Config, data: list[str]) -> Family:
     from ..shards.sources import open_splits
 
-    return config.resolved_family() or open_splits(data)[0].family
+    return config.resolved_family() or open_splits(data, reading=config.reading)[0].family
 
 
 def _holdout(texts: tuple[str, ...], family: Family) -> dict[str, tuple[float, float]]:

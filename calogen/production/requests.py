@@ -152,6 +152,7 @@ class Request:
                 )
         self._table = Conditions.of(table or {}, samples if table else 0)
         self._source = source
+        self.notes: tuple[str, ...] = ()  # what is to be said of the data that a table came from
 
     @classmethod
     def of(cls, family: Family, conditions: Mapping[str, Any], n: int | None = None) -> Request:
@@ -209,6 +210,7 @@ class Request:
         # Bad rows may be left out, so there may be fewer than len(shards).
         table = Conditions.concatenate([chunk.conditions for chunk in shards.chunks()], names)
         request = cls(table.rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
+        request.notes = shards.notes
         request.samples = table.rows if n is None else n  # the table repeats
         return request
 
@@ -251,7 +253,8 @@ class Request:
     def describe(self) -> dict[str, Any]:
         """For provenance: samples, specifications or source."""
         specs = {name: spec.text for name, spec in self.specs.items()}
-        return {"samples": self.samples, **specs, **({"source": self._source} if self._source else {})}
+        said = {"source": self._source, "notes": list(self.notes)}
+        return {"samples": self.samples, **specs, **{name: value for name, value in said.items() if value}}
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the conditions of every sample."""

@@ -55,6 +55,14 @@ class RunFolder:
             )
         require_writable(self.path)
 
+    def as_begun(self, config: Config) -> Config:
+        """A configuration to resume with: split as the run's own data are, which ``config.json`` says since it may."""
+        try:
+            begun = json.loads((self.path / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return config
+        return config if not isinstance(begun, dict) or "split" in begun else config.updated({"split": "last"})
+
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
 
@@ -219,7 +227,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
     checkpoint, damaged = _newest(folder)
-    begun = checkpoint.card.config
+    begun = folder.as_begun(checkpoint.card.config)
     if isinstance(config.family, Family) and isinstance(begun.family, Family) and not begun.family.depths:
         config = config.updated({"family": config.family.with_depths(())})  # begun before layers had depths
     theirs = _fixed(begun)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,14 +62,14 @@ def bad_error(
     elif column is None and isinstance(file, Stack) and file.is_zero(piece.row(start + row)):
         what, wrong = "maps without any matter", "a simulation whose maps are all 0"
     size = max(1, SLAB_BYTES // (4 * samples.family.voxels))
-    count = 0
-    for first in range(0, len(piece), size):
-        count += int(bad_rows(read_rows(file, piece, first, min(first + size, len(piece)))).sum())
+    count, whole = 0, replace(piece, start=0, stop=piece.layout.length, rows=None)
+    for first in range(0, len(whole), size):
+        count += int(bad_rows(read_rows(file, whole, first, min(first + size, len(whole)))).sum())
     hint = "repair the file, or leave such rows out with `drop_bad=True`"
-    if column is None and samples.family.is_density and wrong < 0 and piece.layout.name != "calogen":
+    if isinstance(wrong, float) and wrong < 0 and samples.family.is_density and piece.layout.name != "calogen":
         hint += "; logarithms of densities are read with `log10=True`, a field with negative values with `signed=SCALE`"
     return ShardError(
-        f"{count} bad {'row' if count == 1 else 'rows'} of {len(piece)}: {what}",
+        f"{count} bad {'row' if count == 1 else 'rows'} of {len(whole)}: {what}",
         where=f"{piece.path}, dataset {dataset}, row {piece.row(start + row)}",
         expected=expected,
         found=wrong,
@@ -154,10 +156,10 @@ def check_conditions(file: Opened, piece: Piece) -> None:
         usual = max(abs(condition.low), abs(condition.high))
         found = f"values from {values.min():.4g} to {values.max():.4g}, median {middle:.4g} {condition.unit}".rstrip()
         if condition.role == "energy":
-            known = {unit: middle * conversion(unit, condition.unit) for unit in ("keV", "GeV", "TeV")}
+            known = {u: middle / column.factor * conversion(u, condition.unit) for u in ("GeV", "MeV", "TeV", "keV")}
             fits = [unit for unit, value in known.items() if condition.low <= value <= condition.high]
             wrong = not condition.low / 1.5 <= middle <= condition.high * 1.5 and bool(fits)
-            hint = f"say the unit: `unit=energy={fits[0] if fits else 'GeV'}`, or `unit=energy={condition.unit}` if it is"
+            hint = f"say their unit: `unit=energy={fits[0] if fits else 'GeV'}`, or whichever it is"
         elif condition.role == "angle":
             radians = np.pi / 180 if condition.unit == "deg" else 180 / np.pi
             wrong = condition.unit == "deg" and far <= 1.01 * usual * radians or condition.unit == "rad" and far > 2.1 * np.pi

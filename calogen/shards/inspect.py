@@ -193,6 +193,7 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 def _line(error: ShardError) -> str:
     details = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
+    details += [error.hint] if error.hint else []
     return f"{error.where}: {error.what}" + (f" ({'; '.join(details)})" if details else "")
 
 

@@ -183,8 +183,16 @@ class Shards:
             chosen = last_of(keys, share)  # neighbours may be of one simulation: few of them on both sides
         else:
             chosen = tenth_of(keys, share)
-        validates = chosen[unit]
-        return self.where(~validates), self.where(validates)
+        whole, validates = self, chosen[unit]
+        if boxes is None and self.family.has_realisations:
+            whole = self.noted(
+                "nothing says which maps are of one simulation, so some may be on both sides: `maps_per_simulation` says it"
+            )
+        return whole.where(~validates), whole.where(validates)
+
+    def noted(self, note: str) -> Shards:
+        """The same with a note added."""
+        return Shards([replace(p, layout=p.layout.noted(note)) for p in self.pieces], drop_bad=self.drop_bad)
 
     def thinned(self, count: int) -> Shards:
         """At most so many of the samples, spread evenly over all of them."""
@@ -265,8 +273,8 @@ class Shards:
         first = start - offset
         samples = read_rows(file, piece, first, stop - offset)
         if piece.path not in self._plausible:
-            check_conditions(file, piece)
             check_response(file, piece, samples if first == 0 else None)
+            check_conditions(file, piece)
             check_density(file, piece, samples)
             self._plausible.add(piece.path)
         if piece.layout.counted and self._boxes is not None:  # numbers of its own in each file

@@ -124,8 +124,12 @@ class Batches:
         return looked_at
 
     def samples(self, family: Family, count: int | None = None) -> Samples:
-        """The first ``count`` rows of the current window (all when absent), physical units."""
-        return Samples(family, self._values[:count].cpu().numpy(), self.conditions[:count])
+        """``count`` rows spread over the current window (all when absent), physical units."""
+        rows = len(self._values)
+        if count is None or count >= rows:
+            return Samples(family, self._values.cpu().numpy(), self.conditions)
+        chosen = torch.linspace(0, rows - 1, count, dtype=torch.float64).long()
+        return Samples(family, self._values[chosen].cpu().numpy(), self.conditions[chosen.numpy()])
 
     @property
     def conditions(self) -> Conditions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ..analysis.metrics.validation import FLOORS, score_floor
+from ..analysis.survey.plan import read_out
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
 from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
 from ..runs.folder import Record, RunFolder, resumable
+from ..shards.reader import Shards
 from ..shards.samples import Samples
 from .batches import Batches, held_out
 from .health import alarm, without_progress
@@ -73,6 +75,8 @@ def train(
         Interrupted: ``should_stop`` asked for it; the run can be resumed.
         StorageError: The disk refused.
     """
+    if resume:
+        config = RunFolder(Path(out)).as_begun(config)
     setup = prepare(config, data)
     torch.set_num_threads(setup.threads)
     loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
@@ -134,7 +138,8 @@ class TrainingLoop:
             memory=options.memory,
             holdout=setup.config.holdout,
         )
-        facts["dropped"] = setup.training.dropped
+        validation, bad = _validation_samples(setup)
+        facts["dropped"] = setup.training.dropped + bad
         verdicts: list[Verdict] = []
         if resume:
             setup = setup.using(checkpoint.card.family.symmetries)
@@ -142,7 +147,7 @@ class TrainingLoop:
             verdicts = judge(batches.samples(setup.family), setup.conditions)
             setup = setup.using([verdict.symmetry for verdict in verdicts if verdict.holds])
         trainer = build_trainer(setup, batches)
-        loop = cls(trainer, folder, _card(setup, batches, facts), _validation_samples(setup), progress)
+        loop = cls(trainer, folder, _card(setup, facts), validation, progress)
         loop.begun = begun
         if resume:
             trainer.restore(checkpoint)
@@ -156,8 +161,11 @@ class TrainingLoop:
             trainer.fit()
             trainer.arm()
             folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
-            if setup.training.dropped:
-                what = f"left out {setup.training.dropped} bad rows of {len(setup.training)} (drop_bad)"
+            for note in facts["notes"]:
+                loop._tell({"step": 0, "note": note})
+            if facts["dropped"]:
+                rows = len(setup.training) + min(options.validation_size, len(setup.validation))
+                what = f"left out {facts['dropped']} bad rows of {rows} (drop_bad)"
                 loop._tell({"step": 0, "warning": what})
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
@@ -260,27 +268,40 @@ class TrainingLoop:
         self.folder.save(card, trainer.average.state_dict(), trainer.state())
 
 
-def _validation_samples(setup: Setup) -> Samples:
-    samples = setup.validation.read(0, setup.config.training.validation_size)
+def _some(setup: Setup, shards: Shards, count: int) -> tuple[Samples, int]:
+    """Samples spread over all there are, outside held-out ranges, as the read-out sees them.
+
+    In runs begun before that, they are the first ones. With them comes how many rows were bad.
+    """
+    if setup.config.split != "last":
+        shards = shards.thinned(count)
+    samples = shards.read(0, count)
     samples = samples.select(~held_out(samples, setup.config.holdout))
+    return replace(samples, values=read_out(samples.values, setup.family.threshold)), shards.dropped
+
+
+def _validation_samples(setup: Setup) -> tuple[Samples, int]:
+    samples, bad = _some(setup, setup.validation, setup.config.training.validation_size)
     if not len(samples):
         raise ShardError("no validation samples are left outside the held-out ranges", hint="narrow `holdout`")
-    return samples
+    return samples, bad
 
 
 def _floor(setup: Setup, validation: Samples) -> Record:
     """What the score of validation samples is for training samples: as good as any generator's can be."""
-    others = setup.training.read(0, FLOORS * len(validation))
-    found = score_floor(validation, others.select(~held_out(others, setup.config.holdout)))
+    others, _ = _some(setup, setup.training, FLOORS * len(validation))
+    if setup.config.split != "last":  # each set of a floor is one of samples from everywhere
+        others = others.select(np.random.default_rng(0).permutation(len(others)))
+    found = score_floor(validation, others)
     return {} if found is None else {"floor": found[0]} | ({"floor_error": found[1]} if found[1] is not None else {})
 
 
-def _card(setup: Setup, batches: Batches, facts: Record) -> Card:
+def _card(setup: Setup, facts: Record) -> Card:
     ranges = []
-    for name, values in batches.conditions.items():
+    for name, values in setup.ranges.items():
         usual = setup.family.condition(name)
-        covered = usual.covered(float(values.min()), float(values.max()))
-        labels = tuple(usual.labels[int(code)] for code in np.unique(values)) if usual.labels else ()
+        covered = usual.covered(min(values), max(values))
+        labels = tuple(usual.labels[int(code)] for code in values) if usual.labels else ()
         ranges.append(ConditionRange(name=name, unit=usual.unit, low=covered[0], high=covered[1], labels=labels))
     return Card(
         family=setup.family,
@@ -300,4 +321,5 @@ def _facts(setup: Setup) -> Record:
         "data": setup.training.digest(),
         "training_samples": len(setup.training),
         "validation_samples": len(setup.validation),
+        "notes": list(dict.fromkeys([*setup.training.notes, *setup.validation.notes])),
     }

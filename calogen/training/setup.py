@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..config import Config
+from ..config import Config, Reading
 from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
 from ..families import Family, Symmetry
 from ..models.registry import build_critic, build_generator, network_name, pick_device, settled
 from ..runs.checkpoint import Checkpoint, load_checkpoint
 from ..runs.find import find_model
+from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
 from .objectives import objective_of
@@ -37,6 +39,7 @@ class Setup:
         device: Where to train.
         threads: CPU threads.
         prior: What the fit starts from; none: nothing.
+        ranges: Of every condition in all data outside held-out ranges: lowest and highest value; of labels, their numbers.
     """
 
     config: Config
@@ -47,6 +50,7 @@ class Setup:
     device: torch.device
     threads: int
     prior: Checkpoint | None = None
+    ranges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def using(self, symmetries: Sequence[Symmetry]) -> Setup:
         """The same with these symmetries."""
@@ -83,6 +87,26 @@ class Setup:
                 return count, 0
             critic = build_critic(generator, self.config.critic, per_sample=objective.penalty is not None)
         return count, sum(p.numel() for p in critic.parameters())
+
+
+def _ranges(
+    sides: Sequence[Shards], names: Sequence[str], holdout: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, ...]]:
+    """The range of every condition in all data outside held-out ranges; labels by their numbers."""
+    parts = [side.all_conditions() for side in sides]
+    table = Conditions.concatenate(parts, tuple(parts[0]))
+    known = {condition.name: condition for condition in sides[0].family.conditions}
+    kept = np.ones(table.rows, np.bool_)
+    for name, column in table.items():
+        kept &= known[name].possible(column)
+        low, high = holdout.get(name, (np.inf, -np.inf))
+        kept &= ~((column >= low) & (column <= high))
+    found = {}
+    for name in names if kept.any() else ():
+        column = table[name][kept]
+        ends = np.unique(column) if known[name].labels else (column.min(), column.max())
+        found[name] = tuple(float(value) for value in ends)
+    return found
 
 
 def _require_condition(family: Family, name: str) -> None:
@@ -130,6 +154,11 @@ def _prior(config: Config, family: Family, names: tuple[str, ...]) -> Checkpoint
     return found
 
 
+def reading_of(config: Config) -> Reading:
+    """What is said of the data: of a surrogate without conditions, that they need no parameters, too."""
+    return config.reading.model_copy(update={"parameters": config.conditions != ()})
+
+
 def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
@@ -142,7 +171,14 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
         ShardError: If the data cannot be used.
     """
     labels: dict[str, tuple[str, ...]] = dict.fromkeys(config.conditions or (), ())  # they may be what the files are of
-    training, validation = open_splits(data, family=config.resolved_family(), drop_bad=config.drop_bad, labels=labels)
+    training, validation = open_splits(
+        data,
+        family=config.resolved_family(),
+        drop_bad=config.drop_bad,
+        labels=labels,
+        reading=reading_of(config),
+        rule=config.split,
+    )
     family = training.family
     names = tuple(c.name for c in family.conditions) if config.conditions is None else config.conditions
     for name in (*names, *config.holdout):
@@ -182,6 +218,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
         pick_device(config.device),
         threads,
         prior,
+        _ranges((training, validation), names, config.holdout),
     )
     needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -487,7 +487,7 @@ def test_sides_of_a_comparison_share_their_labels(tmp_path: Path) -> None:
     assert kept == {"files": [0, 2] * 60, "shards": [0, 2] * 60, "memory": [1, 0] * 60}
     for mine in report.metrics.values():
         assert abs(mine["mean/fraction_0[particle=e+]"].value) < 0.05
-    named = _named_samples((f"a={tmp_path}/a.h5", f"b={tmp_path}/b.h5"), drop_bad=False)
+    named = _named_samples((f"a={tmp_path}/a.h5", f"b={tmp_path}/b.h5"), {"drop_bad": False})
     assert [shards.family.labels("particle") for (shards,) in named.values()] == [("gamma", "e+"), ("e-", "e+")]
 
 

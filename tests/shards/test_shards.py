@@ -144,12 +144,12 @@ def test_unconditional_samples(tmp_path: Path, family: Family) -> None:
 
 def test_extras_are_carried_along(tmp_path: Path) -> None:
     plain = toy(SMALL, 9)
-    extras = {"weights": np.linspace(0, 1, 9), "realisation_id": np.arange(9, dtype=np.int32)}
+    extras = {"realisation_id": np.arange(9, dtype=np.int32)}
     write_shard(tmp_path / "a.h5", Samples(SMALL, plain.values, plain.conditions, extras, "generated"), provenance={})
     shards = open_shards(tmp_path / "a.h5")
     assert shards.kind == "generated"
     read = shards.read(2, 5)
-    np.testing.assert_array_equal(read.extras["weights"], extras["weights"][2:5])
+    np.testing.assert_array_equal(read.extras["realisation_id"], [2, 3, 4])
     assert read.extras["realisation_id"].dtype == np.int32
     with pytest.raises(ShardError, match="cannot hold these extras"):
         write_shard(tmp_path / "b.h5", Samples(SMALL, plain.values, extras={"colour": np.ones(9)}), provenance={})
@@ -307,9 +307,18 @@ def test_split_folders_are_used_and_test_is_never_read(tmp_path: Path) -> None:
     same(open_shards(tmp_path, split="validation").read(), samples.read(20, 30))
 
 
-def test_the_last_tenth_of_unsplit_data_validates(tmp_path: Path) -> None:
+def test_a_fair_tenth_of_unsplit_data_validates(tmp_path: Path) -> None:
     samples = toy(SMALL, 105)
-    train, validation = open_splits(folder_of(tmp_path / "x", samples, 40))
+    folder = folder_of(tmp_path / "x", samples, 40)
+    train, validation = open_splits(folder)
+    assert (len(train), len(validation)) == (95, 10)
+    energies = samples.conditions["incident_energy"]
+    chosen = np.isin(energies, validation.read().conditions["incident_energy"])
+    same(train.read(), samples.select(~chosen))
+    same(validation.read(), samples.select(chosen))
+    ranks = np.sort(np.argsort(np.argsort(energies))[chosen])
+    assert (ranks // 10).tolist() == list(range(10))  # one of every ten that follow each other
+    train, validation = open_splits(folder, rule="last")  # of runs that were begun before
     same(train.read(), samples.read(0, 95))
     same(validation.read(), samples.read(95))
     write_shard(tmp_path / "one.h5", samples.read(0, 1), provenance={})

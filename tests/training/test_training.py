@@ -242,7 +242,7 @@ def test_the_log_has_every_promised_number(trained: Trained) -> None:
 
 def test_symmetries_that_showers_reject_are_not_used_and_resuming_tests_none_again(tmp_path: Path) -> None:
     samples = toy(SINGLE, 400, seed=6)
-    lop_sided = replace(samples, values=samples.values * np.where(SINGLE.centres[:, 0] < 0, 1.5, 1.0))
+    lop_sided = replace(samples, values=samples.values * np.where(SINGLE.centres[:, 0] < 0, 2.0, 1.0))
     data = write_folder(tmp_path / "data", lop_sided)
     config = tiny(training={"steps": 2})
     run = train(config, data, tmp_path / "run")
