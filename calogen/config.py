@@ -227,7 +227,8 @@ class Config(_Frozen):
             tree = read_toml(path)
             tree.pop("detector", None)  # what is simulated, in a file that describes a calorimeter in full
             family = tree.get("family")
-            if isinstance(family, str) and family.endswith((".xml", ".toml")) and (path.parent / family).exists():
+            name = family.partition(",")[0] if isinstance(family, str) else ""
+            if name.endswith((".xml", ".toml")) and (path.parent / name).exists():
                 tree["family"] = str(path.parent / family)
         for override in overrides:
             _override(tree, override)

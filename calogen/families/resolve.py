@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def resolve_family(source: str | Path | Mapping[str, Any] | Family) -> Family:
     """The family that a name, a file or a table stands for.
 
     Args:
-        source: Name of a built-in family; a CaloChallenge binning file (``.xml``); a ``.toml`` file with a table
+        source: Name of a built-in family; a CaloChallenge or ATLAS binning file (``.xml``), of several particles and
+            regions with those wanted: ``FILE.xml,particle=photon,region=20-25``; a ``.toml`` file with a table
             ``[family]`` or the name of one; a mapping with the fields of :class:`Family`; or a family.
 
     Raises:
@@ -33,8 +35,12 @@ def resolve_family(source: str | Path | Mapping[str, Any] | Family) -> Family:
     name = str(source)
     if name in FAMILIES:
         return FAMILIES[name]
-    if name.lower().endswith(".xml"):
-        return family_from_binning(source)
+    if match := re.fullmatch(r"(.+?\.xml)(?:,(.*))?", name, re.IGNORECASE):
+        pairs = [fact.partition("=")[::2] for fact in (match[2] or "").split(",") if fact]
+        if unknown := [key for key, value in pairs if key not in ("particle", "region") or not value]:
+            expected = "FILE.xml,particle=NAME,region=LOW-HIGH"
+            raise ConfigError("invalid choice of a binning", where=name, expected=expected, found=", ".join(unknown))
+        return family_from_binning(match[1], **dict(pairs))
     if name.endswith(".toml"):
         found = read_toml(Path(name)).get("family", {})
         return FAMILIES[found] if isinstance(found, str) and found in FAMILIES else _from_table(found)
@@ -57,13 +63,14 @@ def _from_table(table: object) -> Family:
     return family
 
 
-def family_from_binning(path: str | Path, particle: str | None = None) -> Family:
-    """The family a CaloChallenge binning XML file describes.
+def family_from_binning(path: str | Path, particle: str | None = None, region: str | None = None) -> Family:
+    """The family a CaloChallenge or ATLAS binning XML file describes.
 
     Args:
-        path: The XML file: ``Bin`` elements (one a particle) with ``Layer id r_edges n_bin_alpha``; edges in mm. A
-            layer with fewer than two edges is absent.
+        path: The XML file: ``Bin`` elements (one a particle, of ATLAS also one a region of pseudorapidity) with
+            ``Layer id r_edges n_bin_alpha``; edges in mm. A layer with fewer than two edges is absent.
         particle: Name or PDG number of the ``Bin`` to use when there are several.
+        region: Its ``etaMin-etaMax`` as they stand in the file, ``20-25``, or the value of another attribute.
 
     Returns:
         A calorimeter family named after the file. Where the layers are those of a built-in family, its condition range
@@ -75,7 +82,7 @@ def family_from_binning(path: str | Path, particle: str | None = None) -> Family
     Source: CaloChallenge, arXiv:2410.21611.
     """
     path = Path(path)
-    element = _particle_element(path, _parse_xml(path), particle)
+    element = _particle_element(path, _parse_xml(path), particle, region)
     layers = []
     for item in element.iter("Layer"):
         try:
@@ -108,16 +115,30 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         raise ConfigError("the binning file is not valid XML", where=path, found=str(error)) from None
 
 
-def _particle_element(path: Path, root: ElementTree.Element, particle: str | None) -> ElementTree.Element:
-    bins = list(root.iter("Bin"))
-    if particle is not None:
-        bins = [item for item in bins if particle in (item.get("name"), item.get("pid"))]
+def _particle_element(
+    path: Path, root: ElementTree.Element, particle: str | None, region: str | None
+) -> ElementTree.Element:
+    bins = every = list(root.iter("Bin"))
+    for wanted, known in ((particle, _particles), (region, _regions)):
+        bins = [item for item in bins if wanted is None or wanted in known(item)]
     if len(bins) == 1:
         return bins[0]
-    known = [f"{item.get('name')} ({item.get('pid')})" for item in root.iter("Bin")]
+    found = ", ".join(f"{key}={value}" for key, value in (("particle", particle), ("region", region)) if value)
+    several = [f"particle={_particles(item)[0]}" + "".join(f",region={r}" for r in _regions(item)[:1]) for item in every]
     raise ConfigError(
         "the binning file does not say which particle to use" if bins else "the binning file has no such particle",
         where=path,
-        expected=f"one of {', '.join(known)}" if known else "<Bins><Bin pid name><Layer .../></Bin></Bins>",
-        found=particle,
+        expected=f"one of {'; '.join(several)}" if several else "<Bins><Bin pid name><Layer .../></Bin></Bins>",
+        found=found or None,
+        hint=f"name it with the file: {path},{(several or ['particle=NAME'])[0]}",
     )
+
+
+def _particles(element: ElementTree.Element) -> list[str]:
+    return [str(value) for value in (element.get("name"), element.get("pid")) if value] or ["?"]
+
+
+def _regions(element: ElementTree.Element) -> list[str]:
+    ends = [element.get(name) for name in ("etaMin", "etaMax")]
+    both = [f"{low}-{high}" for low, high in [ends] if low is not None and high is not None]
+    return both + [value for name, value in element.attrib.items() if name.lower() in ("region", "eta", "etaregion")]

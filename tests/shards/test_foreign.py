@@ -1,0 +1,483 @@
+"""Files that calogen did not write: each is read rightly, or refused with what would settle it. Never silently wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from support import command, tiny, toy
+
+from calogen.config import Config, Reading
+from calogen.errors import CalogenError
+from calogen.families import FAMILIES, CartesianLayer, Condition, Family, resolve_family
+from calogen.shards.reader import Shards
+from calogen.shards.samples import Samples
+from calogen.shards.sources import open_shards, open_splits
+
+N, EACH, SIDE = 40, 15, 32
+SET_2, CALOGAN = FAMILIES["2"], FAMILIES["calogan"]
+ANGLED = Family(
+    name="angled",
+    layers=(CartesianLayer(shape=(4, 4), size=(40, 40)),),
+    conditions=(
+        Condition(name="incident_energy", unit="MeV", low=1e3, high=1e5, scale="log"),
+        Condition(name="theta", unit="deg", low=0, high=20),
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------------ what people have
+
+
+def parameters(n: int = N, seed: int = 1) -> np.ndarray:
+    """A Latin hypercube of Omega_m and sigma_8, (n, 2)."""
+    rng = np.random.default_rng(seed)
+    steps = np.stack([rng.permutation(n), rng.permutation(n)], axis=1)
+    return np.array([0.1, 0.6]) + 0.4 * (steps + 0.5) / n
+
+
+def sims(p: np.ndarray, each: int = EACH, seed: int = 2, side: int = SIDE) -> np.ndarray:
+    """Maps of simulations one after another, their mean density in proportion to Omega_m, (n * each, side, side)."""
+    maps = np.random.default_rng(seed).lognormal(sigma=1.0, size=(len(p), each, side, side))
+    maps *= (p[:, 0, None] / maps.mean(axis=(2, 3)))[..., None, None] * 2.775e11
+    return maps.reshape(-1, side, side).astype(np.float32)
+
+
+P = parameters()
+M = sims(P)
+ORDER = np.random.default_rng(5).permutation(N * EACH)
+LH = "Maps_Mtot_IllustrisTNG_LH_z=0.00.npy"
+
+
+def stack(folder: Path, maps: np.ndarray, rows: Any = None, name: str = "maps.npy", table: str = "params.txt", **how: Any) -> Path:
+    """A stack of maps with a parameter file beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / name, maps)
+    if rows is not None:
+        np.savetxt(folder / table, rows, **how)
+    return folder / name
+
+
+def hdf5(folder: Path, name: str = "data.h5", attributes: dict[str, Any] | None = None, **datasets: Any) -> Path:
+    with h5py.File(folder / name, "w") as file:
+        for key, values in datasets.items():
+            file[key.replace("__", "/")] = values
+        file.attrs.update(attributes or {})
+    return folder / name
+
+
+def showers(family: Family = SET_2, energies: Sequence[float] | None = None, count: int = 200, seed: int = 3) -> Samples:
+    """Toy showers at these energies in MeV; their response is about 0.98."""
+    made = toy(family, len(energies) if energies is not None else count, seed)
+    if energies is None:
+        return made
+    scale = np.asarray(energies) / made.conditions["incident_energy"]
+    return Samples(family, made.values * scale[:, None], {**made.conditions, "incident_energy": energies})
+
+
+def challenge(folder: Path, made: Samples, energy: float = 1.0, cells: float = 1.0, **more: Any) -> Path:
+    """CaloChallenge's layout, energies and voxels multiplied by something."""
+    values = {"showers": made.values * np.float32(cells), "incident_energies": made.conditions["incident_energy"][:, None] * energy}
+    return hdf5(folder, **{**values, **more})
+
+
+def calogan(folder: Path, made: Samples, energy: float = 1e-3, **more: Any) -> Path:
+    cells = {
+        f"layer_{k}": made.values[:, part].reshape(-1, *layer.shape)
+        for k, (part, layer) in enumerate(zip(CALOGAN.layer_slices, CALOGAN.layers, strict=True))
+    }
+    return hdf5(folder, **cells, energy=made.conditions["incident_energy"][:, None] * energy, **more)
+
+
+# ------------------------------------------------------------------------------------------------ right readings
+
+Check = Callable[[Shards, Samples], None]
+
+
+def paired(p: np.ndarray, count: int, simulations: np.ndarray) -> Check:
+    """Maps have the parameters of their simulations, means of theirs, and lie whole on one side of a split."""
+
+    def check(shards: Shards, samples: Samples) -> None:
+        np.testing.assert_allclose(samples.conditions["Omega_m"], p[simulations, 0], rtol=1e-6)
+        np.testing.assert_allclose(samples.values.mean(axis=(1, 2)), 1, atol=1e-4)  # every map has its simulation's mean
+        boxes = shards.origins().boxes
+        assert boxes is not None
+        assert len(np.unique(boxes)) == count
+        assert len(np.unique(np.stack([boxes, simulations]), axis=1).T) == count
+        train, validation = shards.split_off()
+        sides = [set(side.read().extras["realisation_id"].tolist()) for side in (train, validation)]
+        assert len(validation) == len(samples) // count * (count // 10)
+        assert not sides[0] & sides[1] or shards.origins().apart
+        assert not set(train.read().conditions["Omega_m"]) & set(validation.read().conditions["Omega_m"])
+
+    return check
+
+
+IN_ORDER = paired(P, N, np.repeat(np.arange(N), EACH))
+
+
+def energies(low: float, high: float, response: float = 0.98) -> Check:
+    """Incident energies are in MeV, and so are the voxels."""
+
+    def check(shards: Shards, samples: Samples) -> None:  # noqa: ARG001
+        found = samples.conditions["incident_energy"]
+        assert found.min() == pytest.approx(low, rel=1e-3)
+        assert found.max() == pytest.approx(high, rel=1e-3)
+        assert np.median(samples.values.sum(1) / found) == pytest.approx(response, abs=0.03)
+
+    return check
+
+
+def column(name: str, expected: Any) -> Check:
+    def check(shards: Shards, samples: Samples) -> None:  # noqa: ARG001
+        np.testing.assert_allclose(samples.conditions[name], expected, rtol=1e-5)
+
+    return check
+
+
+def noted(text: str) -> Check:
+    def check(shards: Shards, samples: Samples) -> None:  # noqa: ARG001
+        assert any(re.search(text, note) for note in shards.notes), shards.notes
+
+    return check
+
+
+def whole(shards: Shards, samples: Samples) -> None:  # noqa: ARG001
+    assert len(samples)
+
+
+def is_set_2(shards: Shards, samples: Samples) -> None:
+    assert shards.family.same_cells(SET_2)
+    np.testing.assert_allclose(samples.values, WHOLE.values, rtol=1e-5)
+    np.testing.assert_allclose(samples.conditions["incident_energy"], WHOLE.conditions["incident_energy"], rtol=1e-5)
+
+
+ENERGIES = np.geomspace(1.2e3, 9.6e5, 60)
+WHOLE = showers(energies=ENERGIES)
+ANGLES = np.random.default_rng(4).uniform(0, 20, 200)
+TURNED = WHOLE.values.reshape(60, 45, 16, 9).transpose(0, 3, 2, 1)  # rings, sectors, layers
+PLAIN = showers(ANGLED)
+
+
+def with_angles(folder: Path, factor: float, name: str = "conditions__theta") -> Path:
+    return challenge(folder, PLAIN, **{name: ANGLES * factor})
+
+
+def no_filter(folder: Path, code: int) -> Path:
+    """A dataset that says it was compressed with a filter which is not there."""
+    path = challenge(folder, WHOLE)
+    with h5py.File(path, "r+") as file:
+        del file["showers"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_chunk((60, 6480))
+        plan.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (1,))
+        space = h5py.h5s.create_simple((60, 6480))
+        h5py.h5d.create(file.id, b"showers", h5py.h5t.IEEE_F32LE, space, plan).write_direct_chunk((0, 0), b"x" * 100)
+    return path
+
+
+def many_files(folder: Path, listed: bool) -> Any:
+    names = []
+    for k in range(12):
+        stack(folder, M[k * EACH : (k + 1) * EACH], name=f"sim{k}.npy")
+        names.append(f"sim{k}.npy,Omega_m={P[k, 0]:.6f},sigma_8={P[k, 1]:.6f}")
+    (folder / "list.csv").write_text("\n".join(names))
+    return folder / "list.csv" if listed else [folder / name for name in names]
+
+
+def astro_seed(folder: Path) -> Path:
+    lines = [f"LH_{k} {a:.5f} {b:.5f} 1 1 1 1 {5000 + k}" for k, (a, b) in enumerate(P)]
+    lines += [f"CV_{k} 0.3 0.8 1 1 1 1 {9000 + k}" for k in range(27)]
+    path = stack(folder, M, name=LH)
+    header = "#Name Omega_m sigma_8 A_SN1 A_AGN1 A_SN2 A_AGN2 seed"
+    (folder / "CosmoAstroSeed_IllustrisTNG.txt").write_text("\n".join([header, *lines]))
+    return path
+
+
+def patches(maps: np.ndarray) -> np.ndarray:
+    """Quadrant after quadrant: the first of all maps, then the second of all maps, ..."""
+    half = SIDE // 2
+    return np.concatenate([maps[:, i : i + half, j : j + half] for i in (0, half) for j in (0, half)])
+
+
+def binning(folder: Path) -> str:
+    layer = '<Layer id="{}" r_edges="0,5,10" n_bin_alpha="{}"/>'
+    bins = [
+        f'<Bin pid="{pid}" name="{name}" etaMin="{low}" etaMax="{low + 5}">{layer.format(0, 1)}{layer.format(1, sectors)}</Bin>'
+        for pid, name, low, sectors in ((22, "photon", 20, 4), (22, "photon", 25, 6), (211, "pion", 20, 8))
+    ]
+    (folder / "binning.xml").write_text(f"<Bins>{''.join(bins)}</Bins>")
+    return str(folder / "binning.xml")
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of others, and what comes of it.
+
+    Attributes:
+        make: Writes it into a folder; returns what is named.
+        right: The right reading; or the words of the refusal, as a regular expression.
+        reading: What is said of it.
+        family: What it is said to be: a family, its name, or a function of the folder that gives it.
+    """
+
+    make: Callable[[Path], Any]
+    right: Check | str
+    reading: dict[str, Any] = field(default_factory=dict)
+    family: Any = None
+
+
+BOX = {"box": 25.0}
+EACH_ROW = np.repeat(P, EACH, axis=0)
+CV = np.tile([[0.3, 0.8]], (27, 1))
+CV_MAPS = sims(CV)
+
+CASES = {
+    # 1: which maps share a simulation
+    "in order": Case(lambda d: stack(d, M, P), IN_ORDER, BOX),
+    "in order, a row a map": Case(lambda d: stack(d, M, EACH_ROW), IN_ORDER, BOX),
+    "in order, said": Case(lambda d: stack(d, M, P), IN_ORDER, {**BOX, "maps_per_simulation": EACH}),
+    "CAMELS in order": Case(lambda d: stack(d, M, P, LH, "params_LH_IllustrisTNG.txt"), IN_ORDER),
+    "shuffled with a row a map": Case(
+        lambda d: stack(d, M[ORDER], EACH_ROW[ORDER]), paired(P, N, np.repeat(np.arange(N), EACH)[ORDER]), BOX
+    ),
+    "CAMELS shuffled with a row a map": Case(
+        lambda d: stack(d, M[ORDER], EACH_ROW[ORDER], LH), paired(P, N, np.repeat(np.arange(N), EACH)[ORDER])
+    ),
+    "shuffled with a row a simulation": Case(lambda d: stack(d, M[ORDER], P), "do not go with 15 maps", BOX),
+    "quadrant after quadrant, a row a map": Case(
+        lambda d: stack(d, patches(M), np.tile(EACH_ROW, (4, 1))),
+        lambda s, x: (column("Omega_m", np.tile(EACH_ROW[:, 0], 4))(s, x), s.origins().boxes.max() == N - 1 or pytest.fail()),
+        BOX,
+    ),
+    "quadrant after quadrant, a row a simulation": Case(lambda d: stack(d, patches(M), P), "`maps_per_simulation`", BOX),
+    "the first 120 maps with all rows": Case(lambda d: stack(d, M[:120], P), "`maps_per_simulation`", BOX),
+    "CAMELS, the first 120 maps with all rows": Case(lambda d: stack(d, M[:120], P, LH), "8 rows for the 120 maps"),
+    "the first 120 maps with their rows": Case(lambda d: stack(d, M[:120], P[:8], LH), paired(P, 8, np.repeat(np.arange(8), EACH)))
+    if False
+    else Case(lambda d: stack(d, M[:150], P[:10], LH), paired(P, 10, np.repeat(np.arange(10), EACH))),
+    "CV, a row a simulation": Case(lambda d: stack(d, CV_MAPS, CV), lambda s, x: _simulations(s, 27), BOX),
+    "CV, a row a map": Case(
+        lambda d: stack(d, CV_MAPS, np.repeat(CV, EACH, axis=0)), "one realisation.*`maps_per_simulation`", BOX
+    ),
+    "CV, a row a map, said": Case(
+        lambda d: stack(d, CV_MAPS, np.repeat(CV, EACH, axis=0)),
+        lambda s, x: _simulations(s, 27),
+        {**BOX, "maps_per_simulation": EACH},
+    ),
+    "CV, a row a map, by CAMELS' name": Case(
+        lambda d: stack(d, CV_MAPS, np.repeat(CV, EACH, axis=0), "Maps_Mtot_IllustrisTNG_CV_z=0.00.npy"),
+        lambda s, x: _simulations(s, 27),
+    ),
+    "blocks that the rows contradict": Case(
+        lambda d: stack(d, M[ORDER], EACH_ROW[ORDER]), "have other parameters", {**BOX, "maps_per_simulation": EACH}
+    ),
+    "HDF5 without realisations, at one point": Case(
+        lambda d: hdf5(d, maps=M[:60] / M[:60].mean(), params=np.tile(P[:1], (60, 1)), attributes={"param_names": ["Omega_m", "sigma_8"]}),
+        lambda s, x: noted("which maps are of one simulation")(s.split_off()[0], x),
+        BOX,
+    ),
+    "HDF5 without realisations, said": Case(
+        lambda d: hdf5(d, maps=M[:60] / M[:60].mean(), params=np.tile(P[:1], (60, 1)), attributes={"param_names": ["Omega_m", "sigma_8"]}),
+        lambda s, x: _simulations(s, 4),
+        {**BOX, "maps_per_simulation": EACH},
+    ),
+    # 3: the right parameters
+    "another suite's parameters": Case(lambda d: stack(d, M, P, LH, "params_LH_SIMBA.txt"), "parameters are of another suite"),
+    "another set's parameters": Case(lambda d: stack(d, M, P, LH, "params_CV_IllustrisTNG.txt"), "of another suite"),
+    "another suite's, named together": Case(
+        lambda d: f"{stack(d, M, P, LH, 'params_LH_SIMBA.txt')},{d}/params_LH_SIMBA.txt", IN_ORDER
+    ),
+    "another order of simulations": Case(lambda d: stack(d, M, P[::-1], LH), "total matter does not follow Omega_m"),
+    "parameters that are a little off": Case(
+        lambda d: stack(d, M, P * np.where(np.arange(N) % 2, 1.05, 0.95)[:, None], LH), noted("scatters by 0.05")
+    ),
+    "cold dark matter does not follow": Case(
+        lambda d: stack(d, M / (1 + EACH_ROW[:, :1, None]), P, LH.replace("Mtot", "Mcdm")), column("Omega_m", EACH_ROW[:, 0])
+    ),
+    # 6: weights
+    "weighted": Case(lambda d: challenge(d, WHOLE, weights=np.arange(60.0)), "are weighted.*`unweight=True`"),
+    "weighted, unweighted": Case(
+        lambda d: challenge(d, WHOLE, weights=np.repeat([0.0, 1.0], 30)), energies(ENERGIES[30], ENERGIES[-1]), {"unweight": True}
+    ),
+    "equally weighted": Case(lambda d: challenge(d, WHOLE, weights=np.full(60, 0.3)), noted("all weights are equal")),
+    "negative weights": Case(lambda d: challenge(d, WHOLE, weights=np.linspace(-1, 1, 60)), "not finite and positive", {"unweight": True}),
+    # 8: units and scales
+    "both energies in GeV": Case(lambda d: challenge(d, WHOLE, 1e-3, 1e-3), "`unit=energy=GeV`"),
+    "both energies in GeV, said": Case(
+        lambda d: challenge(d, WHOLE, 1e-3, 1e-3), energies(1.2e3, 9.6e5), {"unit": {"energy": "GeV"}}
+    ),
+    "incident energies in GeV": Case(lambda d: challenge(d, WHOLE, 1e-3), "`unit=energy=GeV`"),
+    "incident energies in GeV, said": Case(
+        lambda d: challenge(d, WHOLE, 1e-3), energies(1.2e3, 9.6e5), {"unit": {"energy": "GeV", "voxels": "MeV"}}
+    ),
+    "both energies in keV": Case(lambda d: challenge(d, WHOLE, 1e3, 1e3), "`unit=energy=keV`"),
+    "low energies, said": Case(
+        lambda d: challenge(d, showers(energies=np.linspace(20, 90, 60))), energies(20, 90), {"unit": {"energy": "MeV"}}
+    ),
+    "CaloGAN's own": Case(lambda d: calogan(d, showers(CALOGAN, np.linspace(1546, 99350, 51))), energies(1546, 99350)),
+    "CaloGAN's with energies in MeV": Case(
+        lambda d: calogan(d, showers(CALOGAN, np.linspace(2e3, 9e4, 50)), 1.0), "not in the same units"
+    ),
+    "CaloGAN's with energies in MeV, said": Case(
+        lambda d: calogan(d, showers(CALOGAN, np.linspace(2e3, 9e4, 50)), 1.0), energies(2e3, 9e4), {"unit": {"energy": "MeV"}}
+    ),
+    "CaloChallenge's own": Case(lambda d: challenge(d, WHOLE), is_set_2),
+    "angles in rad": Case(lambda d: with_angles(d, np.pi / 180), "`unit=theta=rad`", family=ANGLED),
+    "angles in rad, said": Case(
+        lambda d: with_angles(d, np.pi / 180), column("theta", ANGLES), {"unit": {"theta": "rad"}}, family=ANGLED
+    ),
+    "angles in deg": Case(lambda d: with_angles(d, 1.0), column("theta", ANGLES), family=ANGLED),
+    "logarithms of densities": Case(lambda d: stack(d, np.log10(M), P), "look like logarithms.*`log10=True`", BOX),
+    "logarithms of densities, said": Case(lambda d: stack(d, np.log10(M), P), IN_ORDER, {**BOX, "log10": True}),
+    "logarithms of 1 + delta": Case(lambda d: stack(d, np.log10(M / M.mean()), P), "`log10=True`", BOX),
+    "scaled to 0 to 1": Case(lambda d: stack(d, M / M.max(), P), "scaled to the range 0 to 1", BOX),
+    "scaled logarithms": Case(lambda d: stack(d, (np.log10(M) - 8) / 6, P), "range 0 to 1|look like logarithms", BOX),
+    "HDF5 of densities that are not 1 + delta": Case(
+        lambda d: hdf5(d, maps=M / M.mean() * 0.2, params=EACH_ROW, attributes={"param_names": ["Omega_m", "sigma_8"]}),
+        "not densities over the mean",
+        BOX,
+    ),
+    "28 unnamed columns": Case(lambda d: stack(d, M, np.tile(P, (1, 14)), LH), "the 28 columns .* have no names.*`columns="),
+    "28 columns, named": Case(
+        lambda d: stack(d, M, np.hstack([P, np.ones((N, 26))]), LH),
+        IN_ORDER,
+        {"columns": ("Omega_m", "sigma_8", *["_"] * 26)},
+    ),
+    "columns in another order": Case(lambda d: stack(d, M, P[:, ::-1], LH.replace("Mtot", "T")), "`columns=Omega_m,sigma_8"),
+    "columns in another order, named": Case(
+        lambda d: stack(d, M, P[:, ::-1], LH), IN_ORDER, {"columns": ("sigma_8", "Omega_m")}
+    ),
+    "names for other columns": Case(lambda d: stack(d, M, P, LH), "not as many as the columns", {"columns": ("Omega_m",)}),
+    # 9: legitimate data
+    "no parameters": Case(lambda d: stack(d, M), "no file has the maps' parameters", BOX),
+    "no parameters needed": Case(
+        lambda d: stack(d, M / M.mean()), noted("nothing says which maps are of one simulation"), {**BOX, "parameters": False}
+    ),
+    "a file a cosmology": Case(lambda d: many_files(d, False), paired(P, 12, np.repeat(np.arange(12), EACH)), BOX),
+    "a list of files": Case(lambda d: many_files(d, True), paired(P, 12, np.repeat(np.arange(12), EACH)), BOX),
+    "a value without a number": Case(lambda d: f"{stack(d, M)},Omega_m=high,sigma_8=0.8", "no value of 'Omega_m'", BOX),
+    "convergence": Case(lambda d: stack(d, np.log(M / M.mean()) / 50, P), "`signed=SCALE`", BOX),
+    "convergence, said": Case(
+        lambda d: stack(d, np.log(M / M.mean()) / 50, P),
+        lambda s, x: np.testing.assert_allclose(x.values, M / M.mean(), rtol=1e-4),
+        {**BOX, "signed": 0.02},
+    ),
+    "CAMELS' table with names and seeds": Case(astro_seed, IN_ORDER),
+    "whole numbers": Case(
+        lambda d: challenge(d, WHOLE, showers=WHOLE.values.astype(np.int64), incident_energies=ENERGIES.astype(np.int64)),
+        column("incident_energy", ENERGIES.astype(np.int64)),
+    ),
+    "incident angles in deg": Case(
+        lambda d: challenge(d, WHOLE, incident_theta=np.linspace(0, 80, 60), incident_phi=np.linspace(-170, 170, 60)),
+        column("theta", np.linspace(0, 80, 60)),
+    ),
+    "incident angles, said": Case(
+        lambda d: challenge(d, WHOLE, incident_theta=np.linspace(0, 1, 60)),
+        column("theta", np.degrees(np.linspace(0, 1, 60))),
+        {"unit": {"theta": "rad"}},
+    ),
+    "incident angles in some unit": Case(
+        lambda d: challenge(d, WHOLE, incident_theta=np.linspace(0, 1, 60)), "`unit=theta=rad`"
+    ),
+    "voxels of no family": Case(
+        lambda d: hdf5(d, showers=np.ones((5, 77), np.float32), incident_energies=np.full(5, 1e4)), "name their `family`"
+    ),
+    "an ATLAS binning": Case(
+        lambda d: hdf5(d, showers=np.full((40, 14), 500.0, np.float32), incident_energies=np.full(40, 1e4)),
+        whole,
+        family=lambda d: f"{binning(d)},particle=photon,region=25-30",
+    ),
+    "an ATLAS binning, region not said": Case(
+        lambda d: hdf5(d, showers=np.ones((5, 14))), "particle=photon,region=20-25", family=lambda d: f"{binning(d)},particle=22"
+    ),
+    "zstd": Case(lambda d: no_filter(d, 32015), r"compressed with zstd .*calogen\[filters\]"),
+    "blosc": Case(lambda d: no_filter(d, 32001), "compressed with blosc "),
+    "bitshuffle": Case(lambda d: no_filter(d, 32008), "compressed with bitshuffle"),
+    # 10: the field's own files
+    "Par04": Case(
+        lambda d: hdf5(d, "SiW_angle_90.h5", **{"10": TURNED[:30] / 2, "2": TURNED[30:] / 1e3}),
+        lambda s, x: _par04(x),
+        {"unit": {}},
+        family=SET_2,
+    ),
+    "LEMURS": Case(
+        lambda d: hdf5(d, showers=TURNED, incident_energy=ENERGIES, incident_theta=np.full(60, 90.0)), is_set_2
+    ),
+    "showers with axes of something else": Case(
+        lambda d: hdf5(d, showers=np.ones((5, 16, 9, 45)), incident_energies=np.full(5, 1e4)), "axes of the showers"
+    ),
+    "point clouds": Case(lambda d: hdf5(d, showers=np.ones((5, 6000, 4)), energies=np.ones(5)), "point clouds .*sum the points"),
+    "the CMS HGCal challenge": Case(
+        lambda d: hdf5(d, showers=np.ones((5, 28, 1988)), gen_info=np.ones((5, 3))), "CMS HGCal .*'incident_energies'"
+    ),
+    "EDM4hep": Case(lambda d: _bytes(d / "events.root", b"root\x00\x00\xf2"), "ROOT file .*uproot"),
+    # 11: the box
+    "64 pixels of unknown width": Case(
+        lambda d: stack(d, np.ones((4, 64, 64), np.float32), P[:4]), "how wide the maps are.*`box=25`"
+    ),
+    "HDF5 of unknown width": Case(lambda d: hdf5(d, maps=np.ones((4, 64, 64))), "how wide the maps are.*`box=25`"),
+    "CAMELS' name says the width": Case(
+        lambda d: stack(d, M, P, LH), lambda s, x: noted("CAMELS, 25 Mpc/h")(s, x) or _box(s, 25, 5)
+    ),
+    "a width said": Case(lambda d: stack(d, M, P), lambda s, x: _box(s, 25, 0), BOX),
+    # 12: what is not read is said
+    "datasets besides": Case(lambda d: challenge(d, WHOLE, layer_energies=ENERGIES), noted("not read: layer_energies")),
+}
+
+
+def _simulations(shards: Shards, count: int) -> None:
+    boxes = shards.origins().boxes
+    assert boxes is not None
+    np.testing.assert_array_equal(boxes, np.repeat(np.arange(count), EACH))
+    train, validation = shards.split_off()
+    assert (len(train), len(validation)) == ((count - max(1, count // 10)) * EACH, max(1, count // 10) * EACH)
+
+
+def _par04(samples: Samples) -> None:
+    np.testing.assert_allclose(samples.conditions["incident_energy"], np.repeat([2e3, 10e3], 30))
+    np.testing.assert_allclose(samples.values[30:], WHOLE.values[:30] / 2, rtol=1e-5)
+
+
+def _bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _box(shards: Shards, side: float, depth: float) -> None:
+    assert (shards.family.box_size, shards.family.depth) == (side, depth)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_of_others_is_read_rightly_or_refused(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+
+    def attempt() -> tuple[Shards, Samples]:
+        source = case.make(tmp_path)
+        family = case.family(tmp_path) if callable(case.family) else case.family
+        resolved = None if family is None else resolve_family(family)
+        shards = open_shards(source, family=resolved, reading=Config.build({"reading": case.reading}).reading)
+        samples = shards.read()
+        open_splits(source, family=resolved, reading=Config.build({"reading": case.reading}).reading)
+        return shards, samples
+
+    if not isinstance(case.right, str):
+        case.right(*attempt())
+        return
+    with pytest.raises(CalogenError) as refused:
+        attempt()
+    assert re.search(case.right, str(refused.value), re.DOTALL), str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 40
