@@ -16,7 +16,7 @@ from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
 from calogen.shards.labels import relabelled, shared_labels
 from calogen.shards.reader import Source
-from calogen.shards.realisations import require_apart
+from calogen.shards.realisations import require_apart, require_new
 from calogen.shards.samples import Samples
 
 from .inputs import open_side, require_same, require_settings, require_usable
@@ -27,7 +27,7 @@ from .metrics.maps import MapStatistics, map_metrics, map_statistics
 from .metrics.measure import measure
 from .metrics.movers import energy_mover_metrics
 from .metrics.registry import Key, Metric, Metrics
-from .origins import Costs
+from .origins import Costs, trained_with
 from .page.notes import (
     axis_notes,
     condition_notes,
@@ -91,7 +91,7 @@ def compare(
     Raises:
         ConfigError: If names of generated samples clash, or bins or seed are out of range.
         ShardError: If a source is empty, unreadable, unusable, too small, or of another family, or if maps of one
-            realisation are both in the reference and in the training samples.
+            realisation are both in the reference and in the training samples, or in what else was simulated.
     """
     require_settings(bins, seed, threshold)
     groups = _named(generated)
@@ -181,8 +181,14 @@ def _opened(
         if isinstance(source, Samples):  # files were checked when they were opened
             require_usable(source, name)
         require_same(first.family, source.family, name)
-    if training is not None and kind_of(first.family).ensembles:
-        require_apart(sources["training"].origins(), first.origins())
+    if kind_of(first.family).ensembles:
+        if training is not None:
+            require_apart(sources["training"].origins(), first.origins())
+        for identity in (trained_with(source.provenance) for source in given.values()):
+            require_new(first.origins(), identity)
+        for name in generated:  # simulations themselves: the same ones again, or others, but not some of them
+            if sources[name].kind == "reference" and not sources[name].origins().within(first.origins()):
+                require_apart(sources[name].origins(), first.origins())
     return sources
 
 

@@ -117,6 +117,13 @@ class History:
         )
 
 
+def trained_with(provenance: Sequence[Entry]) -> Entry:
+    """Which simulations a surrogate was trained with, as its samples' provenance keeps it; nothing where it does not."""
+    training = _entry(provenance).get("training")
+    found = training.get("simulations") if isinstance(training, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 _MOST = 1e30  # no file of ours has larger numbers, and figures cannot show them
 _AXES = ("step", "seconds", "floor", "floor_error")
 

@@ -5,9 +5,11 @@ Maps of one box show the same structures. A surrogate or a classifier that was t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from .conditions import Conditions
 
 _FEWEST_POINTS = 10  # parameter points below which maps of equal parameters need not be of one box
 _NAMED = 11
+_REMEMBERED, _DIGITS = 3000, 10  # realisations that a provenance keeps, and hexadecimal digits of each
 _PIXELS = 64  # of each map, whose order is its print
 _FEWEST_LEVELS = 32  # different values among them, for a print to mean anything
 
@@ -98,6 +101,11 @@ class Origins:
             return f"realisation {int(self._ids[row])}"
         return "the realisation with " + ", ".join(f"{n} {c:.6g}" for n, c in self.conditions.row(row).items())
 
+    def within(self, other: Origins) -> bool:
+        """Whether all realisations are on the other side, too: the same data once more."""
+        boxes = self.boxes
+        return boxes is not None and len(self.twins(other)[0]) == int(boxes.max(initial=-1)) + 1
+
     def twins(self, other: Origins) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """A row of each realisation that is on the other side, too, and a row of it there.
 
@@ -124,6 +132,67 @@ class Origins:
             rows, others = rows[first], others[first]
         order = np.argsort(rows)
         return rows[order], others[order]
+
+
+    def identity(self) -> dict[str, Any]:
+        """What says later which realisations these are, as JSON-able values; of many, some thousands of them.
+
+        They are known as :meth:`twins` knows them: by names and parameters, by parameters, or by the pixels of a map.
+        """
+        names = sorted(self.conditions)
+        kind = "pixels"
+        if self.boxes is not None and self.apart and _numbered(self.points(names)).max() + 1 >= _FEWEST_POINTS:
+            kind = "names" if self.named else "parameters"
+        rows = np.arange(len(self)) if self.boxes is None else np.unique(self.boxes, return_index=True)[1]
+        rows = rows[np.linspace(0, len(rows) - 1, min(_REMEMBERED, len(rows))).astype(np.intp)]
+        return {"by": kind, "conditions": names, "digests": "".join(self._digests(kind, names, rows))}
+
+    def remembered(self, identity: Mapping[str, Any]) -> NDArray[np.intp]:
+        """A row of each realisation that is among those of an :meth:`identity`; none where it cannot be understood."""
+        kind, names, text = (identity.get(key) for key in ("by", "conditions", "digests"))
+        usable = isinstance(names, list) and set(map(str, names)) <= set(self.conditions) and isinstance(text, str)
+        if not usable or kind not in ("names", "parameters", "pixels") or (kind == "names" and not self.named):
+            return np.zeros(0, np.intp)
+        if kind == "parameters" and not self.apart:
+            return np.zeros(0, np.intp)
+        known = {text[start : start + _DIGITS] for start in range(0, len(text), _DIGITS)}
+        rows = np.arange(len(self))
+        if kind != "pixels" and self.boxes is not None:
+            rows = np.unique(self.boxes, return_index=True)[1]
+        found = [row for row, own in zip(rows.tolist(), self._digests(kind, names, rows), strict=True) if own in known]
+        chosen = np.array(found, np.intp)
+        return chosen if self.boxes is None else chosen[np.unique(self.boxes[chosen], return_index=True)[1]]
+
+    def _digests(self, kind: str, names: Sequence[str], rows: NDArray[np.intp]) -> list[str]:
+        if kind == "pixels":
+            keys = self.prints()[:, None]
+        else:
+            keys = self.points(names)
+            keys = keys if self._ids is None or kind != "names" else np.column_stack([self._ids, keys])
+        texts = (np.ascontiguousarray(keys[row], "<i8").tobytes() for row in rows.tolist())
+        return [hashlib.sha256(text).hexdigest()[:_DIGITS] for text in texts]
+
+
+def require_new(side: Origins, identity: Mapping[str, Any]) -> None:
+    """What judges a surrogate holds no realisation that it was trained with.
+
+    Args:
+        side: What judges it.
+        identity: From :meth:`Origins.identity`, as the provenance of generated samples keeps it.
+
+    Raises:
+        ShardError: If it does; names them.
+    """
+    rows = side.remembered(identity)
+    if len(rows):
+        named = ", ".join(side.name(int(row)) for row in rows[: 1 + _NAMED])
+        raise ShardError(
+            f"the surrogate was trained with {len(rows)} of these realisations: {named}"
+            + " ..." * (len(rows) > 1 + _NAMED),
+            where=side.where(int(rows[0])),
+            expected="realisations that it has not seen: maps of one box show the same structures",
+            hint="compare with others",
+        )
 
 
 def require_apart(one: Origins, other: Origins) -> None:

@@ -321,5 +321,6 @@ def _facts(setup: Setup) -> Record:
         "data": setup.training.digest(),
         "training_samples": len(setup.training),
         "validation_samples": len(setup.validation),
+        **({"simulations": setup.training.origins().identity()} if setup.family.has_realisations else {}),
         "notes": list(dict.fromkeys([*setup.training.notes, *setup.validation.notes])),
     }
