@@ -18,6 +18,7 @@ from calogen.shards.labels import relabelled, shared_labels
 from calogen.shards.reader import Source
 from calogen.shards.realisations import require_apart, require_new
 from calogen.shards.samples import Samples
+from calogen.shards.sources import require_asked
 
 from .inputs import open_side, require_same, require_settings, require_usable
 from .metrics.conditioning import fit_metrics, held_out_selections, resolution_fits
@@ -174,6 +175,7 @@ def _opened(
     if training is not None:
         sources["training"] = _open(training, how, "train", like)
     sources |= given
+    require_asked(list(sources.values()), how.get("reading"))
     labels = shared_labels(list(sources.values()))
     sources = {name: relabelled(source, labels) for name, source in sources.items()}
     first = sources["reference"]

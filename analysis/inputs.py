@@ -32,7 +32,9 @@ def require_settings(bins: int, seed: int, threshold: float | None = None) -> No
             where = f"`{name.split()[-1]}`"
             raise ConfigError(f"invalid {name}", where=where, expected=expected, found=repr(value))
     if threshold is not None and not 0 <= threshold < math.inf:
-        raise ConfigError("invalid threshold", where="`threshold`", expected="a finite number, at least 0", found=threshold)
+        raise ConfigError(
+            "invalid threshold", where="`threshold`", expected="a finite number, at least 0", found=threshold
+        )
 
 
 def open_side(

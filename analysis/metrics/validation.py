@@ -92,12 +92,13 @@ def score_floor(reference: Samples, others: Samples, *, bins: int = 4) -> tuple[
         bins: As for :func:`score`.
 
     Returns:
-        The mean over the sets, and the standard deviation of one set where there are two or more; None if there are
-        fewer than N others.
+        The mean over the sets, and the standard deviation of one set where there are two or more, all finite; None
+        if there are fewer than N others.
     """
     count = len(reference)
     starts = range(0, len(others) - count + 1, max(count, 1))[:FLOORS]
     found = [score(reference, others.read(start, start + count), bins=bins) for start in starts]
     if not found:
         return None
-    return float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else None
+    several = len(found) > 1 and np.isfinite(found).all()
+    return float(np.mean(found)), float(np.std(found, ddof=1)) if several else None

@@ -68,11 +68,11 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
 
 def threshold_notes(name: str, side: Survey, plan: SurveyPlan) -> list[str]:
     """What the read-out threshold took from a side: a cut can hide lost energy."""
-    if plan.threshold <= 0:
+    if plan.family.threshold <= 0:
         return []
     voxels, energy = (f"{share:.2g}" for share in side.removed)
     return [
-        f"{name}: the read-out threshold of {plan.threshold:g} {plan.family.unit}, applied to every side, removed "
+        f"{name}: the read-out threshold of {plan.family.threshold:g} {plan.family.unit}, applied to every side, removed "
         f"{voxels} of the voxels with energy, and {energy} of the energy."
     ]
 

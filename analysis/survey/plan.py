@@ -37,7 +37,7 @@ class SurveyPlan:
     """What every survey of one comparison must share; decided by the reference.
 
     Attributes:
-        family: What a sample is.
+        family: What a sample is; with the read-out threshold below which voxels of every side are taken as 0.
         selections: All samples, then the bins of each condition.
         axis: Axis of the voxel spectrum.
         edges: By observable, and of single voxels, histogram edges of each selection.
@@ -49,7 +49,6 @@ class SurveyPlan:
         kept: Whole samples to keep of each side, at most.
         rows: Samples of each side whose observables are kept, at most; of more, a seeded subset.
         shower_axis: Where the axis of each shower is; None if conditions do not say.
-        threshold: Read-out threshold in the family's unit: smaller voxels are taken as 0 on every side.
     """
 
     family: Family
@@ -62,7 +61,6 @@ class SurveyPlan:
     kept: int = KEPT
     rows: int = _ROWS
     shower_axis: ShowerAxis | None = None
-    threshold: float = 0.0
 
     @property
     def has_energy(self) -> bool:
@@ -104,7 +102,7 @@ def plan_comparison(
     others: Mapping[str, Collection[str]] | None = None,
     kept: int = KEPT,
     more: Sequence[Selection] = (),
-    threshold: float = 0.0,
+    threshold: float | None = None,
 ) -> SurveyPlan:
     """Selections, axes and example energies, from reference samples spread evenly over the source.
 
@@ -115,18 +113,20 @@ def plan_comparison(
         others: Names of the conditions of the sides to be compared with it.
         kept: Whole samples to keep of each side; fewer if they would take more than 256 MiB.
         more: Selections to be added to the bins.
-        threshold: See :class:`SurveyPlan`.
+        threshold: For all sides, in the family's unit (none: the reference's).
 
     Raises:
         ShardError: If the reference is empty, or none of the samples looked at can be used.
     """
     family = reference.family
-    table, found, low, high = _glance(reference, threshold)
+    if threshold is not None and threshold != family.threshold:
+        family = family.model_copy(update={"threshold": threshold})
+    table, found, low, high = _glance(reference, family)
     common = common_conditions(family, [found, *(others or {}).values()])
     conditions = {name: values for name, values in found.items() if name in common}
     shower_axis = ShowerAxis.fit(family, table, {n: v for n, v in found.items() if n in _everywhere(common, others)})
     if shower_axis is not None:
-        table = _glance(reference, threshold, shower_axis)[0]
+        table = _glance(reference, family, shower_axis)[0]
     fixed_scale, targets = None, _example_targets(family, conditions)
     if family.energy is not None and family.energy.name not in common:
         deposited = table["total_energy"]
@@ -155,7 +155,6 @@ def plan_comparison(
         kept=kept,
         rows=rows,
         shower_axis=shower_axis,
-        threshold=threshold,
     )
 
 
@@ -170,9 +169,9 @@ def read_out(values: NDArray[np.float32], threshold: float) -> NDArray[np.float3
 
 
 def _glance(
-    reference: Source, threshold: float, shower_axis: ShowerAxis | None = None
+    reference: Source, family: Family, shower_axis: ShowerAxis | None = None
 ) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
-    """Some reference samples, spread evenly over the source; those with voxels that are not finite are left out.
+    """Some reference samples as their family reads them out, spread evenly over the source; those with voxels that are not finite are left out.
 
     Returns:
         Their observables and conditions by name, (n,) each, and the smallest and largest voxel above 0.
@@ -191,7 +190,7 @@ def _glance(
         part = part.select(np.isfinite(part.values.reshape(len(part), voxels)).all(axis=1))
         if not len(part):
             continue
-        part = replace(part, values=read_out(part.values, threshold))
+        part = replace(part, family=family, values=read_out(part.values, family.threshold))
         positive = part.values[part.values > 0]
         if len(positive):
             low, high = min(low, float(positive.min())), max(high, float(positive.max()))

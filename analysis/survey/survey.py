@@ -202,11 +202,11 @@ def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progr
             done += len(chunk)
             if len(mine):
                 samples = chunk if good.all() else chunk.select(good)
-                cut = read_out(samples.values, plan.threshold)
-                if plan.threshold > 0:
-                    before = np.count_nonzero(samples.values), samples.values.sum(dtype=np.float64)
-                    taken += np.array([*before, before[0] - np.count_nonzero(cut), before[1] - cut.sum(dtype=np.float64)])
-                    samples = replace(samples, values=cut)
+                if (threshold := plan.family.threshold) > 0 or samples.family.threshold > 0:
+                    cut = read_out(samples.values, threshold)
+                    before, after = ((np.count_nonzero(v), v.sum(dtype=np.float64)) for v in (samples.values, cut))
+                    taken += np.array([*before, *np.subtract(before, after)])
+                    samples = replace(samples, family=plan.family, values=cut)  # whatever its own family says
                 if family.energy is not None and not plan.has_energy:  # one side's energies are of no use alone
                     known = [name for name in samples.conditions if name != family.energy.name]
                     samples = replace(samples, conditions=samples.conditions.only(known))

@@ -77,6 +77,7 @@ def compare(
     from ..analysis import compare as run
     from ..analysis import save
     from ..analysis.inputs import open_side, require_settings
+    from ..shards.sources import require_asked
 
     how = opening(options) | {"drop_bad": drop_bad}
     require_settings(options["bins"], options["seed"], options["threshold"])
@@ -86,6 +87,8 @@ def compare(
     like = next(iter(named.values()))[0]  # of files that do not say what they hold
     source = open_side(reference, "test", like, **how)
     learnt = None if training is None else open_side(training, "train", like, **how)
+    known = [shards for seeds in named.values() for shards in seeds]
+    require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
     console = make_console(stderr=True)
     with console.status("comparing") if console.is_terminal else nullcontext():
         report = run(source, named, training=learnt, **options)

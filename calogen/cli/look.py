@@ -29,7 +29,9 @@ def info(path: str, as_json: bool, **options: Any) -> None:
     from ..runs.find import describe_model, is_model
     from ..shards.inspect import describe
 
-    facts = describe_model(path) if is_model(path) else describe(path, **opening(options))
+    how = opening(options)
+    how["reading"] = how["reading"].model_copy(update={"parameters": False})
+    facts = describe_model(path) if is_model(path) else describe(path, **how)
     history = [] if as_json else facts.pop("history", [])
     if not as_json:
         known = options_of(info)

@@ -133,14 +133,28 @@ def reads_files(command: Callable[..., None]) -> Callable[..., None]:
     """Options of all commands that read files: what these do not say of themselves."""
     unit = "Units in files that say none: energy=GeV, voxels=keV, theta=rad (may be repeated)."
     for option in (
-        click.option("--signed", type=float, metavar="S", help="Maps are a field with negative values: read exp(field / S)."),
-        click.option("--unweight", is_flag=True, default=None, help="Keep weighted samples in proportion to their weights."),
-        click.option("--log10/--linear", default=None, help="Maps are logarithms to base 10; or are not, whatever they look like."),
+        click.option(
+            "--signed", type=float, metavar="S", help="Maps are a field with negative values: read exp(field / S)."
+        ),
+        click.option(
+            "--unweight", is_flag=True, default=None, help="Keep weighted samples in proportion to their weights."
+        ),
+        click.option(
+            "--log10/--linear",
+            default=None,
+            help="Maps are logarithms to base 10; or are not, whatever they look like.",
+        ),
         click.option("--box", type=float, metavar="MPC/H", help="Side of maps whose file does not say it."),
-        click.option("--maps-per-simulation", type=int, metavar="N", help="N maps that follow each other are of one simulation."),
-        click.option("--columns", metavar="A,B,...", help="What unnamed columns of parameters hold, in order; _: unused."),
-        click.option("--unit", "units", multiple=True, metavar="NAME=UNIT", help=unit),
-        click.option("--family", metavar="NAME|FILE", help="What the samples are, where files do not say: a name, TOML or XML."),
+        click.option(
+            "--maps-per-simulation", type=int, metavar="N", help="N maps that follow each other are of one simulation."
+        ),
+        click.option(
+            "--columns", metavar="A,B,...", help="What unnamed columns of parameters hold, in order; _: unused."
+        ),
+        click.option("--unit", multiple=True, metavar="NAME=UNIT", help=unit),
+        click.option(
+            "--family", metavar="NAME|FILE", help="What the samples are, where files do not say: a name, TOML or XML."
+        ),
     ):
         command = option(command)
     return command
@@ -152,7 +166,7 @@ def reading_of(options: dict[str, Any]) -> dict[str, Any]:
     found = {name: value for name in names if (value := options.pop(name, None)) is not None}
     if columns := options.pop("columns", None):
         found["columns"] = [name.strip() for name in columns.split(",")]
-    if units := options.pop("units", ()):
+    if units := options.pop("unit", ()):
         found["unit"] = pairs(units, "--unit")
     return found
 

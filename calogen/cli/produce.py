@@ -149,7 +149,7 @@ def _make(
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     """The conditions that the options ask for."""
     from ..production.requests import Request
-    from ..shards.sources import open_shards
+    from ..shards.sources import open_shards, require_asked
 
     n, names, family = options["n"], surrogate.conditions, surrogate.family
     specs = condition_pairs(options["conditions"], options["energy"])
@@ -165,6 +165,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     if options["like"]:
         how = {name: options[name] for name in ("family", "reading")}
         shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled, **how)
+        require_asked([shards], options["reading"])
         for note in shards.notes:
             tell(note)
         return Request.like(shards, names, n, family=family)

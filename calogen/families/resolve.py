@@ -124,7 +124,9 @@ def _particle_element(
     if len(bins) == 1:
         return bins[0]
     found = ", ".join(f"{key}={value}" for key, value in (("particle", particle), ("region", region)) if value)
-    several = [f"particle={_particles(item)[0]}" + "".join(f",region={r}" for r in _regions(item)[:1]) for item in every]
+    several = [
+        f"particle={_particles(item)[0]}" + "".join(f",region={r}" for r in _regions(item)[:1]) for item in every
+    ]
     raise ConfigError(
         "the binning file does not say which particle to use" if bins else "the binning file has no such particle",
         where=path,

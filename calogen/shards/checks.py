@@ -36,9 +36,7 @@ def bad_rows(samples: Samples) -> NDArray[np.bool_]:
     return bad
 
 
-def bad_error(
-    file: Opened, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int
-) -> ShardError:
+def bad_error(file: Opened, piece: Piece, samples: Samples, bad: NDArray[np.bool_], start: int) -> ShardError:
     """The error that names the first bad row and counts them all; ``start`` is counted from the piece's first row."""
     row = int(np.flatnonzero(bad)[0])
     one = samples.select(slice(row, row + 1))
@@ -160,9 +158,9 @@ def check_conditions(file: Opened, piece: Piece) -> None:
             fits = [unit for unit, value in known.items() if condition.low <= value <= condition.high]
             wrong = not condition.low / 1.5 <= middle <= condition.high * 1.5 and bool(fits)
             hint = f"say their unit: `unit=energy={fits[0] if fits else 'GeV'}`, or whichever it is"
-        elif condition.role == "angle":
-            radians = np.pi / 180 if condition.unit == "deg" else 180 / np.pi
-            wrong = condition.unit == "deg" and far <= 1.01 * usual * radians or condition.unit == "rad" and far > 2.1 * np.pi
+        elif condition.role == "angle" and condition.full_turn:
+            radians = np.pi / 180
+            wrong = 0 < far <= 1.01 * usual * radians if condition.unit == "deg" else far > 2.1 * np.pi
             hint = f"say the unit: `unit={column.name}=rad` or `unit={column.name}=deg`"
         else:
             wrong = column.dataset == "params" and not condition.low / 1.5 <= middle <= condition.high * 1.5
@@ -184,7 +182,10 @@ def check_density(file: Opened, piece: Piece, samples: Samples) -> None:
     if not layout.family.is_density or layout.kind != "reference":
         return
     good, where = samples.values[~bad_rows(samples)], f"{piece.path}, dataset {layout.values[0]}"
-    foreign, means = layout.name != "calogen" and layout.reading.signed is None, good.mean(axis=(1, 2), dtype=np.float64)
+    foreign, means = (
+        layout.name != "calogen" and layout.reading.signed is None,
+        good.mean(axis=(1, 2), dtype=np.float64),
+    )
     typical = float(np.median(means)) if len(good) else 1.0
     lowest, highest = _FOREIGN_DENSITIES if foreign else _DENSITIES
     if not lowest <= typical <= highest:
@@ -211,7 +212,10 @@ def check_density(file: Opened, piece: Piece, samples: Samples) -> None:
     if 0.5 < top <= 1.0:
         what, found = "the maps look as if they were scaled to the range 0 to 1", f"a largest value of {top:g}"
     elif voids > _NO_VOIDS and contrast < _NO_CONTRAST:
-        what, found = "the maps look like logarithms of densities", f"{voids:.2g} times the mean, scatter {contrast:.2g}"
+        what, found = (
+            "the maps look like logarithms of densities",
+            f"{voids:.2g} times the mean, scatter {contrast:.2g}",
+        )
     if what:
         raise ShardError(
             what,

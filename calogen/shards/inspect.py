@@ -24,7 +24,18 @@ from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
 from .samples import Samples
-from .sources import SPLITS, DataFile, Paths, files_in, files_of, folders_of, items_of, unweighted, without_parameters
+from .sources import (
+    SPLITS,
+    DataFile,
+    Paths,
+    files_in,
+    files_of,
+    folders_of,
+    items_of,
+    require_asked,
+    unweighted,
+    without_parameters,
+)
 
 _PROBLEMS_SHOWN = 20
 
@@ -245,6 +256,7 @@ def describe(source: Paths, family: Family | None = None, reading: Reading | Non
     if not pieces:
         return table
     shards = Shards(pieces)
+    require_asked([shards], reading)
     boxes = shards.origins().boxes if shards.family.has_realisations else None
     return table | {
         "realisations": None if boxes is None else int(boxes.max()) + 1,

@@ -133,7 +133,6 @@ class Origins:
         order = np.argsort(rows)
         return rows[order], others[order]
 
-
     def identity(self) -> dict[str, Any]:
         """What says later which realisations these are, as JSON-able values; of many, some thousands of them.
 
@@ -145,6 +144,7 @@ class Origins:
             kind = "names" if self.named else "parameters"
         rows = np.arange(len(self)) if self.boxes is None else np.unique(self.boxes, return_index=True)[1]
         rows = rows[np.linspace(0, len(rows) - 1, min(_REMEMBERED, len(rows))).astype(np.intp)]
+        rows = rows[self.prints()[rows] != 0] if kind == "pixels" else rows
         return {"by": kind, "conditions": names, "digests": "".join(self._digests(kind, names, rows))}
 
     def remembered(self, identity: Mapping[str, Any]) -> NDArray[np.intp]:
@@ -256,4 +256,6 @@ def _shared(mine: NDArray[np.int64], theirs: NDArray[np.int64]) -> tuple[NDArray
 def _single(keys: NDArray[np.int64]) -> NDArray[np.void]:
     """Rows as single values, which can be sorted and intersected."""
     keys = np.ascontiguousarray(keys, dtype=np.int64)
-    return keys.view([("", np.int64)] * keys.shape[1]).ravel() if keys.shape[1] else np.zeros(len(keys), [("", np.int64)])
+    return (
+        keys.view([("", np.int64)] * keys.shape[1]).ravel() if keys.shape[1] else np.zeros(len(keys), [("", np.int64)])
+    )

@@ -20,7 +20,7 @@ from .layouts.parameters import PARAMETERS
 from .layouts.stacks import SUFFIX
 from .manifest import Manifest, ShardRecord, read_manifest
 from .pieces import Piece, rows_of
-from .reader import Shards
+from .reader import Shards, Source
 from .realisations import require_apart
 
 SPLITS = ("train", "validation", "test")
@@ -87,6 +87,7 @@ def open_splits(
     splits = [[split for split in ("train", "validation") if split in splits_of(item)] for item in items]
     if not any("train" in own for own in splits):
         whole = open_shards(items, family=family, drop_bad=drop_bad, labels=labels, reading=reading)
+        require_asked([whole], reading)
         train, validation = whole.split_off(rule)
         return train.mixed(), validation.mixed()
     pieces, roles = list[Piece](), list[str]()
@@ -95,6 +96,7 @@ def open_splits(
             pieces += (found := _open_pieces([item], split, family, None, reading))
             roles += [split if split and len(own) == 2 else ""] * len(found)
     known = list(zip(roles, _whole(pieces, labels, family), strict=True))
+    require_asked([Shards([piece for _, piece in known])], reading)
     opened = {role: Shards([piece for own, piece in known if own == role], drop_bad=drop_bad) for role in set(roles)}
     train, validation = opened[""].split_off(rule) if "" in opened else (opened["train"], opened["validation"])
     if len(opened) == 3:
@@ -135,6 +137,23 @@ def _whole(pieces: list[Piece], labels: Mapping[str, Sequence[str]] | None, fami
     return pieces
 
 
+def require_asked(sides: Sequence[Source], reading: Reading | None) -> None:
+    """Refuse what is said of files where all files say it themselves.
+
+    Raises:
+        ShardError: If calogen wrote all of them.
+    """
+    pieces = [piece for side in sides if isinstance(side, Shards) for piece in side.pieces]
+    if reading and set(reading.given) - {"unweight"} and all(piece.layout.name == "calogen" for piece in pieces):
+        raise ShardError(
+            "the files say themselves how they are to be read",
+            where=pieces[0].path if pieces else "samples in memory",
+            expected="files that calogen did not write",
+            found="files of calogen alone",
+            hint=f"leave out {', '.join(f'`{name}`' for name in reading.given)}",
+        )
+
+
 def unweighted(pieces: list[Piece]) -> list[Piece]:
     """Pieces without weights: where samples have some, each is kept with the probability that its weight says.
 
@@ -150,7 +169,9 @@ def unweighted(pieces: list[Piece]) -> list[Piece]:
             found.append(rows_of(file, piece, WEIGHTS, 0, len(piece)).astype(np.float64).ravel())
     together, path = np.concatenate(found), weighted[0].path
     if not (np.isfinite(together).all() and together.min() >= 0 and together.max() > 0):
-        raise ShardError("weights are not finite and positive", where=f"{path}, dataset {WEIGHTS}", found=together.min())
+        raise ShardError(
+            "weights are not finite and positive", where=f"{path}, dataset {WEIGHTS}", found=together.min()
+        )
     equal = not varies(float(np.ptp(together)), float(together.max())) and len(weighted) == len(pieces)
     if not equal and (len(weighted) < len(pieces) or not all(piece.layout.reading.unweight for piece in weighted)):
         raise ShardError(

@@ -364,7 +364,9 @@ def test_other_boxes_in_a_file_of_maps_are_theirs(tmp_path: Path) -> None:
         file["params"] = table(3, 2)
         file.attrs["param_names"] = ["Omega_m", "sigma_8"]
         file.attrs["box_size"] = 100.0
-    assert open_shards(tmp_path / "maps.h5").family.summary == "maps-64-100, (64, 64) pixels, box 100 Mpc/h, 0 Mpc/h deep"
+    assert (
+        open_shards(tmp_path / "maps.h5").family.summary == "maps-64-100, (64, 64) pixels, box 100 Mpc/h, 0 Mpc/h deep"
+    )
     with pytest.raises(ShardError, match="another box size"):
         open_shards(tmp_path / "maps.h5", family=FAMILIES["nbody-64"])
 

@@ -91,7 +91,7 @@ def read_layout(
             found = _read(Header(file, path, family, reading, like))
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise ShardError("the file's header is damaged", where=path, found=str(error)) from None
-    return found if found.name == "calogen" else replace(found, reading=reading)
+    return replace(found, reading=Reading(unweight=reading.unweight) if found.name == "calogen" else reading)
 
 
 def _read(header: Header) -> Layout:

@@ -33,6 +33,7 @@ class Maps(Format):
         """See :class:`.layout.Format`."""
         length, *pixels = header.dataset(self.marker, (None, None, None)).shape
         said, reading = header.file.attrs.get("box_size"), header.reading
+        reading = Reading() if header.native else reading
         box = reading.box if said is None else float(said)
         where = f"{header.path}, dataset {self.marker}"
         family = family_of_maps(where, (pixels[0], pixels[1]), box, header.family or header.like)
@@ -65,7 +66,8 @@ class Maps(Format):
             return found
         ids = np.arange(length) // reading.maps_per_simulation
         return replace(
-            found, view=lambda file: {self.marker: file[self.marker], "params": file.get("params"), "realisation_id": ids}
+            found,
+            view=lambda file: {self.marker: file[self.marker], "params": file.get("params"), "realisation_id": ids},
         )
 
     def columns(self, samples: Samples) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -41,7 +41,9 @@ class Par04(Showers):
         angle = re.search(r"angle_?(\d+(?:\.\d+)?)", header.path.stem)
         notes = [f"incident energies from the datasets' names, in GeV: {', '.join(names)}"]
         notes += [f"voxels {cells}"] if cells else []
-        notes += [f"the file's name says the angle {angle[1]} deg: no condition unless it is named as one"] if angle else []
+        notes += (
+            [f"the file's name says the angle {angle[1]} deg: no condition unless it is named as one"] if angle else []
+        )
 
         def view(file: h5py.File) -> dict[str, object]:
             return {self.marker: Turned([file[name] for name in names], order), self.energies: energies}

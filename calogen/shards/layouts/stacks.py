@@ -55,6 +55,9 @@ def read_stack(
     box = reading.box or (_CAMELS.box_size if camels else None)
     family = family_of_maps(path, (pixels[0], pixels[1]), box, family, depth=_CAMELS.depth if camels else 0.0)
     columns, notes = _columns(stack, family, file, reading), list(stack.notes)
+    if columns and assumed and family not in FAMILIES.values():  # one of maps like these: of their own conditions
+        own = {column.name for column in columns}
+        family = family.model_copy(update={"conditions": tuple(c for c in family.conditions if c.name in own)})
     if file is not None:
         surplus = stack.table.rows.shape[1] - len(columns)
         row = f"map i belongs to row i // {stack.each}" if stack.each > 1 else "one row a map"
@@ -138,7 +141,9 @@ class Stack:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: Path, parameters: Path | None, reading: Reading | None = None, *, constant: bool = False) -> Stack:
+    def open(
+        cls, path: Path, parameters: Path | None, reading: Reading | None = None, *, constant: bool = False
+    ) -> Stack:
         """Open a stack.
 
         Args:
@@ -155,8 +160,10 @@ class Stack:
         if parameters is None:
             table = Table(np.zeros((1, 0)))
             block = said or (count if constant else 0)
-            note = "" if block else "nothing says which maps are of one simulation: all are divided by their common mean"
-            return cls(maps, table, block, reading, (note,) if note else ())
+            notes = () if constant else ("there are no parameters: only a surrogate without conditions can be trained",)
+            if not block:
+                notes += ("nothing says which maps are of one simulation: all are divided by their common mean",)
+            return cls(maps, table, block, reading, notes)
         table = read_table(parameters, name.group)
         rows, each = len(table.rows), said or (_CAMELS_EACH if name.field else 0)
         if not rows or count % rows or (rows < count and each and rows * each != count):
@@ -177,7 +184,9 @@ class Stack:
         whole = blocks is not None and bool((blocks == blocks[:, :1]).all())
         if said and not whole:
             what = f"maps that follow each other have other parameters, though {said} shall be of one simulation"
-            raise ShardError(what, where=parameters, hint="leave out `maps_per_simulation`: equal rows are one simulation")
+            raise ShardError(
+                what, where=parameters, hint="leave out `maps_per_simulation`: equal rows are one simulation"
+            )
         found = cls(maps, table, each if whole else 0, reading)
         if not found.block and 1 < found.count < min(10, count):
             note = f"rows that are equal are taken for one simulation ({found.count}); where several share their parameters, "
