@@ -77,7 +77,8 @@ def require_usable(samples: Samples, name: str) -> None:
         name: What messages call them.
 
     Raises:
-        ShardError: If samples are weighted, a condition has values that nothing has, or every sample has values that are not finite.
+        ShardError: If samples are weighted, a condition has values that nothing has, or every sample has values that
+            are not finite.
     """
     known = {c.name: c for c in samples.family.conditions}
     for condition, values in samples.conditions.items():

@@ -118,7 +118,7 @@ class History:
 
 
 def trained_with(provenance: Sequence[Entry]) -> Entry:
-    """Which simulations a surrogate was trained with, as its samples' provenance keeps it; nothing where it does not."""
+    """Which simulations a surrogate was trained with, as its samples' provenance keeps it; nothing if not."""
     training = _entry(provenance).get("training")
     found = training.get("simulations") if isinstance(training, Mapping) else None
     return found if isinstance(found, Mapping) else {}

@@ -152,6 +152,10 @@ class Reading(_Frozen):
         return self.model_dump(mode="json", exclude_defaults=True, exclude={"parameters"})
 
 
+PLAIN = Reading()
+"""Nothing is said."""
+
+
 class Config(_Frozen):
     """All settings of a training run.
 
@@ -180,7 +184,7 @@ class Config(_Frozen):
     threads: int | None = Field(default=None, ge=1)
     drop_bad: bool = False
     holdout: dict[str, tuple[float, float]] = {}
-    reading: Reading = Reading()
+    reading: Reading = PLAIN
     split: Literal["stratified", "last"] = "stratified"
     generator: GeneratorConfig = GeneratorConfig()
     critic: CriticConfig = CriticConfig()
@@ -229,7 +233,7 @@ class Config(_Frozen):
             family = tree.get("family")
             name = family.partition(",")[0] if isinstance(family, str) else ""
             if name.endswith((".xml", ".toml")) and (path.parent / name).exists():
-                tree["family"] = str(path.parent / family)
+                tree["family"] = str(path.parent / str(family))
         for override in overrides:
             _override(tree, override)
         return cls.build(tree, where=path)

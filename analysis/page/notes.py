@@ -72,8 +72,8 @@ def threshold_notes(name: str, side: Survey, plan: SurveyPlan) -> list[str]:
         return []
     voxels, energy = (f"{share:.2g}" for share in side.removed)
     return [
-        f"{name}: the read-out threshold of {plan.family.threshold:g} {plan.family.unit}, applied to every side, removed "
-        f"{voxels} of the voxels with energy, and {energy} of the energy."
+        f"{name}: the read-out threshold of {plan.family.threshold:g} {plan.family.unit}, applied to every side, "
+        f"removed {voxels} of the voxels with energy, and {energy} of the energy."
     ]
 
 

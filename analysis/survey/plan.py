@@ -171,7 +171,9 @@ def read_out(values: NDArray[np.float32], threshold: float) -> NDArray[np.float3
 def _glance(
     reference: Source, family: Family, shower_axis: ShowerAxis | None = None
 ) -> tuple[dict[str, Array], dict[str, NDArray[np.floating[Any]]], float, float]:
-    """Some reference samples as their family reads them out, spread evenly over the source; those with voxels that are not finite are left out.
+    """Some reference samples as the family reads them out, spread evenly over the source.
+
+    Those with voxels that are not finite are left out.
 
     Returns:
         Their observables and conditions by name, (n,) each, and the smallest and largest voxel above 0.

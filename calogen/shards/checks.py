@@ -194,8 +194,8 @@ def check_density(file: Opened, piece: Piece, samples: Samples) -> None:
             where=where,
             expected=f"1 + delta: a typical map has a mean of {lowest:g} to {highest:g}",
             found=f"{typical:.4g}",
-            hint="divide the maps of each simulation by its mean density (of a .npy stack that is done when it is read); "
-            "logarithms are read with `log10=True`",
+            hint="divide the maps of each simulation by its mean density (of a .npy stack that is done when it is "
+            "read); logarithms are read with `log10=True`",
         )
     if len(good) and not np.ptp(good.reshape(len(good), -1), axis=1).any():
         what = f"all of the first {len(good)} maps are the same everywhere"
@@ -222,5 +222,5 @@ def check_density(file: Opened, piece: Piece, samples: Samples) -> None:
             where=where,
             expected=f"densities: voids below {_NO_VOIDS:g} times the mean of a map, or scatter above {_NO_CONTRAST:g}",
             found=found,
-            hint="`log10=True` reads logarithms to base 10; undo other scales first, or say `log10=False` for densities",
+            hint="`log10=True` reads logarithms to base 10; undo other scales first, or say `log10=False`",
         )

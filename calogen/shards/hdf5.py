@@ -71,8 +71,8 @@ def _unopenable(path: Path, error: Exception) -> ShardError:
             "this is a ROOT file (EDM4hep, for example), which calogen does not read",
             where=path,
             expected="an HDF5 file",
-            hint="convert it: uproot.open(FILE) gives the hits' energies as arrays; sum them in the cells of a [family] "
-            "table and write 'showers' (N, V) and 'incident_energies' (N, 1) with h5py",
+            hint="convert it: uproot.open(FILE) gives the hits' energies as arrays; sum them in the cells of a "
+            "[family] table and write 'showers' (N, V) and 'incident_energies' (N, 1) with h5py",
         )
     if start != b"\x89HDF\r\n\x1a\n":
         return ShardError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,9 +45,9 @@ class Piece:
             return replace(self, start=self.start + first, stop=self.start + last)
         return self.only(np.arange(first, last))
 
-    def only(self, places: NDArray[np.integer]) -> Piece:
+    def only(self, places: NDArray[np.intp]) -> Piece:
         """Some of its rows, at least one, counted from its own first one in increasing order."""
-        rows = self.start + places if self.rows is None else self.rows[places]
+        rows = np.asarray(self.start + places if self.rows is None else self.rows[places], np.int64)
         start, stop = int(rows[0]), int(rows[-1]) + 1
         return replace(self, start=start, stop=stop, rows=None if len(rows) == stop - start else rows)
 
@@ -74,8 +73,9 @@ def rows_of(file: Opened, piece: Piece, name: str, start: int, stop: int) -> NDA
         dataset = file[name]
         if len(dataset) != piece.layout.length:
             raise ShardError("the file changed while it was in use", where=piece.path)
-        whole = rows is None or len(rows) == last - first
-        return np.asarray(dataset[first:last]) if whole else _taken(dataset, rows)
+        if rows is None or len(rows) == last - first:
+            return np.asarray(dataset[first:last])
+        return _taken(dataset, rows)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ShardError(
             "the file is damaged: rows cannot be read",

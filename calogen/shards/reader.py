@@ -133,7 +133,7 @@ class Shards:
                     hashes[piece.path] = sha256_of(piece.path)
                 identity.append([piece.path.name, piece.start, piece.stop, hashes[piece.path]])
                 if piece.rows is not None:
-                    identity.append(["rows", hashlib.sha256(piece.rows.astype("<i8")).hexdigest()])
+                    identity.append(["rows", hashlib.sha256(piece.rows.astype("<i8").tobytes()).hexdigest()])
                 identity += [[path.name, sha256_of(path)] for path in piece.layout.also]
                 if piece.kinds:
                     identity.append([f"{name}={label}" for name, label in piece.kinds])
@@ -172,8 +172,8 @@ class Shards:
             raise ShardError(
                 "all maps are of one realisation, which cannot be on both sides",
                 where=self.files[0],
-                hint="give separate train/ and validation/ folders, or say `maps_per_simulation` where simulations share "
-                "their parameters",
+                hint="give separate train/ and validation/ folders, or say `maps_per_simulation` where simulations "
+                "share their parameters",
             )
         names = sorted(conditions, key=lambda name: not self.family.labels(name))  # labels first
         keys = np.column_stack([kind[first], *(conditions[name][first] for name in names)]).astype(np.float64)
@@ -186,7 +186,8 @@ class Shards:
         whole, validates = self, chosen[unit]
         if boxes is None and self.family.has_realisations:
             whole = self.noted(
-                "nothing says which maps are of one simulation, so some may be on both sides: `maps_per_simulation` says it"
+                "nothing says which maps are of one simulation, so some may be on both sides: "
+                "`maps_per_simulation` says it"
             )
         return whole.where(~validates), whole.where(validates)
 

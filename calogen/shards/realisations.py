@@ -95,6 +95,11 @@ class Origins:
             return point
         return _numbered(np.column_stack([self._file, self._ids]))
 
+    def _named_points(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Names of realisations, and parameters, (N, 1 + C)."""
+        assert self._ids is not None
+        return np.column_stack([self._ids, self.points(names)])
+
     def name(self, row: int) -> str:
         """What a map's box is called."""
         if self.named and self._ids is not None:
@@ -115,7 +120,7 @@ class Origins:
         sides, names = (self, other), sorted(set(self.conditions) & set(other.conditions))
         found = []
         if self.named and other.named:
-            found.append([np.column_stack([side._ids, side.points(names)]) for side in sides])
+            found.append([side._named_points(names) for side in sides])
         elif names and all(side.apart for side in sides):
             points = [side.points(names) for side in sides]
             if max(_numbered(rows).max(initial=-1) + 1 for rows in points) >= min(_FEWEST_POINTS, len(self)):
@@ -150,8 +155,13 @@ class Origins:
     def remembered(self, identity: Mapping[str, Any]) -> NDArray[np.intp]:
         """A row of each realisation that is among those of an :meth:`identity`; none where it cannot be understood."""
         kind, names, text = (identity.get(key) for key in ("by", "conditions", "digests"))
-        usable = isinstance(names, list) and set(map(str, names)) <= set(self.conditions) and isinstance(text, str)
-        if not usable or kind not in ("names", "parameters", "pixels") or (kind == "names" and not self.named):
+        if not (isinstance(kind, str) and isinstance(names, list) and isinstance(text, str)):
+            return np.zeros(0, np.intp)
+        if (
+            not set(map(str, names)) <= set(self.conditions)
+            or kind not in ("names", "parameters", "pixels")
+            or (kind == "names" and not self.named)
+        ):
             return np.zeros(0, np.intp)
         if kind == "parameters" and not self.apart:
             return np.zeros(0, np.intp)
@@ -167,8 +177,7 @@ class Origins:
         if kind == "pixels":
             keys = self.prints()[:, None]
         else:
-            keys = self.points(names)
-            keys = keys if self._ids is None or kind != "names" else np.column_stack([self._ids, keys])
+            keys = self._named_points(names) if kind == "names" else self.points(names)
         texts = (np.ascontiguousarray(keys[row], "<i8").tobytes() for row in rows.tolist())
         return [hashlib.sha256(text).hexdigest()[:_DIGITS] for text in texts]
 

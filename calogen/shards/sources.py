@@ -49,7 +49,7 @@ def open_shards(
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
             ``split``), or a list of those. A NumPy stack of maps brings the parameter file beside it, or is named with
             it: ``maps.npy,parameters.txt``. Files of one particle, or of one cosmology, are named with it:
-            ``eplus.hdf5,particle=e+``, ``maps.npy,Omega_m=0.3,sigma_8=0.8``; a ``.csv`` file lists such names, one a line.
+            ``eplus.hdf5,particle=e+``, ``maps.npy,Omega_m=0.3,sigma_8=0.8``; a ``.csv`` file lists such names.
         family: What the samples are, where the files do not say; checked where they do.
         like: What the samples are, where neither ``family`` nor the files say.
         split: Which of the three folders to read.

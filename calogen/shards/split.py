@@ -34,7 +34,7 @@ def tenth_of(keys: NDArray[np.float64], share: int) -> NDArray[np.bool_]:
 
 
 def last_of(keys: NDArray[np.float64], share: int, least: int = 0) -> NDArray[np.bool_]:
-    """The last 1 / ``share`` of every point, but at least so many of each, and one in all, (N,); as :func:`tenth_of`."""
+    """The last 1 / ``share`` of every point, at least so many of each, and one in all, (N,); as :func:`tenth_of`."""
     order = np.lexsort((np.arange(len(keys)), *keys.T[::-1]))
     counts = np.bincount(_points(keys[order]))
     after = np.repeat(np.cumsum(counts), counts) - np.arange(len(keys))  # rows of the point from this one on

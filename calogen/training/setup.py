@@ -39,7 +39,7 @@ class Setup:
         device: Where to train.
         threads: CPU threads.
         prior: What the fit starts from; none: nothing.
-        ranges: Of every condition in all data outside held-out ranges: lowest and highest value; of labels, their numbers.
+        ranges: Of every condition in all data outside held-out ranges: lowest and highest value; numbers of labels.
     """
 
     config: Config

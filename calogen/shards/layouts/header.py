@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ...config import Reading
+from ...config import PLAIN, Reading
 from ...errors import CalogenError, ConfigError, ShardError
 from ...families import ENERGY_UNITS, FAMILIES, Family, conversion, is_energy, resolve_family
 from ..hdf5 import checked_dataset
@@ -38,7 +38,7 @@ class Header:
     file: h5py.File
     path: Path
     family: Family | None
-    reading: Reading = Reading()
+    reading: Reading = PLAIN
     like: Family | None = None
     one_unit: bool = True
 
@@ -53,7 +53,7 @@ class Header:
         return set(self.file)
 
     def dataset(
-        self, name: str, shape: tuple[int | None, ...], *, column: bool = False, kinds: str = "f"
+        self, name: str, shape: tuple[int | None, ...] | None, *, column: bool = False, kinds: str = "f"
     ) -> h5py.Dataset:
         """A dataset after the checks of :func:`calogen.shards.hdf5.checked_dataset`."""
         return checked_dataset(self.file, name, shape, column=column, kinds=kinds)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import h5py
 from numpy.typing import NDArray
 
-from ...config import Reading
+from ...config import PLAIN, Reading
 from ...families import Family
 from ..samples import Samples
 from .header import Header
@@ -84,7 +84,7 @@ class Layout:
     view: Callable[[h5py.File], Opened] | None = None
     counted: bool = False
     also: tuple[Path, ...] = ()
-    reading: Reading = Reading()
+    reading: Reading = PLAIN
 
     def noted(self, *notes: str) -> Layout:
         """The same with notes added."""

@@ -39,7 +39,7 @@ class Maps(Format):
         family = family_of_maps(where, (pixels[0], pixels[1]), box, header.family or header.like)
         assumed = header.family is None and box is None
         names = header.names("condition_names" if "condition_names" in header.file.attrs else "param_names")
-        names = reading.columns if names is None and reading.columns else names
+        names = list(reading.columns) if names is None and reading.columns else names
         if names is None and "params" in header.found:
             raise ShardError(
                 "the columns of params have no names",

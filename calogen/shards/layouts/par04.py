@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import replace
 
 import h5py
 import numpy as np
 
-from ...errors import ShardError
 from ...families import conversion
 from .header import Header
 from .layout import Column, Layout
-from .native import Showers, Turned, turned, family_of_voxels
+from .native import Showers, Turned, family_of_voxels, turned
 
 
 class Par04(Showers):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config import Reading
+from ...config import PLAIN, Reading
 from ...errors import ShardError
 from ...families import FAMILIES, Family
 from .layout import Column, Layout
@@ -137,7 +137,7 @@ class Stack:
     maps: NDArray[Any]
     table: Table
     block: int = 0
-    reading: Reading = Reading()
+    reading: Reading = PLAIN
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -160,10 +160,10 @@ class Stack:
         if parameters is None:
             table = Table(np.zeros((1, 0)))
             block = said or (count if constant else 0)
-            notes = () if constant else ("there are no parameters: only a surrogate without conditions can be trained",)
+            notes = [] if constant else ["there are no parameters: only a surrogate without conditions can be trained"]
             if not block:
-                notes += ("nothing says which maps are of one simulation: all are divided by their common mean",)
-            return cls(maps, table, block, reading, notes)
+                notes += ["nothing says which maps are of one simulation: all are divided by their common mean"]
+            return cls(maps, table, block, reading, tuple(notes))
         table = read_table(parameters, name.group)
         rows, each = len(table.rows), said or (_CAMELS_EACH if name.field else 0)
         if not rows or count % rows or (rows < count and each and rows * each != count):
@@ -189,8 +189,8 @@ class Stack:
             )
         found = cls(maps, table, each if whole else 0, reading)
         if not found.block and 1 < found.count < min(10, count):
-            note = f"rows that are equal are taken for one simulation ({found.count}); where several share their parameters, "
-            return cls(maps, table, 0, reading, (note + "say `maps_per_simulation`",))
+            note = f"rows that are equal are taken for one simulation ({found.count}), unless `maps_per_simulation`"
+            return cls(maps, table, 0, reading, (note,))
         return found
 
     @property
@@ -291,10 +291,10 @@ class Stack:
             raise ShardError(
                 f"the maps' means do not go with {self.each} maps a simulation, one simulation after another",
                 where=path,
-                expected=f"map i of simulation i // {self.each}, since there are {len(self.table.rows)} rows of parameters",
-                found=f"means that jump {jumps[~border].sum()} times within simulations, and at {jumps[border].sum()} of "
-                f"{border.sum()} borders",
-                hint="give one row of parameters a map (`repeat`), or `maps_per_simulation` with the rows of these maps",
+                expected=f"map i of simulation i // {self.each}, since there are {len(self.table.rows)} rows",
+                found=f"means that jump {jumps[~border].sum()} times within simulations, and at {jumps[border].sum()} "
+                f"of {border.sum()} borders",
+                hint="give one row of parameters a map, or `maps_per_simulation` with the rows of these maps alone",
             )
 
     def require_matter(self, path: Path, file: Path, columns: tuple[Column, ...]) -> list[str]:
