@@ -97,8 +97,8 @@ class Origins:
 
     def _named_points(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Names of realisations, and parameters, (N, 1 + C)."""
-        assert self._ids is not None
-        return np.column_stack([self._ids, self.points(names)])
+        ids = np.zeros((len(self), 0), np.int64) if self._ids is None else self._ids
+        return np.column_stack([ids, self.points(names)])
 
     def name(self, row: int) -> str:
         """What a map's box is called."""
