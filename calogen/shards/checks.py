@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
-from ..families import conversion
+from ..families import ENERGY_UNITS, conversion
 from .layouts.layout import Opened
 from .layouts.stacks import Stack
 from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
@@ -154,7 +154,7 @@ def check_conditions(file: Opened, piece: Piece) -> None:
         usual = max(abs(condition.low), abs(condition.high))
         found = f"values from {values.min():.4g} to {values.max():.4g}, median {middle:.4g} {condition.unit}".rstrip()
         if condition.role == "energy":
-            known = {u: middle / column.factor * conversion(u, condition.unit) for u in ("GeV", "MeV", "TeV", "keV")}
+            known = {u: middle / column.factor * conversion(u, condition.unit) for u in ENERGY_UNITS}
             fits = [unit for unit, value in known.items() if condition.low <= value <= condition.high]
             wrong = not condition.low / 1.5 <= middle <= condition.high * 1.5 and bool(fits)
             hint = f"say their unit: `unit=energy={fits[0] if fits else 'GeV'}`, or whichever it is"
