@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def open_side(
     like: Source | None = None,
     *,
     drop_bad: bool = False,
+    strict: bool = False,
     family: Family | None = None,
     reading: Reading | None = None,
 ) -> Shards:
@@ -54,6 +56,7 @@ def open_side(
         like: Samples of the same family as files that do not say what they hold; where these have no conditions, maps
             need no parameters.
         drop_bad: Leave out bad rows.
+        strict: Refuse folders of which samples are missing.
         family: What the samples are, where the files do not say.
         reading: What files that calogen did not write do not say of themselves.
 
@@ -66,7 +69,8 @@ def open_side(
         bare = like.family.model_copy(update={"conditions": tuple(c for c in like.family.conditions if not c.labels)})
         if not (like.condition_names if isinstance(like, Shards) else list(like.conditions)):
             reading = reading.model_copy(update={"parameters": False})
-    return open_shards(path, like=bare, split=there, drop_bad=drop_bad, family=family, reading=reading)
+    how: dict[str, Any] = {"drop_bad": drop_bad, "strict": strict, "family": family, "reading": reading}
+    return open_shards(path, like=bare, split=there, **how)
 
 
 def require_usable(samples: Samples, name: str) -> None:

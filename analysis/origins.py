@@ -130,7 +130,7 @@ _AXES = ("step", "seconds", "floor", "floor_error")
 
 def _entry(provenance: Sequence[Entry]) -> Entry:
     """What all files say of their checkpoint; nothing if they are of several, or of none."""
-    digests = {str(entry.get("checkpoint_sha256", "")) for entry in provenance}
+    digests = {f"{entry.get('checkpoint_sha256', '')}{entry.get('card_sha256', '')}" for entry in provenance}
     return provenance[0] if len(digests) == 1 and digests != {""} else {}
 
 

@@ -273,7 +273,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
             raise ConfigError(f"'{section}' is a value, not a section", where=f"`overrides={text}`")
     try:
         node[last] = tomllib.loads(f"x = {value}")["x"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         node[last] = value.strip()
 
 

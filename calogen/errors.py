@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
+from unicodedata import category
 
 
 @dataclass(eq=False, repr=False)
@@ -37,7 +38,7 @@ class CalogenError(Exception):
     def __str__(self) -> str:
         parts = (("where", self.where), ("expected", self.expected), ("found", self.found), ("do", self.hint))
         lines = [self.what, *(f"  {name:<9}{value}" for name, value in parts if value is not None)]
-        return "\n".join(lines)
+        return plain("\n".join(lines))
 
 
 class ConfigError(CalogenError):
@@ -98,6 +99,17 @@ class Interrupted(CalogenError):
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
         self.exit_code = 128 + signal_number
+
+
+def plain(text: str) -> str:
+    """A text without signs that a terminal obeys: they are written as ``\\x1b``; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    # Cc: control; Cf: what turns the direction of writing or is not seen; Cs: half of a character.
+    return "".join(
+        sign if sign in "\n\t" or category(sign) not in ("Cc", "Cf", "Cs") else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from .cores import sensible_number
-from .errors import ConditionError, ConfigError, did_you_mean
+from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
 from .families import Family
 from .models.contract import OnArrays
 from .models.maps.generator import MapGenerator
@@ -32,9 +32,9 @@ from .production.parts import ALIGNMENT, Part
 from .production.plan import MOST_SAMPLES, Production
 from .production.requests import Request
 from .production.run import produce
-from .runs.checkpoint import Checkpoint, load_checkpoint
+from .runs.checkpoint import Checkpoint
 from .runs.environment import environment
-from .runs.find import find_model
+from .runs.find import load_model
 from .shards.conditions import Conditions
 from .shards.hdf5 import MANTISSA, compressed, rounded
 from .shards.layouts.find import written_format
@@ -85,6 +85,7 @@ class Generation:
         return {
             "engine": "calogen",
             "checkpoint_sha256": card.model_sha256,
+            "card_sha256": card.sha256,
             "checkpoint_step": card.step,
             "sample_shape": self.family.sample_shape,
             "seed": self.seed,
@@ -153,9 +154,9 @@ class Surrogate:
             device: ``auto`` takes a GPU where there is one.
 
         Raises:
-            CheckpointError: If there is no such model or it is damaged.
+            CheckpointError: If there is no such model, it is damaged, or it holds numbers that are not finite.
         """
-        return cls(load_checkpoint(find_model(model)), device)
+        return cls(load_model(model), device)
 
     def resized(self, size: int) -> Surrogate:
         """The same surrogate making maps of another size; pixels keep their scale, the box grows.
@@ -271,7 +272,7 @@ class Surrogate:
             made = self.launch(conditions, 0, 0)()
             flat = made.std(axis=(1, 2)) < _FLAT * made.mean(axis=(1, 2)) if self.family.kind == "map" else False
             usable = bool(np.isfinite(made).all() and not np.any(flat))
-        except (RuntimeError, IndexError):  # a place in a table that is no number
+        except (RuntimeError, IndexError, CheckpointError):  # a place in a table that is no number
             usable = False
         if not usable:
             trained = "; ".join(f"{c.name} {c}" for c in self.card.conditions)
@@ -339,7 +340,19 @@ class Surrogate:
         return run, (latent, columns)
 
     def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values with those below the family's threshold put to exactly zero, in place."""
+        """Values with those below the family's threshold put to exactly zero, in place.
+
+        Raises:
+            CheckpointError: If values are not finite.
+        """
+        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # NaN is either
+            wrong = int((~np.isfinite(values).reshape(len(values), -1).all(1)).sum())
+            raise CheckpointError(
+                "the surrogate makes values that are not finite",
+                expected="finite numbers",
+                found=f"{wrong} of {len(values)} samples with NaN or infinite values",
+                hint="train it again, or take another checkpoint",
+            )
         if self.family.threshold:
             values[values < self.family.threshold] = 0
         return values

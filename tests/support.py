@@ -33,6 +33,7 @@ from calogen.production.run import produce
 from calogen.shards.manifest import write_manifest
 from calogen.shards.samples import Samples
 from calogen.shards.writer import write_shard
+from calogen.storage import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ORACLES = ROOT / "tests" / "oracles"
@@ -260,6 +261,14 @@ def command(*arguments: object) -> Outcome:
             main()
     code = ended.value.code
     return Outcome(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+
+def edit_card(folder: Path, **changes: Any) -> None:
+    """Change a checkpoint's card on purpose, digests included: what they cannot find must be found all the same."""
+    path = folder / "checkpoint.json"
+    card = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith(("sha256", "hist"))}
+    card = {**card, **changes}
+    path.write_text(json.dumps({**card, "sha256": digest_of(card), "history_sha256": digest_of({"history": []})}))
 
 
 @contextmanager

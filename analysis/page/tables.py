@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from calogen.errors import plain
+
 from ..metrics.distances import MEAN, SPREAD, W1_SD
 from ..metrics.kinds import kind_of
 from ..metrics.maps import Quarter
@@ -152,10 +154,10 @@ class SideBySide:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         parts = ("value", "error", "floor", "pull")
-        writer.writerow(["metric", "unit", *(f"{name} {part}" for name in self.names for part in parts)])
+        writer.writerow(["metric", "unit", *(_cell(f"{name} {part}") for name in self.names for part in parts)])
         for key, metrics in self.rows:
             cells = [None if m is None else getattr(m, part) for m in metrics for part in parts]
-            writer.writerow([key, self.unit(metrics), *cells])
+            writer.writerow([_cell(key), _cell(self.unit(metrics)), *cells])
         return stream.getvalue()
 
     def to_latex(self) -> str:
@@ -169,6 +171,12 @@ class SideBySide:
             start = [_escaped(key), _escaped(self.unit(metrics)), "--" if floor == "-" else floor]
             lines.append(" & ".join([*start, *cells]) + r" \\")
         return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    text = plain(text).replace("\n", " ").replace("\t", " ")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _escaped(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 
 import click
@@ -14,6 +15,7 @@ from .compare import compare
 from .look import gallery, info, verify
 from .options import Commands
 from .produce import generate, simulate
+from .terminal import Stopped, echo
 from .train import train
 
 
@@ -48,8 +50,9 @@ def run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return _said("interrupted", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error  # click raises its own
+        return _said("interrupted", 128 + (cause.number if isinstance(cause, Stopped) else signal.SIGINT))
     except CalogenError as error:
         return _said(error, error.exit_code)
     except BrokenPipeError:
@@ -64,5 +67,5 @@ def run() -> int:
 
 
 def _said(what: object, code: int) -> int:
-    click.echo(f"calogen: {what}", err=True)
+    echo(f"calogen: {what}", err=True)
     return code

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .options import FOLDER, PLACE, at_home, opening, printable, reads_files
-from .terminal import make_console, print_report
+from .options import FOLDER, PLACE, STRICT, at_home, opening, printable, reads_files
+from .terminal import echo, make_console, print_report, stoppable
 
 if TYPE_CHECKING:
     from ..shards.reader import Shards
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 )
 @reads_files
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
+@STRICT
 @click.option(
     "--fail-above",
     multiple=True,
@@ -58,6 +59,7 @@ def compare(
     out: Path,
     training: str | None,
     drop_bad: bool,
+    strict: bool,
     fail_above: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -79,7 +81,7 @@ def compare(
     from ..analysis.inputs import open_side, require_settings
     from ..shards.sources import require_asked
 
-    how = opening(options) | {"drop_bad": drop_bad}
+    how = opening(options) | {"drop_bad": drop_bad, "strict": strict}
     require_settings(options["bins"], options["seed"], options["threshold"])
     limits = _limits(fail_above)
     _require_report_folder(out)
@@ -90,11 +92,11 @@ def compare(
     known = [shards for seeds in named.values() for shards in seeds]
     require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
     console = make_console(stderr=True)
-    with console.status("comparing") if console.is_terminal else nullcontext():
+    with stoppable(), console.status("comparing") if console.is_terminal else nullcontext():
         report = run(source, named, training=learnt, **options)
         save(report, out)
     print_report(report)
-    click.echo(f"report: {out / 'report.html'}")
+    echo(f"report: {out / 'report.html'}")
     report.check(limits)
 
 
@@ -146,9 +148,11 @@ def _limits(texts: tuple[str, ...]) -> dict[str, float]:
 
 
 def _require_report_folder(out: Path) -> None:
+    from ..analysis.page.save import FILES, STAGE
     from ..storage import require_writable
 
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.json").exists())):
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or (names - {STAGE, *FILES} and "metrics.json" not in names):
         raise ConfigError(
             "the output folder holds something else", where=out, hint="choose an empty --out, or an earlier report's"
         )

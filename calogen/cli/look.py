@@ -8,15 +8,16 @@ from typing import Any, Literal
 import click
 
 from ..errors import ShardError
-from .options import FOLDER, JSON, PLACE, as_options, opening, options_of, reads_files, show
-from .terminal import columns
+from .options import FOLDER, JSON, PLACE, STRICT, of_command, opening, reads_files, show
+from .terminal import columns, echo
 
 
 @click.command()
 @click.argument("path", type=PLACE)
+@STRICT
 @JSON
 @reads_files
-def info(path: str, as_json: bool, **options: Any) -> None:
+def info(path: str, strict: bool, as_json: bool, **options: Any) -> None:
     """Describe data or a model.
 
     PATH is a shard, a glob or a folder, a CaloGAN, CaloChallenge or CAMELS file (of one particle: PATH,particle=e+); a
@@ -34,42 +35,54 @@ def info(path: str, as_json: bool, **options: Any) -> None:
     facts = describe_model(path) if is_model(path) else describe(path, **how)
     history = [] if as_json else facts.pop("history", [])
     if not as_json:
-        known = options_of(info)
-        facts |= {key: [as_options(str(said), known) for said in facts.get(key, ())] for key in ("notes", "problems")}
+        facts |= {key: [of_command(said) for said in facts.get(key, ())] for key in ("notes", "problems")}
     show(path, facts if as_json else _main(facts), as_json=as_json)
     if history:
         columns("history", history)
     if facts.get("problems") and not facts.get("samples"):
         raise ShardError("nothing of it can be read", where=path)
+    if strict and (lacking := facts.get("missing")):
+        raise ShardError("samples are missing", where=path, found=lacking[0], hint="make or fetch the rest")
 
 
 def _main(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts that there are, without the histories of the surrogates that made samples."""
+    """The facts that there are, each once, without the histories of the surrogates that made samples."""
     if isinstance(sources := facts.get("provenance"), list):
         facts["provenance"] = [{key: value for key, value in one.items() if key != "history"} for one in sources]
-    return {key: value for key, value in facts.items() if value not in ([], {}, "", None)}
+    return {key: value for key, value in facts.items() if value not in ([], {}, "", None) and key != "missing"}
 
 
 @click.command()
 @click.argument("path", type=FOLDER)
 @reads_files
-def verify(path: Path, **options: Any) -> None:
-    """Check every byte of shards against what was written.
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="First make a lost or damaged manifest again from whole shards; give a model's card of before there were "
+    "digests its own.",
+)
+def verify(path: Path, rebuild: bool, **options: Any) -> None:
+    """Check every byte of shards, or of a model, against what was written.
 
-    PATH is a shard or a folder of shards; the exit code is 2 if anything is wrong.
+    PATH is a shard or a folder of shards, a run (all of its checkpoints), a checkpoint, or a surrogate that comes with
+    calogen; the exit code is 2 if anything is wrong.
     """
+    from ..production.rebuild import rebuild as made_again
+    from ..runs.find import holds_model, is_model, verify_model
     from ..shards.inspect import verify as check
 
-    problems = check(path, **opening(options))
+    how = opening(options)
+    model = holds_model(path) or (not path.exists() and is_model(path))  # a folder with a surrogate's name is data
+    for manifest in made_again(path) if rebuild and not model else ():
+        echo(f"made again: {manifest}")
+    problems = verify_model(path, rebuild=rebuild) if model else check(path, **how)
     for problem in problems:
-        click.echo(problem, err=True)
+        echo(of_command(problem), err=True)
     if problems:
-        raise ShardError(
-            f"{len(problems)} problem(s) found",
-            where=path,
-            hint="run the command that made them again (with the same --part): only bad shards are made again",
-        )
-    click.echo(f"{path}: every byte is as it was written")
+        again = "run the command that made them again (with the same --part): only bad shards are made again"
+        hint = "copy it again; a run goes on from its last whole checkpoint with train --resume" if model else again
+        raise ShardError(f"{len(problems)} problem(s) found", where=path, hint=hint)
+    echo(f"{path}: every byte is as it was written")
 
 
 @click.command()
@@ -86,4 +99,4 @@ def gallery(model: str, out: Path, seed: int, device: Literal["auto", "cpu", "cu
     from ..sampling import Surrogate
 
     for path in save_gallery(Surrogate.load(model, device), out, seed=seed):
-        click.echo(path)
+        echo(path)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CalogenError, ConfigError
-from .terminal import readable, table
+from ..errors import CalogenError, ConfigError, plain
+from .terminal import echo, readable, table
 
 if TYPE_CHECKING:
     from ..production.parts import Part
@@ -22,8 +22,8 @@ at_home = os.path.expanduser
 
 
 def printable(name: str) -> str:
-    """A file's name as text that any file can hold: bytes that are not UTF-8 are written as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as text that any file can hold: bytes that are not UTF-8 or no signs are written as \\xNN."""
+    return plain(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def _folder(text: str) -> Path:
@@ -86,9 +86,14 @@ def options_of(command: click.Command) -> dict[str, str]:
 
 
 def tell(note: str) -> None:
-    """Print a note about the data to those who wait, its arguments as options of the command that runs."""
+    """Print a note about the data to those who wait."""
+    echo(f"note: {of_command(note)}", err=True)
+
+
+def of_command(text: object) -> str:
+    """A text with its arguments as options of the command that runs."""
     context = click.get_current_context(silent=True)
-    click.echo(f"note: {as_options(note, options_of(context.command) if context else {})}", err=True)
+    return as_options(str(text), options_of(context.command) if context else {})
 
 
 def as_options(text: str, options: Mapping[Any, str]) -> str:
@@ -183,6 +188,9 @@ def opening(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+STRICT = click.option(
+    "--strict", is_flag=True, help="Refuse folders of which parts or samples are missing, instead of saying so."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

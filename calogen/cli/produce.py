@@ -11,7 +11,7 @@ import click
 
 from ..errors import ConditionError, ConfigError
 from .options import FOLDER, PART, PLACE, condition_pairs, opening, pairs, reads_files, tell
-from .terminal import gigabytes, sample_progress, signals, table
+from .terminal import echo, gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
     from ..production.parts import Part
@@ -54,6 +54,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 )
 @reads_files
 @click.option("--drop-bad", is_flag=True, help="Leave out bad rows of --like instead of refusing the file.")
+@click.option("--strict", is_flag=True, help="Refuse --like folders of which parts or samples are missing.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -120,7 +121,7 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
     if clipped:
         share = clipped / (sum(record.samples for record in counted) * surrogate.family.voxels)
         words = f"{share:.2g} of the values ({clipped}) are {surrogate.ceiling:.4g}, the most that the surrogate makes"
-        click.echo(f"note: {words}", err=True)
+        echo(f"note: {words}", err=True)
 
 
 def _make(
@@ -141,9 +142,9 @@ def _make(
         produce(production, out, workers=workers, progress=progress, should_stop=should_stop)
     what = f"part {part} of {total}" if part.count > 1 else f"{total}"
     if shard_times(out) == before:
-        click.echo(f"nothing left to make, {what} samples are there: {out}")
+        echo(f"nothing left to make, {what} samples are there: {out}")
     else:
-        click.echo(f"{verb}d {what} samples: {out}")
+        echo(f"{verb}d {what} samples: {out}")
 
 
 def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
@@ -163,8 +164,8 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     if options["table"]:
         return Request.from_file(options["table"], family, names, n)
     if options["like"]:
-        how = {name: options[name] for name in ("family", "reading")}
-        shards = open_shards(options["like"], drop_bad=options["drop_bad"], labels=family.labelled, **how)
+        how = {name: options[name] for name in ("family", "reading", "drop_bad", "strict")}
+        shards = open_shards(options["like"], labels=family.labelled, **how)
         require_asked([shards], options["reading"])
         for note in shards.notes:
             tell(note)
@@ -235,7 +236,7 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     samples = samples or 1
     source = simulators.build(engine, samples=samples, seed=options["seed"], conditions=conditions, **settings)
     if options["check"]:
-        click.echo(source.check())
+        echo(source.check())
         return
     plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
     folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
@@ -243,6 +244,6 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     free = free_bytes(folder)
     if not dry_run and plan.bytes <= free < plan.raw_bytes:
         few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
-        click.echo(f"note: {few}, before compression: the disk may become full", err=True)
+        echo(f"note: {few}, before compression: the disk may become full", err=True)
     size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
     _make("simulate", plan, folder, dry_run, workers, size, {"workers": workers})

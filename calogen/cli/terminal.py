@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -48,29 +50,61 @@ def signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ends the work at once; what is being written stays as it was.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM into an exception, as SIGINT is one: for work that does not ask whether it should stop."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def echo(what: object, *, err: bool = False) -> None:
+    """Print a line; names and texts from files in it are shown as text, whatever is in them."""
+    click.echo(plain(str(what)), err=err)
+
+
 def table(title: str, facts: dict[str, Any]) -> None:
     """Print facts, one a line."""
     from rich.table import Table
     from rich.text import Text
 
     # As Text: names may hold square brackets, which would be taken for styles.
-    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(plain(title)), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(Text(key, style="dim"), Text(text))
+        table.add_row(Text(plain(key), style="dim"), Text(plain(text)))
     make_console().print(table)
 
 
 def columns(title: str, records: list[dict[str, Any]]) -> None:
     """Print records, one a line, their keys as columns."""
     from rich.table import Table
+    from rich.text import Text
 
     names = list(dict.fromkeys(key for record in records for key in record))
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(Text(plain(name.replace("_", " "))), justify="right")
     for record in records:
-        table.add_row(*("" if record.get(name) is None else _short(record[name]) for name in names))
+        table.add_row(*(Text("" if record.get(name) is None else plain(_short(record[name]))) for name in names))
     make_console().print(table)
 
 
@@ -138,17 +172,19 @@ def _live_line(verb: str) -> Iterator[Progress | None]:
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A live line on a terminal, plain lines elsewhere."""
+def training_progress(written: Callable[[object], str]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A live line on a terminal, plain lines elsewhere; ``written`` is how notes and warnings are shown."""
     with _live_line("fitting") as bar:
         if bar is None:
-            yield _plain_line
+            yield lambda record: _plain_line({k: written(v) if k in _SENTENCES else v for k, v in record.items()})
             return
+        from rich.text import Text
+
         shown: dict[str, str] = {}
 
         def note(record: dict[str, Any]) -> None:
             for word in _SENTENCES & record.keys():
-                bar.console.print(f"[yellow]{word}:[/] {record[word]}")
+                bar.console.print(Text(f"{word}: ", "yellow"), Text(plain(written(record[word]))), sep="")
             shown.update(_facts(record))
             facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
             task, total = bar.task_ids[0], record.get("steps")
@@ -164,7 +200,7 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
 
 def _plain_line(record: dict[str, Any]) -> None:
     for word in _SENTENCES & record.keys():
-        click.echo(f"{word}: {record[word]}", err=True)
+        echo(f"{word}: {record[word]}", err=True)
     if "seconds" in record:
         facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
         click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
@@ -223,13 +259,13 @@ def print_report(report: Report) -> None:
             rows.append(row.cells[first:])
     _print_rows(console, SUMMARY_HEADER[first:], rows)
     if report.maps and (quarters := report.maps["reference"].yardstick.quarters):
-        console.print("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters), markup=False)
+        console.print(plain("; ".join(f"[{quarter.name}] {quarter.title}" for quarter in quarters)), markup=False)
     bins = list(dict.fromkeys(where for cells in binned.values() for where in cells))
     moments = [[*label, *(cells.get(where, "") for where in bins)][first:] for label, cells in binned.items()]
     _print_rows(console, ["generated", "", *bins][first:], moments, "generated / reference - 1")
     _print_rows(console, *cost_table(report), "cost, on the machines that did it")
     for note in report.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {plain(note)}", markup=False)
 
 
 def _print_rows(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
@@ -240,9 +276,9 @@ def _print_rows(console: Console, header: Sequence[str], rows: Sequence[Sequence
         return
     table = Table(box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
     for name in header:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+        table.add_column(Text(plain(name)), justify="left" if name in _WORDS else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))  # as Text: keys hold square brackets
+        table.add_row(*(Text(plain(cell)) for cell in row))  # as Text: keys hold square brackets
     if title:
         console.print()
     console.print(table)

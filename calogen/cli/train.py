@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PLACE, pairs, reading_of, reads_files, tell
-from .terminal import signals, table, training_progress
+from .options import FOLDER, PLACE, STRICT, of_command, pairs, reading_of, reads_files, tell
+from .terminal import echo, signals, table, training_progress
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -62,9 +62,18 @@ if TYPE_CHECKING:
 )
 @reads_files
 @click.option("--drop-bad", is_flag=True, default=None, help="Drop and count bad rows instead of refusing the file.")
+@STRICT
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, resume: bool, **options: Any) -> None:
+def train(
+    config: Path | None,
+    data: tuple[str, ...],
+    out: Path,
+    dry_run: bool,
+    strict: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
     """Train a surrogate on simulated samples.
 
     CONFIG is a TOML file; without one the defaults suit the family found in the data. Options win over CONFIG. Where
@@ -80,21 +89,22 @@ def train(config: Path | None, data: tuple[str, ...], out: Path, dry_run: bool, 
     from ..runs.folder import RunFolder
 
     if dry_run:
-        plan = training.prepare(settings, data)
+        plan = training.prepare(settings, data, strict=strict)
         if not resume:
             RunFolder(out).require_empty()
         table("would train", {**plan.describe(), "run folder": out})
         for note in dict.fromkeys([*plan.training.notes, *plan.validation.notes]):
             tell(note)
         return
-    with signals() as should_stop, training_progress() as progress:
-        run = training.train(settings, data, out, resume=resume, progress=progress, should_stop=should_stop)
+    with signals() as should_stop, training_progress(of_command) as progress:
+        told: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+        run = training.train(settings, data, out, resume=resume, strict=strict, **told)
     best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
     limit, wanted = settings.training.time, settings.training.steps
     if limit is not None and run.step < wanted and not any("stopped" in record for record in run.records[-1:]):
         what = f"the run's time limit of {limit:g} s, fitting included, ended training"
-        click.echo(f"note: {what} after {run.step} of {wanted} steps; --resume with a longer --time goes on", err=True)
-    click.echo(f"trained {run.step} steps, {best}: {run.folder}")
+        echo(f"note: {what} after {run.step} of {wanted} steps; --resume with a longer --time goes on", err=True)
+    echo(f"trained {run.step} steps, {best}: {run.folder}")
 
 
 def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -> Config:

@@ -16,6 +16,7 @@ from .units import is_energy, readable
 
 LABEL = r"[^\s,:;=\[\]/\\]+"
 """What a label is written with, as a regular expression: anything but the signs that texts with labels are made of."""
+_NAME = r"(?!\.{1,2}$)(?:(?!\s)[^,:;=\[\]/\\\x00-\x1f\x7f])+"  # of a dataset, a column and an option
 Role = Literal["energy", "impact", "angle", "cosmology", "label", "other"]
 """What a condition means for the physics; ``energy`` is the incident energy."""
 Behaviour = Literal["x", "y", "azimuth", "still"]
@@ -38,7 +39,7 @@ _SYMBOLS = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
 class Frozen(BaseModel):
     """A table of a family: fields that do not change, and no others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Condition(Frozen):
@@ -85,6 +86,8 @@ class Condition(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Condition:
+        if not re.fullmatch(_NAME, self.name):
+            raise ValueError(f"{self.name!r} cannot be the name of a condition: no spaces, and none of , : ; = [ ] /")
         if bool(self.labels) != (self.role == "label"):
             raise ValueError(f"condition '{self.name}': labels and the role 'label' come together, got '{self.role}'")
         if self.labels:

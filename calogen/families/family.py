@@ -18,6 +18,7 @@ from .layers import Layer, beside
 from .symmetries import Image, Motion, Symmetry, generators, group
 from .units import DENSITY, in_mev
 
+_MOST_NUMBERS = 1 << 24  # a sample of 64 MiB: more is a slip, and would fill the memory
 _SAME_DEPTH = 1e-6  # mm: sums of thicknesses are rounded
 
 
@@ -60,6 +61,8 @@ class Family(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Family:
+        if self.voxels > _MOST_NUMBERS:
+            raise ValueError(f"a sample has at most {_MOST_NUMBERS} numbers, got {self.voxels}")
         if self.kind == "calorimeter":
             if not self.layers or self.pixels is not None:
                 raise ValueError("a calorimeter family has layers and no pixels")

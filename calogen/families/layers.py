@@ -180,8 +180,8 @@ class CylindricalLayer(_Layer):
 
     @model_validator(mode="after")
     def _increasing(self) -> CylindricalLayer:
-        if any(b <= a for a, b in zip(self.r_edges, self.r_edges[1:], strict=False)):
-            raise ValueError(f"r_edges must increase, got {self.r_edges}")
+        if self.r_edges[0] < 0 or any(b <= a for a, b in zip(self.r_edges, self.r_edges[1:], strict=False)):
+            raise ValueError(f"r_edges must increase from 0 or more, got {self.r_edges}")
         return self
 
     @property

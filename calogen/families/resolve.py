@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
-from ..storage import read_toml
+from ..storage import read_bounded, read_toml
 from .builtin import FAMILIES, incident_energy
 from .family import Family
 from .layers import CylindricalLayer
@@ -97,21 +97,22 @@ def family_from_binning(path: str | Path, particle: str | None = None, region: s
     if not layers:
         raise ConfigError("the binning file has no layers", where=path, expected="<Layer id r_edges n_bin_alpha>")
     named = {"name": path.stem, "description": f"from {path.name}", "threshold": 0.0}
-    family = Family(conditions=(incident_energy(256, 4_194_304),), layers=tuple(layers), **named)
+    family = _from_table({"conditions": (incident_energy(256, 4_194_304),), "layers": tuple(layers), **named})
     known = next((known for known in FAMILIES.values() if known.same_cells(family)), None)
     return known.model_copy(update=named) if known else family
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
     try:
-        text = path.read_bytes()
+        text = read_bounded(path)
     except OSError as error:
         raise ConfigError("the binning file cannot be read", where=path, found=error.strerror) from None
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # entities can blow up to any size
+    signs = text.replace(b"\0", b"")  # as UTF-16 has between them
+    if b"<!DOCTYPE" in signs or b"<!ENTITY" in signs:  # entities can blow up to any size
         raise ConfigError("a binning file declares no document type or entity", where=path)
     try:
         return ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: of an encoding
         raise ConfigError("the binning file is not valid XML", where=path, found=str(error)) from None
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, Interrupted, ShardError, StorageError
+from ..errors import ConfigError, Interrupted, ShardError
 from ..shards.manifest import MANIFEST, ShardRecord, read_part, write_manifest
 from ..storage import require_writable
 from .parts import Part
 from .plan import MANIFEST_SHARDS, Production, Progress
 from .pool import Stopped
-
-_LOCK_SECONDS = 2.0  # that workers of a killed production have to let go of the folder
 
 
 def check_folder(production: Production, out: Path) -> None:
@@ -34,11 +29,14 @@ def check_folder(production: Production, out: Path) -> None:
     strangers += [path.name for path in out.glob("*.h5")] if not manifests else []
     strangers += ["a file"] if out.exists() and not out.is_dir() else []
     if strangers:
+        lost = all(_FILES.fullmatch(name) for name in strangers)  # shards whose manifest is gone
         raise ConfigError(
             "the output folder is not empty",
             where=out,
             found=", ".join(sorted(strangers)[:4]),
-            hint="choose another `out`, or that of an unfinished production of the same samples",
+            hint="choose another `out`; if the manifest of these shards was lost, make it again with `rebuild=True`"
+            if lost
+            else "choose another `out`, or that of an unfinished production of the same samples",
         )
     for path in manifests:
         _require_same(mine, read_part(path).provenance[0], path)  # a damaged one says nothing: it is refused
@@ -49,7 +47,7 @@ _FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5(\.p
 
 
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
-    loose = {"versions", "history", "network", "objective", "parameters"}  # the checkpoint's digest says it all
+    loose = {"versions", "history", "network", "objective", "parameters"}  # the digest of the card says it all
     keys = sorted((mine.keys() | theirs.keys()) - loose)
     different = next((key for key in keys if mine.get(key) != theirs.get(key)), None)
     if different is None:
@@ -87,46 +85,6 @@ def begun_with(out: Path, total: int, part: Part) -> int | None:
                 size = facts.get("shard_samples")
                 return size if isinstance(size, int) and size > 0 else None
     return None
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold a lock file, as a descriptor; the kernel lets go of it when all who have that end, however they end.
-
-    Raises:
-        StorageError: If its folder cannot be made or written.
-        ConfigError: If another process holds it.
-    """
-    limit = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        except OSError as error:
-            raise StorageError(f"cannot write the output folder: {error.strerror}", where=path.parent) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
-                break
-            os.close(handle)
-            if time.monotonic() < limit:
-                time.sleep(0.1)
-                continue
-            raise ConfigError(
-                "the output folder is being written by another process",
-                where=path,
-                hint="wait for it, or give each process its own `part`",
-            ) from None
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(handle).st_ino:
-                break
-        os.close(handle)  # its last holder removed the file just before we locked it
-    try:
-        yield handle
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 class Ledger:

@@ -77,12 +77,17 @@ class Production:
 
     def shards(self) -> list[ShardRecord]:
         """The files to be made, with no bytes yet."""
-        start, stop = self.part.bounds(self.total)
-        firsts = range(start, stop, self.shard_samples)
-        return [
-            ShardRecord(f"shard{self.part.suffix}-{k:06d}.h5", min(self.shard_samples, stop - first), first, "", 0)
-            for k, first in enumerate(firsts)
-        ]
+        return planned_shards(self.total, self.shard_samples, self.part)
+
+
+def planned_shards(total: int, shard_samples: int, part: Part) -> list[ShardRecord]:
+    """The files of a part of a production, with no bytes yet."""
+    start, stop = part.bounds(total)
+    firsts = range(start, stop, shard_samples)
+    return [
+        ShardRecord(f"shard{part.suffix}-{k:06d}.h5", min(shard_samples, stop - first), first, "", 0)
+        for k, first in enumerate(firsts)
+    ]
 
 
 def free_bytes(out: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..families.units import conversion, is_energy
 from ..shards.conditions import Conditions
 from ..shards.hdf5 import checked_dataset, open_file
 from ..shards.reader import Shards
+from ..storage import TABLE_BYTES, read_bounded
 from .noise import CONDITIONS, uniforms
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -128,6 +130,7 @@ class Request:
         specs: Drawn conditions by name.
         table: Explicit conditions by name, (samples,) each, in the conditions' units.
         source: Where a table came from, for provenance.
+        notes: What is to be said of the data that it came from, for provenance.
 
     Raises:
         ConditionError: If a column of the table is not ``samples`` long.
@@ -139,6 +142,7 @@ class Request:
         specs: Mapping[str, Spec] | None = None,
         table: Mapping[str, NDArray[np.float32]] | None = None,
         source: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
         self.samples = samples
         self.specs = dict(specs or {})
@@ -151,8 +155,7 @@ class Request:
                     found=len(column),
                 )
         self._table = Conditions.of(table or {}, samples if table else 0)
-        self._source = source
-        self.notes: tuple[str, ...] = ()  # what is to be said of the data that a table came from
+        self._source, self._notes = source, list(notes)
 
     @classmethod
     def of(cls, family: Family, conditions: Mapping[str, Any], n: int | None = None) -> Request:
@@ -209,8 +212,8 @@ class Request:
             raise ShardError(f"the data lack the condition '{missing}'", found=found, hint=hint)
         # Bad rows may be left out, so there may be fewer than len(shards).
         table = Conditions.concatenate([chunk.conditions for chunk in shards.chunks()], names)
-        request = cls(table.rows, table=table, source=f"like {shards.files[0].name} (+{len(shards.files) - 1} more)")
-        request.notes = shards.notes
+        source = f"like {shards.files[0].name} (+{len(shards.files) - 1} more)"
+        request = cls(table.rows, table=table, source=source, notes=shards.notes)
         request.samples = table.rows if n is None else n  # the table repeats
         return request
 
@@ -253,8 +256,8 @@ class Request:
     def describe(self) -> dict[str, Any]:
         """For provenance: samples, specifications or source."""
         specs = {name: spec.text for name, spec in self.specs.items()}
-        said = {"source": self._source, "notes": list(self.notes)}
-        return {"samples": self.samples, **specs, **{name: value for name, value in said.items() if value}}
+        known = {"source": self._source, "notes": self._notes}
+        return {"samples": self.samples, **specs, **{key: value for key, value in known.items() if value}}
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the conditions of every sample."""
@@ -353,11 +356,11 @@ def _column(path: Path, condition: Condition, place: str, unit: str, cells: _Cel
 
 
 def _csv_columns(path: Path, family: Family) -> Iterator[_Column]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            header, *rows = [row for row in csv.reader(file) if row]
-        except (ValueError, UnicodeDecodeError, csv.Error):
-            raise ConditionError("the file is not CSV with a header", where=path) from None
+    try:
+        text = io.StringIO(read_bounded(path, TABLE_BYTES).decode("utf-8-sig"), newline="")
+        header, *rows = [row for row in csv.reader(text) if row]
+    except (ValueError, csv.Error):
+        raise ConditionError("the file is not CSV with a header", where=path) from None
     for n, row in enumerate(rows, start=1):
         if len(row) != len(header):  # one more is often a decimal comma
             raise ConditionError(

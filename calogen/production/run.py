@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import ProductionError, StorageError
 from ..shards.manifest import ShardRecord
-from .ledger import Ledger, check_folder, locked
+from ..storage import locked
+from .ledger import Ledger, check_folder
 from .maker import Job
 from .plan import Production, Progress, require_room
 from .pool import Pool, Stopped, TaskError, in_turn

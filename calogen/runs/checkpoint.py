@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,22 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from ..config import Config
-from ..errors import CheckpointError, ConditionError, DamagedError, StorageError
+from ..errors import CheckpointError, ConditionError, DamagedError, DivergenceError, StorageError
 from ..families import Condition, Family
 from ..models.contract import Generator
 from ..models.registry import RENAMED, build_generator
-from ..storage import sync_folder, write_atomic
+from ..storage import digest_of, read_bounded, remedy, sync_folder, write_atomic
 
 SCHEMA = 1
 _CARD, _MODEL, _TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
 _MOST_BYTES = 8 * 2**30
+_UNCOVERED = ("history", "history_sha256", "sha256")  # keys of a card that its digest is not about
 
 
 class ConditionRange(BaseModel):
     """What a model was trained on: a condition, its unit, and the range or labels that the training data covered."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: str
     unit: str
     low: float
@@ -121,6 +121,8 @@ class Card(BaseModel):
             gap, Wasserstein estimate or loss; the first has the floor of the score with its error.
         model_sha256: Of ``model.safetensors``.
         training_sha256: Of ``training.safetensors``, where there is one.
+        history_sha256: Of the history.
+        sha256: Of all else on the card, and so, through their digests, of everything that decides samples.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -135,6 +137,8 @@ class Card(BaseModel):
     history: tuple[dict[str, int | float | None], ...] = ()
     model_sha256: str = ""
     training_sha256: str = ""
+    history_sha256: str = ""
+    sha256: str = ""
 
     @field_validator("config")
     @classmethod
@@ -180,7 +184,28 @@ class Checkpoint:
                 expected=_TRAINING,
                 hint="resume from a run folder; surrogates hold the generator only",
             )
-        return _read_tensors(path, self.card.training_sha256)
+        data, tensors = _read_tensors(path, self.card.training_sha256)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        kept, own = header.get("__metadata__", {}), _facts(self.card)
+        for name, value in own.items():
+            if kept.get(name) != value:
+                raise DamagedError(
+                    f"the training state has another {name} than the checkpoint's description",
+                    where=path,
+                    expected=value,
+                    found=kept.get(name, "nothing: an earlier calogen wrote it"),
+                    hint="resume from another checkpoint, or start a new run",
+                )
+        return tensors
+
+
+def _facts(card: Card) -> dict[str, str]:
+    """What a training state must have in common with its card."""
+    data, config = (
+        str(card.provenance.get("data", "")),
+        digest_of(card.config.model_dump(mode="json", exclude_defaults=True)),
+    )
+    return {"step": str(card.step), "seed": str(card.config.seed), "configuration": config, "data": data}
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
@@ -210,14 +235,17 @@ def save_checkpoint(
         training: Everything else needed to resume (none: a surrogate for sampling).
 
     Raises:
+        DivergenceError: If numbers are not finite.
         StorageError: If the disk refuses.
     """
+    if wrong := [*_not_finite(model), *_not_finite(training or {})]:
+        raise DivergenceError("numbers that are not finite are not saved", where=folder, found=", ".join(wrong[:4]))
     files = {_MODEL: tensor_bytes(_plain(model))}
     digests = {"model_sha256": hashlib.sha256(files[_MODEL]).hexdigest(), "training_sha256": ""}
     if training is not None:
-        files[_TRAINING] = tensor_bytes(_plain(training))
+        files[_TRAINING] = tensor_bytes(_plain(training), _facts(card))
         digests["training_sha256"] = hashlib.sha256(files[_TRAINING]).hexdigest()
-    files[_CARD] = card.model_copy(update=digests).model_dump_json(indent=1).encode()
+    files[_CARD] = _sealed(json.loads(card.model_copy(update=digests).model_dump_json()))
     part = folder.with_name(folder.name + ".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -234,12 +262,22 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         needed = sum(len(content) for content in files.values())
+        after = "there is no earlier checkpoint, so the run starts again"
+        if any(path.name[5:].isdigit() for path in folder.parent.glob("step-*")):
+            after = "earlier checkpoints are untouched: go on with `resume=True`"
         raise StorageError(
             f"cannot write the checkpoint: {error.strerror}",
             where=folder,
             expected=f"{needed / 1e6:.1f} MB of space",
-            hint="free space, then resume: earlier checkpoints are untouched",
+            hint=f"{remedy(error)}; {after}",
         ) from None
+
+
+def _sealed(table: dict[str, Any]) -> bytes:
+    """The text of a card, with its digests."""
+    table["history_sha256"] = digest_of({"history": table.get("history", [])})
+    table["sha256"] = digest_of(table, _UNCOVERED)
+    return json.dumps(table, indent=1, ensure_ascii=False).encode()
 
 
 def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | None]]) -> None:
@@ -248,10 +286,35 @@ def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | N
     Raises:
         StorageError: If the disk refuses.
     """
-    path = folder / _CARD
-    with suppress(FileNotFoundError, ValidationError):  # a damaged card is found when the checkpoint is loaded
-        card = Card.model_validate_json(path.read_bytes()).model_copy(update={"history": tuple(map(dict, history))})
-        write_atomic(path, card.model_dump_json(indent=1).encode())
+    try:
+        table = _table(folder)
+        _require_sealed(table, folder / _CARD)
+    except CheckpointError:
+        return  # a damaged card stays as it is: it is found when the checkpoint is loaded
+    write_atomic(folder / _CARD, _sealed({**table, "history": list(map(dict, history))}))
+
+
+def seal(folder: Path) -> bool:
+    """Write the digests of a card that has none, as those made before cards had any; tensors are not touched.
+
+    Nothing tells whether such a card was changed: seal those alone whose origin is known. After a change on purpose,
+    delete the card's line ``sha256`` first.
+
+    Returns:
+        Whether there was anything to write; a card with digests is checked instead.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged.
+        StorageError: If the disk refuses.
+    """
+    table = _table(folder)
+    missing = not table.get("sha256")
+    if missing:
+        text = _sealed(table)
+        _checkpoint(json.loads(text), folder)  # or it says what is wrong
+        write_atomic(folder / _CARD, text)
+    load_checkpoint(folder)
+    return missing
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -267,34 +330,43 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(
             "a checkpoint is a folder, not a file", where=folder, expected="a run folder, a checkpoint folder or a name"
         )
+    table = _table(folder)
+    _require_sealed(table, folder / _CARD)
+    return _checkpoint(table, folder)
+
+
+def _checkpoint(table: dict[str, Any], folder: Path) -> Checkpoint:
+    """A checkpoint whose card says what is in a table."""
+    try:
+        card = Card.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedError(
+            f"the checkpoint's description is damaged: {first['msg']}", where=f"{folder / _CARD}: {place}"
+        ) from None
+    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256)[1], folder)
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """What a card says, as JSON."""
     path = folder / _CARD
     try:
-        text = path.read_bytes()
-        _check_schema(text, path)  # first: what a newer calogen writes need not look like a card of this version
-        card = Card.model_validate_json(text)
+        text = read_bounded(path)
     except FileNotFoundError:
         raise DamagedError(
             "there is no checkpoint here", where=folder, expected=f"a folder with {_CARD} and {_MODEL}"
         ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint: {error.strerror}", where=path) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DamagedError(
-            f"the checkpoint's description is damaged: {first['msg']}", where=f"{path}: {place}"
-        ) from None
-    return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256), folder)
-
-
-def _check_schema(text: bytes, path: Path) -> None:
     try:
-        found = json.loads(text)["calogen_checkpoint"]
+        table = json.loads(text)
+        found = table["calogen_checkpoint"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(
             "the checkpoint's description is damaged", where=path, expected="JSON with 'calogen_checkpoint'"
         ) from None
-    if not isinstance(found, int) or found > SCHEMA:
+    if not isinstance(found, int) or found > SCHEMA:  # first: what a newer calogen writes may look otherwise
         raise CheckpointError(
             "the checkpoint was written by a newer calogen",
             where=path,
@@ -302,13 +374,41 @@ def _check_schema(text: bytes, path: Path) -> None:
             found=found,
             hint="upgrade calogen",
         )
+    return dict(table)
 
 
-def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
+def _require_sealed(table: Mapping[str, Any], path: Path) -> None:
+    """Refuse a card that is not as it was written."""
+    if not table.get("sha256"):
+        raise CheckpointError(
+            "the checkpoint's description has no digest, so nothing tells whether it is as it was written",
+            where=path,
+            expected="a key 'sha256', as checkpoints of today have it",
+            hint="if you know where it comes from, write one with `rebuild=True`",
+        )
+    history = table.get("history", [])
+    for key, own in (("sha256", digest_of(table, _UNCOVERED)), ("history_sha256", digest_of({"history": history}))):
+        if table.get(key) != own:
+            raise DamagedError(
+                "the checkpoint's description is damaged or was changed",
+                where=path,
+                expected=f"{key} {str(table.get(key))[:16]}...",
+                found=f"{own[:16]}...",
+                hint="copy it again, or take another checkpoint",
+            )
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with numbers that are not finite."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    # The sum is cheap, and finite only where all numbers are; it may overflow where they are.
+    return [n for n, t in floating.items() if not t.sum().isfinite() and not t.isfinite().all()]
+
+
+def _read_tensors(path: Path, digest: str = "") -> tuple[bytes, dict[str, Tensor]]:
+    """The bytes of a file, and the tensors in them."""
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise CheckpointError("the checkpoint is too large", where=path, expected="at most 8 GiB", found=size)
-        data = path.read_bytes()
+        data = read_bounded(path, _MOST_BYTES)
     except OSError as error:
         kind = DamagedError if isinstance(error, FileNotFoundError) else CheckpointError
         raise kind(f"cannot read the checkpoint: {error.strerror}", where=path) from None
@@ -322,9 +422,13 @@ def _read_tensors(path: Path, digest: str = "") -> dict[str, Tensor]:
             hint="the file is damaged or was changed: take another checkpoint",
         )
     try:
-        return load_tensors(data)
+        tensors = load_tensors(data)
     except SafetensorError as error:
         raise DamagedError(f"the checkpoint is damaged: {error}", where=path) from None
+    if wrong := _not_finite(tensors):
+        what = "the checkpoint holds numbers that are not finite"
+        raise DamagedError(what, where=path, found=", ".join(wrong[:4]), hint="take another checkpoint")
+    return data, tensors
 
 
 def _refuse_pickle(start: bytes, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, did_you_mean
-from .checkpoint import load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, seal
 from .folder import RunFolder
 
 
@@ -23,7 +23,7 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     shipped = Path(str(importlib.resources.files("calogen.data"))) / "surrogates"
     named = path.name == str(model) and bool(path.name) and (shipped / path.name).is_dir()
-    if named and not (path / "checkpoints").is_dir() and not (path / "checkpoint.json").exists():
+    if named and not holds_model(path):
         return shipped / path.name  # a folder of that name may hold its data
     if (path / "checkpoints").is_dir():
         best = RunFolder(path).best()
@@ -42,6 +42,27 @@ def find_model(model: str | Path) -> Path:
     return path
 
 
+def load_model(model: str | Path) -> Checkpoint:
+    """The checkpoint that a model argument means, read and verified.
+
+    Args:
+        model: As for :func:`find_model`.
+
+    Raises:
+        CheckpointError: If there is none, it is damaged, or its run says other things of it.
+    """
+    checkpoint = load_checkpoint(find_model(model))
+    run = RunFolder(Path(model))
+    if run.checkpoints == checkpoint.folder.parent and (judged := run.best()) is not None:
+        run.require_best(judged, checkpoint.card)
+    return checkpoint
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a folder is a run or a checkpoint, whether or not it can be used."""
+    return (path / "checkpoints").is_dir() or (path / "checkpoint.json").exists()
+
+
 def is_model(path: str | Path) -> bool:
     """Whether a path or name means a trained model rather than data."""
     if (Path(path) / "checkpoints").is_dir():
@@ -52,14 +73,45 @@ def is_model(path: str | Path) -> bool:
         return False
 
 
+def verify_model(model: str | Path, *, rebuild: bool = False) -> list[str]:
+    """Checks every byte of a model: of a run, all of its checkpoints, with what resuming needs.
+
+    Args:
+        model: As for :func:`find_model`.
+        rebuild: Write the digests of cards that have none, as :func:`.checkpoint.seal` does.
+
+    Returns:
+        What is wrong, one line each.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    problems, run = list[str](), RunFolder(Path(model))
+    folders = [run.checkpoints / f"step-{step}" for step in run.steps()] or [find_model(model)]
+    for folder in folders:
+        try:
+            if rebuild:
+                seal(folder)
+            checkpoint = load_checkpoint(folder)
+            if folder.parent == run.checkpoints:  # surrogates hold the generator only
+                checkpoint.training_state()
+        except CheckpointError as error:
+            problems.append(f"{error.where}: {error.what}")
+    try:
+        load_model(model)
+    except CheckpointError as error:
+        problems.append(f"{error.where}: {error.what}")
+    return list(dict.fromkeys(problems))
+
+
 def describe_model(model: str | Path) -> dict[str, Any]:
     """What a model is, for people and as JSON.
 
     Raises:
         CheckpointError: If it is damaged.
     """
-    folder = find_model(model)
-    card = load_checkpoint(folder).card
+    checkpoint = load_model(model)
+    folder, card = checkpoint.folder, checkpoint.card
     return {
         "model": str(model),
         "checkpoint": folder.name,
@@ -72,6 +124,7 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "network": card.config.generator.network,
         "objective": card.config.training.objective,
         "sha256": card.model_sha256,
+        "card_sha256": card.sha256,
         "provenance": card.provenance,
         "history": list(card.history),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DamagedError, StorageError
 from ..families import Family
-from ..storage import require_writable, write_atomic
+from ..storage import TABLE_BYTES, read_bounded, remedy, require_writable, write_atomic
 from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
 
 Record = dict[str, Any]
@@ -24,6 +25,9 @@ _HISTORY = (
     *("step", "seconds", "score", "floor", "floor_error"),
     *("wasserstein", "critic_gap", "loss", "loss_gap", "diversity"),
 )
+_NUMBERS = ("seconds", "score")  # what is computed with; a number or null
+_MOST_NUMBER = 1e300  # NaN is not below it, either
+_START = re.compile(r"\.lock|config\.json|run\.json|log\.jsonl|(log\.jsonl|best\.json)\.part|checkpoints")
 _MOST_HISTORY = 64  # validations a checkpoint remembers: they go into every shard made with it
 
 
@@ -32,21 +36,33 @@ class RunFolder:
 
     Args:
         path: The folder.
+
+    Attributes:
+        lock: The file that its writer holds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.lock = path / ".lock"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it holds what a run leaves that was stopped before its first checkpoint, and nothing else."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        ours = "checkpoints" in names and all(_START.fullmatch(name) for name in names)
+        return ours and not any(path.suffix != ".part" for path in self.checkpoints.iterdir())
 
     def require_empty(self) -> None:
-        """Refuse a folder that holds anything, or that could not be written.
+        """Refuse a folder that holds anything but the beginning of a run, or that could not be written.
 
         Raises:
             ConfigError: If it is not empty, or a file.
             StorageError: If it could not be written.
         """
         is_file = self.path.exists() and not self.path.is_dir()
-        if is_file or (self.path.exists() and any(self.path.iterdir())):
+        others = [] if is_file or not self.path.exists() else [p for p in self.path.iterdir() if p != self.lock]
+        if is_file or (others and not self.begun):
             raise ConfigError(
                 "the output folder is not empty",
                 where=self.path,
@@ -58,8 +74,8 @@ class RunFolder:
     def as_begun(self, config: Config) -> Config:
         """A configuration to resume with: split as the run's own data are, which ``config.json`` says since it may."""
         try:
-            begun = json.loads((self.path / "config.json").read_bytes())
-        except (OSError, ValueError):
+            begun = json.loads(read_bounded(self.path / "config.json"))
+        except (OSError, ValueError, RecursionError):
             return config
         return config if not isinstance(begun, dict) or "split" in begun else config.updated({"split": "last"})
 
@@ -72,6 +88,7 @@ class RunFolder:
         """
         self.require_empty()
         try:
+            (self.path / "log.jsonl").unlink(missing_ok=True)  # of a run that never came to a checkpoint
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.path / "config.json").write_text(config.to_json())
             (self.path / "run.json").write_text(json.dumps(facts, indent=2))
@@ -80,7 +97,8 @@ class RunFolder:
             for name in ("config.json", "run.json"):  # so that the folder can be used once there is space
                 with suppress(OSError):
                     (self.path / name).unlink()
-            raise StorageError(f"cannot write the run folder: {error.strerror}", where=self.path) from None
+            what = f"cannot write the run folder: {error.strerror}"
+            raise StorageError(what, where=self.path, hint=remedy(error)) from None
 
     def log(self, record: Record) -> None:
         """Append one line of JSON.
@@ -92,20 +110,28 @@ class RunFolder:
             with (self.path / "log.jsonl").open("a") as file:
                 file.write(_line(record))
         except OSError as error:
-            raise StorageError(f"cannot write the log: {error.strerror}", where=self.path / "log.jsonl") from None
+            where, what = self.path / "log.jsonl", f"cannot write the log: {error.strerror}"
+            raise StorageError(what, where=where, hint=remedy(error)) from None
 
     def records(self, until: int) -> list[Record]:
         """The log up to a step; later lines are of a stretch that will be trained again."""
+        return [record for record in self.lines() if record is not None and record["step"] <= until]
+
+    def lines(self) -> list[Record | None]:
+        """Every line of the log, None where one is damaged or foreign; a last one that a kill cut short is left out.
+
+        Raises:
+            CheckpointError: If the log cannot be read.
+        """
         path = self.path / "log.jsonl"
-        found = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a kill cut short
-            if record.get("step", 0) <= until:
-                found.append(record)
-        return found
+        try:
+            *whole, last = read_bounded(path, TABLE_BYTES).split(b"\n")
+            found = [_record(line) for line in whole if line.strip()]
+            return [*found, record] if (record := _record(last)) else found
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"cannot read the log: {error.strerror}", where=path) from None
 
     def rewrite_log(self, records: Sequence[Record]) -> None:
         """Replace the log.
@@ -119,20 +145,37 @@ class RunFolder:
         """Step, score and name of the best checkpoint so far; none before the first.
 
         Raises:
-            CheckpointError: If ``best.json`` is damaged.
+            CheckpointError: If ``best.json`` is damaged, or names anything but a checkpoint of this run.
         """
         path = self.path / "best.json"
         try:
-            record = json.loads(path.read_bytes())
-            return {"step": int(record["step"]), "score": record["score"], "checkpoint": str(record["checkpoint"])}
+            record = _record(read_bounded(path))
+            if record is None or record.get("checkpoint") != f"step-{record['step']}":
+                raise ValueError
+            return {key: record[key] for key in ("step", "score", "checkpoint")}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError):
             raise CheckpointError(
                 "the run's best.json is damaged",
                 where=path,
                 hint="delete it and go on with `resume=True`, or name a folder in checkpoints/",
             ) from None
+
+    def require_best(self, judged: Record, card: Card) -> None:
+        """Refuse a ``best.json`` that says other things of the best checkpoint than its card.
+
+        Raises:
+            CheckpointError: If it does.
+        """
+        if (judged["step"], judged["score"]) != (card.step, card.score):
+            raise CheckpointError(
+                "best.json and the checkpoint that it names disagree",
+                where=self.path / "best.json",
+                expected=f"step {card.step}, score {card.score}",
+                found=f"step {judged['step']}, score {judged['score']}",
+                hint="delete best.json and go on with `resume=True`, or name a folder in checkpoints/",
+            )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are."""
@@ -159,16 +202,24 @@ class RunFolder:
 
     def history(self, until: int) -> list[dict[str, int | float | None]]:
         """Validations up to a step, from the log: all of them, or the best, the last and some evenly between."""
-        found = [
-            {key: _short_number(record[key]) for key in _HISTORY if key in record}
-            for record in self.records(until)
-            if "score" in record
-        ]
+        found = self._validations(until)
         if len(found) <= _MOST_HISTORY:
             return found
         scores = [math.inf if record["score"] is None else record["score"] for record in found]
         evenly = np.linspace(0, len(found) - 1, _MOST_HISTORY - 1).round().astype(int).tolist()
         return [found[i] for i in sorted({*evenly, scores.index(min(scores))})]
+
+    def _validations(self, until: int) -> list[dict[str, int | float | None]]:
+        return [
+            {key: _short_number(record[key]) for key in _HISTORY if key in record}
+            for record in self.records(until)
+            if "score" in record
+        ]
+
+    def lost(self, card: Card) -> int:
+        """How many validations a checkpoint remembers that the log has not, or has with other numbers."""
+        known = self._validations(card.step)
+        return sum(one not in known for one in card.history if (one.get("step") or 0) <= card.step)
 
     def set_aside(self, steps: Collection[int]) -> None:
         """Rename damaged checkpoints: they shall neither be resumed from nor be the best.
@@ -202,6 +253,18 @@ class RunFolder:
             write_atomic(self.path / "best.json", _line(record).encode())
 
 
+def _record(line: bytes) -> Record | None:
+    """What a line of the log, or ``best.json``, says; None if it is no record of a run."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return None
+    numbers = (record[key] for key in _NUMBERS if record.get(key) is not None)
+    return record if all(type(x) in (int, float) and abs(x) < _MOST_NUMBER for x in numbers) else None
+
+
 def _line(record: Record) -> str:
     """One line of strict JSON: numbers that are not finite become null."""
     infinite = {key: None for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
@@ -227,6 +290,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
         CheckpointError: If there is none that is whole, or it belongs to another configuration or other data.
     """
     checkpoint, damaged = _newest(folder)
+    unreadable = sum(record is None for record in folder.lines())
     begun = folder.as_begun(checkpoint.card.config)
     if isinstance(config.family, Family) and isinstance(begun.family, Family) and not begun.family.depths:
         config = config.updated({"family": config.family.with_depths(())})  # begun before layers had depths
@@ -245,10 +309,16 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
     before = checkpoint.card.provenance
     changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
     warnings = [f"set aside a damaged checkpoint: {error.what} ({error.where})" for error in damaged.values()]
+    if unreadable:
+        warnings.append(f"skipped {unreadable} damaged or foreign line(s) of log.jsonl")
+    if lost := folder.lost(checkpoint.card):
+        warnings.append(f"log.jsonl has other numbers than the checkpoint remembers of {lost} validation(s), or none")
     if changed:
         details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
         warnings += [f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"]
     folder.set_aside(damaged)
+    for step in folder.steps() if folder.best() is None else ():
+        folder.judge(load_checkpoint(folder.checkpoints / f"step-{step}").card)
     return checkpoint, "; ".join(warnings)
 
 
@@ -265,13 +335,16 @@ def _newest(folder: RunFolder) -> tuple[Checkpoint, dict[int, DamagedError]]:
     Raises:
         CheckpointError: If there is none.
     """
-    best, steps = (folder.best() or {}).get("step"), folder.steps()
+    judged, steps = folder.best() or {}, folder.steps()
+    best = judged.get("step")
     found: Checkpoint | None = None
     damaged: dict[int, DamagedError] = {}
     for step in reversed(steps):
         if found is None or step == best:
             try:
                 checkpoint = load_checkpoint(folder.checkpoints / f"step-{step}")
+                if step == best:
+                    folder.require_best(judged, checkpoint.card)
                 if found is None:
                     checkpoint.training_state()
                     found = checkpoint
@@ -281,7 +354,8 @@ def _newest(folder: RunFolder) -> tuple[Checkpoint, dict[int, DamagedError]]:
         return found, damaged
     if damaged:
         raise damaged[max(damaged)]
-    raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint="start in an empty folder")
+    hint = "leave out `resume` to start the run"
+    raise CheckpointError("there is no checkpoint to resume from", where=folder.path, hint=hint)
 
 
 def _short(value: object) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import h5py
@@ -22,11 +23,13 @@ from isal import igzip_lib
 from numpy.typing import NDArray
 
 from ..errors import ShardError
+from ..storage import file_state
 
 _MAX_CHUNK_BYTES = 1 << 30  # a whole chunk is decompressed for a single row of it
 _MAX_RATIO = 1100  # DEFLATE cannot compress below 1:1032
 _CHUNK_ROWS = 1024
 _CHUNK_BYTES = 8 << 20
+_HEAP = b"GCOL\x01\0\0\0"
 _AHEAD = 16  # chunks being compressed at a time, at most
 _WINDOW_BITS = 11
 MANTISSA = 23
@@ -54,7 +57,57 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError) as error:
         raise _unopenable(path, error) from None
     with file:
+        if not _heaps_end(path.absolute(), file_state(path), _has_texts(file)):
+            raise ShardError("the HDF5 file is damaged: its texts never end", where=path, hint="copy or make it again")
         yield file
+
+
+def _has_texts(file: h5py.File) -> bool:
+    """Whether anything in a file, groups in groups aside, has an attribute of variable length, which is in a heap."""
+    try:
+        return any(map(_texts_of, _places(file, 2)))
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return True  # who knows; what is damaged is found by who reads it
+
+
+def _places(group: h5py.Group, depth: int) -> Iterator[h5py.Group | h5py.Dataset]:
+    """A group and what is plainly in it, to a depth."""
+    yield group
+    for name in group if depth else ():
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            inside = group[name]
+            yield from _places(inside, depth - 1) if isinstance(inside, h5py.Group) else (inside,)
+
+
+def _texts_of(place: h5py.Group | h5py.Dataset) -> bool:
+    kinds = (h5py.h5a.open(place.id, name.encode()).get_type() for name in place.attrs)
+    return any(isinstance(kind, h5py.h5t.TypeVlenID) or _is_text(kind) for kind in kinds)
+
+
+def _is_text(kind: h5py.h5t.TypeID) -> bool:
+    return isinstance(kind, h5py.h5t.TypeStringID) and bool(kind.is_variable_str())
+
+
+@lru_cache(maxsize=1 << 16)
+def _heaps_end(path: Path, state: tuple[int, ...], texts: bool) -> bool:
+    """Whether a walk through every heap of texts in a file ends; HDF5 itself walks on for ever in a damaged one.
+
+    Source: HDF5 file format specification 3.0, III.E, "Global Heap".
+    """
+    if not texts or not state[0]:
+        return True
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        heap = data.find(_HEAP)
+        while heap >= 0:
+            at, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+            while at + 16 <= min(end, len(data)):
+                index = int.from_bytes(data[at : at + 2], "little")
+                length = int.from_bytes(data[at + 8 : at + 16], "little")
+                if index == 0 and length == 0:
+                    return False
+                at += length if index == 0 else 16 + -(-length // 8) * 8  # free space counts its own header
+            heap = data.find(_HEAP, heap + 1)
+    return True
 
 
 def _unopenable(path: Path, error: Exception) -> ShardError:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 from ..config import Reading
 from ..errors import ShardError
 from ..families import Family
-from ..storage import sha256_of
+from ..storage import known_sha256
 from .checks import responses
 from .labels import named_with, with_labels
-from .manifest import read_manifest, read_part
+from .manifest import missing, read_manifest, read_parts
 from .pieces import Piece
 from .reader import Shards
 from .realisations import require_apart
@@ -34,6 +33,7 @@ from .sources import (
     items_of,
     require_asked,
     unweighted,
+    with_gaps,
     without_parameters,
 )
 
@@ -122,15 +122,14 @@ def verify(folder_or_file: str | Path, family: Family | None = None, reading: Re
     Raises:
         ShardError: If there is no such file or folder.
     """
+    known_sha256.cache_clear()  # every byte is read again
     if folders := folders_of(folder_or_file):
         return [problem for folder in folders for problem in _verify_folder(folder, family, reading)]
     problems = list[str]()
     for file in files_of(folder_or_file):
-        manifest = None
         with _noted(problems):
-            manifest = read_manifest(file.path.parent)
-        record = next((r for r in manifest.records if r.name == file.path.name), None) if manifest else None
-        problems += _verify_file(replace(file, record=record), family, reading)
+            read_manifest(file.path.parent)
+        problems += verify_file(file, family, reading)
     return problems
 
 
@@ -139,32 +138,11 @@ def _verify_folder(folder: Path, family: Family | None, reading: Reading | None)
     files = files_in(folder, lambda error: problems.append(_line(error)))
     problems += [f"{part}: the file was never finished" for part in sorted(folder.glob("*.part"))]
     for file in files:
-        problems += _verify_file(file, family, reading)
-    problems += _unfinished(folder)
-    records = [file.record for file in files if file.record is not None]
-    for one, two in pairwise(records):
-        gap = two.index_start - one.index_start - one.samples
-        if gap:
-            what = f"{gap} samples are missing" if gap > 0 else f"{-gap} samples are there twice"
-            problems.append(f"{folder}: {what} between {one.name} and {two.name}")
-    if not records and any(_is_native(file) for file in files):
+        problems += verify_file(file, family, reading)
+    with suppress(ShardError):  # said already
+        problems += missing(folder, read_parts(folder))
+    if not any(file.record for file in files) and any(_is_native(file) for file in files):
         problems.append(f"{folder}: there is no manifest, so the bytes cannot be compared with what was written")
-    return problems
-
-
-def _unfinished(folder: Path) -> list[str]:
-    """What a production still has to make."""
-    manifests = sorted(folder.glob("manifest*.json"))
-    matches = [re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", path.name) for path in manifests]
-    counts = {int(match[2]) for match in matches if match}
-    lacking = max(counts, default=len(manifests)) - len(manifests)
-    problems = [f"{folder}: {lacking} of {max(counts)} parts have not begun"] if lacking > 0 else []
-    for path in manifests:
-        with suppress(ShardError):
-            part = read_part(path)
-            if part.planned is not None and part.samples < part.planned:
-                missing = f"{part.planned - part.samples} of {part.planned} samples are still to be made"
-                problems.append(f"{path}: {missing} (the same command again makes them)")
     return problems
 
 
@@ -174,16 +152,14 @@ def _is_native(file: DataFile) -> bool:
     return False
 
 
-def _verify_file(file: DataFile, family: Family | None, reading: Reading | None) -> list[str]:
-    path, record, problems = file.path, file.record, list[str]()
+def verify_file(file: DataFile, family: Family | None = None, reading: Reading | None = None) -> list[str]:
+    """Checks every byte of one file; what is wrong, one line each."""
+    problems = list[str]()
     try:
-        if record is not None and file.bytes == record.bytes and (found := sha256_of(path)) != record.sha256:
-            # Other bytes than were written are not worth parsing: HDF5 can hang on damaged text attributes.
-            return [f"{path}: the SHA-256 is not the manifest's (expected {record.sha256}, found {found})"]
         with _noted(problems):
             _read_through(file.open(family, reading=reading))
     except OSError as error:
-        problems.append(f"{path}: {error.strerror or error}")
+        problems.append(f"{file.path}: {error.strerror or error}")
     return problems
 
 
@@ -220,7 +196,8 @@ def describe(source: Paths, family: Family | None = None, reading: Reading | Non
 
     Returns:
         ``source, format, family, kind, samples, realisations, files, bytes, unit, sample_shape, splits, conditions,
-        values, response, bad_rows, provenance, notes, problems``. Ranges are of good rows only, in the family's units.
+        values, response, bad_rows, provenance, notes, missing, problems``. Ranges are of good rows only, in the
+        family's units.
 
     Raises:
         ShardError: If there is no such file or folder.
@@ -231,7 +208,7 @@ def describe(source: Paths, family: Family | None = None, reading: Reading | Non
     for file in files:
         with _noted(problems):
             opened.append(file.open(family, parameters=parameters, reading=reading))
-    for piece in _agreeing(opened, problems):
+    for piece in _agreeing(with_gaps(opened), problems):
         with _noted(problems):
             Shards([*pieces[:1], piece])  # do they belong together?
             pieces.append(piece)
@@ -268,6 +245,7 @@ def describe(source: Paths, family: Family | None = None, reading: Reading | Non
         **ranges.table(shards.family, shards.condition_names),
         "provenance": list(shards.provenance),
         "notes": list(shards.notes),
+        "missing": list(shards.missing),
     }
 
 

@@ -1,18 +1,20 @@
-"""The manifest of a folder of shards: which files it holds, with their SHA-256."""
+"""The manifest of a folder of shards: which files it holds, with their SHA-256, and what is not there."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, Strict, TypeAdapter, ValidationError
 
 from ..errors import ShardError
-from ..storage import write_atomic
+from ..storage import TABLE_BYTES, digest_of, read_bounded, write_atomic
 from .layouts.header import SCHEMA
 
 MANIFEST = "manifest.json"
@@ -95,13 +97,14 @@ def write_manifest(
     Raises:
         StorageError: If the file system refuses.
     """
-    table = {
+    table: dict[str, Any] = {
         "calogen_schema": SCHEMA,
         "samples": sum(record.samples for record in records),
         "planned": planned,
         "provenance": dict(provenance),
         "shards": [{k: v for k, v in asdict(record).items() if v is not None} for record in records],
     }
+    table["sha256"] = digest_of(json.loads(json.dumps(table)))  # as it will be read back
     write_atomic(Path(folder) / name, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -111,10 +114,23 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises:
         ShardError: If a manifest is damaged, newer than this program, or names a file twice or outside the folder.
     """
-    paths = sorted(Path(folder).glob("manifest*.json"))
-    if not paths:
+    return merged(folder, read_parts(folder))
+
+
+def read_parts(folder: Path) -> dict[Path, Manifest]:
+    """Every manifest file of a folder of shards, by its path; errors as :func:`read_part`."""
+    return {path: read_part(path) for path in sorted(Path(folder).glob("manifest*.json"))}
+
+
+def merged(folder: Path, found: Mapping[Path, Manifest]) -> Manifest | None:
+    """The manifest files of a folder as one; None when there are none.
+
+    Raises:
+        ShardError: If they name a file twice.
+    """
+    if not found:
         return None
-    parts = [read_part(path) for path in paths]
+    parts = list(found.values())
     records = [record for part in parts for record in part.records]
     names = [record.name for record in records]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -128,6 +144,42 @@ def read_manifest(folder: Path) -> Manifest | None:
     )
 
 
+def missing(folder: Path, found: Mapping[Path, Manifest]) -> list[str]:
+    """What a production still has to make, and what lacks between its files, one line each.
+
+    Args:
+        folder: Where the shards are.
+        found: Its manifest files.
+    """
+    counts = {int(match[1]) for path in found if (match := re.fullmatch(r"manifest-\d+-of-(\d+)\.json", path.name))}
+    lacking = max(counts, default=len(found)) - len(found)
+    said = [f"{folder}: {lacking} of {max(counts)} parts have not begun"] if lacking > 0 else []
+    for path, part in found.items():
+        if part.planned is not None and part.samples < part.planned:
+            still = f"{part.planned - part.samples} of {part.planned} samples are still to be made"
+            said.append(f"{path}: {still} (the same command again makes them)")
+    records = [record for part in found.values() for record in part.records]
+    return said + gaps(folder, [(record.name, record.index_start, record.samples) for record in records])
+
+
+def gaps(folder: Path, files: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Global indices that files leave out between them, or have twice.
+
+    Args:
+        folder: Where they are.
+        files: Of each its name, first index and samples.
+    """
+    said = []
+    for one, two in pairwise(sorted(files, key=lambda file: file[1])):
+        if gap := two[1] - one[1] - one[2]:
+            what = f"{gap} samples are missing" if gap > 0 else f"{-gap} samples are there twice"
+            said.append(f"{folder}: {what} between {one[0]} and {two[0]}")
+    return said
+
+
+_OF_OLD = {"calogen_schema", "samples", "planned", "provenance", "shards"}  # keys of manifests without a digest
+
+
 def read_part(path: Path) -> Manifest:
     """One manifest file.
 
@@ -135,9 +187,7 @@ def read_part(path: Path) -> Manifest:
         ShardError: If it is damaged or newer than this program.
     """
     try:
-        if not path.is_file():
-            raise ValueError("it is not a file")
-        table = json.loads(path.read_bytes())
+        table = json.loads(read_bounded(path, TABLE_BYTES))
         if table["calogen_schema"] > SCHEMA:
             raise ShardError(
                 "the manifest was written by a newer calogen",
@@ -146,11 +196,15 @@ def read_part(path: Path) -> Manifest:
                 found=table["calogen_schema"],
                 hint="update calogen",
             )
+        if table["sha256"] != digest_of(table, ("sha256",)) if "sha256" in table else table.keys() - _OF_OLD:
+            raise ValueError("it is not as it was written: its digest is another")
         return _FILE.validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.100}"
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except OSError as error:
+        found = str(error.strerror or error)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         found = f"{type(error).__name__}: {error}"
-    hint = "delete it if the shards beside it are whole"
+    hint = "if the shards beside it are whole, make it again with `rebuild=True`"
     raise ShardError("the manifest is damaged", where=path, found=found, hint=hint)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardError
+from ..storage import file_state
 from .conditions import Conditions, decoded
 from .layouts.layout import Layout, Opened
 from .layouts.maps import plain_values
@@ -23,10 +24,14 @@ _RUN_BYTES = 8 << 20  # read at a time where not all rows are wanted
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Rows of one file: those from start to stop, or some of them; ``facts`` are labels named with its path.
+    """Rows of one file: those from start to stop, or some of them.
 
     Attributes:
+        facts: Labels named with its path.
         rows: Which rows they are, in increasing order, where they are not all from start to stop.
+        missing: What its folder lacks, for people.
+        state: Of the file, and of those that it is read with, when its header was read:
+            :func:`calogen.storage.file_state`.
     """
 
     path: Path
@@ -35,6 +40,8 @@ class Piece:
     stop: int
     facts: Mapping[str, str] = field(default_factory=dict)
     rows: NDArray[np.int64] | None = None
+    missing: tuple[str, ...] = ()
+    state: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.stop - self.start if self.rows is None else len(self.rows)
@@ -60,6 +67,16 @@ class Piece:
         """Conditions whose label is the same in the whole file, by name."""
         own = (column for column in self.layout.conditions if column.labels and not column.dataset)
         return tuple((column.name, column.labels[0]) for column in own)
+
+    def require_unchanged(self) -> None:
+        """Refuse a file that was written again, or replaced, since its header was read.
+
+        Raises:
+            ShardError: If it was.
+        """
+        if self.state and self.state != file_state(self.path, *self.layout.also):
+            what = "the file changed while it was in use"
+            raise ShardError(what, where=self.path, hint="wait until nothing writes it, and repeat the command")
 
 
 # ---------------------------------------------------------------------------------------------------- rows

@@ -43,7 +43,8 @@ class Shards:
         condition_names: Physics parameters the files carry.
         files: The files, in order.
         provenance: Where the samples come from, each origin once.
-        notes: Conversions done while reading, such as "incident energies converted from GeV to MeV".
+        notes: Conversions done while reading, such as "incident energies converted from GeV to MeV"; what is missing.
+        missing: What the folders lack: parts, samples still to be made, gaps.
         pieces: What is read of each file, in order.
         drop_bad: Whether bad rows are left out.
     """
@@ -58,7 +59,9 @@ class Shards:
         self.condition_names: tuple[str, ...] = tuple(column.name for column in first.conditions)
         self.files: tuple[Path, ...] = tuple(dict.fromkeys(piece.path for piece in pieces))
         self.provenance: tuple[dict[str, Any], ...] = distinct(piece.layout.provenance for piece in pieces)
-        self.notes: tuple[str, ...] = tuple(dict.fromkeys(chain.from_iterable(piece.layout.notes for piece in pieces)))
+        self.missing: tuple[str, ...] = tuple(dict.fromkeys(chain.from_iterable(piece.missing for piece in pieces)))
+        conversions = dict.fromkeys(chain.from_iterable(piece.layout.notes for piece in pieces))
+        self.notes: tuple[str, ...] = (*conversions, *self.missing)
         self.pieces = tuple(pieces)
         self._bounds = tuple(accumulate((len(piece) for piece in pieces), initial=0))
         self.drop_bad = drop_bad
@@ -110,9 +113,12 @@ class Shards:
             start, end = max(start, offset), min(stop, offset + len(piece))
             if start >= end:
                 return
+            piece.require_unchanged()
             with open_rows(piece.path, piece.layout) as file:
                 for first in range(start, end, size):
+                    piece.require_unchanged()  # before it is read, so that nothing worse is said of it, and after
                     samples = self._checked(file, piece, offset, first, min(first + size, end))
+                    piece.require_unchanged()
                     if len(samples):
                         yield samples
 
@@ -261,6 +267,7 @@ class Shards:
 
     def _opened(self) -> Iterator[tuple[Piece, Opened]]:
         for piece in self.pieces:
+            piece.require_unchanged()
             with open_rows(piece.path, piece.layout) as file:
                 yield piece, file
 

@@ -14,11 +14,12 @@ import numpy as np
 from ..config import Reading
 from ..errors import ShardError
 from ..families import Family, varies
+from ..storage import file_state, known_sha256, read_bounded
 from .labels import given, named_with, with_labels
 from .layouts.find import open_rows, read_layout
 from .layouts.parameters import PARAMETERS
 from .layouts.stacks import SUFFIX
-from .manifest import Manifest, ShardRecord, read_manifest
+from .manifest import Manifest, ShardRecord, gaps, merged, missing, read_manifest, read_parts
 from .pieces import Piece, rows_of
 from .reader import Shards, Source
 from .realisations import require_apart
@@ -41,9 +42,10 @@ def open_shards(
     split: str | None = None,
     drop_bad: bool = False,
     labels: Mapping[str, Sequence[str]] | None = None,
+    strict: bool = False,
     reading: Reading | None = None,
 ) -> Shards:
-    """Opens samples for reading; only headers are read.
+    """Opens samples for reading: headers are read, and files that a manifest lists are compared with its SHA-256.
 
     Args:
         source: A file, a glob, a folder of shards, a folder with ``train/``, ``validation/``, ``test/`` (then give
@@ -56,12 +58,13 @@ def open_shards(
         drop_bad: Leave out rows with NaN, infinite or negative values instead of raising.
         labels: Labelled conditions, by name, with all their labels (none: those that the files have): where a file
             holds no such condition, its provenance may say the one label of its samples.
+        strict: Refuse folders that lack samples, by their manifests or the indices of their files; else notes say so.
         reading: What files that calogen did not write do not say of themselves.
 
     Raises:
         ShardError: If files are missing, damaged, of an unknown layout, or do not belong together.
     """
-    pieces = _open_pieces(items_of(source), split, family, like, reading)
+    pieces = _open_pieces(items_of(source), split, family, like, reading, strict=strict)
     return Shards(_whole(pieces, labels, family), drop_bad=drop_bad)
 
 
@@ -71,6 +74,7 @@ def open_splits(
     family: Family | None = None,
     drop_bad: bool = False,
     labels: Mapping[str, Sequence[str]] | None = None,
+    strict: bool = False,
     reading: Reading | None = None,
     rule: str = "stratified",
 ) -> tuple[Shards, Shards]:
@@ -86,14 +90,14 @@ def open_splits(
     items = items_of(source)
     splits = [[split for split in ("train", "validation") if split in splits_of(item)] for item in items]
     if not any("train" in own for own in splits):
-        whole = open_shards(items, family=family, drop_bad=drop_bad, labels=labels, reading=reading)
+        whole = open_shards(items, family=family, drop_bad=drop_bad, labels=labels, strict=strict, reading=reading)
         require_asked([whole], reading)
         train, validation = whole.split_off(rule)
         return train.mixed(), validation.mixed()
     pieces, roles = list[Piece](), list[str]()
     for item, own in zip(items, splits, strict=True):
         for split in own if "train" in own else [None]:
-            pieces += (found := _open_pieces([item], split, family, None, reading))
+            pieces += (found := _open_pieces([item], split, family, None, reading, strict=strict))
             roles += [split if split and len(own) == 2 else ""] * len(found)
     known = list(zip(roles, _whole(pieces, labels, family), strict=True))
     require_asked([Shards([piece for _, piece in known])], reading)
@@ -112,15 +116,36 @@ def _open_pieces(
     family: Family | None,
     like: Family | None = None,
     reading: Reading | None = None,
+    *,
+    strict: bool = False,
 ) -> list[Piece]:
     """Every file that items stand for."""
     named, parameters = without_parameters(items)
-    pieces = [file.open(family, like, parameters, reading) for item in named for file in files_of(item, split)]
+    opened = [file.open(family, like, parameters, reading) for item in named for file in files_of(item, split)]
+    pieces = with_gaps(opened)
     if not pieces:
         raise ShardError("there are no samples yet", where=", ".join(map(str, named)), hint="is it still being made?")
     if parameters is not None and not any(parameters in piece.layout.also for piece in pieces):
         raise ShardError("only a stack of maps takes a parameter file", where=parameters)
+    lacking = [line for piece in pieces for line in piece.missing]
+    if strict and lacking:
+        hint = "make or fetch the rest, or leave out `strict`"
+        raise ShardError("samples are missing", where=", ".join(map(str, named)), found=lacking[0], hint=hint)
     return pieces
+
+
+def with_gaps(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with what lacks between files that no manifest lists, by the global indices in their headers."""
+    found: dict[Path, list[Piece]] = {}
+    for piece in pieces:
+        if piece.layout.name == "calogen" and not piece.missing:
+            found.setdefault(piece.path.parent, []).append(piece)
+    said: dict[Path, list[str]] = {}
+    for folder, some in found.items():
+        if len({piece.layout.index_start for piece in some}) == len(some):  # else nobody numbered their samples
+            files = [(piece.path.name, piece.layout.index_start, piece.layout.length) for piece in some]
+            said[folder] = gaps(folder, files)
+    return [replace(piece, missing=piece.missing or tuple(said.get(piece.path.parent, ()))) for piece in pieces]
 
 
 def _whole(pieces: list[Piece], labels: Mapping[str, Sequence[str]] | None, family: Family | None) -> list[Piece]:
@@ -208,11 +233,13 @@ class DataFile:
         path: Where it is.
         record: What its folder's manifest says about it, if there is one.
         facts: Labels named with its path.
+        missing: What its folder lacks, for people.
     """
 
     path: Path
     record: ShardRecord | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -226,7 +253,7 @@ class DataFile:
         parameters: Path | None = None,
         reading: Reading | None = None,
     ) -> Piece:
-        """All of its samples; only its header is read.
+        """All of its samples; its header is read, and where a manifest lists it, its bytes are compared with that.
 
         Args:
             family: What the samples are, where the file does not say; checked where it does.
@@ -245,6 +272,15 @@ class DataFile:
                 found=f"{self.bytes} bytes",
                 hint="the file is truncated or was replaced: copy or make it again",
             )
+        state = file_state(self.path)
+        if self.record is not None and (found := known_sha256(self.path, state)) != self.record.sha256:
+            raise ShardError(
+                "the file's SHA-256 is not the manifest's",
+                where=self.path,
+                expected=self.record.sha256,
+                found=found,
+                hint="the file is damaged or was replaced: copy or make it again",
+            )
         constant = any(_is_number(value) for value in self.facts.values())
         layout = read_layout(self.path, family, parameters, like, reading, constant=constant)
         if self.record is not None and layout.length != self.record.samples:
@@ -254,7 +290,8 @@ class DataFile:
                 expected=self.record.samples,
                 found=layout.length,
             )
-        return given(Piece(self.path, layout, 0, layout.length), self.facts)
+        state += file_state(*layout.also)
+        return given(Piece(self.path, layout, 0, layout.length, missing=self.missing, state=state), self.facts)
 
 
 def _is_number(text: str) -> bool:
@@ -278,9 +315,11 @@ def items_of(source: Paths) -> list[str | Path]:
 
 def _listed(path: Path) -> list[str | Path]:
     try:
-        lines = at_home(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ShardError("the list of files cannot be read", where=path, found=error) from None
+        lines = read_bounded(at_home(path)).decode().splitlines()
+    except OSError as error:
+        raise ShardError("the list of files cannot be read", where=path, found=error.strerror) from None
+    except UnicodeDecodeError:
+        raise ShardError("the list of files is not text", where=path) from None
     return [str(at_home(path).parent / line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -345,7 +384,7 @@ def _files_at(path: Path, split: str | None) -> list[DataFile]:
     if path.exists():
         if split is not None:
             raise ShardError(f"a file has no split '{split}'", where=path, expected=f"a folder with {SPLITS}")
-        return [DataFile(path)]
+        return [DataFile(path, _record_of(path))]
     if glob.has_magic(str(path)):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (pathlib wants a root)
         found = [path for path in found if path.suffix in _SUFFIXES] or found
@@ -358,6 +397,14 @@ def _files_at(path: Path, split: str | None) -> list[DataFile]:
         where=path,
         hint=f"beside it: {', '.join(near)}" if near else None,
     )
+
+
+def _record_of(path: Path) -> ShardRecord | None:
+    """What the manifest beside a file says of it; a damaged one says nothing."""
+    with suppress(ShardError):
+        manifest = read_manifest(path.parent)
+        return next((record for record in manifest.records if record.name == path.name), None) if manifest else None
+    return None
 
 
 def folders_of(item: str | Path) -> list[Path]:
@@ -377,9 +424,10 @@ def files_in(folder: Path, note: Callable[[ShardError], None] | None = None) -> 
     Raises:
         ShardError: If there are none, or not those in the manifest.
     """
-    paths, manifest = _paths_in(folder), None
+    paths, manifest, lacking = _paths_in(folder), None, list[str]()
     try:
-        manifest = read_manifest(folder)
+        parts = read_parts(folder)
+        manifest, lacking = merged(folder, parts), missing(folder, parts)
         _require_listed(folder, paths, manifest)
     except ShardError as error:
         if note is None:
@@ -388,7 +436,7 @@ def files_in(folder: Path, note: Callable[[ShardError], None] | None = None) -> 
     records = {record.name: record for record in manifest.records} if manifest else {}
     places = {name: place for place, name in enumerate(records)}
     paths.sort(key=lambda path: places.get(path.name, len(places)))
-    return [DataFile(path, records.get(path.name)) for path in paths]
+    return [DataFile(path, records.get(path.name), missing=tuple(lacking)) for path in paths]
 
 
 def _paths_in(folder: Path) -> list[Path]:

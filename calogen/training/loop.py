@@ -22,6 +22,7 @@ from ..runs.environment import environment
 from ..runs.folder import Record, RunFolder, resumable
 from ..shards.reader import Shards
 from ..shards.samples import Samples
+from ..storage import locked, tidied
 from .batches import Batches, held_out
 from .health import alarm, without_progress
 from .setup import Setup, prepare
@@ -53,6 +54,7 @@ def train(
     resume: bool = False,
     progress: Callable[[Record], None] | None = None,
     should_stop: Callable[[], int] | None = None,
+    strict: bool = False,
 ) -> Run:
     """Train a surrogate.
 
@@ -60,27 +62,30 @@ def train(
         config: What to do.
         data: As for :func:`prepare`.
         out: Run folder; must be empty or absent unless ``resume``.
-        resume: Continue from the last checkpoint in ``out``.
+        resume: Continue from the last checkpoint in ``out``, or start again what was stopped before its first one.
         progress: Called with every log record and, between records, with ``{"step", "steps"}``.
         should_stop: Asked after every step; a signal number stops the run after a checkpoint.
+        strict: Refuse data of which parts or samples are missing; else the log and the provenance say so.
 
     Returns:
         The finished run.
 
     Raises:
-        ConfigError: Wrong configuration, or ``out`` not empty.
+        ConfigError: Wrong configuration, or ``out`` not empty or being written by another process.
         ShardError: Unusable data.
         CheckpointError: Nothing to resume, or another run's checkpoint.
         DivergenceError: Numbers that are not finite; the last good checkpoint is kept.
         Interrupted: ``should_stop`` asked for it; the run can be resumed.
         StorageError: The disk refused.
     """
-    if resume:
-        config = RunFolder(Path(out)).as_begun(config)
-    setup = prepare(config, data)
+    folder = RunFolder(Path(out))
+    setup = prepare(folder.as_begun(config) if resume else config, data, strict=strict)
     torch.set_num_threads(setup.threads)
-    loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
-    loop.run(should_stop or (lambda: 0))
+    if not resume:
+        folder.require_empty()
+    with tidied(folder.path), locked(folder.lock):
+        loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
+        loop.run(should_stop or (lambda: 0))
     best = loop.folder.best()
     return Run(loop.folder.path, loop.trainer.done, best["score"] if best else None, tuple(loop.records))
 
@@ -124,7 +129,7 @@ class TrainingLoop:
             progress: As for :func:`train`.
         """
         folder, facts, options = RunFolder(Path(out)), _facts(setup), setup.config.training
-        begun = time.monotonic()
+        begun, resume = time.monotonic(), resume and not folder.begun
         if resume:
             checkpoint, warning = resumable(folder, setup.config, facts)
         else:

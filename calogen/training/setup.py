@@ -16,8 +16,8 @@ from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
 from ..families import Family, Symmetry
 from ..models.registry import build_critic, build_generator, network_name, pick_device, settled
-from ..runs.checkpoint import Checkpoint, load_checkpoint
-from ..runs.find import find_model
+from ..runs.checkpoint import Checkpoint
+from ..runs.find import load_model
 from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
@@ -136,7 +136,7 @@ def _tried(config: Config, family: Family) -> tuple[Symmetry, ...]:
 
 def _prior(config: Config, family: Family, names: tuple[str, ...]) -> Checkpoint:
     """The surrogate that a fit starts from."""
-    found = load_checkpoint(find_model(str(config.prior)))
+    found = load_model(str(config.prior))
     card = found.card
     for what, mine, other in (
         ("other layers", family.summary, card.family.summary if not family.same_samples(card.family) else ""),
@@ -159,26 +159,21 @@ def reading_of(config: Config) -> Reading:
     return config.reading.model_copy(update={"parameters": config.conditions != ()})
 
 
-def prepare(config: Config, data: str | Path | Sequence[str | Path]) -> Setup:
+def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: bool = False) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
     Args:
         config: What to do.
         data: File, glob, folder of shards, or folder with ``train/`` and ``validation/``.
+        strict: Refuse data of which samples are missing.
 
     Raises:
         ConfigError: If configuration and data do not go together, or ask for more than the machine has.
         ShardError: If the data cannot be used.
     """
     labels: dict[str, tuple[str, ...]] = dict.fromkeys(config.conditions or (), ())  # they may be what the files are of
-    training, validation = open_splits(
-        data,
-        family=config.resolved_family(),
-        drop_bad=config.drop_bad,
-        labels=labels,
-        reading=reading_of(config),
-        rule=config.split,
-    )
+    how: dict[str, Any] = {"family": config.resolved_family(), "drop_bad": config.drop_bad, "strict": strict}
+    training, validation = open_splits(data, labels=labels, reading=reading_of(config), rule=config.split, **how)
     family = training.family
     names = tuple(c.name for c in family.conditions) if config.conditions is None else config.conditions
     for name in (*names, *config.holdout):

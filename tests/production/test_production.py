@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from support import COUNTED, PIECE, Counted, command, counted
 
+from calogen import storage
 from calogen.cores import usable_cores
 from calogen.errors import ConfigError, Interrupted, ProductionError, ShardError
-from calogen.production import ledger
 from calogen.production.ledger import check_folder
 from calogen.production.maker import Job
 from calogen.production.parts import Part
@@ -273,7 +273,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (flip, "the SHA-256 is not the manifest's"),
+        (flip, "the file's SHA-256 is not the manifest's"),
         (lambda path: os.truncate(path, 3000), "the file's length is not the manifest's"),
         (lambda path: path.write_bytes(b""), "the file's length is not the manifest's"),
         (Path.unlink, "missing: shard-000002.h5"),
@@ -374,7 +374,7 @@ def test_shards_without_a_manifest_are_not_ours(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_of_a_part_is_refused_and_of_another_part_is_not(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.15)
+    monkeypatch.setattr(storage, "_LOCK_SECONDS", 0.15)
     (tmp_path / ".lock-1-of-2").touch()
     with (tmp_path / ".lock-1-of-2").open("r+") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
@@ -387,7 +387,7 @@ def test_a_second_writer_of_a_part_is_refused_and_of_another_part_is_not(tmp_pat
 
 
 def test_while_a_folder_is_written_it_is_locked_and_afterwards_it_is_not(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_LOCK_SECONDS", 0.0)
     plan = Production(Counted(), 300, 100)
     refused = []
 

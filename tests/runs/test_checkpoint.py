@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from support import Trained, run_python
+from support import Trained, edit_card, run_python
 from torch import nn
 
 from calogen.config import Config
@@ -39,6 +39,7 @@ CARD = Card(
     holdout={"incident_energy": (2e3, 3e3)},
     provenance={"seed": 1},
 )
+DIGESTS = ("model_sha256", "training_sha256", "history_sha256", "sha256")
 MODEL = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 TRAINING = {"x": torch.ones(2), "y": torch.tensor(1.5)}
 
@@ -57,7 +58,7 @@ def real(trained: Trained, tmp_path: Path) -> Path:
 
 def test_what_is_saved_comes_back(saved: Path) -> None:
     found = load_checkpoint(saved)
-    assert found.card.model_copy(update={"model_sha256": "", "training_sha256": ""}) == CARD
+    assert found.card.model_copy(update=dict.fromkeys(DIGESTS, "")) == CARD
     for expected, state in ((MODEL, found.model), (TRAINING, found.training_state())):
         assert set(state) == set(expected)
         assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -153,6 +154,9 @@ DAMAGE = {
     "card with a wrong step": (edit(step="many"), "description is damaged"),
     "newer schema": (edit(calogen_checkpoint=99), "newer calogen"),
     "newer schema of another shape": (edit(calogen_checkpoint=99, config={"new": 1}), "newer calogen"),
+    "card changed": (edit(step=8), "damaged or was changed"),
+    "history changed": (edit(history=[{"step": 1}]), "damaged or was changed"),
+    "card without a digest": (edit(sha256=""), "has no digest"),
     "tensors cut short": (truncate("model.safetensors"), "not those it was written with"),
     "a flipped bit": (flip("model.safetensors"), "not those it was written with"),
     "empty tensors": (write("model.safetensors", b""), "not those it was written with"),
@@ -186,7 +190,7 @@ def test_a_pickle_is_never_executed(saved: Path, tmp_path: Path) -> None:
 
 
 def test_damage_that_a_digest_cannot_show_is_found_too(saved: Path) -> None:
-    edit(model_sha256="")(saved)
+    edit_card(saved, model_sha256="")
     truncate("model.safetensors")(saved)
     with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
         load_checkpoint(saved)
@@ -279,7 +283,7 @@ def test_a_full_disk_ends_a_real_process_with_exit_code_74(tmp_path: Path) -> No
 
 def test_bytes_that_are_not_safetensors_are_refused(saved: Path) -> None:
     data = save({"a": torch.ones(1)})
-    edit(model_sha256="")(saved)
+    edit_card(saved, model_sha256="")
     (saved / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + data[8:])
     with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
         load_checkpoint(saved)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import SINGLE, Trained, tiny
+from support import SINGLE, Trained, edit_card, tiny
 
 from calogen.errors import CheckpointError
 from calogen.runs.checkpoint import Card, load_checkpoint
@@ -64,10 +64,7 @@ def test_the_history_of_a_long_run_is_thinned_but_keeps_first_best_and_last(fold
 
 def test_cards_without_a_history_load(folder: RunFolder) -> None:
     validated(folder, 0, 0.5)
-    path = folder.checkpoints / "step-0" / "checkpoint.json"
-    old = json.loads(path.read_text())
-    del old["history"]
-    path.write_text(json.dumps(old))
+    edit_card(folder.checkpoints / "step-0")
     assert card(folder, 0).history == ()
 
 

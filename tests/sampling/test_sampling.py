@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from support import MAPS, SMALL, Trained, command, tiny, toy, write_folder
+from support import MAPS, SMALL, Trained, command, edit_card, tiny, toy, write_folder
 
 from calogen.config import Config, GeneratorConfig
 from calogen.errors import CheckpointError, ConditionError, ConfigError, Interrupted, StorageError
@@ -399,7 +399,7 @@ def test_a_changed_file_of_conditions_is_another_request(surrogate: Surrogate, t
 def test_another_checkpoint_does_not_go_on_with_a_folder(trained: Trained, tmp_path: Path) -> None:
     first, second = (Surrogate.load(trained.folder / "checkpoints" / f"step-{step}") for step in (2, 4))
     first.generate(tmp_path, {ENERGY: "fixed:5GeV"}, 20)
-    with pytest.raises(ConfigError, match="its checkpoint sha256 differs"):
+    with pytest.raises(ConfigError, match="its card sha256 differs"):
         second.generate(tmp_path, {ENERGY: "fixed:5GeV"}, 20)
 
 
@@ -458,9 +458,7 @@ def test_a_damaged_best_is_explained(tmp_path: Path, text: str) -> None:
 
 def test_a_checkpoint_whose_card_is_of_another_family_is_refused(trained: Trained, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(find_model(trained.folder), tmp_path / "c"))
-    card = json.loads((folder / "checkpoint.json").read_text())
-    card["family"] = json.loads(FAMILIES["1-photons"].model_dump_json())
-    (folder / "checkpoint.json").write_text(json.dumps(card))
+    edit_card(folder, family=json.loads(FAMILIES["1-photons"].model_dump_json()))
     with pytest.raises(CheckpointError, match="does not fit its own description"):
         Surrogate.load(folder)
 

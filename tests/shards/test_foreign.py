@@ -754,6 +754,15 @@ def test_notes_are_given_by_every_command_once_and_kept(tmp_path: Path) -> None:
     assert sum(note in said for said in report.notes) == 1
 
 
+def test_names_in_files_reach_the_terminal_as_text(tmp_path: Path) -> None:
+    path = challenge(tmp_path, WHOLE, **{"\x1b[2J": ENERGIES})
+    for line in (["info", path], ["train", "--data", path, "--out", tmp_path / "run", "--dry-run"]):
+        done = command(*line)
+        assert done.code == 0, done.err
+        said = re.sub(r"\s+", " ", done.out + done.err)
+        assert ("\x1b" in said, said.count(r"not read: \x1b[2J")) == (False, 1)
+
+
 def test_options_that_no_file_needs_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", toy(MAPS, 40))
     for line in (["train", "--data", folder, "--out", tmp_path / "run"], ["info", folder]):

@@ -26,6 +26,7 @@ from calogen.shards.manifest import read_manifest, write_manifest
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards, open_splits
 from calogen.shards.writer import samples_per_shard, write_shard
+from calogen.storage import digest_of
 
 DATA = ROOT / "data" / "calogan-gamma"
 SMALL = Family(
@@ -459,13 +460,26 @@ def _manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         table = json.loads((folder / "manifest.json").read_text())
         change(table)
+        table["sha256"] = digest_of(table, ("sha256",))
         (folder / "manifest.json").write_text(json.dumps(table))
 
     return spoil
 
 
+def _more_samples(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"samples": 30', '"samples": 31'))
+
+
 DAMAGE = {
-    "a byte": (_spoil_byte, None, "SHA-256"),
+    "a byte": (_spoil_byte, "SHA-256 is not the manifest's", "SHA-256"),
+    "manifest changed": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"samples": 30', '"samples": 31')
+        ),
+        "its digest is another",
+        "its digest is another",
+    ),
     "truncated": (_truncate, "length is not", "length is not"),
     "missing file": (
         lambda f: (f / "shard-000001.h5").unlink(),
@@ -478,7 +492,7 @@ DAMAGE = {
     "manifest text": (lambda f: (f / "manifest.json").write_text("{"), "manifest is damaged", "manifest is damaged"),
     "newer manifest": (_manifest(lambda t: t.update(calogen_schema=2)), "newer calogen", "newer calogen"),
     "samples": (_manifest(lambda t: t["shards"][0].update(samples=11)), "as many as the manifest", "as many as"),
-    "hash": (_manifest(lambda t: t["shards"][0].update(sha256="0")), None, "SHA-256"),
+    "hash": (_manifest(lambda t: t["shards"][0].update(sha256="0")), "SHA-256 is not the manifest's", "SHA-256"),
     "gap": (_manifest(lambda t: t["shards"][2].update(index_start=25)), None, "5 samples are missing"),
     "overlap": (_manifest(lambda t: t["shards"][2].update(index_start=15)), None, "5 samples are there twice"),
     "outside": (_manifest(lambda t: t["shards"][0].update(name="../x.h5")), "damaged", "damaged"),

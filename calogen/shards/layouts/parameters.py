@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ShardError
+from ...storage import read_bounded
 
 PARAMETERS = ".txt"
 _MOST_TEXT = 1 << 28  # bytes of a parameter file
@@ -101,9 +102,7 @@ def read_table(path: Path, group: str = "") -> Table:
         ShardError: If it cannot be read, or is no table of numbers.
     """
     try:
-        if path.stat().st_size > _MOST_TEXT:
-            raise ShardError("the file is too large for a parameter file", where=path, found=path.stat().st_size)
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(path, _MOST_TEXT).decode().splitlines()
     except UnicodeDecodeError:
         raise ShardError("the parameter file is not text", where=path) from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from ...config import PLAIN, Reading
 from ...errors import ShardError
 from ...families import FAMILIES, Family
+from ...storage import regular_size
 from .layout import Column, Layout
 from .maps import family_of_maps, plain_values
 from .parameters import Name, Table, beside_of, read_table
 
 SUFFIX = ".npy"
+_MOST_HEADER = 1 << 16  # bytes of a NumPy file's header; one of plain numbers has 118
 _CAMELS = FAMILIES["camels"]
 _CAMELS_EACH = 15  # maps of each of CAMELS' simulations
 _LOOKED_AT = 1024  # maps whose means say whether they are grouped as they are said to be
@@ -358,10 +361,13 @@ class Densities:
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
+        _require_header(path)
         maps = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(maps, np.ndarray) and (maps.ndim and min(maps.shape) < 0):
+            raise ValueError("negative lengths")
     except FileNotFoundError:
         raise ShardError("the file does not exist", where=path) from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError, tokenize.TokenError) as error:
         raise ShardError(
             "the file is not a NumPy array, or is truncated",
             where=path,
@@ -378,6 +384,17 @@ def _mapped(path: Path) -> NDArray[Any]:
         expected = "an array (N, H, W) of float32 or float64"
         raise ShardError("this is not a stack of maps", where=path, expected=expected, found=wrong)
     return np.asanyarray(maps)
+
+
+def _require_header(path: Path) -> None:
+    """Refuse what is no plain file, and a header that claims to be longer than any is: NumPy would read all of it."""
+    regular_size(path)
+    with path.open("rb") as file:
+        start = file.read(12)
+    lengths = {1: start[8:10], 2: start[8:12], 3: start[8:12]}
+    length = int.from_bytes(lengths.get(start[6], b""), "little") if len(start) == 12 else 0
+    if start.startswith(np.lib.format.MAGIC_PREFIX) and length > _MOST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
 
 
 def _contents(path: Path, error: Exception) -> str:
