@@ -196,7 +196,7 @@ def test_dropped_rows_are_counted_on_the_terminal_and_in_the_run_folder(home: Pa
     assert not (tmp_path / "run").exists()
     done = command(*line, "--drop-bad")
     assert done.code == 0, done.err
-    assert done.err.startswith("warning: left out 2 bad rows of 108")
+    assert done.err.startswith("warning: left out 2 bad rows of 120")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["dropped"] == 2
 
 

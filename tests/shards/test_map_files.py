@@ -237,7 +237,13 @@ def test_a_stack_is_described_trained_on_and_compared(tmp_path: Path) -> None:
     made = command("generate", tmp_path / "run", "--like", stack, "--box", 64, "--out", tmp_path / "made", *once)
     assert "note: maps divided by the mean of their simulation's maps" in made.err
     assert made.code == 0, made.err
-    report = compare(stack, tmp_path / "made", bins=0)
+    with pytest.raises(ShardError, match="trained with 15 of these realisations"):
+        compare(stack, tmp_path / "made", bins=0)
+    (tmp_path / "others").mkdir()
+    others = tmp_path / "others" / STACK
+    np.save(others, toy(family, 48, seed=3).values)
+    np.savetxt(tmp_path / "others" / "params.txt", table(32, 2)[16:])
+    report = compare(others, tmp_path / "made", bins=0)
     assert any("divided by the mean of their simulation's maps" in note for note in report.notes)
     assert report.metrics["made"]["power_rms"].value is not None
     assert len(np.unique(report.reference.groups)) == 16
@@ -247,7 +253,7 @@ def test_files_that_do_not_say_what_they_hold_are_read_like_others(stack: Path) 
     with pytest.raises(ShardError, match="no built-in family"):
         open_shards(stack)
     shards = open_shards(stack, like=MAPS)
-    assert shards.family is MAPS
+    assert shards.family == MAPS
     assert any("16 Mpc/h" in note for note in shards.notes)
     other = MAPS.model_copy(update={"pixels": (16, 8)})
     assert open_shards(write_folder(stack.parent / "native", toy(MAPS, 3)), like=other).family == MAPS
