@@ -343,7 +343,7 @@ def test_the_same_command_again_repairs_and_another_is_refused(home: Path, tmp_p
     with (out / "shard-000001.h5").open("r+b") as file:
         file.seek(2000)
         file.write(b"damage")
-    assert "shard-000001.h5: the SHA-256 is not the manifest's" in command("verify", out).err
+    assert "shard-000001.h5: the file's SHA-256 is not the manifest's" in command("verify", out).err
     assert command(*line).code == 0
     assert everything_in(out) == before
     done = command(*line, "--seed", 1)
@@ -588,7 +588,7 @@ def test_verify_finds_one_wrong_byte(home: Path, tmp_path: Path) -> None:
     file.write_bytes(content)
     done = command("verify", tmp_path / "data")
     assert done.code == 2
-    assert f"{file}: the SHA-256 is not the manifest's" in done.err
+    assert f"{file}: the file's SHA-256 is not the manifest's" in done.err
     assert "1 problem(s) found" in done.err
     assert command("verify", home / "data").code == 0
 
