@@ -15,7 +15,7 @@ from calogen.config import Reading
 from calogen.errors import ConfigError, ShardError
 from calogen.families import Family
 from calogen.shards.labels import relabelled, shared_labels
-from calogen.shards.reader import Source
+from calogen.shards.reader import Shards, Source
 from calogen.shards.realisations import require_apart, require_new
 from calogen.shards.samples import Samples
 from calogen.shards.sources import require_asked
@@ -189,9 +189,16 @@ def _opened(
         for identity in (trained_with(source.provenance) for source in given.values()):
             require_new(first.origins(), identity)
         for name in generated:  # simulations themselves: the same ones again, or others, but not some of them
-            if sources[name].kind == "reference" and not sources[name].origins().within(first.origins()):
-                require_apart(sources[name].origins(), first.origins())
+            source = sources[name]
+            if source.kind != "reference" or _names(first) - _names(source):  # what lacks conditions is refused as such
+                continue
+            if not source.origins().within(first.origins()):
+                require_apart(source.origins(), first.origins())
     return sources
+
+
+def _names(source: Source) -> set[str]:
+    return set(source.condition_names if isinstance(source, Shards) else source.conditions)
 
 
 def _open(source: Given, how: Mapping[str, Any], split: str | None = None, like: Source | None = None) -> Source:

@@ -27,6 +27,7 @@ from .realisations import require_apart
 SPLITS = ("train", "validation", "test")
 """Folders that split a data set."""
 LIST = ".csv"
+_LONGEST = 1000  # characters of a path in such a list; part of a path may be shorter still
 """Ends the name of a file that lists others."""
 WEIGHTS = "weights"
 _SUFFIXES = (".h5", ".hdf5", ".hdf")  # of the files that a folder is read for
@@ -320,6 +321,14 @@ def _listed(path: Path) -> list[str | Path]:
         raise ShardError("the list of files cannot be read", where=path, found=error.strerror) from None
     except UnicodeDecodeError:
         raise ShardError("the list of files is not text", where=path) from None
+    for line in lines:
+        if len(line) > _LONGEST or not line.isprintable():
+            raise ShardError(
+                "the list of files names none that can be",
+                where=path,
+                expected=f"one path a line, of at most {_LONGEST} characters that can be printed",
+                found=line[:60],
+            )
     return [str(at_home(path).parent / line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 

@@ -11,6 +11,7 @@ MOST = 24  # voxels on, up to which their number is set
 _MEAN = 6.0  # voxels on in the mean of layers that have few
 _LEVELS = 8  # layer energies at which it is known how many are on
 _ENOUGH = 100  # layers at each of them
+TIE = 1e-3  # numbers this close to a limit are on it, whatever rounding says
 _NEVER = -40.0  # log energy in MeV of no layer
 
 
@@ -37,19 +38,16 @@ class HitCounts(nn.Module):
     def forward(self, excess: Tensor, energies: Tensor, layer: int) -> Tensor:
         """How far voxels are from being off, (B, V_layer), positive where on; layer energies (B,) in MeV."""
         levels, logs = self.levels[:, layer], torch.log(energies.clamp(min=1e-9))
-        rows = torch.nonzero(logs < levels[-1])[:, 0]
-        if not len(rows):
-            return excess
-        first = foremost(excess[rows])
+        first = foremost(excess)
         number = natural(first)
-        near = ((logs[rows, None] - levels[:-1]) / levels.diff()).clamp(0, 1)
+        near = ((logs[:, None] - levels[:-1]) / levels.diff()).clamp(0, 1)
         limits = self.limits[0, :, layer] + near @ self.limits[..., layer].diff(dim=0)
-        wanted = 1 + (number[:, None] > limits).sum(1)
+        wanted = 1 + (number[:, None] > limits + TIE).sum(1)
         # What comes next in order is just off. Where the number is right, or out of reach, nothing changes.
         change = (wanted != number.ceil().clamp(min=1)) & (wanted < first.shape[1])
-        change &= number <= MOST
-        shift = first.gather(1, wanted.clamp(max=first.shape[1] - 1)[:, None])[:, 0]
-        return excess.index_add(0, rows, -torch.where(change, shift, 0.0)[:, None].expand(-1, excess.shape[1]))
+        change &= (number <= MOST) & (logs < levels[-1])
+        shift = first.gather(1, wanted.clamp(max=first.shape[1] - 1)[:, None])
+        return excess - torch.where(change[:, None], shift, 0.0)
 
     def fit(self, numbers: Tensor, hits: Tensor, energies: Tensor) -> None:
         """Make numbers of hits distributed as in training showers with the same layer energies.

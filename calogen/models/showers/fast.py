@@ -14,7 +14,7 @@ from ...families import Family
 from ..conditions import codings, scaling
 from ..contract import Array
 from ..layers import SLOPE
-from .counts import MOST
+from .counts import MOST, TIE
 from .factors import LEAST_NOISE
 from .fast_energies import FoldedEnergies
 from .frame import Cells
@@ -177,7 +177,7 @@ class FoldedShowers:
         near = np.concatenate([np.ones_like(ramps[:1]), ramps])
         near[:-1] -= ramps
         near = near.repeat(2, 1)
-        noise, kept = own, np.float32(1)
+        noise, kept = own, np.ones((), np.float32)
         for (before, after), number, shares in self._shared_axes:
             share = self._at(near, shares)
             padded = np.concatenate([noise, np.zeros_like(noise[:, :1])], 1)
@@ -223,7 +223,7 @@ class FoldedShowers:
         levels = self._count_levels[:, layer]
         near = np.minimum(np.maximum((logs[layer, row] - levels[:-1]) / np.diff(levels, axis=0), 0), 1)
         limits = self._limits[0, :, layer].T + np.einsum("sp,skp->kp", near, self._limit_steps[..., layer])
-        wanted = 1 + (number > limits).sum(0)
+        wanted = 1 + (number > limits + TIE).sum(0)
         change = (wanted != np.maximum(np.ceil(number), 1)) & (wanted < most) & (number <= MOST)
         chosen = np.flatnonzero(change)
         shift = first[chosen, wanted[chosen]]
