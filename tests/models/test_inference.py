@@ -113,7 +113,7 @@ def test_the_folded_generator_is_the_module_to_rounding_but_for_gates(case: str,
     assert made.shape == (count, generator.family.voxels)
     assert np.isfinite(made).all()
     assert (made >= 0).all()
-    gate = (made > 0) != (double > 0)
+    gate = (made > 1e-12) != (double > 1e-12)  # MeV: less is lost where the line takes energy from its neighbours
     assert gate.mean() < 1e-4
     showers = ~gate.any(1)  # a voxel at its gate takes energy from its layer's others
     assert showers.mean() > 0.9

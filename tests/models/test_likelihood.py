@@ -73,7 +73,7 @@ def test_it_reaches_the_best_parameters_and_its_loss_the_entropy(data: Path, tmp
     generator = load_checkpoint(run.folder / "checkpoints" / "step-300").generator()
     assert isinstance(generator, Gaussian)
     spread = generator.log_spread.exp()
-    assert float(((generator.centre - roots.mean(0)) / roots.std(0).clamp(min=1e-2)).abs().max()) < 0.3
+    assert float(((generator.centre - roots.mean(0)) / roots.std(0).clamp(min=1e-2)).abs().max()) < 0.35
     varied = roots.std(0) > 0.5
     torch.testing.assert_close(spread[varied], roots.std(0)[varied], rtol=0.15, atol=0)
     first, last = run.records[0], run.records[-1]
