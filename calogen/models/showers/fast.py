@@ -177,7 +177,7 @@ class FoldedShowers:
         near = np.concatenate([np.ones_like(ramps[:1]), ramps])
         near[:-1] -= ramps
         near = near.repeat(2, 1)
-        noise, kept = own, np.ones((), np.float32)
+        noise, kept = own, np.ones_like(own[:1, :1])
         for (before, after), number, shares in self._shared_axes:
             share = self._at(near, shares)
             padded = np.concatenate([noise, np.zeros_like(noise[:, :1])], 1)
