@@ -188,7 +188,7 @@ class FoldedShowers:
             share *= share
             share *= number
             share += 1
-            scale = np.sqrt(share, out=share)
+            scale: Array = np.sqrt(share, out=share)
             both /= scale
             noise, kept = both, kept / scale if self._apart is not None else kept
         if noise is own:
