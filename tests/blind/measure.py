@@ -10,7 +10,7 @@ ratios are those of both samples; an AUC is the mean over the three, its error t
 larger. No cut is made on any shower.
 
 Looked at so far: 770101, 770201, 770301, 770401; as second blind samples 770202 and 770402; and, after noise was shared between
-neighbours, 770102, 770203, 770302, 770403. The next measurement takes new seeds.
+neighbours, 770102, 770203, 770302, 770403; and 770501, by `few.py`, too. The next measurement takes new seeds.
 """
 
 from __future__ import annotations
