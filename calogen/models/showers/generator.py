@@ -147,7 +147,8 @@ class ShowerGenerator(Generator):
         self._fit_correlations(data, generator)
 
         self.noise.prepare(data.energies, self.core)
-        self._fit_noise(data, generator, _STEPS)
+        pairs = self._pairs(data, _showers(data))
+        self._fit_noise(data, generator, pairs, _STEPS)
         self._fit_counts(data, generator)
 
         # Shares are normalised in the end, which changes them: the fit is corrected for that.
@@ -155,7 +156,7 @@ class ShowerGenerator(Generator):
         for _ in range(_CORRECTIONS):
             self._fit_apart(data, generator)
             self._correct(target, data, generator)
-            self._fit_noise(data, generator, _STEPS[-2:])
+            self._fit_noise(data, generator, pairs, _STEPS[-2:])
             self._fit_counts(data, generator)
 
     @torch.no_grad()
@@ -227,19 +228,18 @@ class ShowerGenerator(Generator):
                 slope = (known.T @ known / len(known) * model).sum() / model.square().sum().clamp(min=1e-9)
                 self.together[i] = slope.clamp(0, 1).sqrt()
 
-    def _fit_noise(self, data: Fitted, generator: torch.Generator, steps: Sequence[float]) -> None:
-        """Share the voxels' own noise among neighbours, until as many hits lie side by side as in training showers."""
-
-        def pairs(blocks: Iterable[tuple[slice, Tensor]]) -> Pairs:
-            found = []
-            for rows, showers in blocks:
-                given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
-                found.append(self.noise.pairs(showers, data.energies[rows], given.faint > 0.5))
-            return Pairs(*(torch.stack(parts).sum(0) for parts in zip(*found, strict=True)))
-
-        target = pairs(_showers(data))
+    def _fit_noise(self, data: Fitted, generator: torch.Generator, target: Pairs, steps: Sequence[float]) -> None:
+        """Share the voxels' own noise among neighbours, until as many hits lie side by side as in the target."""
         for most in steps:
-            self.noise.move(target, pairs(self._some_made(data, generator)), most)
+            self.noise.move(target, self._pairs(data, self._some_made(data, generator)), most)
+
+    def _pairs(self, data: Fitted, blocks: Iterable[tuple[slice, Tensor]]) -> Pairs:
+        """Hits side by side in showers with the layer energies of training showers, in blocks of rows."""
+        found = []
+        for rows, showers in blocks:
+            given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
+            found.append(self.noise.pairs(showers, data.energies[rows], given.faint > 0.5))
+        return Pairs(*(torch.stack(parts).sum(0) for parts in zip(*found, strict=True)))
 
     def _fit_apart(self, data: Fitted, generator: torch.Generator) -> None:
         """Let energies follow a voxel's own noise as far as the two hottest voxels of training showers differ."""
