@@ -46,7 +46,11 @@ def shards(folder: Path) -> dict[str, Any]:
 def report(folder: Path) -> dict[str, Any]:
     found = {name: content for name, content in everything_in(folder).items() if not name.endswith(".pdf")}
     assert found["metrics.json"][:1] == b"{"
-    return {"names": sorted(found), "metrics": json.loads(found["metrics.json"])["generated"], "csv": found["table.csv"]}
+    return {
+        "names": sorted(found),
+        "metrics": json.loads(found["metrics.json"])["generated"],
+        "csv": found["table.csv"],
+    }
 
 
 @pytest.fixture(scope="module")
