@@ -43,6 +43,7 @@ from .training.trainers import AdversarialTrainer, Trainer
 Facts = dict[str, Any]
 
 _DEFAULT = "data/calogan-gamma"
+_PENALTY = 10.0  # its weight, as the objective has it
 
 
 def train_ratio(
@@ -71,7 +72,7 @@ def train_ratio(
     if not data and not Path(_DEFAULT).is_dir():
         raise ConfigError("there are no data to train on", where="`data`", hint="give `data`, or run in a clone")
     options = {"batch_size": batch_size, "steps": 10**9, "log_every": 10, "validate_every": 10**9}
-    config = Config.build({"threads": threads, "training": {**options, "checkpoint_every": 10**9}})
+    config = Config.build({"threads": threads, "training": {**options, "update": "adam", "checkpoint_every": 10**9}})
     plan = prepare(config, list(data) or _DEFAULT)
     torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +152,7 @@ def _bare_loop(trainer: Trainer) -> Callable[[int], None]:
                 difference = critic(generated, scaled).mean() - critic(reference, scaled).mean()
                 penalty = gradient_penalty(critic, reference, generated, scaled, stream)
                 critic_optimiser.zero_grad()
-                (difference + options.penalty * penalty).backward()
+                (difference + _PENALTY * penalty).backward()
                 critic_optimiser.step()
             loss = -critic(generate(), scaled).mean()
             generator_optimiser.zero_grad()

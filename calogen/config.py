@@ -59,6 +59,11 @@ class TrainingConfig(_Frozen):
     """How to train. One step is one generator update.
 
     Attributes:
+        update: How the generator learns. ``projected``: steps are rounds of fresh critics, whose slope is projected on
+            the few changes that the generator's refinement can make, and which end when there is nothing more to
+            learn; of the settings from ``batch_size`` to ``tune_transform`` it uses the penalty alone. ``adam``:
+            gradients through all its networks. ``auto``: projected where there is a refinement and there are training
+            samples enough.
         objective: Losses of generator and critic, one of :data:`calogen.training.objectives.OBJECTIVES`; ``likelihood``
             is for networks that have a loss of their own, and no critic.
         steps: Generator updates in all; 0: the fitted start alone.
@@ -68,7 +73,7 @@ class TrainingConfig(_Frozen):
             no run repeats another bit for bit.
         batch_size: Samples per update.
         critic_steps: Critic updates before each generator update.
-        penalty: Weight of the gradient penalty (``wgan-gp``).
+        penalty: Weight of the objective's penalty (none: the objective's own, 10 for ``wgan-gp``).
         penalty_every: Take the penalty in every n-th critic step only, with n times the weight (lazy; saves time).
         clip: Bound on the critic's weights (``wgan-clip``).
         learning_rate: Of the generator (Adam).
@@ -87,12 +92,13 @@ class TrainingConfig(_Frozen):
         memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
     """
 
+    update: Literal["auto", "adam", "projected"] = "auto"
     objective: str = "wgan-gp"
     steps: int = Field(default=20_000, ge=0)
     time: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=256, ge=2)
     critic_steps: int = Field(default=3, ge=1)
-    penalty: float = Field(default=10.0, ge=0)
+    penalty: float | None = Field(default=None, ge=0)
     penalty_every: int = Field(default=1, ge=1)
     clip: float = Field(default=0.01, gt=0)
     learning_rate: float = Field(default=2e-5, gt=0)

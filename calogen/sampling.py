@@ -25,9 +25,10 @@ from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
 from .families import Family
 from .models.contract import OnArrays
 from .models.maps.generator import MapGenerator
+from .models.refinement import Selection
 from .models.registry import pick_device
 from .production.ledger import begun_with, check_folder
-from .production.noise import normals
+from .production.noise import CONDITIONS, normals, uniforms
 from .production.parts import ALIGNMENT, Part
 from .production.plan import MOST_SAMPLES, Production
 from .production.requests import Request
@@ -42,6 +43,7 @@ from .shards.samples import Samples
 from .shards.writer import SHARD_BYTES, samples_per_shard
 
 BLOCK = ALIGNMENT
+_MOST_CANDIDATES = 64  # for a sample
 _FLAT = 1e-3  # scatter of pixels, of their mean: less is no map
 _FEW = 128  # rows of a block of samples that take long to compute
 _BLOCK_NUMBERS = 2**22  # numbers in one pass of the network: bounds memory for large families
@@ -97,6 +99,7 @@ class Generation:
             "objective": card.config.training.objective,
             "parameters": self.surrogate.parameters,
             **({"history": card.history} if card.history else {}),
+            **({"candidates": self.surrogate.candidates} if self.surrogate.candidates > 1 else {}),
             "versions": environment(),
             **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits < MANTISSA else {}),
         }
@@ -142,6 +145,8 @@ class Surrogate:
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = self._generator.folded() if self._device.type == "cpu" else None
+        self._checkpoint, self.candidates = checkpoint, 1
+        self._selection: Selection | None = None
         large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
         self.block = _FEW if large else BLOCK  # a whole block is computed even for one sample
 
@@ -182,6 +187,24 @@ class Surrogate:
         other.card = self.card.model_copy(update={"family": other._generator.family})
         other._folded = other._generator.folded() if self._folded else None
         other.block = min(self.block, max(1, _BLOCK_NUMBERS // other.family.voxels))
+        return other
+
+    def selecting(self, candidates: int) -> Surrogate:
+        """The same surrogate making several candidates for every sample, of which critics choose one by their odds.
+
+        Candidates for a shower have the same layer energies. Generation takes so many times as long, and more.
+
+        Args:
+            candidates: How many, up to 64.
+
+        Raises:
+            CheckpointError: If the checkpoint has no critics.
+            ConfigError: If that is no sensible number.
+        """
+        other = copy.copy(self)
+        other.candidates = _whole(candidates, "candidates", 1, _MOST_CANDIDATES, "1 to 64 candidates for a sample")
+        if candidates > 1:
+            other._selection = self._checkpoint.selection(self._generator.cpu())
         return other
 
     @property
@@ -233,7 +256,11 @@ class Surrogate:
             raise ConditionError("the number of samples cannot be negative", where="`n`", found=n)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
         conditions = request.conditions(self.conditions, seed, 0, request.samples)
-        return self.decode(self.latents(request.samples, seed=seed), conditions.array())
+        if self._selection is None:
+            return self.decode(self.latents(request.samples, seed=seed), conditions.array())
+        starts = range(0, request.samples, self.block)
+        parts = [self.launch(conditions[slice(i, i + self.block)], seed, i)() for i in starts]
+        return np.concatenate(parts) if parts else self.decode(self.latents(0), conditions.array())
 
     def _check_names(self, names: Iterable[str]) -> None:
         names, known = set(names), self.conditions
@@ -286,7 +313,29 @@ class Surrogate:
             Waits for them, if they are computed on a GPU, and returns them in physical units.
         """
         latents = self.latents(conditions.rows, seed=seed, start=start)
-        return self._launched(latents, conditions.array(self.conditions))
+        columns = conditions.array(self.conditions)
+        if self._selection is None:
+            return self._launched(latents, columns)
+        chosen = self._chosen(self._selection, latents, columns, seed, start)
+        return lambda: chosen
+
+    def _chosen(
+        self, selection: Selection, latents: NDArray[np.float32], columns: NDArray[np.float32], seed: int, start: int
+    ) -> NDArray[np.float32]:
+        """Samples (n, ...), one of several candidates each, the first of which has the latent numbers (n, Z)."""
+        known, made, odds = torch.from_numpy(np.ascontiguousarray(columns)), [], []
+        for number in range(self.candidates):
+            if number:
+                others = self.latents(len(latents), seed=_seed_of(seed, number), start=start)
+                others[:, : self._generator.shared] = latents[:, : self._generator.shared]
+                latents = others
+            made.append(self._launched(latents, columns)())
+            odds.append(selection(torch.from_numpy(made[-1]), known).numpy())
+        # The largest of log odds with Gumbel noise has the odds' own probability.
+        uniform = uniforms(_seed_of(seed, 0), CONDITIONS, start, len(latents), self.candidates)
+        best = (np.stack(odds, 1) - np.log(-np.log(uniform))).argmax(1)
+        chosen: NDArray[np.float32] = np.stack(made, 1)[np.arange(len(latents)), best]
+        return chosen
 
     def latents(self, count: int, *, seed: int = 0, start: int = 0) -> NDArray[np.float32]:
         """Latent numbers of samples start to start + count of a seed, (count, Z): standard normals."""
@@ -460,6 +509,11 @@ class Options(TypedDict, total=False):
     part: Part | None
     mantissa_bits: int | None
     extrapolate: bool
+
+
+def _seed_of(seed: int, candidate: int) -> int:
+    """Of the latent numbers of other candidates, and (0) of the choice among them."""
+    return int(np.random.SeedSequence((seed, candidate)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _whole(value: object, argument: str, low: int, high: int, rule: str) -> int:

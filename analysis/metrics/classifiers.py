@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
@@ -31,6 +30,7 @@ from ..survey.plan import common_conditions
 from ..survey.survey import Progress, vectors
 from .distances import too_few
 from .kinds import LENGTHS, Change, kind_of
+from .ranks import auc
 from .registry import Key, Metric, Quantity
 
 if TYPE_CHECKING:
@@ -171,23 +171,6 @@ def _sizes(reference: Samples, generated: Samples, most: int, rng: np.random.Gen
 def _sample(samples: Samples, count: int, rng: np.random.Generator) -> Samples:
     """A random ``count`` of them, in their order."""
     return samples if count == len(samples) else samples.select(np.sort(rng.permutation(len(samples))[:count]))
-
-
-def auc(reference: NDArray[np.floating[Any]], generated: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Area under the ROC curve and its error: how often a generated sample has a larger logit than a reference one.
-
-    Args:
-        reference: Logits, (N,).
-        generated: Logits, (M,); equal ones count one half.
-
-    Source: DeLong et al. 1988; ranks as in Sun and Xu 2014.
-    """
-    n, m = len(reference), len(generated)
-    ranks = rankdata(np.concatenate([reference, generated]))
-    above = (ranks[n:] - rankdata(generated)) / n  # share of reference samples below each generated one
-    below = 1 - (ranks[:n] - rankdata(reference)) / m
-    variance = (above.var(ddof=1) / m if m > 1 else 0.0) + (below.var(ddof=1) / n if n > 1 else 0.0)
-    return float(above.mean()), math.sqrt(variance)
 
 
 def _check(reference: Samples, generated: Samples, recipe: str) -> None:

@@ -77,6 +77,12 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     "--mantissa-bits", type=click.IntRange(1, 23), help="Round values to so many bits of mantissa: smaller files."
 )
 @click.option(
+    "--candidates",
+    type=click.IntRange(1, 64),
+    metavar="K",
+    help="Choose each sample among K by the trained critics: K times as slow, closer to the reference.",
+)
+@click.option(
     "--extrapolate", is_flag=True, help="Allow conditions outside the trained range, which no comparison covers."
 )
 @click.option(
@@ -101,11 +107,15 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: i
     surrogate = Surrogate.load(model, options["device"])
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
+    if options["candidates"]:
+        surrogate = surrogate.selecting(options["candidates"])
     request = _request(surrogate, options)
     how = {name: options[name] for name in Options.__annotations__ if name in options} | {"part": part}
     production = surrogate.plan(out, request, **how)
     size = f"about {gigabytes(production.bytes)} ({gigabytes(production.raw_bytes)} before compression)"
     facts = {"conditions": json.dumps(request.describe())}
+    if surrogate.candidates > 1:
+        facts["time"] = f"more than {surrogate.candidates} times that of one candidate for each sample"
     _make("generate", production, out, dry_run, sensible_number(workers, "`workers`"), size, facts)
     if not dry_run:
         _tell_clipped(out, surrogate)

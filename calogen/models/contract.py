@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..families import Family
 from ..shards.samples import Samples
 from .conditions import scale_conditions, scaled_size
+from .refinement import Refinement, Scene, Selection
 
 Array = NDArray[np.float32]
 Inference = Callable[[Array, Array], Array]
@@ -36,21 +37,25 @@ class Generator(nn.Module, ABC):
         network: Its name in :data:`calogen.models.registry.NETWORKS`.
         latent_size: Standard normals that one sample takes (Z).
         coarse: How many of them, at the end, may be of low resolution.
+        shared: How many, at the start, candidates for the same sample have in common.
         scaled_size: Columns of :meth:`scaled` (D).
         transform: Between physical units and network space; fitted, and not changed by training unless
             ``tune_transform``.
+        refinement: What projected training can change; none: nothing.
         remarks: What the log should say about the fit.
     """
 
     network: str
     latent_size: int
     coarse: int = 0
+    shared: int = 0
     transform: nn.Module
+    refinement: Refinement | None
     remarks: tuple[str, ...] = ()
 
     def __init__(self, family: Family, conditions: Sequence[str]) -> None:
         super().__init__()
-        self.family, self.conditions = family, tuple(conditions)
+        self.family, self.conditions, self.refinement = family, tuple(conditions), None
         self.scaled_size = scaled_size(family, self.conditions)
 
     @property
@@ -90,6 +95,23 @@ class Generator(nn.Module, ABC):
             expected="network 'copula'",
             hint="train without `prior`",
         )
+
+    def scene(self, samples: Samples) -> Scene:  # noqa: ARG002
+        """Training samples, in physical units, and generated ones at their conditions, for projected training.
+
+        Raises:
+            ConfigError: If this network has no refinement.
+        """
+        raise ConfigError(
+            f"network '{self.network}' has no refinement, which projected training computes",
+            where="training.update",
+            expected="a network with a refinement",
+            hint="set training.update=adam",
+        )
+
+    def selection(self, critics: int) -> Selection | None:  # noqa: ARG002
+        """What chooses among samples, with so many critics, whose tensors are to be loaded; none: nothing can."""
+        return None
 
     @abstractmethod
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:

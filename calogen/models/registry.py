@@ -65,6 +65,8 @@ NETWORKS: dict[str, dict[str, Network]] = {
     },
 }
 """Networks by the kind of family they serve and by name. To add one is to add an entry here, and its file."""
+PROJECTED = MappingProxyType({"steps": 12, "log_every": 1, "validate_every": 1, "checkpoint_every": 1})
+"""Settings that suit projected training, whose steps are rounds of a minute."""
 DEFAULTS = {"calorimeter": "copula", "map": "zeldovich"}
 """What ``auto`` means, by kind of family."""
 RENAMED = {"scores": "copula"}
@@ -107,7 +109,9 @@ def settled(config: Config, family: Family) -> Config:
     classes = {"generator": network.generator_class, "critic": network.critic_class if network.critic else None}
     sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
     given = config.training.model_fields_set
-    training = {} if "time" in given else {key: value for key, value in network.training.items() if key not in given}
+    suits = PROJECTED if config.training.update == "projected" else network.training
+    limited = {"steps"} if "time" in given else set()  # what ends the run is said
+    training = {key: value for key, value in suits.items() if key not in given | limited}
     return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
 
 

@@ -31,11 +31,13 @@ from ..config import Config
 from ..errors import CheckpointError, ConditionError, DamagedError, DivergenceError, StorageError
 from ..families import Condition, Family
 from ..models.contract import Generator
+from ..models.refinement import Selection
 from ..models.registry import RENAMED, build_generator
 from ..storage import digest_of, read_bounded, remedy, sync_folder, write_atomic
 
 SCHEMA = 1
 _CARD, _MODEL, _TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
+_SELECTION = "selection.safetensors"
 _MOST_BYTES = 8 * 2**30
 _UNCOVERED = ("history", "history_sha256", "sha256")  # keys of a card that its digest is not about
 
@@ -121,6 +123,7 @@ class Card(BaseModel):
             gap, Wasserstein estimate or loss; the first has the floor of the score with its error.
         model_sha256: Of ``model.safetensors``.
         training_sha256: Of ``training.safetensors``, where there is one.
+        selection_sha256: Of ``selection.safetensors``, where there is one: critics that choose among candidates.
         history_sha256: Of the history.
         sha256: Of all else on the card, and so, through their digests, of everything that decides samples.
     """
@@ -137,6 +140,7 @@ class Card(BaseModel):
     history: tuple[dict[str, int | float | None], ...] = ()
     model_sha256: str = ""
     training_sha256: str = ""
+    selection_sha256: str = ""
     history_sha256: str = ""
     sha256: str = ""
 
@@ -169,6 +173,30 @@ class Checkpoint:
         generator = build_generator(self.card.family, names, self.card.config.generator)
         load_state(generator, self.model, self.folder / _MODEL)
         return generator.eval().requires_grad_(False)
+
+    def selection(self, generator: Generator) -> Selection:
+        """What chooses among candidates for a sample.
+
+        Args:
+            generator: That of :meth:`generator`.
+
+        Raises:
+            CheckpointError: If the checkpoint has none, or it is damaged.
+        """
+        if not self.card.selection_sha256:
+            raise CheckpointError(
+                "the checkpoint has no critics that could choose among candidates",
+                where=self.folder,
+                expected=_SELECTION,
+                hint="projected training writes them at its end; generate without `candidates`",
+            )
+        _, tensors = _read_tensors(self.folder / _SELECTION, self.card.selection_sha256)
+        numbers = {name.split(".")[1] for name in tensors if name.startswith("critics.")}
+        found = generator.selection(len(numbers))
+        if found is None:
+            raise DamagedError("critics for a network that has no use for them", where=self.folder / _SELECTION)
+        load_state(found, tensors, self.folder / _SELECTION)
+        return found.eval().requires_grad_(False)
 
     def training_state(self) -> dict[str, Tensor]:
         """Live networks and optimisers, for resuming.
@@ -224,7 +252,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> N
 
 
 def save_checkpoint(
-    folder: Path, card: Card, model: Mapping[str, Tensor], training: Mapping[str, Tensor] | None = None
+    folder: Path,
+    card: Card,
+    model: Mapping[str, Tensor],
+    training: Mapping[str, Tensor] | None = None,
+    selection: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint folder; it has its final name only when it is complete.
 
@@ -233,18 +265,22 @@ def save_checkpoint(
         card: Described in :class:`Card`; its digest is filled in.
         model: Averaged generator and transform.
         training: Everything else needed to resume (none: a surrogate for sampling).
+        selection: Critics that choose among candidates (none: there are none).
 
     Raises:
         DivergenceError: If numbers are not finite.
         StorageError: If the disk refuses.
     """
-    if wrong := [*_not_finite(model), *_not_finite(training or {})]:
+    if wrong := [*_not_finite(model), *_not_finite(training or {}), *_not_finite(selection or {})]:
         raise DivergenceError("numbers that are not finite are not saved", where=folder, found=", ".join(wrong[:4]))
     files = {_MODEL: tensor_bytes(_plain(model))}
     digests = {"model_sha256": hashlib.sha256(files[_MODEL]).hexdigest(), "training_sha256": ""}
     if training is not None:
         files[_TRAINING] = tensor_bytes(_plain(training), _facts(card))
         digests["training_sha256"] = hashlib.sha256(files[_TRAINING]).hexdigest()
+    if selection is not None:
+        files[_SELECTION] = tensor_bytes(_plain(selection))
+        digests["selection_sha256"] = hashlib.sha256(files[_SELECTION]).hexdigest()
     files[_CARD] = _sealed(json.loads(card.model_copy(update=digests).model_dump_json()))
     part = folder.with_name(folder.name + ".part")
     try:

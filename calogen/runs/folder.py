@@ -23,7 +23,7 @@ from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save
 Record = dict[str, Any]
 _HISTORY = (
     *("step", "seconds", "score", "floor", "floor_error"),
-    *("wasserstein", "critic_gap", "loss", "loss_gap", "diversity"),
+    *("wasserstein", "critic_gap", "loss", "loss_gap", "diversity", "validation_auc"),
 )
 _NUMBERS = ("seconds", "score")  # what is computed with; a number or null
 _MOST_NUMBER = 1e300  # NaN is not below it, either
@@ -181,16 +181,23 @@ class RunFolder:
         """Steps of the checkpoints there are."""
         return sorted(int(p.name[5:]) for p in self.checkpoints.glob("step-*") if p.name[5:].isdigit())
 
-    def save(self, card: Card, model: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        card: Card,
+        model: Mapping[str, Tensor],
+        training: Mapping[str, Tensor],
+        selection: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write a checkpoint; keep the best and the last two.
 
         Args:
             card: With step and score.
             model: The averaged generator.
             training: Everything needed to resume.
+            selection: Critics that choose among candidates, where there are some.
         """
         card = card.model_copy(update={"history": tuple(self.history(card.step))})
-        save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training)
+        save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training, selection)
         self.judge(card)
         best = (self.best() or {}).get("step")
         if best != card.step:
@@ -243,11 +250,16 @@ class RunFolder:
     def judge(self, card: Card) -> None:
         """Make a saved checkpoint the best one if none before it was as good.
 
+        Rounds of projected training are judged one by one, by more than the score sees: the last is the best one, as
+        long as its score is that of the start within the error of the floor.
+
         Raises:
             StorageError: If that cannot be written down.
         """
         best = self.best()
         known = best["score"] if best else None
+        if known is not None and card.config.training.update == "projected":
+            known = max([known, *(r["score"] + r.get("floor_error", 0.0) for r in self.records(0) if r.get("score"))])
         if best is None or (card.score is not None and (known is None or card.score < known)):
             record = {"step": card.step, "score": card.score, "checkpoint": f"step-{card.step}"}
             write_atomic(self.path / "best.json", _line(record).encode())

@@ -25,8 +25,12 @@ from ..shards.samples import Samples
 from ..storage import locked, tidied
 from .batches import Batches, held_out
 from .health import alarm, without_progress
+from .objectives import objective_of
+from .projected import ProjectedTrainer
 from .setup import Setup, prepare
-from .trainers import Trainer, build_trainer
+from .trainers import AdversarialTrainer, LikelihoodTrainer, Trainer
+
+_JUDGES = 10_000  # validation samples, at most, by which critics and projected steps are judged
 
 
 @dataclass(frozen=True)
@@ -192,22 +196,26 @@ class TrainingLoop:
         """Train to the last step, the time limit or a signal."""
         trainer, options = self.trainer, self.trainer.options
         limit = math.inf if options.time is None else options.time
-        while trainer.done < options.steps and self.before < limit:  # earlier sessions may have used all the time
+        while (
+            trainer.done < options.steps and not trainer.finished and self.before < limit
+        ):  # earlier sessions may have used all the time
             self._step()
             signal_number = should_stop() if trainer.done < options.steps else 0
-            late = self.seconds() >= limit
+            late = self.seconds() >= limit or bool(trainer.finished)
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
             if validate or last or trainer.done % options.log_every == 0:
                 self._log(validate=validate)
             else:
                 self.progress({"step": trainer.done, "steps": options.steps})
+            if trainer.finished:
+                self._tell({"step": trainer.done, "stopped": trainer.finished})
             idle = without_progress(self.records) if validate and options.patience else 0
             if options.patience and idle >= options.patience:
                 last = late = True
                 self._tell({"step": trainer.done, "stopped": f"no better score in {idle} validations"})
             if trainer.done % options.checkpoint_every == 0 or last:
-                self.save()
+                self.save(final=last and not signal_number)
             if signal_number:
                 raise Interrupted(
                     f"stopped by signal {signal_number} after step {trainer.done}; the run can be resumed",
@@ -263,14 +271,30 @@ class TrainingLoop:
             self._tell({"step": trainer.done, "warning": warning})
         self.sums, self.counted, self.since = {}, 0, time.monotonic()
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, once its numbers are known to be finite."""
+    def save(self, *, final: bool = False) -> None:
+        """Write a checkpoint of the current step, once its numbers are known to be finite.
+
+        Args:
+            final: It is the last one, with which goes what the trainer has for those who use it.
+        """
         if self.counted:
             self._log(validate=False)  # also checks that everything is finite
         scores = [r["score"] for r in self.records if r.get("step") == self.trainer.done and "score" in r]
         changes = {"step": self.trainer.done, "score": scores[-1] if scores else None}
         card, trainer = self.card.model_copy(update=changes), self.trainer
-        self.folder.save(card, trainer.average.state_dict(), trainer.state())
+        selection = trainer.selection() if final else None
+        self.folder.save(card, trainer.average.state_dict(), trainer.state(), selection)
+
+
+def build_trainer(setup: Setup, batches: Batches) -> Trainer:
+    """What trains the generator of a run by its objective."""
+    options = setup.config.training
+    objective = objective_of(setup.family, setup.config.generator.network, options.objective)
+    if objective is None:
+        return LikelihoodTrainer(setup, batches)
+    if options.update == "adam":
+        return AdversarialTrainer(setup, batches, objective)
+    return ProjectedTrainer(setup, batches, objective, _some(setup, setup.validation, _JUDGES)[0])
 
 
 def _some(setup: Setup, shards: Shards, count: int) -> tuple[Samples, int]:

@@ -32,14 +32,19 @@ class Objective:
         source: Where it is from.
         penalty: Added to the critic's loss, times ``training.penalty``; arguments as for :func:`gradient_penalty`. It
             is of single samples, so the critic's values may not depend on the rest of the batch.
+        weight: Of the penalty, where ``training.penalty`` does not say another.
         bound: What is done to the critic after each of its steps.
+        reach: Of (values of reference samples, of generated ones): by how many times the critic's slope samples are
+            meant to move in projected training.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
     source: str
     penalty: Callable[[Judge, Tensor, Tensor, Tensor, torch.Generator], Tensor] | None = None
+    weight: float = 10.0
     bound: Callable[[nn.Module, TrainingConfig], None] | None = None
+    reach: Callable[[Tensor, Tensor], Tensor] = lambda r, _: r.new_ones(())
 
 
 def gradient_penalty(
@@ -72,6 +77,25 @@ def gradient_penalty(
     return penalty
 
 
+def slope_penalty(
+    critic: Judge,
+    reference: Tensor,
+    generated: Tensor,
+    conditions: Tensor,
+    generator: torch.Generator,  # noqa: ARG001
+) -> Tensor:
+    """Half the mean squared slope on reference samples and on generated ones (R1 and R2); arguments as above.
+
+    Source: Mescheder et al. 2018, arXiv:1801.04406.
+    """
+    total = reference.new_zeros(())
+    for side in (reference, generated):
+        at = side.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(critic(at, conditions).sum(), at, create_graph=True)
+        total = total + slope.flatten(1).square().sum(1).mean() / 2
+    return total
+
+
 @torch.no_grad()
 def clip_weights(critic: nn.Module, options: TrainingConfig) -> None:
     """Bound every weight of the critic by ``training.clip``."""
@@ -79,9 +103,16 @@ def clip_weights(critic: nn.Module, options: TrainingConfig) -> None:
     torch._foreach_clamp_max_(list(critic.parameters()), options.clip)
 
 
+def _distance(reference: Tensor, generated: Tensor) -> Tensor:
+    """The critic's slope is 1: what says how far it is, is the distance."""
+    return (reference.mean() - generated.mean()).clamp(min=0)
+
+
 _WASSERSTEIN = (lambda r, g: g.mean() - r.mean(), lambda g: -g.mean())
 OBJECTIVES: dict[str, Objective | None] = {
-    "wgan-gp": Objective(*_WASSERSTEIN, "Gulrajani et al. 2017, arXiv:1704.00028", penalty=gradient_penalty),
+    "wgan-gp": Objective(
+        *_WASSERSTEIN, "Gulrajani et al. 2017, arXiv:1704.00028", penalty=gradient_penalty, reach=_distance
+    ),
     "wgan-clip": Objective(*_WASSERSTEIN, "Arjovsky et al. 2017, arXiv:1701.07875", bound=clip_weights),
     "non-saturating": Objective(
         lambda r, g: softplus(-r).mean() + softplus(g).mean(),
@@ -97,6 +128,13 @@ OBJECTIVES: dict[str, Objective | None] = {
         lambda r, g: (r - 1).square().mean() + g.square().mean(),
         lambda g: (g - 1).square().mean(),
         "Mao et al. 2017, arXiv:1611.04076",
+    ),
+    "logistic": Objective(
+        lambda r, g: softplus(-r).mean() + softplus(g).mean(),
+        lambda g: softplus(-g).mean(),
+        "Mescheder et al. 2018, arXiv:1801.04406",
+        penalty=slope_penalty,
+        weight=0.2,
     ),
     "likelihood": None,
 }

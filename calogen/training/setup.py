@@ -23,6 +23,9 @@ from ..shards.reader import Shards
 from ..shards.sources import open_splits
 from .objectives import objective_of
 
+FEWEST = 1000
+"""Training samples below which critics learn single samples by heart, and projected training is refused."""
+
 _COPIES = 4  # of every parameter in training: itself, its gradient, Adam's two averages
 
 
@@ -154,6 +157,32 @@ def _prior(config: Config, family: Family, names: tuple[str, ...]) -> Checkpoint
     return found
 
 
+def _update(config: Config, family: Family, names: Sequence[str], samples: int) -> str:
+    """How the generator learns.
+
+    Raises:
+        ConfigError: If it cannot learn as asked.
+    """
+    asked, objective = config.training.update, objective_of(family, config.generator.network, config.training.objective)
+    if asked == "adam":
+        return asked
+    with torch.device("meta"):
+        refined = build_generator(family, names, config.generator).refinement is not None
+    smooth = objective is not None and objective.penalty is not None
+    suits = (
+        (refined, "the network has no refinement", f"network '{network_name(family, config.generator.network)}'"),
+        (smooth, "its critics need an objective with a penalty", f"objective '{config.training.objective}'"),
+        (samples >= FEWEST, f"it takes at least {FEWEST} training samples", samples),
+    )
+    for holds, what, found in suits:
+        if not holds and asked == "projected":
+            hint = "set training.update=adam, or training.steps=0 for the fitted start alone"
+            raise ConfigError(
+                f"projected training is not possible: {what}", where="training.update", found=found, hint=hint
+            )
+    return "projected" if all(holds for holds, _, _ in suits) else "adam"
+
+
 def reading_of(config: Config) -> Reading:
     """What is said of the data: of a surrogate without conditions, that they need no parameters, too."""
     return config.reading.model_copy(update={"parameters": config.conditions != ()})
@@ -202,6 +231,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: 
         for name in names:  # conditions on the scale that its numbers are for
             family = family.with_condition(prior.card.family.condition(name))
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
+    config = config.updated({"training": {"update": _update(config, family, names, len(training))}})
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
     setup = Setup(

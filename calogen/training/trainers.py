@@ -18,17 +18,11 @@ from ..runs.folder import Record
 from ..shards.samples import Samples
 from .batches import Augmentation, Batches
 from .health import diversity
-from .objectives import Objective, objective_of
+from .objectives import Objective
 from .setup import Setup
 
 _VALIDATION = 2**40  # the step whose random numbers every validation uses
 _CHUNK = 500  # samples at a time outside training
-
-
-def build_trainer(setup: Setup, batches: Batches) -> Trainer:
-    """What trains the generator of a run by its objective."""
-    objective = objective_of(setup.family, setup.config.generator.network, setup.config.training.objective)
-    return LikelihoodTrainer(setup, batches) if objective is None else AdversarialTrainer(setup, batches, objective)
 
 
 class Trainer(ABC):
@@ -46,9 +40,11 @@ class Trainer(ABC):
         networks: All that learns, by name; each has an optimiser of that name once armed.
         rates: Learning rates before decay, by network.
         done: Steps so far.
+        finished: Why there is nothing more to learn; empty: there may be.
     """
 
     average: Generator
+    finished = ""
 
     def __init__(self, setup: Setup, batches: Batches) -> None:
         self.options, self.setup, self.batches = setup.config.training, setup, batches
@@ -116,7 +112,7 @@ class Trainer(ABC):
             factor = min(factor, decay_factor(seconds, self.options.time, self.options.decay))
         for name, optimiser in self.optimisers.items():
             optimiser.param_groups[0]["lr"] = self.rates[name] * factor
-        found = self._update(_stream(self.setup.config.seed, self.done, self.setup.device))
+        found = self._update(stream_of(self.setup.config.seed, self.done, self.setup.device))
         self.done += 1
         # A young average would remember the start for too long: shorten its memory at first.
         keep = min(self.options.ema, (1 + self.done) / (10 + self.done))
@@ -146,7 +142,7 @@ class Trainer(ABC):
         """
         device = self.setup.device
         columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
-        stream = _stream(self.setup.config.seed, _VALIDATION, device)
+        stream = stream_of(self.setup.config.seed, _VALIDATION, device)
         parts = []
         for some in columns.split(_CHUNK):
             latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
@@ -162,11 +158,15 @@ class Trainer(ABC):
     def _mean(self, samples: Samples) -> float:
         """The mean of :meth:`_total`, with the same random numbers in every validation."""
         device, sums = self.setup.device, []
-        stream = _stream(self.setup.config.seed, _VALIDATION, device)
+        stream = stream_of(self.setup.config.seed, _VALIDATION, device)
         for chunk in samples.chunks(_CHUNK):
             values, columns = chunk.values, chunk.conditions.array(self.setup.conditions)
             sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
         return float(torch.stack(sums).sum()) / len(samples)
+
+    def selection(self) -> dict[str, Tensor] | None:
+        """Critics that choose among candidates for a sample, where there are some."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Live networks and optimisers as named tensors."""
@@ -253,7 +253,8 @@ class AdversarialTrainer(Trainer):
         penalty = loss.new_zeros(())
         if self.objective.penalty and not lazy:
             penalty = self.objective.penalty(self.critic, reference, generated, scaled, stream)
-            loss = loss + self.options.penalty * self._penalty_share * penalty
+            weight = self.objective.weight if self.options.penalty is None else self.options.penalty
+            loss = loss + weight * self._penalty_share * penalty
         norm = self._descend("critic", loss, list(self.critic.parameters()))
         if self.objective.bound:
             self.objective.bound(self.critic, self.options)
@@ -302,7 +303,7 @@ def decay_factor(done: float, end: float, decay: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(over, 1.0)))
 
 
-def _stream(seed: int, step: int, device: torch.device) -> torch.Generator:
+def stream_of(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The random numbers of one step."""
     words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)

@@ -10,7 +10,7 @@ ratios are those of both samples; an AUC is the mean over the three, its error t
 larger. No cut is made on any shower.
 
 Looked at so far: 770101, 770201, 770301, 770401; as second blind samples 770202 and 770402; and, after noise was shared between
-neighbours, 770102, 770203, 770302, 770403; and 770501, by `few.py`, too. The next measurement takes new seeds.
+neighbours, 770102, 770203, 770302, 770403; and 770501, by `few.py`, too. Those below are for adversarial training.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ GRID = ("--condition", "impact_x=uniform:-80:80", "--condition", "impact_y=unifo
         "--condition", "theta=uniform:0:20", "--condition", "phi=uniform:-180:180")  # fmt: skip
 PHOTONS = ("--particle", "gamma")
 CASES: dict[str, tuple[int, int, tuple[str, ...]]] = {  # blind seed, seed of the others, how they are simulated
-    "on-axis": (770_102, 770_103, (*PHOTONS, "--energy", "uniform:1:100GeV")),
-    "angled": (770_203, 770_204, (*PHOTONS, "--energy", "uniform:2:20GeV", *GRID)),
-    "set2": (770_302, 770_303, ("--set", "geometry=2", "--particle", "e-", "--energy", "log-uniform:1:100GeV")),
-    "own": (770_403, 770_404, ("--set", "geometry=tests/blind/stack.toml")),
+    "on-axis": (770_104, 770_105, (*PHOTONS, "--energy", "uniform:1:100GeV")),
+    "angled": (770_205, 770_206, (*PHOTONS, "--energy", "uniform:2:20GeV", *GRID)),
+    "set2": (770_304, 770_305, ("--set", "geometry=2", "--particle", "e-", "--energy", "log-uniform:1:100GeV")),
+    "own": (770_405, 770_406, ("--set", "geometry=tests/blind/stack.toml")),
     "positrons": (770_501, 770_502, ("--particle", "e+", "--energy", "uniform:1:100GeV")),
 }
 BEST_BINS = 4  # of the logarithm of the incident energy

@@ -16,8 +16,8 @@ from calogen.families import CartesianLayer, Family
 from calogen.models.showers.transform import ShowerTransform
 from calogen.shards.samples import Samples
 from calogen.training.batches import Augmentation, Batches, held_out
+from calogen.training.loop import build_trainer
 from calogen.training.setup import prepare
-from calogen.training.trainers import build_trainer
 
 CPU = torch.device("cpu")
 NAMES = ("incident_energy", "angle")

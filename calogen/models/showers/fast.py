@@ -17,7 +17,9 @@ from ..layers import SLOPE
 from .counts import MOST, TIE
 from .factors import LEAST_NOISE
 from .fast_energies import FoldedEnergies
+from .fast_patterns import FoldedPatterns
 from .frame import Cells
+from .patterns import ShapeRefinement
 from .shapes import LOW, MIDDLE
 from .transform import ShowerTransform, local_of
 from .voxels import CLIP, ELECTRON, FAINT, LINE_REACH
@@ -25,6 +27,7 @@ from .voxels import CLIP, ELECTRON, FAINT, LINE_REACH
 _LEAST = np.float32(LEAST_NOISE)
 _LOG_2 = np.float32(math.log(2))
 _MOST_TAIL = np.float32(6 * math.sqrt(0.5))
+_TOGETHER = 128  # showers that are refined at a time
 _CACHED = 1 << 15  # voxels worked on at a time: what a core's own cache holds of all their intermediate values
 
 
@@ -40,10 +43,16 @@ class FoldedShowers:
         splits: Its latent numbers: for energies, factors, voxels.
         tensors: All its tensors by name; they are copied.
         epsilon: Added to variances where normals are standardised.
+        refinement: What projected training changed.
     """
 
     def __init__(
-        self, transform: ShowerTransform, splits: tuple[int, int, int], tensors: Mapping[str, Tensor], epsilon: float
+        self,
+        transform: ShowerTransform,
+        splits: tuple[int, int, int],
+        tensors: Mapping[str, Tensor],
+        epsilon: float,
+        refinement: ShapeRefinement,
     ) -> None:
         voxels, window = transform.voxels, transform.window
         state: dict[str, Array] = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
@@ -98,6 +107,7 @@ class FoldedShowers:
         self._parts = window.layer_slices
         self._regressions = [[np.ascontiguousarray(r[:, part]) for r in regressions] for part in self._parts]
         self._shape = learnt["shape"]
+        self._patterns = FoldedPatterns(refinement, self._parts) if refinement.active else None
         self._few = learnt["few"]
         self._knee, self._threshold = np.float32(window.knee), np.float32(window.threshold)
         unit = np.float32(window.unit_in_mev)
@@ -145,12 +155,14 @@ class FoldedShowers:
         squares = [_quadratic(d) for d in drivers.transpose(1, 0, 2)]
         mixed = (own[:, self._core].transpose(1, 0, 2) @ self._mixing).transpose(1, 0, 2)
         alone = faint > 0.5
+        moved = drivers if self._patterns is None else drivers + (self._driver_centre - self._patterns.driver_means)
 
         # Voxels in blocks: a dozen passes over arrays of this size would wait for memory, not for arithmetic.
         rows = max(1, _CACHED // showers.shape[1])
         buffers = np.empty((5, min(rows, len(showers)), showers.shape[1]), np.float32)
-        for start in range(0, len(showers), rows):
-            block = slice(start, start + rows)
+        blocks = [slice(start, start + rows) for start in range(0, len(showers), rows)]
+        aparts = []
+        for block in blocks:
             power, spare = buffers[:2, : len(common[block])]
             for square, part in zip(squares, self._parts, strict=True):
                 np.matmul(square[block], self._power[:, part], out=power[:, part])
@@ -168,6 +180,12 @@ class FoldedShowers:
             spare /= np.sqrt(np.maximum(power, 1, out=power), out=power)
             spare *= self._scale
             showers[block] += spare
+            aparts.append(apart)
+        if self._patterns is not None:
+            for start in range(0, len(showers), _TOGETHER):
+                some = slice(start, start + _TOGETHER)
+                self._patterns(showers[some], features[..., some], moved[some])
+        for block, apart in zip(blocks, aparts, strict=True):
             self._voxels(showers[block], energies[:, block], features[..., block], near[block], apart, buffers)
         return showers if cells is None else self._on_read_out(showers, cells)
 

@@ -19,6 +19,8 @@ from .counts import foremost, natural
 from .factors import LEAST_NOISE, fit_factors
 from .fast import FoldedShowers
 from .neighbours import APART, Pairs, SharedNoise
+from .patterns import ShapeRefinement
+from .scene import ShowerScene, ShowerSelection
 from .transform import Fitted, ShowerTransform
 from .voxels import Given, Local, VoxelShares
 
@@ -51,6 +53,7 @@ class ShowerGenerator(Generator):
     """
 
     transform: ShowerTransform
+    refinement: ShapeRefinement
     centre: Tensor  # (J,) mean of each driver of the loadings
     core: Tensor  # (L, M) the hottest voxels of each layer
     mixing: Tensor  # (L, M, M) how their own noise is mixed
@@ -73,7 +76,7 @@ class ShowerGenerator(Generator):
         energies = self.transform.energies
         size, voxels, count = energies.size, window.voxels, scaled_size(family, energies.conditions)
         self.splits = (size, latent, voxels)  # of the latent numbers: energies, factors, voxels' own noise
-        self.latent_size, self.coarse = sum(self.splits), latent + voxels
+        self.latent_size, self.coarse, self.shared = sum(self.splits), latent + voxels, size
         drivers, drifting = sum(self.transform.voxels.drivers), min(latent, _DRIFTING)
         self.register_buffer(
             "core", torch.zeros(len(family.layers), min(_CORE, *np.diff(window.layer_bounds)), dtype=torch.long)
@@ -84,6 +87,8 @@ class ShowerGenerator(Generator):
         self.register_buffer("centre", torch.zeros(drivers))
         self.register_buffer("power", torch.zeros(1 + drivers + drivers * (drivers + 1) // 2, voxels))
         self.noise = SharedNoise(window)
+        self.refinement = ShapeRefinement(window, drivers, self.transform.voxels.places[0])
+        self.register_load_state_dict_pre_hook(_without_refinement)  # type: ignore[no-untyped-call]
         self.loadings = nn.Parameter(torch.zeros(voxels, latent))
         self.drift = nn.Parameter(torch.zeros(drivers, voxels, drifting))  # how those of the first factors change
         # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
@@ -100,7 +105,19 @@ class ShowerGenerator(Generator):
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
         given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
         normals, apart = self._copula(factors, own, given)
-        return self.transform.made(self.standardise(normals + shift), given, apart)
+        normals = self.standardise(normals + shift)
+        if self.refinement.active:
+            amplitudes = self.refinement.amplitudes(self.refinement.features(normals, given))
+            normals = self.refinement(normals, given, amplitudes)
+        return self.transform.made(normals, given, apart)
+
+    def scene(self, samples: Samples) -> ShowerScene:
+        """Showers and generated ones with their layer energies."""
+        return ShowerScene(self, samples)
+
+    def selection(self, critics: int) -> ShowerSelection:
+        """What chooses among showers with the same layer energies."""
+        return ShowerSelection(self, critics)
 
     def equivalent(self, conditions: Array, low: Sequence[float], high: Sequence[float]) -> Array:
         """Conditions with impact points moved by whole cells into the trained range: showers there are the same."""
@@ -133,7 +150,7 @@ class ShowerGenerator(Generator):
 
     def folded(self) -> Inference:
         """In numpy, with all that training needs folded into the weights."""
-        return FoldedShowers(self.transform, self.splits, self.state_dict(), self.standardise.eps)
+        return FoldedShowers(self.transform, self.splits, self.state_dict(), self.standardise.eps, self.refinement)
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
@@ -158,6 +175,8 @@ class ShowerGenerator(Generator):
             self._correct(target, data, generator)
             self._fit_noise(data, generator, pairs, _STEPS[-2:])
             self._fit_counts(data, generator)
+        self.refinement.prepare(self._mean(data), self.centre)
+        self.refinement.standardise(self._drawn(data, slice(0, _BLOCK), generator)[1])
 
     @torch.no_grad()
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
@@ -274,30 +293,53 @@ class ShowerGenerator(Generator):
     def _drawn(self, data: Fitted, rows: slice, generator: torch.Generator) -> tuple[Given, Tensor, Tensor]:
         """What voxels of training showers depend on, and what :meth:`_copula` makes for them of random numbers."""
         given = self.transform.given(data.energies[rows].float(), data.conditions[rows].float())
-        _, rank, voxels = self.splits
-        factors, own = (torch.randn(len(given.energies), n, generator=generator) for n in (rank, voxels))
-        return given, *self._copula(factors, own, given)
+        return given, *self._random(given, generator)
+
+    def _random(self, given: Given, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """:meth:`_copula` of random factors and noise."""
+        factors, own = (torch.randn(len(given.energies), n, generator=generator) for n in self.splits[1:])
+        return self._copula(factors, own, given)
+
+    @torch.no_grad()
+    def normals(self, given: Given, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random voxel normals (B, V) before refinement, and what to add to the standardised log shares, (B, V)."""
+        normals, apart = self._random(given, generator)
+        return self.standardise(normals), apart
 
     def _made(self, data: Fitted, rows: slice, generator: torch.Generator) -> Tensor:
         """Random showers (N, V) in MeV with the layer energies of training showers, in their frame."""
         given, normals, apart = self._drawn(data, rows, generator)
+        return self.shaped(normals, given, apart, None if data.seen is None else data.seen[rows])
+
+    def shaped(self, normals: Tensor, given: Given, apart: Tensor, seen: Tensor | None) -> Tensor:
+        """Showers (B, V) in MeV, in their frame, of which the voxels ``seen`` have all energy; none: all voxels."""
         made = self.transform.voxels.inverse(normals, given, apart)
-        if data.seen is None:
+        if seen is None:
             return made
         # What the read-out cannot see goes to the layer's other voxels, as it does for training showers.
-        made = torch.where(data.seen[rows], made, 0.0)
-        for i, part in enumerate(self.transform.window.layer_slices):
-            made[:, part] *= (given.energies[:, i] / made[:, part].sum(1).clamp(min=1e-30))[:, None]
-        return made
+        parts, made = self.transform.window.layer_slices, torch.where(seen, made, 0.0)
+        scale = (given.energies[:, i] / made[:, part].sum(1).clamp(min=1e-30) for i, part in enumerate(parts))
+        return torch.cat([made[:, part] * factor[:, None] for part, factor in zip(parts, scale, strict=True)], 1)
+
+    def _mean(self, data: Fitted) -> Tensor:
+        """Mean energies of the voxels, (V,), equal for images of each other."""
+        once = data.showers.mean(0, dtype=torch.float64)
+        return torch.stack([once[order] for view in data.views for order in view.orders]).sum(0)
 
     def _importance(self, data: Fitted) -> tuple[Tensor, Tensor]:
         """How much the correlations of each voxel (V,) count, and the hottest voxels of each layer, (L, M)."""
-        window, once = self.transform.window, data.showers.mean(0, dtype=torch.float64)
-        mean = torch.stack([once[order] for view in data.views for order in view.orders]).sum(0)  # equal for all
+        window, mean = self.transform.window, self._mean(data)
         parts = [mean[part] / mean[part].sum().clamp(min=1e-30) for part in window.layer_slices]
         hottest = [part.argsort(descending=True, stable=True)[: self.core.shape[1]] for part in parts]
         core = torch.stack([h + start for h, start in zip(hottest, window.layer_bounds, strict=False)])
         return torch.sqrt(1 + _WEIGHT * torch.cat(parts)).float(), core
+
+
+def _without_refinement(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take the refinement as it is where a state, of before there was one, has none."""
+    own = module.get_submodule("refinement").state_dict(prefix=f"{prefix}refinement.")
+    if not own.keys() & state.keys():
+        state.update(own)
 
 
 def _showers(data: Fitted) -> Iterator[tuple[slice, Tensor]]:

@@ -137,15 +137,15 @@ class ShowerTransform(nn.Module):
             Latent normals of energies (B, D) and voxels (B, V_window). A voxel that is off is given the middle of the
             normals it may have: the largest one is :meth:`ceiling`.
         """
-        framed, energies, _ = self._framed(showers, conditions)
+        framed, energies, _ = self.framed(showers, conditions)
         normals = self.energies(energies, _columns(conditions, self._of_energies))
         return normals, self.voxels(framed, self.given(energies, conditions))
 
     def ceiling(self, showers: Tensor, conditions: Tensor) -> Tensor:
         """The latent normal below which each voxel is off, (B, V_window), given the layer energies of ``showers``."""
-        return self.voxels.ceiling(self.given(self._framed(showers, conditions)[1], conditions))
+        return self.voxels.ceiling(self.given(self.framed(showers, conditions)[1], conditions))
 
-    def _framed(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def framed(self, showers: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Showers (B, V_window) in their frame, their layer energies (B, L), and the voxels that can have been seen."""
         energies = self.layer_energies(showers)
         if self.frame is None:
@@ -186,7 +186,7 @@ class ShowerTransform(nn.Module):
         (showers, conditions), seen = _with_energy(samples, self.conditions), None
         if self.frame is not None:
             blocks = zip(showers.split(_FRAMED), conditions.float().split(_FRAMED), strict=True)
-            parts = [self._framed(*block) for block in blocks]
+            parts = [self.framed(*block) for block in blocks]
             showers = torch.cat([part[0] for part in parts])
             seen = torch.cat([part[2] for part in parts if part[2] is not None])
         energies = torch.stack([showers[:, part].sum(1, dtype=torch.float64) for part in self.window.layer_slices], 1)

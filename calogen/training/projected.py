@@ -1,0 +1,323 @@
+"""Rounds of fresh critics, whose slope is projected on what the generator can change.
+
+There is something to learn after a good fit, but it is small: a tenth of a standard deviation of many numbers. Adam on
+networks moves samples by more than that, at random. So a round asks critics where samples should go, in a space of a
+few physical views, and solves by least squares for the change of the generator that comes nearest. What does not hold
+on samples that had no part in it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..analysis.metrics.ranks import auc
+from ..models.refinement import Draft, Scene, ViewCritic
+from ..runs.checkpoint import Checkpoint
+from ..runs.folder import Record
+from ..shards.samples import Samples
+from .batches import Batches
+from .objectives import OBJECTIVES, Objective
+from .setup import Setup
+from .trainers import Trainer, stream_of
+
+_ODDS, _SELECTING = cast("Objective", OBJECTIVES["logistic"]), 2**41  # the step whose random numbers they have
+_CRITICS = 3  # of an ensemble: each has seen other samples
+_PART = 0.8  # of the samples that each sees
+_EPOCHS, _FEWEST_STEPS, _BATCH = 20, 100, 512
+_EPOCHS_OF_BLOCKS, _BATCH_OF_BLOCKS = 10, 128  # of critics that take blocks one by one: each sample is many for them
+_RATE, _BETAS, _DECAY = 2e-3, (0.5, 0.99), 1e-3
+_BLUR = 0.2  # standard deviations of the noise on what critics are shown
+_POOL = 160_000_000  # numbers of generated samples that critics are shown
+_SLOPES, _FEWEST_SLOPES, _SLOPE_NUMBERS = 8000, 1600, 10_000_000  # samples whose slopes are taken
+_AT_ONCE = 500  # samples
+_STEEPEST = 30.0  # slope of a view: single samples must not decide
+_UNSEEN = 0.25  # of those samples, by which ridge and length of the step are chosen
+_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_LENGTHS = (1.0, 0.5)
+_SHORTER = (1.0, 0.5, 0.25)  # of that step, tried until no view is harmed
+_WORSE = 3.0  # errors by which a view may not be further from validation samples than before
+_REFUSALS = 2  # in a row, after which there is nothing more to learn
+_CHANCE = 2.0  # errors of the AUC above 0.5
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+
+
+class Slopes(NamedTuple):
+    """How the views of some samples change with amplitudes, and where critics want them.
+
+    Attributes:
+        drafts: The samples.
+        amplitudes: As they are, (N, L, A).
+        views: As they are, (N, L, D).
+        slopes: Of views with amplitudes of their block, (N, L, D, A).
+        wanted: Changes of the views, (N, L, D).
+    """
+
+    drafts: list[Draft]
+    amplitudes: Tensor
+    views: Tensor
+    slopes: Tensor
+    wanted: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """(N, L, F)."""
+        return torch.cat([draft.features for draft in self.drafts])
+
+
+class ProjectedTrainer(Trainer):
+    """One step is a round: fresh critics, a projected step, and the decision whether to take it.
+
+    Runs on the CPU, where a round takes a minute.
+
+    Args:
+        setup: What to train.
+        batches: Training data, in physical units.
+        objective: Of the critics.
+        validation: Samples by which critics and steps are judged, in physical units.
+
+    Source: this work; kindred are functional-gradient GANs (Johnson and Zhang 2018, arXiv:1801.06309) and natural
+    gradients.
+    """
+
+    def __init__(self, setup: Setup, batches: Batches, objective: Objective, validation: Samples) -> None:
+        super().__init__(setup, batches)
+        self.objective, self._validation = objective, validation
+        self.refused = 0  # rounds in a row
+
+    def arm(self) -> None:
+        """Look at training and validation samples; once fitted or loaded."""
+        self.generator.requires_grad_(False).eval()
+        self.average, self.optimisers = self.generator, {}
+        assert self.generator.refinement is not None
+        self.refinement = self.generator.refinement
+        with torch.no_grad():
+            self.scene = self.generator.scene(self.batches.samples(self.setup.family))
+            self.unseen = self.scene.like(self._validation)
+
+    def step(self, seconds: float = 0.0) -> dict[str, Tensor]:  # noqa: ARG002
+        """One round; returns what the log should say of it."""
+        stream = stream_of(self.setup.config.seed, self.done, self.setup.device)
+        found = self._round(stream)
+        self.done += 1
+        return {name: torch.as_tensor(value) for name, value in found.items()}
+
+    def _round(self, stream: torch.Generator) -> dict[str, float]:
+        pool = self._pool(self.scene, max(1, _POOL // (self.setup.family.voxels * len(self.scene))), stream)
+        critics = [self._critic(pool, stream, self.objective, self.options.penalty) for _ in range(_CRITICS)]
+
+        def judge(views: Tensor, context: Tensor) -> Tensor:
+            return torch.stack([critic(views, context) for critic in critics]).mean(0)
+
+        with torch.no_grad():
+            values = [_values(judge, *side) for side in ((self.scene.views, self.scene.context), pool)]
+            other = self._pool(self.unseen, 1, stream)
+            unseen = [_values(judge, *side) for side in ((self.unseen.views, self.unseen.context), other)]
+        (seen, _), (area, error) = (auc(g.double().numpy(), r.double().numpy()) for r, g in (values, unseen))
+        found = {"critic_auc": seen, "validation_auc": area, "validation_auc_error": error}
+        found["wasserstein"] = float(unseen[0].mean() - unseen[1].mean())
+        if area < 0.5 + _CHANCE * error:
+            self.finished = "critics cannot tell generated from validation samples any more"
+            return found
+        slopes = self._slopes(judge, float(self.objective.reach(*values)), stream)
+        step, facts = self._solved(slopes)
+        for shorter in _SHORTER:
+            harm = self._harm(shorter * step, stream)
+            accepted = facts["share"] > 0 and harm <= _WORSE
+            if accepted:
+                break
+        facts = facts | {"length": shorter * facts["length"], "moved": shorter * facts["moved"]}
+        self.refused = 0 if accepted else self.refused + 1
+        if accepted:
+            self.refinement.coefficients += shorter * step
+        if self.refused >= _REFUSALS:
+            self.finished = (
+                f"{self.refused} steps in a row were refused: the generator cannot follow its critics further"
+            )
+        return found | facts | {"harm": harm, "accepted": float(accepted)}
+
+    # --- critics --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _pool(self, scene: Scene, times: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Views (N, L, D) and context (N, L, C) of generated samples at the conditions of a scene's, once or twice."""
+        rows, found = torch.arange(len(scene)).repeat(min(2, times)), []
+        for some in rows.split(_AT_ONCE):
+            draft = scene.draw(some, stream)
+            found.append((draft.views(self.refinement.amplitudes(draft.features)), draft.context))
+        views, context = zip(*found, strict=True)
+        return torch.cat(views), torch.cat(context)
+
+    def _critic(
+        self,
+        pool: tuple[Tensor, Tensor],
+        stream: torch.Generator,
+        objective: Objective,
+        weight: float | None = None,
+    ) -> ViewCritic:
+        """A critic that has learnt from part of the training samples and of a pool of generated ones."""
+        scene, (views, context) = self.scene, pool
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=stream)))
+            critic = ViewCritic(scene.views.shape[1], scene.views.shape[2], scene.context.shape[2])
+        shown = torch.randperm(len(scene), generator=stream)[: int(_PART * len(scene))]
+        size = _BATCH if critic.joint else _BATCH_OF_BLOCKS
+        steps = max(_FEWEST_STEPS, (_EPOCHS if critic.joint else _EPOCHS_OF_BLOCKS) * len(scene) // size)
+        optimiser = torch.optim.AdamW(critic.parameters(), _RATE, betas=_BETAS, weight_decay=_DECAY)
+
+        def some(count: int) -> Tensor:
+            return torch.randint(count, (size,), generator=stream)
+
+        def blurred(found: Tensor) -> Tensor:
+            return found + _BLUR * torch.randn(found.shape, generator=stream)
+
+        weight = objective.weight if weight is None else weight
+        for number in range(steps):
+            optimiser.param_groups[0]["lr"] = _RATE * (1 - number / steps) + 1e-5
+            mine, other = shown[some(len(shown))], some(len(views))
+            reference, generated = blurred(scene.views[mine]), blurred(views[other])
+            at = scene.context[mine], context[other]
+            loss = objective.critic(critic(reference, at[0]), critic(generated, at[1]))
+            if objective.penalty is not None:
+                loss = loss + weight * objective.penalty(critic, reference, generated, at[0], stream)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return critic.requires_grad_(False)
+
+    # --- the step -------------------------------------------------------------------------------------------------
+
+    def _slopes(self, judge: Judge, reach: float, stream: torch.Generator) -> Slopes:
+        count = max(_FEWEST_SLOPES, min(_SLOPES, _SLOPE_NUMBERS // self.setup.family.voxels))
+        rows = torch.randint(len(self.scene), (count,), generator=stream)
+        drafts, found = [], []
+        for some in rows.split(_AT_ONCE):
+            draft = self.scene.draw(some, stream)
+            amplitudes = self.refinement.amplitudes(draft.features).requires_grad_()
+            views = draft.views(amplitudes)
+            # Blocks are independent of each other, so one pass backwards serves a view of all of them.
+            passes = (torch.autograd.grad(view.sum(), amplitudes, retain_graph=True)[0] for view in views.unbind(2))
+            slopes = torch.stack(list(passes), 2).clamp(-_STEEPEST, _STEEPEST)
+            here = views.detach().requires_grad_()
+            (uphill,) = torch.autograd.grad(judge(here, draft.context).sum(), here)
+            drafts.append(draft)
+            found.append((amplitudes.detach(), views.detach(), slopes, reach * uphill))
+        return Slopes(drafts, *(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def _solved(self, slopes: Slopes) -> tuple[Tensor, dict[str, float]]:
+        """The step (L, A, F) in the coefficients that brings views nearest to where critics want them.
+
+        Ridge and length are those that explain most of it on samples that had no part in the solution.
+        """
+        features, unseen = slopes.features, round((1 - _UNSEEN) * len(slopes.wanted) / _AT_ONCE) * _AT_ONCE
+        steps = torch.zeros(len(_RIDGES), *self.refinement.coefficients.shape)
+        for block in range(steps.shape[1]):
+            mine = (slopes.slopes[:unseen, block], features[:unseen, block], slopes.wanted[:unseen, block])
+            steps[:, block, self.refinement.used] = _least_squares(*mine, self.refinement.used)
+
+        # How far the slopes carry is seen by trying. Hits of single samples come and go, which moves their views at
+        # random: what counts is how far samples move along what is wanted, less what the slopes say they move in all.
+        wanted, found = slopes.wanted[unseen:], list[tuple[float, int, float]]()
+        size, linear = wanted.square().sum(), list[tuple[Tensor, Tensor]]()
+        for number, step in enumerate(steps):
+            change = torch.einsum("blf,laf->bla", features[unseen:], step)
+            change = torch.einsum("blda,bla->bld", slopes.slopes[unseen:], change)
+            linear.append(((change * wanted).sum() / size, change.square().sum() / size))
+            for length in _LENGTHS:
+                along = (self._moved(slopes, unseen, length * step) * wanted).sum() / size
+                found.append((float(2 * along - length**2 * linear[-1][1]), number, length))
+        share, best, length = max(found)
+        along, moved = linear[best]
+        facts = {"linear_share": float(2 * length * along - length**2 * moved), "share": share}
+        facts |= {
+            "wanted": float((size / len(wanted)).sqrt()),
+            "moved": length * float((moved * size / len(wanted)).sqrt()),
+        }
+        return length * steps[best], facts | {"ridge": _RIDGES[best], "length": length}
+
+    def _moved(self, slopes: Slopes, start: int, step: Tensor) -> Tensor:
+        """How views really change, (N, L, D), from sample ``start`` on."""
+        changed = self.refinement.coefficients + step
+        drafts = slopes.drafts[start // _AT_ONCE :]
+        views = [draft.views(torch.einsum("blf,laf->bla", draft.features, changed)) for draft in drafts]
+        return torch.cat(views) - slopes.views[start:]
+
+    @torch.no_grad()
+    def _harm(self, step: Tensor, stream: torch.Generator) -> float:
+        """By how many errors the view that a step harms most gets further from validation samples."""
+        before, after = list[Tensor](), list[Tensor]()
+        for rows in torch.arange(len(self.unseen)).split(_AT_ONCE):
+            draft = self.unseen.draw(rows, stream)
+            for found, coefficients in (
+                (before, self.refinement.coefficients),
+                (after, self.refinement.coefficients + step),
+            ):
+                found.append(draft.views(torch.einsum("blf,laf->bla", draft.features, coefficients)))
+        reference = self.unseen.views
+        near, far = (_distance(torch.cat(views), reference) for views in (before, after))
+        return float((far - near).max() * len(reference) ** 0.5)
+
+    # --- what the loop asks for -----------------------------------------------------------------------------------
+
+    def selection(self) -> dict[str, Tensor]:
+        """Critics whose values are log odds, whatever the objective."""
+        stream = stream_of(self.setup.config.seed, _SELECTING, self.setup.device)
+        critics = [self._critic(self._pool(self.scene, 2, stream), stream, _ODDS) for _ in range(_CRITICS)]
+        return self.scene.selection(critics).state_dict()
+
+    def state(self) -> dict[str, Tensor]:
+        """The generator, and what rounds know of each other."""
+        return super().state() | {"rounds": torch.tensor([self.refused, bool(self.finished)])}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        super().restore(checkpoint)
+        self.refused, ended = checkpoint.training_state()["rounds"].tolist()
+        self.finished = "there was nothing more to learn" if ended else ""
+
+    def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def _mean(self, samples: Samples) -> float:  # noqa: ARG002
+        return 0.0
+
+    def _judged(self, trained: float, reference: float) -> Record:  # noqa: ARG002
+        return {}
+
+
+def _least_squares(slopes: Tensor, features: Tensor, wanted: Tensor, used: Tensor) -> Tensor:
+    """Coefficients (R, P) of a block, for each ridge, that bring changes of views nearest to what is wanted.
+
+    Args:
+        slopes: (N, D, A).
+        features: (N, F).
+        wanted: (N, D).
+        used: (A, F) with P that count.
+    """
+    size = int(used.sum())
+    normal, right = (torch.zeros(*shape, dtype=torch.float64) for shape in ((size, size), (size,)))
+    for some, mine, target in zip(*(part.split(_AT_ONCE) for part in (slopes, features, wanted)), strict=True):
+        design = (some[..., None] * mine[:, None, None, :])[:, :, used].reshape(-1, size)
+        normal += (design.T @ design).double() / len(wanted)
+        right += (design.T @ target.reshape(-1)).double() / len(wanted)
+    diagonal = normal.diagonal()
+    ridge = diagonal + 0.01 * diagonal.mean() + 1e-12
+    return torch.stack([torch.linalg.solve(normal + torch.diag(r * ridge), right).float() for r in _RIDGES])
+
+
+def _values(judge: Judge, views: Tensor, context: Tensor) -> Tensor:
+    parts = zip(views.split(_AT_ONCE), context.split(_AT_ONCE), strict=True)
+    return torch.cat([judge(*part) for part in parts])
+
+
+def _distance(views: Tensor, reference: Tensor) -> Tensor:
+    """Between distributions of each view (N, L, D), roughly: differences of mean and spread."""
+    return (views.mean(0) - reference.mean(0)).abs() + (views.std(0) - reference.std(0)).abs()
