@@ -26,6 +26,9 @@ class Refinement(nn.Module):
     Args:
         blocks: L.
         used: Which of the features each pattern's amplitude may depend on, (A, F) bool.
+
+    Attributes:
+        active: Whether it changes anything.
     """
 
     coefficients: Tensor  # (L, A, F)
@@ -35,15 +38,22 @@ class Refinement(nn.Module):
         super().__init__()
         self.register_buffer("coefficients", torch.zeros(blocks, *used.shape))
         self.register_buffer("used", used, persistent=False)
+        self.active = False
+        self.register_load_state_dict_post_hook(_activated)
 
-    @property
-    def active(self) -> bool:
-        """Whether it changes anything."""
-        return bool(self.coefficients.any())
+    def add(self, step: Tensor) -> None:
+        """Add to the coefficients, (L, A, F)."""
+        self.coefficients += step
+        self.active = bool(self.coefficients.any())
 
     def amplitudes(self, features: Tensor) -> Tensor:
         """Of the patterns, (B, L, A), for features (B, L, F)."""
         return torch.einsum("blf,laf->bla", features, self.coefficients)
+
+
+def _activated(refinement: nn.Module, _: object) -> None:
+    tensor = refinement.get_buffer("coefficients")
+    refinement.active = not tensor.is_meta and bool(tensor.any())
 
 
 class Draft(ABC):

@@ -110,8 +110,9 @@ def settled(config: Config, family: Family) -> Config:
     sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
     given = config.training.model_fields_set
     suits = PROJECTED if config.training.update == "projected" else network.training
-    limited = {"steps"} if "time" in given else set()  # what ends the run is said
-    training = {key: value for key, value in suits.items() if key not in given | limited}
+    if "time" in given:  # what ends the run is said
+        suits = {key: value for key, value in suits.items() if key.endswith("_every")}
+    training = {key: value for key, value in suits.items() if key not in given}
     return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
 
 

@@ -133,7 +133,7 @@ class ProjectedTrainer(Trainer):
         facts = facts | {"length": shorter * facts["length"], "moved": shorter * facts["moved"]}
         self.refused = 0 if accepted else self.refused + 1
         if accepted:
-            self.refinement.coefficients += shorter * step
+            self.refinement.add(shorter * step)
         if self.refused >= _REFUSALS:
             self.finished = (
                 f"{self.refused} steps in a row were refused: the generator cannot follow its critics further"

@@ -69,6 +69,8 @@ def trained_like(family: Family, names: tuple[str, ...], seed: int = 1) -> Showe
         generator.transform.voxels.line.uniform_(0.0, 0.1)
         generator.noise.shares.uniform_(-0.2, 0.4)
         generator.noise.apart.uniform_(0.0, 1.0)
+        refinement = generator.refinement
+        refinement.add(0.03 * torch.randn_like(refinement.coefficients) * refinement.used)
     return generator.eval()
 
 
