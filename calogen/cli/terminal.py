@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _WORDS = ("generated", "metric", "unit", "network", "objective", "trained on", "")  # titles of columns with words
 _SENTENCES = {"symmetries", "warning", "stopped", "note"}  # of a training log, shown whole
+_SOON = 0.01  # seconds after which an exception that was lost is raised again
 _PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
@@ -65,15 +67,29 @@ class Stopped(KeyboardInterrupt):
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Turn SIGTERM into an exception, as SIGINT is one: for work that does not ask whether it should stop."""
+    wanted = signal.SIGTERM
 
     def stop(number: int, _frame: object) -> None:
-        raise Stopped(number)
+        raise Stopped(wanted if number == signal.SIGALRM else number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def once_more(lost: sys.UnraisableHookArgs) -> None:
+        # Where a signal finds Python in a weak reference's callback or a finalizer, its exception goes no further.
+        nonlocal wanted
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            wanted = signal.Signals(getattr(lost.exc_value, "number", signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, _SOON)
+        else:
+            hook(lost)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    hook, sys.unraisablehook = sys.unraisablehook, once_more
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def echo(what: object, *, err: bool = False) -> None:
@@ -194,7 +210,12 @@ def training_progress(written: Callable[[object], str]) -> Iterator[Callable[[di
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
-    names = {"steps_per_second": ("steps/s", ".2f"), "wasserstein": ("W", ".3f"), "score": ("score", ".4f")}
+    names = {
+        "steps_per_second": ("steps/s", ".2f"),
+        "wasserstein": ("W", ".3f"),
+        "validation_auc": ("critics", ".3f"),
+        "score": ("score", ".4f"),
+    }
     return {label: format(record[key], form) for key, (label, form) in names.items() if key in record}
 
 

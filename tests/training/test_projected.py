@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_groups_are_shells_of_falling_energy_that_images_share(generator: Shower
     for part in PAIR.layer_slices:
         found = [mean[part][group[part] == number].mean() for number in group[part].unique()]
         assert len(found) > 2
-        assert all(a > b for a, b in zip(found, found[1:], strict=False))
+        assert all(a > b for a, b in pairwise(found))
 
 
 def test_least_squares_find_the_coefficients_that_made_the_changes() -> None:
