@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.metrics.ranks import auc
-from ..models.refinement import Draft, Scene, ViewCritic
+from ..models.refinement import Draft, Refinement, Scene, ViewCritic
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import Record
 from ..shards.samples import Samples
@@ -93,8 +93,7 @@ class ProjectedTrainer(Trainer):
         """Look at training and validation samples; once fitted or loaded."""
         self.generator.requires_grad_(False).eval()
         self.average, self.optimisers = self.generator, {}
-        assert self.generator.refinement is not None
-        self.refinement = self.generator.refinement
+        self.refinement = cast("Refinement", self.generator.refinement)  # or the setup would have refused
         with torch.no_grad():
             self.scene = self.generator.scene(self.batches.samples(self.setup.family))
             self.unseen = self.scene.like(self._validation)

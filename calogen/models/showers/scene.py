@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...shards.samples import Samples
 from ..refinement import Draft, Scene, Selection, ViewCritic
-from .patterns import GROUPS
+from .patterns import GROUPS, ShapeRefinement
+from .transform import ShowerTransform
 from .views import VIEWS, ShowerViews
 from .voxels import Given
 
-if TYPE_CHECKING:
-    from .generator import ShowerGenerator
-
 _ROWS = 1024  # showers at a time
+
+
+class Shapes(Protocol):
+    """What makes showers of given layer energies: the generator."""
+
+    transform: ShowerTransform
+    refinement: ShapeRefinement
+
+    def normals(self, given: Given, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random voxel normals (B, V) before refinement, and what to add to the standardised log shares, (B, V)."""
+
+    def shaped(self, normals: Tensor, given: Given, apart: Tensor, seen: Tensor | None) -> Tensor:
+        """Showers (B, V) in MeV, in their frame, of which the voxels ``seen`` have all energy; none: all voxels."""
 
 
 class ShowerScene(Scene):
@@ -29,7 +40,7 @@ class ShowerScene(Scene):
         views: How they are seen; none: standardised by these.
     """
 
-    def __init__(self, generator: ShowerGenerator, samples: Samples, views: ShowerViews | None = None) -> None:
+    def __init__(self, generator: Shapes, samples: Samples, views: ShowerViews | None = None) -> None:
         self.generator, self.data = generator, generator.transform.prepared(samples)
         refinement = generator.refinement
         if views is None:
@@ -99,7 +110,7 @@ class ShowerSelection(Selection):
         critics: How many.
     """
 
-    def __init__(self, generator: ShowerGenerator, critics: int) -> None:
+    def __init__(self, generator: Shapes, critics: int) -> None:
         super().__init__()
         window, voxels = generator.transform.window, generator.transform.voxels
         self._of = (generator,)  # in a tuple, since its tensors are not this module's
@@ -116,7 +127,7 @@ class ShowerSelection(Selection):
         return torch.stack([critic(views, context) for critic in self.critics]).mean(0)
 
 
-def context_of(generator: ShowerGenerator, given: Given) -> Tensor:
+def context_of(generator: Shapes, given: Given) -> Tensor:
     """What a critic is told of showers besides their views, (B, L, C)."""
     layer = given.features[..., generator.transform.voxels.places[0], None]
     drivers = given.drivers - generator.refinement.driver_means
