@@ -178,7 +178,7 @@ class Config(_Frozen):
         holdout: Ranges of conditions left out of training, in their units.
         reading: What the data files do not say of themselves.
         split: How unsplit data are: ``stratified``, a seeded tenth of every part of the conditions' range validates; or
-            ``last``, their last tenth, as in runs begun before there was another rule.
+            ``last``, their last tenth.
     """
 
     family: str | Family | None = None

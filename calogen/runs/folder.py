@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DamagedError, StorageError
-from ..families import Family
 from ..storage import TABLE_BYTES, read_bounded, remedy, require_writable, write_atomic
 from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
 
@@ -70,14 +69,6 @@ class RunFolder:
                 hint="choose another `out`, or `resume=True` to go on with this run",
             )
         require_writable(self.path)
-
-    def as_begun(self, config: Config) -> Config:
-        """A configuration to resume with: split as the run's own data are, which ``config.json`` says since it may."""
-        try:
-            begun = json.loads(read_bounded(self.path / "config.json"))
-        except (OSError, ValueError, RecursionError):
-            return config
-        return config if not isinstance(begun, dict) or "split" in begun else config.updated({"split": "last"})
 
     def create(self, config: Config, facts: Record) -> None:
         """Make the folder; refuse one that holds anything.
@@ -303,10 +294,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
     """
     checkpoint, damaged = _newest(folder)
     unreadable = sum(record is None for record in folder.lines())
-    begun = folder.as_begun(checkpoint.card.config)
-    if isinstance(config.family, Family) and isinstance(begun.family, Family) and not begun.family.depths:
-        config = config.updated({"family": config.family.with_depths(())})  # begun before layers had depths
-    theirs = _fixed(begun)
+    theirs = _fixed(checkpoint.card.config)
     for key, value in _fixed(config).items():
         if theirs[key] != value:
             raise CheckpointError(

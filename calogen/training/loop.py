@@ -83,7 +83,7 @@ def train(
         StorageError: The disk refused.
     """
     folder = RunFolder(Path(out))
-    setup = prepare(folder.as_begun(config) if resume else config, data, strict=strict)
+    setup = prepare(config, data, strict=strict)
     torch.set_num_threads(setup.threads)
     if not resume:
         folder.require_empty()
@@ -300,7 +300,7 @@ def build_trainer(setup: Setup, batches: Batches) -> Trainer:
 def _some(setup: Setup, shards: Shards, count: int) -> tuple[Samples, int]:
     """Samples spread over all there are, outside held-out ranges, as the read-out sees them.
 
-    In runs begun before that, they are the first ones. With them comes how many rows were bad.
+    Where the last tenth validates, they are the first ones. With them comes how many rows were bad.
     """
     if setup.config.split != "last":
         shards = shards.thinned(count)
