@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -214,30 +215,33 @@ class ProjectedTrainer(Trainer):
         Ridge and length are those that explain most of it on samples that had no part in the solution.
         """
         features, unseen = slopes.features, round((1 - _UNSEEN) * len(slopes.wanted) / _AT_ONCE) * _AT_ONCE
-        steps = torch.zeros(len(_RIDGES), *self.refinement.coefficients.shape)
-        for block in range(steps.shape[1]):
+        step, changes, chosen = torch.zeros_like(self.refinement.coefficients), [], []
+        for block in range(step.shape[0]):
             mine = (slopes.slopes[:unseen, block], features[:unseen, block], slopes.wanted[:unseen, block])
-            steps[:, block, self.refinement.used] = _least_squares(*mine, self.refinement.used)
+            steps = torch.zeros(len(_RIDGES), *step.shape[1:])
+            steps[:, self.refinement.used] = _least_squares(*mine, self.refinement.used)
+            # A block that explains nothing with any ridge stays as it is.
+            steps = torch.cat([torch.zeros_like(steps[:1]), steps])
+            amplitudes = torch.einsum("bf,raf->rba", features[unseen:, block], steps)
+            changed = torch.einsum("bda,rba->rbd", slopes.slopes[unseen:, block], amplitudes)
+            best = int((changed - slopes.wanted[unseen:, block]).square().sum((1, 2)).argmin())
+            step[block] = steps[best]
+            changes.append(changed[best])
+            chosen.append((0.0, *_RIDGES)[best])
 
         # How far the slopes carry is seen by trying. Hits of single samples come and go, which moves their views at
         # random: what counts is how far samples move along what is wanted, less what the slopes say they move in all.
-        wanted, found = slopes.wanted[unseen:], list[tuple[float, int, float]]()
-        size, linear = wanted.square().sum(), list[tuple[Tensor, Tensor]]()
-        for number, step in enumerate(steps):
-            change = torch.einsum("blf,laf->bla", features[unseen:], step)
-            change = torch.einsum("blda,bla->bld", slopes.slopes[unseen:], change)
-            linear.append(((change * wanted).sum() / size, change.square().sum() / size))
-            for length in _LENGTHS:
-                along = (self._moved(slopes, unseen, length * step) * wanted).sum() / size
-                found.append((float(2 * along - length**2 * linear[-1][1]), number, length))
-        share, best, length = max(found)
-        along, moved = linear[best]
-        facts = {"linear_share": float(2 * length * along - length**2 * moved), "share": share}
-        facts |= {
-            "wanted": float((size / len(wanted)).sqrt()),
-            "moved": length * float((moved * size / len(wanted)).sqrt()),
-        }
-        return length * steps[best], facts | {"ridge": _RIDGES[best], "length": length}
+        wanted, linear = slopes.wanted[unseen:], torch.stack(changes, 1)
+        size, moved = wanted.square().sum(), linear.square().sum()
+        found = []
+        for length in _LENGTHS:
+            along = (self._moved(slopes, unseen, length * step) * wanted).sum()
+            found.append((float((2 * along - length**2 * moved) / size), length))
+        share, length = max(found)
+        facts = {"linear_share": float((2 * length * (linear * wanted).sum() - length**2 * moved) / size)}
+        facts |= {"share": share, "wanted": float((size / len(wanted)).sqrt())}
+        facts |= {"moved": length * float((moved / len(wanted)).sqrt()), "ridge": float(np.median(chosen))}
+        return length * step, facts | {"length": length}
 
     def _moved(self, slopes: Slopes, start: int, step: Tensor) -> Tensor:
         """How views really change, (N, L, D), from sample ``start`` on."""
