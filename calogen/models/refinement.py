@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..shards.samples import Samples
 
-_JOINT = 120  # views of a sample up to which a critic takes all of them at once
+_JOINT = 140  # views of a sample up to which a critic takes all of them at once
 _HIDDEN, _HIDDEN_OF_BLOCKS = (128, 128), (64, 64)  # widths of the hidden layers
 _LABEL = 8  # numbers that tell blocks apart where it takes them one by one
 

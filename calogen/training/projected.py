@@ -89,6 +89,7 @@ class ProjectedTrainer(Trainer):
         super().__init__(setup, batches)
         self.objective, self._validation = objective, validation
         self.refused = 0  # rounds in a row
+        self.begun: Tensor | None = None  # distances of views from validation samples at the start, (L, D)
 
     def arm(self) -> None:
         """Look at training and validation samples; once fitted or loaded."""
@@ -252,7 +253,7 @@ class ProjectedTrainer(Trainer):
 
     @torch.no_grad()
     def _harm(self, step: Tensor, stream: torch.Generator) -> float:
-        """By how many errors the view that a step harms most gets further from validation samples."""
+        """By how many errors the worst view is further from validation samples than before, or than at the start."""
         before, after = list[Tensor](), list[Tensor]()
         for rows in torch.arange(len(self.unseen)).split(_AT_ONCE):
             draft = self.unseen.draw(rows, stream)
@@ -263,7 +264,8 @@ class ProjectedTrainer(Trainer):
                 found.append(draft.views(torch.einsum("blf,laf->bla", draft.features, coefficients)))
         reference = self.unseen.views
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
-        return float((far - near).max() * len(reference) ** 0.5)
+        self.begun = near if self.begun is None else self.begun
+        return float((far - torch.minimum(near, self.begun)).max() * len(reference) ** 0.5)
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 
@@ -275,12 +277,14 @@ class ProjectedTrainer(Trainer):
 
     def state(self) -> dict[str, Tensor]:
         """The generator, and what rounds know of each other."""
-        return super().state() | {"rounds": torch.tensor([self.refused, bool(self.finished)])}
+        known = {} if self.begun is None else {"begun": self.begun}
+        return super().state() | {"rounds": torch.tensor([self.refused, bool(self.finished)])} | known
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         super().restore(checkpoint)
-        self.refused, ended = checkpoint.training_state()["rounds"].tolist()
+        tensors = checkpoint.training_state()
+        self.begun, (self.refused, ended) = tensors.get("begun"), tensors["rounds"].tolist()
         self.finished = "there was nothing more to learn" if ended else ""
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:

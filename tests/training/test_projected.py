@@ -77,12 +77,14 @@ def test_views_are_standard_uncorrelated_and_the_same_for_mirror_images(
     generator: ShowerGenerator, samples: Samples
 ) -> None:
     scene = generator.scene(samples)
-    assert scene.views.shape == (len(scene), 2, 18)
-    torch.testing.assert_close(scene.views.mean((0, 1)), torch.zeros(18), rtol=0, atol=0.1)
+    assert scene.views.shape == (len(scene), 2, 32)
+    torch.testing.assert_close(scene.views.mean((0, 1)), torch.zeros(32), rtol=0, atol=0.1)
     for layer in range(2):
         values = scene.views[:, layer]
-        off = torch.corrcoef(values.T) - torch.eye(18)
-        assert off.abs().max() < 0.25  # what is cut off far out is not whitened
+        values = values[:, values.std(0) > 0.1]  # of groups that have cells
+        assert values.shape[1] > 22
+        off = torch.corrcoef(values.T) - torch.eye(values.shape[1])
+        assert off.square().mean().sqrt() < 0.1  # shares that add up to 1, and what is cut off, are not whitened
         assert ((values.std(0) > 0.5) & (values.std(0) < 1.1)).all()
     for image in PAIR.images[1:]:
         turned = scene.like(replace(samples, values=np.ascontiguousarray(samples.values[:, image.order])))

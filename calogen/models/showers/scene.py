@@ -44,10 +44,9 @@ class ShowerScene(Scene):
         self.generator, self.data = generator, generator.transform.prepared(samples)
         refinement = generator.refinement
         if views is None:
-            hottest = refinement.group % GROUPS == 0
             given = self._given(slice(None))
             views = ShowerViews(generator.transform.window, given.features.shape[2])
-            views.fit(hottest, self.data.showers, given)
+            views.fit(refinement.group % GROUPS, self.data.showers, given)
         self.seen_by = views
         found = []
         for rows in torch.arange(len(self.data.showers)).split(_ROWS):

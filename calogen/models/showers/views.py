@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ...families import Family
+from .patterns import GROUPS
 from .voxels import Given
 
-VIEWS = 18
+VIEWS = 16 + 2 * GROUPS
 """Of each layer."""
 _BRIGHTEST = 5  # cells
 _SOFT = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles of the energies of cells that are on, at which hits are counted
 _MANY = 100_000  # of them
 _FARTHEST = 6.0  # standard deviations
 _MOST = 4.0  # of a view in the end
+_LEAST, _NEVER = 1e-5, 1e9  # spread of a view; what makes one 0
 _FLOOR = 0.02  # of the variance of a view, below which it is not made larger
 _SHRINK = (3.0, 1e-4)  # of regressions: so many showers, and a part of all
 
@@ -26,16 +28,17 @@ class ShowerViews(nn.Module):
     """Views of the layers of showers, at given layer energies; all even under the mirrors of a layer.
 
     Of each layer: how far its centre lies from where it should, along both axes, and from that of the next layer; its
-    widths, fourth moment and halo; contrast and share of the hottest cells; the share of the hottest group; and how
-    many cells lie above each of five energies, softly. What conditions and layer energies say of mean and spread is
-    taken out by regressions on the features that voxels have; then the views of a layer are made uncorrelated.
+    widths and fourth moment; contrast and share of the hottest cells; how many cells lie above each of five energies,
+    softly; and, of each group of cells that the refinement knows, its share of the energy and how many are on, or what
+    the patterns change there would not be seen. What conditions and layer energies say of mean and spread is taken out
+    by regressions on the features that voxels have; then the views of a layer are made uncorrelated.
 
     Args:
         window: What showers are in their frame.
         features: How many voxels have (F).
     """
 
-    hottest: Tensor  # (V,) 1 for the cells of the hottest groups
+    members: Tensor  # (V, GROUPS) 1 where a cell belongs to a group of its layer
     width: Tensor  # (L,) of a mean shower, in mm
     soft: Tensor  # (L, 5) energies of cells at which hits are counted
     centre: Tensor  # (L, F, 2) of mean centres ...
@@ -50,7 +53,7 @@ class ShowerViews(nn.Module):
         super().__init__()
         self._parts, layers = window.layer_slices, len(window.layers)
         shapes: dict[str, tuple[int, ...]] = {
-            "hottest": (window.voxels,),
+            "members": (window.voxels, GROUPS),
             "width": (layers,),
             "soft": (layers, len(_SOFT)),
             "centre": (layers, features, 2),
@@ -64,15 +67,15 @@ class ShowerViews(nn.Module):
             self.register_buffer(name, torch.ones(shape))
         self.register_buffer("position", torch.from_numpy(window.centres).float(), persistent=False)
 
-    def fit(self, hottest: Tensor, showers: Tensor, given: Given) -> None:
+    def fit(self, group: Tensor, showers: Tensor, given: Given) -> None:
         """Standardise by training showers.
 
         Args:
-            hottest: Which voxels are of the hottest groups, (V,) bool.
+            group: Numbers of the voxels' groups in their layers, (V,).
             showers: (N, V), in the family's unit, in their frame.
             given: What their voxels depend on.
         """
-        self.hottest.copy_(hottest)
+        self.members.copy_(nn.functional.one_hot(group, GROUPS))
         layers = len(self._parts)
         for i, part in enumerate(self._parts):
             mean, square = showers[:, part].mean(0), self.position[part].square().sum(1)
@@ -95,7 +98,8 @@ class ShowerViews(nn.Module):
         self.log_spread.copy_(regression(torch.log(rest.abs() + 1e-3 * rest.std(0) + 1e-6)))
         rest = rest / torch.exp(_predicted(given, self.log_spread)).clamp(min=1e-6)
         square = (rest.square() * lit[..., None]).sum(0) / lit.sum(0).clamp(min=1)[:, None]
-        self.scale.copy_(square.sqrt().clamp(min=1e-3))
+        # What never changes, as that of a group with no cells, is no view.
+        self.scale.copy_(torch.where(raw.std(0) > _LEAST, square.sqrt().clamp(min=1e-3), _NEVER))
         whole = (rest / self.scale).clamp(-_FARTHEST, _FARTHEST) * lit[..., None]
         self.whitening.copy_(torch.stack([_whitening(whole[lit[:, i], i]) for i in range(layers)]))
 
@@ -126,22 +130,22 @@ class ShowerViews(nn.Module):
             position = self.position[part] / self.width[i]
             radius = position.square().sum(1)
             variance = (share @ position.square() - (centres[:, i] / self.width[i]).square()).clamp(min=0)
-            halo, fourth, core = (share @ torch.stack([(radius > 2).float(), radius.square(), self.hottest[part]], 1)).T
+            fourth, members = share @ radius.square(), self.members[part]
             brightest = share.topk(min(_BRIGHTEST, share.shape[1]), 1).values.T
             first, second, last = brightest[0], brightest[min(1, len(brightest) - 1)], brightest[-1]
             ratio = (showers[:, part, None] / self.soft[i]).square()
             single = [
-                torch.log(halo + 1e-3),
                 torch.log(fourth + 1e-2),
                 (first - second) / (first + second + 1e-6),
                 first,
                 torch.log(last + 1e-3),
                 torch.log(brightest[1:].sum(0) + 1e-3),
-                torch.log(core + 1e-3),
             ]
             pairs = [torch.log(away[:, i].square() + 0.05), torch.log(variance + 1e-2), together[:, i]]
-            hits = torch.sqrt((ratio / (1 + ratio)).mean(1) + 1e-5)
-            found.append(torch.cat([*pairs, torch.stack(single, 1), hits], 1))
+            soft = ratio / (1 + ratio)
+            groups = [torch.log(share @ members + 1e-3)]
+            groups += [torch.sqrt(soft[..., 0] @ members / members.sum(0).clamp(min=1) + 1e-5)]
+            found.append(torch.cat([*pairs, torch.stack(single, 1), torch.sqrt(soft.mean(1) + 1e-5), *groups], 1))
         return torch.stack(found, 1)
 
 
