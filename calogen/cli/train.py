@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     metavar="NAME=LO:HI",
     help="Leave a range out (may be repeated): incident_energy=20:30GeV.",
 )
-@click.option("--steps", type=click.IntRange(min=0), help="Generator updates; 0: the fitted start alone.")
+@click.option(
+    "--steps", type=click.IntRange(min=0), help="Rounds of projected training, or updates; 0: the fitted start alone."
+)
 @click.option(
     "--time",
     type=click.FloatRange(min=0, min_open=True),
@@ -81,7 +83,7 @@ def train(
 
     \b
     calogen train --data data/calogan-gamma --energy-conditioned --out run
-    calogen train configs/own-calorimeter.toml --data own --steps 2000 --seed 2 --out own-run
+    calogen train configs/own-calorimeter.toml --data own --steps 5 --seed 2 --out own-run
     calogen train configs/nbody-64.toml --data data/nbody-64 --out maps-run
     """
     settings = _train_config(config, options, list(data))

@@ -42,7 +42,7 @@ IS_PICTURE = Read("a picture, no program")
 BLOCKS = {
     "make demo ": Read("installs from the net and trains for minutes; the targets are tested below"),
     "pip install ": Run(smaller={"pip install -c constraints.txt .": ":", "-n 10000": "-n 200"}),
-    "import calogen": Run(smaller={"20_000": "500", '"steps": 100': '"steps": 1'}, slow=True),
+    "import calogen": Run(smaller={"20_000": "500", '"steps": 5': '"steps": 1'}, slow=True),
     "calogen simulate geant4 --set geometry=": Run(
         smaller={"-n 3000": "-n 400", "-n 1000": "-n 100", "--data own ": "--data own --steps 1 ", "-n 5000": "-n 500"},
         slow=True,  # showers take half a minute, and the fit as long
