@@ -39,7 +39,7 @@ class Refinement(nn.Module):
         self.register_buffer("coefficients", torch.zeros(blocks, *used.shape))
         self.register_buffer("used", used, persistent=False)
         self.active = False
-        self.register_load_state_dict_post_hook(_activated)
+        self.register_load_state_dict_post_hook(_activated)  # type: ignore[no-untyped-call]
 
     def add(self, step: Tensor) -> None:
         """Add to the coefficients, (L, A, F)."""
@@ -51,8 +51,8 @@ class Refinement(nn.Module):
         return torch.einsum("blf,laf->bla", features, self.coefficients)
 
 
-def _activated(refinement: nn.Module, _: object) -> None:
-    tensor = refinement.get_buffer("coefficients")
+def _activated(refinement: Refinement, _: object) -> None:
+    tensor = refinement.coefficients
     refinement.active = not tensor.is_meta and bool(tensor.any())
 
 
