@@ -234,13 +234,16 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: 
     config = config.updated({"training": {"update": _update(config, family, names, len(training))}})
     config = settled(config.updated({"family": family, "conditions": names}), family)
     threads = sensible_number(config.threads, "threads")
+    device = pick_device(config.device)
+    if config.training.update == "projected":
+        device = torch.device("cpu")  # whose rounds take a minute there
     setup = Setup(
         config,
         family.with_symmetries(_tried(config, family)),
         names,
         training,
         validation,
-        pick_device(config.device),
+        device,
         threads,
         prior,
         _ranges((training, validation), names, config.holdout),

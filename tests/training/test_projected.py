@@ -257,3 +257,9 @@ def test_a_checkpoint_of_before_there_was_a_refinement_is_one_with_none(generato
 def test_one_layer_is_enough(tmp_path: Path) -> None:
     run = run_of(write_folder(tmp_path / "data", toy(SINGLE, 1300)), tmp_path / "run", steps=1)
     assert run.step == 1
+
+
+def test_rounds_run_on_the_cpu_even_where_there_is_a_gpu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calogen.training.setup.pick_device", lambda _: torch.device("cuda"))
+    assert prepare(tiny(training=ROUNDS), data).device.type == "cpu"
+    assert prepare(tiny(training={**ROUNDS, "update": "adam"}), data).device.type == "cuda"
