@@ -41,7 +41,7 @@ _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _LENGTHS = (1.0, 0.5)
 _SHORTER = (1.0, 0.5, 0.25)  # of that step, tried until no view is harmed
 _WORSE = 3.0  # errors by which a view may not be further from validation samples than before
-_REFUSALS = 2  # in a row, after which there is nothing more to learn
+_IDLE = 2  # rounds in a row that change nothing, after which there is nothing more to learn
 _CHANCE = 2.0  # errors of the AUC above 0.5
 
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -52,14 +52,12 @@ class Slopes(NamedTuple):
 
     Attributes:
         drafts: The samples.
-        amplitudes: As they are, (N, L, A).
         views: As they are, (N, L, D).
         slopes: Of views with amplitudes of their block, (N, L, D, A).
         wanted: Changes of the views, (N, L, D).
     """
 
     drafts: list[Draft]
-    amplitudes: Tensor
     views: Tensor
     slopes: Tensor
     wanted: Tensor
@@ -88,7 +86,7 @@ class ProjectedTrainer(Trainer):
     def __init__(self, setup: Setup, batches: Batches, objective: Objective, validation: Samples) -> None:
         super().__init__(setup, batches)
         self.objective, self._validation = objective, validation
-        self.refused = 0  # rounds in a row
+        self.idle = 0  # rounds in a row that changed nothing
         self.begun: Tensor | None = None  # distances of views from validation samples at the start, (L, D)
 
     def arm(self) -> None:
@@ -122,7 +120,7 @@ class ProjectedTrainer(Trainer):
         found = {"critic_auc": seen, "validation_auc": area, "validation_auc_error": error}
         found["wasserstein"] = float(unseen[0].mean() - unseen[1].mean())
         if area < 0.5 + _CHANCE * error:
-            self.finished = "critics cannot tell generated from validation samples any more"
+            self._idle("critics could not tell generated from validation samples")
             return found
         slopes = self._slopes(judge, float(self.objective.reach(*values)), stream)
         step, facts = self._solved(slopes)
@@ -132,14 +130,18 @@ class ProjectedTrainer(Trainer):
             if accepted:
                 break
         facts = facts | {"length": shorter * facts["length"], "moved": shorter * facts["moved"]}
-        self.refused = 0 if accepted else self.refused + 1
         if accepted:
+            self.idle = 0
             self.refinement.add(shorter * step)
-        if self.refused >= _REFUSALS:
-            self.finished = (
-                f"{self.refused} steps in a row were refused: the generator cannot follow its critics further"
-            )
+        else:
+            self._idle("the steps that critics asked for were refused: the generator cannot follow them further")
         return found | facts | {"harm": harm, "accepted": float(accepted)}
+
+    def _idle(self, why: str) -> None:
+        """Count rounds that change nothing: one may be an accident of its critics."""
+        self.idle += 1
+        if self.idle >= _IDLE:
+            self.finished = f"{self.idle} rounds in a row changed nothing; in the last one, {why}"
 
     # --- critics --------------------------------------------------------------------------------------------------
 
@@ -200,13 +202,13 @@ class ProjectedTrainer(Trainer):
             draft = self.scene.draw(some, stream)
             amplitudes = self.refinement.amplitudes(draft.features).requires_grad_()
             views = draft.views(amplitudes)
-            # Blocks are independent of each other, so one pass backwards serves a view of all of them.
+            # Views are of their own block (two look at the next one, too), so one pass backwards serves all blocks.
             passes = (torch.autograd.grad(view.sum(), amplitudes, retain_graph=True)[0] for view in views.unbind(2))
             slopes = torch.stack(list(passes), 2).clamp(-_STEEPEST, _STEEPEST)
             here = views.detach().requires_grad_()
             (uphill,) = torch.autograd.grad(judge(here, draft.context).sum(), here)
             drafts.append(draft)
-            found.append((amplitudes.detach(), views.detach(), slopes, reach * uphill))
+            found.append((views.detach(), slopes, reach * uphill))
         return Slopes(drafts, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @torch.no_grad()
@@ -278,13 +280,13 @@ class ProjectedTrainer(Trainer):
     def state(self) -> dict[str, Tensor]:
         """The generator, and what rounds know of each other."""
         known = {} if self.begun is None else {"begun": self.begun}
-        return super().state() | {"rounds": torch.tensor([self.refused, bool(self.finished)])} | known
+        return super().state() | {"rounds": torch.tensor([self.idle, bool(self.finished)])} | known
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         super().restore(checkpoint)
         tensors = checkpoint.training_state()
-        self.begun, (self.refused, ended) = tensors.get("begun"), tensors["rounds"].tolist()
+        self.begun, (self.idle, ended) = tensors.get("begun"), tensors["rounds"].tolist()
         self.finished = "there was nothing more to learn" if ended else ""
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:

@@ -183,7 +183,8 @@ def test_training_ends_when_steps_are_refused_and_stays_ended(
     monkeypatch.setattr(ProjectedTrainer, "_harm", lambda *_: 99.0)
     run = run_of(data, tmp_path / "run", steps=9)
     assert run.step == 2
-    assert "2 steps in a row were refused" in run.records[-1]["stopped"]
+    assert "2 rounds in a row changed nothing" in run.records[-1]["stopped"]
+    assert "refused" in run.records[-1]["stopped"]
     assert not tensors(run.folder, 2)["refinement.coefficients"].any()
     assert train(tiny(training={**ROUNDS, "steps": 9}), data, run.folder, resume=True).step == 2
 
@@ -191,8 +192,8 @@ def test_training_ends_when_steps_are_refused_and_stays_ended(
 def test_training_ends_when_critics_are_at_chance(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projected, "_CHANCE", 100.0)
     run = run_of(data, tmp_path / "run", steps=9)
-    assert run.step == 1
-    assert "cannot tell" in run.records[-1]["stopped"]
+    assert run.step == 2
+    assert "could not tell" in run.records[-1]["stopped"]
 
 
 @pytest.mark.parametrize(
