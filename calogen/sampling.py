@@ -145,7 +145,7 @@ class Surrogate:
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = self._generator.folded() if self._device.type == "cpu" else None
-        self._checkpoint, self.candidates = checkpoint, 1
+        self._checkpoint, self.candidates = replace(checkpoint, model={}), 1  # where critics may be found
         self._selection: Selection | None = None
         large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
         self.block = _FEW if large else BLOCK  # a whole block is computed even for one sample
@@ -204,7 +204,7 @@ class Surrogate:
         other = copy.copy(self)
         other.candidates = _whole(candidates, "candidates", 1, _MOST_CANDIDATES, "1 to 64 candidates for a sample")
         if candidates > 1:
-            other._selection = self._checkpoint.selection(self._generator.cpu())
+            other._selection = self._checkpoint.selection(copy.deepcopy(self._generator).cpu())
         return other
 
     @property

@@ -95,6 +95,8 @@ def verify_model(model: str | Path, *, rebuild: bool = False) -> list[str]:
             checkpoint = load_checkpoint(folder)
             if folder.parent == run.checkpoints:  # surrogates hold the generator only
                 checkpoint.training_state()
+            if checkpoint.card.selection_sha256:
+                checkpoint.selection(checkpoint.generator())
         except CheckpointError as error:
             problems.append(f"{error.where}: {error.what}")
     try:

@@ -264,3 +264,17 @@ def test_rounds_run_on_the_cpu_even_where_there_is_a_gpu(data: Path, monkeypatch
     monkeypatch.setattr("calogen.training.setup.pick_device", lambda _: torch.device("cuda"))
     assert prepare(tiny(training=ROUNDS), data).device.type == "cpu"
     assert prepare(tiny(training={**ROUNDS, "update": "adam"}), data).device.type == "cuda"
+
+
+def test_damaged_critics_are_found(data: Path, tmp_path: Path) -> None:
+    from calogen.runs.find import verify_model
+
+    run = run_of(data, tmp_path / "run", steps=1)
+    assert not verify_model(run.folder)
+    path = run.folder / "checkpoints" / "step-1" / "selection.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert any("selection" in str(problem) for problem in verify_model(run.folder))
+    with pytest.raises(CheckpointError, match="not those it was written with"):
+        Surrogate.load(path.parent).selecting(2)
