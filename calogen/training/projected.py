@@ -25,7 +25,8 @@ from .objectives import OBJECTIVES, Objective
 from .setup import Setup
 from .trainers import Trainer, stream_of
 
-_ODDS, _SELECTING = cast("Objective", OBJECTIVES["logistic"]), 2**41  # the step whose random numbers they have
+_ODDS = cast("Objective", OBJECTIVES["logistic"])
+_SELECTING, _JUDGING = 2**41, 2**42  # steps whose random numbers these have
 _CRITICS = 3  # of an ensemble: each has seen other samples
 _PART = 0.8  # of the samples that each sees
 _EPOCHS, _FEWEST_STEPS, _BATCH = 20, 100, 512
@@ -125,7 +126,7 @@ class ProjectedTrainer(Trainer):
         slopes = self._slopes(judge, float(self.objective.reach(*values)), stream)
         step, facts = self._solved(slopes)
         for shorter in _SHORTER:
-            harm = self._harm(shorter * step, stream)
+            harm = self._harm(shorter * step)
             accepted = facts["share"] > 0 and harm <= _WORSE
             if accepted:
                 break
@@ -254,8 +255,10 @@ class ProjectedTrainer(Trainer):
         return torch.cat(views) - slopes.views[start:]
 
     @torch.no_grad()
-    def _harm(self, step: Tensor, stream: torch.Generator) -> float:
+    def _harm(self, step: Tensor) -> float:
         """By how many errors the worst view is further from validation samples than before, or than at the start."""
+        # The same random numbers every time: what is left to compare is what the coefficients do.
+        stream = stream_of(self.setup.config.seed, _JUDGING, self.setup.device)
         before, after = list[Tensor](), list[Tensor]()
         for rows in torch.arange(len(self.unseen)).split(_AT_ONCE):
             draft = self.unseen.draw(rows, stream)
