@@ -161,15 +161,6 @@ def test_few_showers_are_said_to_be_few(tmp_path: Path) -> None:
     assert warning.startswith("108 training showers are few for a fit, which wants at least 200: add showers")
 
 
-def test_a_run_from_before_layers_had_depths_can_be_resumed(data: Path, tmp_path: Path) -> None:
-    train(tiny(training={"steps": 1}), data, tmp_path / "run")
-    known = tiny(family=SMALL.with_depths([(0, 1), (1, 2), (2, 4)]), training={"steps": 2})
-    assert train(known, data, tmp_path / "run", resume=True).step == 2
-    other = tiny(family=SMALL.with_depths([(0, 1), (1, 3), (3, 4)]), training={"steps": 3})
-    with pytest.raises(CheckpointError, match="another 'family'"):
-        train(other, data, tmp_path / "run", resume=True)
-
-
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
