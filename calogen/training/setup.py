@@ -69,6 +69,7 @@ class Setup:
             "validation samples": len(self.validation),
             "network": self.config.generator.network,
             "objective": self.config.training.objective,
+            "update": self.config.training.update,
             "steps": self.config.training.steps,
             "generator parameters": generator,
             "critic parameters": critic,
