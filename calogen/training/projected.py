@@ -18,7 +18,6 @@ from torch import Tensor
 from ..analysis.metrics.ranks import auc
 from ..models.refinement import Draft, Refinement, Scene, ViewCritic
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import Record
 from ..shards.samples import Samples
 from .batches import Batches
 from .objectives import OBJECTIVES, Objective
@@ -93,7 +92,7 @@ class ProjectedTrainer(Trainer):
     def arm(self) -> None:
         """Look at training and validation samples; once fitted or loaded."""
         self.generator.requires_grad_(False).eval()
-        self.average, self.optimisers = self.generator, {}
+        self.average = self.generator
         self.refinement = cast("Refinement", self.generator.refinement)  # or the setup would have refused
         with torch.no_grad():
             self.scene = self.generator.scene(self.batches.samples(self.setup.family))
@@ -291,18 +290,6 @@ class ProjectedTrainer(Trainer):
         tensors = checkpoint.training_state()
         self.begun, (self.idle, ended) = tensors.get("begun"), tensors["rounds"].tolist()
         self.finished = "there was nothing more to learn" if ended else ""
-
-    def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
-        raise NotImplementedError
-
-    def _mean(self, samples: Samples) -> float:  # noqa: ARG002
-        return 0.0
-
-    def _judged(self, trained: float, reference: float) -> Record:  # noqa: ARG002
-        return {}
 
 
 def _least_squares(slopes: Tensor, features: Tensor, wanted: Tensor, used: Tensor) -> Tensor:

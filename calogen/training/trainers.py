@@ -26,9 +26,9 @@ _CHUNK = 500  # samples at a time outside training
 
 
 class Trainer(ABC):
-    """A generator, its average and its optimiser; :meth:`step` is one update of it.
+    """A generator and its average; :meth:`step` is one update of them.
 
-    Everything random in step t is a function of (seed, t); so are the learning rates, unless ``time`` limits the run.
+    Everything random in step t is a function of (seed, t).
 
     Args:
         setup: What to train.
@@ -37,8 +37,7 @@ class Trainer(ABC):
     Attributes:
         generator: As trained.
         average: The average of its weights: what is kept.
-        networks: All that learns, by name; each has an optimiser of that name once armed.
-        rates: Learning rates before decay, by network.
+        networks: All that learns, by name.
         done: Steps so far.
         finished: Why there is nothing more to learn; empty: there may be.
     """
@@ -52,13 +51,98 @@ class Trainer(ABC):
             torch.manual_seed(setup.config.seed)
             self.generator = build_generator(setup.family, setup.conditions, setup.config.generator)
             self.networks: dict[str, nn.Module] = {"generator": self.generator, **self._others()}
-        self.rates = {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
-        self.augment = Augmentation(setup.family, setup.conditions, setup.device)
         self.done = 0
 
     def _others(self) -> dict[str, nn.Module]:
         """Build what learns beside the generator."""
         return {}
+
+    def fit(self) -> None:
+        """Fit to the data what is not learnt by gradients."""
+        samples, seed = self.batches.samples(self.setup.family), self.setup.config.seed
+        if self.setup.prior is None:
+            self.generator.fit(samples, seed)
+        else:
+            self.generator.fit_from(self.setup.prior.generator(), samples, seed)
+
+    @abstractmethod
+    def arm(self) -> None:
+        """Make what training needs, the average among it; once fitted or loaded."""
+
+    @abstractmethod
+    def step(self, seconds: float = 0.0) -> dict[str, Tensor]:
+        """Update every network, and the average.
+
+        Args:
+            seconds: Of the run so far; looked at only where ``time`` limits it.
+
+        Returns:
+            Scalars for the log, on the device.
+        """
+
+    @torch.no_grad()
+    def validate(self, reference: Samples) -> Record:
+        """Physics score and diversity of the averaged generator, and signs of learning by heart.
+
+        Args:
+            reference: Validation samples, physical units.
+        """
+        device = self.setup.device
+        columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
+        stream = stream_of(self.setup.config.seed, _VALIDATION, device)
+        parts = []
+        for some in columns.split(_CHUNK):
+            latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
+            parts.append(self.average(latent, some).cpu().numpy())
+        generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
+        trained = self.batches.samples(self.setup.family, len(reference))
+        judged = judge(reference, generated)
+        found: Record = {"score": judged.score, "diversity": diversity(reference, generated)}
+        if judged.constant:  # observables without a spread: not in the score, so they are said
+            found |= {"constant": len(judged.constant), "unequal": float(np.mean(list(judged.constant.values())))}
+        return found | self._signs(trained, reference)
+
+    def _signs(self, trained: Samples, reference: Samples) -> Record:  # noqa: ARG002
+        """Signs of learning by heart, for the log, from training and validation samples."""
+        return {}
+
+    def selection(self) -> dict[str, Tensor] | None:
+        """Critics that choose among candidates for a sample, where there are some."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs besides the average, as named tensors."""
+        tensors: dict[str, Tensor] = nn.ModuleDict(self.networks).state_dict()
+        return tensors
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            CheckpointError: If it does not fit.
+        """
+        tensors = checkpoint.training_state()
+        own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in self.networks}
+        load_state(nn.ModuleDict(self.networks), own, checkpoint.folder)
+        self.arm()
+        load_state(self.average, checkpoint.model, checkpoint.folder)
+        self.done = checkpoint.card.step
+
+
+class GradientTrainer(Trainer):
+    """Networks that learn by Adam.
+
+    Learning rates are a function of the step, too, unless ``time`` limits the run.
+
+    Attributes:
+        rates: Learning rates before decay, by network.
+        optimisers: By network, once armed.
+    """
+
+    def __init__(self, setup: Setup, batches: Batches) -> None:
+        super().__init__(setup, batches)
+        self.rates = {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
+        self.augment = Augmentation(setup.family, setup.conditions, setup.device)
 
     @abstractmethod
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
@@ -71,14 +155,6 @@ class Trainer(ABC):
     @abstractmethod
     def _judged(self, trained: float, reference: float) -> Record:
         """What the log should hold of the mean of :meth:`_total` over training and over validation samples."""
-
-    def fit(self) -> None:
-        """Fit to the data what is not learnt by gradients."""
-        samples, seed = self.batches.samples(self.setup.family), self.setup.config.seed
-        if self.setup.prior is None:
-            self.generator.fit(samples, seed)
-        else:
-            self.generator.fit_from(self.setup.prior.generator(), samples, seed)
 
     def arm(self) -> None:
         """Move to the device and make average and optimisers; once fitted or loaded."""
@@ -99,14 +175,7 @@ class Trainer(ABC):
         }
 
     def step(self, seconds: float = 0.0) -> dict[str, Tensor]:
-        """Update every network, and the average.
-
-        Args:
-            seconds: Of the run so far; looked at only where ``time`` limits it.
-
-        Returns:
-            Scalars on the device, such as losses and gradient norms; nothing here waits for it.
-        """
+        """Update every network, and the average; nothing here waits for the device."""
         factor = decay_factor(self.done, self.options.steps, self.options.decay)
         if self.options.time is not None:  # whichever clock is further
             factor = min(factor, decay_factor(seconds, self.options.time, self.options.decay))
@@ -133,27 +202,8 @@ class Trainer(ABC):
         self.optimisers[name].step()
         return norm
 
-    @torch.no_grad()
-    def validate(self, reference: Samples) -> Record:
-        """Physics score and diversity of the averaged generator, and signs of learning by heart.
-
-        Args:
-            reference: Validation samples, physical units.
-        """
-        device = self.setup.device
-        columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
-        stream = stream_of(self.setup.config.seed, _VALIDATION, device)
-        parts = []
-        for some in columns.split(_CHUNK):
-            latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
-            parts.append(self.average(latent, some).cpu().numpy())
-        generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
-        trained = self.batches.samples(self.setup.family, len(reference))
-        judged = judge(reference, generated)
-        found: Record = {"score": judged.score, "diversity": diversity(reference, generated)}
-        if judged.constant:  # observables without a spread: not in the score, so they are said
-            found |= {"constant": len(judged.constant), "unequal": float(np.mean(list(judged.constant.values())))}
-        return found | self._judged(self._mean(trained), self._mean(reference))
+    def _signs(self, trained: Samples, reference: Samples) -> Record:
+        return self._judged(self._mean(trained), self._mean(reference))
 
     def _mean(self, samples: Samples) -> float:
         """The mean of :meth:`_total`, with the same random numbers in every validation."""
@@ -164,34 +214,22 @@ class Trainer(ABC):
             sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
         return float(torch.stack(sums).sum()) / len(samples)
 
-    def selection(self) -> dict[str, Tensor] | None:
-        """Critics that choose among candidates for a sample, where there are some."""
-        return None
-
     def state(self) -> dict[str, Tensor]:
         """Live networks and optimisers as named tensors."""
-        tensors: dict[str, Tensor] = nn.ModuleDict(self.networks).state_dict()
+        tensors = super().state()
         for name, optimiser in self.optimisers.items():
             tensors |= optimiser_state(optimiser, f"{name}_optimiser")
         return tensors
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            CheckpointError: If it does not fit.
-        """
+        """Continue from a checkpoint."""
+        super().restore(checkpoint)
         tensors = checkpoint.training_state()
-        own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in self.networks}
-        load_state(nn.ModuleDict(self.networks), own, checkpoint.folder)
-        self.arm()
-        load_state(self.average, checkpoint.model, checkpoint.folder)
         for name, optimiser in self.optimisers.items():
             load_optimiser(optimiser, tensors, f"{name}_optimiser")
-        self.done = checkpoint.card.step
 
 
-class AdversarialTrainer(Trainer):
+class AdversarialTrainer(GradientTrainer):
     """Generator against critic: several critic steps before each of the generator's.
 
     Source: Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1; Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1.
@@ -273,7 +311,7 @@ class AdversarialTrainer(Trainer):
         return {"critic_gap": trained - reference}
 
 
-class LikelihoodTrainer(Trainer):
+class LikelihoodTrainer(GradientTrainer):
     """A generator with a loss of its own: minus the likelihood of the data, or a bound on it."""
 
     generator: LikelihoodGenerator

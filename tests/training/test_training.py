@@ -33,7 +33,7 @@ from calogen.shards.sources import open_shards
 from calogen.training.loop import TrainingLoop, train
 from calogen.training.objectives import OBJECTIVES
 from calogen.training.setup import prepare
-from calogen.training.trainers import Trainer, decay_factor
+from calogen.training.trainers import GradientTrainer, Trainer, decay_factor
 
 TRAIN = """
     import json, sys, time
@@ -316,7 +316,7 @@ def test_the_time_limit_is_of_the_run_not_of_a_session(data: Path, tmp_path: Pat
 def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    step = Trainer.step
+    step = GradientTrainer.step
 
     def poisoned(self: Trainer, seconds: float) -> dict[str, torch.Tensor]:
         found = step(self, seconds)
@@ -326,7 +326,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
                 next(p for p in reversed(list(module.parameters()))).fill_(torch.nan)
         return found
 
-    monkeypatch.setattr(Trainer, "step", poisoned)
+    monkeypatch.setattr(GradientTrainer, "step", poisoned)
     for log_every in (1, 4):  # found in the weights at once, or in the losses some steps later
         out = tmp_path / f"run-{log_every}"
         with pytest.raises(DivergenceError, match="not finite") as raised:
@@ -480,11 +480,11 @@ def test_the_learning_rates_fall_to_zero_over_the_last_part() -> None:
 def test_the_learning_rates_follow_the_clock_that_is_further(data: Path, tmp_path: Path) -> None:
     options = {"steps": 10, "decay": 0.5, "learning_rate": 1.0, "critic_learning_rate": 2.0}
 
-    def begun(**more: float) -> Trainer:
+    def begun(**more: float) -> GradientTrainer:
         plan = prepare(tiny(training={**options, **more}), data)
         return TrainingLoop.start(plan, tmp_path / f"run{more}", check=False).trainer
 
-    def rates(trainer: Trainer, steps: int, seconds: float) -> list[float]:
+    def rates(trainer: GradientTrainer, steps: int, seconds: float) -> list[float]:
         trainer.done = steps
         trainer.step(seconds)
         return [trainer.optimisers[name].param_groups[0]["lr"] for name in ("generator", "critic")]
