@@ -82,7 +82,8 @@ class History:
     Attributes:
         steps: Generator updates before each validation, (N,).
         seconds: Time of training until then, (N,).
-        curves: By name, (N,) each, NaN where there is none: score, critic_gap, loss_gap, wasserstein, loss, diversity.
+        curves: By name, (N,) each, NaN where there is none: score, critic_gap, loss_gap, wasserstein,
+            validation_auc, loss, diversity.
         floor: Score of training against validation samples, and its uncertainty; NaN if unknown.
         chosen: Step of the checkpoint that the samples were made with; None if unknown.
     """

@@ -14,11 +14,13 @@ from . import values as views
 from .panels import REFERENCE_COLOUR, Drawing, look_of
 
 _GAPS = ("critic_gap", "loss_gap")
+_EQUAL = {"wasserstein": 0.0, "validation_auc": 0.5}  # of critics that see no difference
 _LABELS = {
     "score": "score [standard deviations]",
     "critic_gap": "critic: training minus validation",
     "loss_gap": "loss: validation minus training",
     "wasserstein": "critic: reference minus generated",
+    "validation_auc": "AUC of critics, validation",
     "loss": "loss on validation samples",
     "diversity": "diversity, generated over reference",
 }
@@ -78,8 +80,8 @@ def _draw(axes: Axes, key: str, found: Sequence[tuple[str, str, History]], repor
         axes.axhline(floor, color=REFERENCE_COLOUR, linestyle="--", linewidth=0.9)
         if np.isfinite(error):
             axes.axhspan(floor - error, floor + error, color=REFERENCE_COLOUR, alpha=0.18, linewidth=0)
-    if key in _GAPS or key == "wasserstein":
-        axes.axhline(0.0, color=REFERENCE_COLOUR, linewidth=0.8)
+    if key in _GAPS or key in _EQUAL:
+        axes.axhline(_EQUAL.get(key, 0.0), color=REFERENCE_COLOUR, linewidth=0.8)
     elif key == "score" and max(map(np.max, everything)) > _WIDE * min(map(np.min, everything)) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="training time [s]" if by_time else "step", ylabel=_LABELS[key])
