@@ -17,6 +17,8 @@ from .samples import Samples
 _LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
 _HIGHEST_LOOSE_RESPONSE = 30.0  # a bad model or a few showers may be far off, but not by a factor 1000
 _RESPONSE_ROWS = 1024
+_IMPOSSIBLE = 0.05  # share of showers with more than is plausible, from which their order is looked at ...
+_SPREAD, _CORRELATED = 2.0, 0.3  # ... where energies vary by more than a factor; what showers in order have at least
 _NO_VOIDS, _NO_CONTRAST = 0.6, 0.25  # lowest pixel over the mean of a map, and scatter: smoother is no density
 _FOREIGN_DENSITIES = (0.3, 3.0)  # the same of files of others, which may be in any unit
 _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
@@ -116,6 +118,8 @@ def check_response(file: Opened, piece: Piece, head: Samples | None) -> None:
     response = float(np.median(filled))
     strict = layout.kind == "reference" and len(filled) >= 32
     highest = family.max_response if strict else _HIGHEST_LOOSE_RESPONSE
+    if strict:
+        _require_same_order(filled, samples.conditions[family.energy.name][found > 0], family.max_response, piece)
     if _LOWEST_RESPONSE <= response <= highest:
         return
     guess = (
@@ -131,6 +135,34 @@ def check_response(file: Opened, piece: Piece, head: Samples | None) -> None:
         hint=f"{guess}: say them, `unit=energy=GeV` or `unit=voxels=GeV`, or set the file's attributes energy_unit and "
         "cell_unit to what they are",
     )
+
+
+def _require_same_order(
+    found: NDArray[np.float64], incident: NDArray[np.float32], highest: float, piece: Piece
+) -> None:
+    """Refuses showers whose energies have nothing to do with the incident ones, and are too large for many of them.
+
+    Args:
+        found: Deposited over incident energies, (N,).
+        incident: Incident energies, (N,).
+        highest: Largest plausible ratio.
+        piece: Where they are from.
+    """
+    impossible = float((found > highest).mean())
+    low, high = np.quantile(incident, [0.1, 0.9])
+    if impossible < _IMPOSSIBLE or high < _SPREAD * low:
+        return
+    ranks = [values.argsort().argsort() for values in (found * incident, incident)]
+    correlation = float(np.corrcoef(ranks)[0, 1])
+    if correlation < _CORRELATED:
+        raise ShardError(
+            "showers and incident energies do not belong together",
+            where=piece.path,
+            expected="deposited energies that grow with the incident ones",
+            found=f"a rank correlation of {correlation:.2f}, and {impossible:.0%} of showers with more than "
+            f"{highest:g} times their incident energy",
+            hint="check that both are in the same order: one of them may have been shuffled or sorted",
+        )
 
 
 def check_conditions(file: Opened, piece: Piece) -> None:

@@ -643,6 +643,16 @@ def test_every_energy_point_is_on_both_sides(mixed: bool, tmp_path: Path) -> Non
     assert len(np.unique(np.concatenate(parts), axis=0)) == 400  # nobody is on both sides, or on none
 
 
+def test_showers_in_another_order_than_their_energies_are_refused(tmp_path: Path) -> None:
+    made = PLAIN
+    right = challenge(tmp_path, made, conditions__theta=ANGLES)
+    assert len(open_shards(right, family=ANGLED))
+    order = np.random.default_rng(0).permutation(len(made))
+    mixed = replace(made, values=made.values[order])
+    with pytest.raises(CalogenError, match=r"(?s)do not belong together.*rank correlation.*same order"):
+        open_shards(challenge(tmp_path, mixed, conditions__theta=ANGLES), family=ANGLED).read()
+
+
 def test_a_surrogate_accepts_the_range_of_all_data_and_its_score_is_of_all_of_it(tmp_path: Path) -> None:
     path = challenge(tmp_path, showers(ANGLED, SORTED), conditions__theta=np.linspace(0.5, 20, 400))
     config = tiny(family=ANGLED, generator={"network": "mlp"}, training={"steps": 0, "validation_size": 20})
