@@ -46,9 +46,10 @@ class Refinement(nn.Module):
         self.coefficients += step
         self.active = bool(self.coefficients.any())
 
-    def amplitudes(self, features: Tensor) -> Tensor:
-        """Of the patterns, (B, L, A), for features (B, L, F)."""
-        return torch.einsum("blf,laf->bla", features, self.coefficients)
+    def amplitudes(self, features: Tensor, step: Tensor | None = None) -> Tensor:
+        """Of the patterns, (B, L, A), for features (B, L, F); with a step added to the coefficients, (L, A, F)."""
+        coefficients = self.coefficients if step is None else self.coefficients + step
+        return torch.einsum("blf,laf->bla", features, coefficients)
 
 
 def _activated(refinement: Refinement, _: object) -> None:

@@ -248,9 +248,8 @@ class ProjectedTrainer(Trainer):
 
     def _moved(self, slopes: Slopes, start: int, step: Tensor) -> Tensor:
         """How views really change, (N, L, D), from sample ``start`` on."""
-        changed = self.refinement.coefficients + step
         drafts = slopes.drafts[start // _AT_ONCE :]
-        views = [draft.views(torch.einsum("blf,laf->bla", draft.features, changed)) for draft in drafts]
+        views = [draft.views(self.refinement.amplitudes(draft.features, step)) for draft in drafts]
         return torch.cat(views) - slopes.views[start:]
 
     @torch.no_grad()
@@ -261,11 +260,8 @@ class ProjectedTrainer(Trainer):
         before, after = list[Tensor](), list[Tensor]()
         for rows in torch.arange(len(self.unseen)).split(_AT_ONCE):
             draft = self.unseen.draw(rows, stream)
-            for found, coefficients in (
-                (before, self.refinement.coefficients),
-                (after, self.refinement.coefficients + step),
-            ):
-                found.append(draft.views(torch.einsum("blf,laf->bla", draft.features, coefficients)))
+            before.append(draft.views(self.refinement.amplitudes(draft.features)))
+            after.append(draft.views(self.refinement.amplitudes(draft.features, step)))
         reference = self.unseen.views
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
         self.begun = near if self.begun is None else self.begun
