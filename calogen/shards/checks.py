@@ -153,7 +153,7 @@ def _require_same_order(
     if impossible < _IMPOSSIBLE or high < _SPREAD * low:
         return
     ranks = [values.argsort().argsort() for values in (found * incident, incident)]
-    correlation = float(np.corrcoef(ranks)[0, 1])
+    correlation = float(np.asarray(np.corrcoef(ranks))[0, 1])
     if correlation < _CORRELATED:
         raise ShardError(
             "showers and incident energies do not belong together",
