@@ -96,8 +96,10 @@ class Generator(nn.Module, ABC):
             hint="train without `prior`",
         )
 
-    def scene(self, samples: Samples) -> Scene:  # noqa: ARG002
+    def scenes(self, samples: Samples) -> Sequence[Scene]:  # noqa: ARG002
         """Training samples, in physical units, and generated ones at their conditions, for projected training.
+
+        Each scene has a refinement of its own; candidates are chosen by critics of the first one.
 
         Raises:
             ConfigError: If this network has no refinement.

@@ -79,10 +79,14 @@ class Scene(ABC):
     Views are numbers that physicists look at, standardised given the conditions and uncorrelated within each block.
 
     Attributes:
+        name: What is seen, for the log; empty: the samples.
+        refinement: What can be changed about it.
         views: Of the reference samples, (N, L, D), dimensionless, of order one.
         context: What a critic is told besides, (N, L, C), of order one.
     """
 
+    name: str = ""
+    refinement: Refinement
     views: Tensor
     context: Tensor
 
@@ -93,9 +97,9 @@ class Scene(ABC):
     def like(self, samples: Samples) -> Scene:
         """Other reference samples, in physical units, with the same views."""
 
-    @abstractmethod
-    def selection(self, critics: Sequence[ViewCritic]) -> Selection:
-        """The mean of critics of these views, to choose samples by."""
+    def selection(self, critics: Sequence[ViewCritic]) -> Selection | None:  # noqa: ARG002
+        """The mean of critics of these views, to choose samples by; none: candidates do not differ in them."""
+        return None
 
     @abstractmethod
     def draw(self, rows: Tensor, stream: torch.Generator) -> Draft:

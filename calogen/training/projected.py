@@ -9,6 +9,7 @@ on samples that had no part in it is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -25,7 +26,7 @@ from .setup import Setup
 from .trainers import Trainer, stream_of
 
 _ODDS = cast("Objective", OBJECTIVES["logistic"])
-_SELECTING, _JUDGING = 2**41, 2**42  # steps whose random numbers these have
+_ASPECTS, _SELECTING, _JUDGING = 2**40, 2**42, 2**43  # steps whose random numbers these have
 _CRITICS = 3  # of an ensemble: each has seen other samples
 _PART = 0.8  # of the samples that each sees
 _EPOCHS, _FEWEST_STEPS, _BATCH = 20, 100, 512
@@ -68,10 +69,44 @@ class Slopes(NamedTuple):
         return torch.cat([draft.features for draft in self.drafts])
 
 
+@dataclass
+class Aspect:
+    """Something about samples that has views, critics and a refinement of its own.
+
+    Attributes:
+        scene: Training samples.
+        unseen: Validation samples, by which critics and steps are judged.
+        idle: Rounds in a row that changed nothing: one may be an accident of its critics.
+        why: Why the last one of them did not.
+        begun: Distances of views from validation samples at the start, (L, D).
+    """
+
+    scene: Scene
+    unseen: Scene
+    idle: int = 0
+    why: str = ""
+    begun: Tensor | None = None
+
+    @property
+    def refinement(self) -> Refinement:
+        """What can be changed."""
+        return self.scene.refinement
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to learn."""
+        return self.idle >= _IDLE
+
+    def named(self, facts: dict[str, float]) -> dict[str, float]:
+        """Facts by the names that the log has for them."""
+        return {"_".join(filter(None, (self.scene.name, name))): value for name, value in facts.items()}
+
+
 class ProjectedTrainer(Trainer):
     """One step is a round: fresh critics, a projected step, and the decision whether to take it.
 
-    Runs on the CPU, where a round takes a minute.
+    Each aspect of the samples has rounds of its own, until they change nothing. Runs on the CPU, where a round takes a
+    minute.
 
     Args:
         setup: What to train.
@@ -86,62 +121,67 @@ class ProjectedTrainer(Trainer):
     def __init__(self, setup: Setup, batches: Batches, objective: Objective, validation: Samples) -> None:
         super().__init__(setup, batches)
         self.objective, self._validation = objective, validation
-        self.idle = 0  # rounds in a row that changed nothing
-        self.begun: Tensor | None = None  # distances of views from validation samples at the start, (L, D)
+        self.aspects: list[Aspect] = []
+        self._known: dict[str, Tensor] = {}  # what a checkpoint knows of rounds before
 
     def arm(self) -> None:
         """Look at training and validation samples; once fitted or loaded."""
         self.generator.requires_grad_(False).eval()
         self.average = self.generator
-        self.refinement = cast("Refinement", self.generator.refinement)  # or the setup would have refused
         with torch.no_grad():
-            self.scene = self.generator.scene(self.batches.samples(self.setup.family))
-            self.unseen = self.scene.like(self._validation)
+            scenes = self.generator.scenes(self.batches.samples(self.setup.family))
+            self.aspects = [Aspect(scene, scene.like(self._validation)) for scene in scenes]
+        for number, aspect in enumerate(self.aspects):
+            aspect.idle = int(self._known.get(f"idle.{number}", 0))
+            aspect.begun = self._known.get(f"begun.{number}")
 
     def step(self, seconds: float = 0.0) -> dict[str, Tensor]:  # noqa: ARG002
         """One round; returns what the log should say of it."""
-        stream = stream_of(self.setup.config.seed, self.done, self.setup.device)
-        found = self._round(stream)
+        found = dict[str, float]()
+        for number, aspect in enumerate(self.aspects):
+            if not aspect.finished:
+                stream = stream_of(self.setup.config.seed, number * _ASPECTS + self.done, self.setup.device)
+                found |= aspect.named(self._round(aspect, stream))
+        if all(aspect.finished for aspect in self.aspects):
+            reasons = dict.fromkeys(filter(None, (aspect.why for aspect in self.aspects)))
+            self.finished = f"{_IDLE} rounds in a row changed nothing: {'; '.join(reasons)}"
         self.done += 1
         return {name: torch.as_tensor(value) for name, value in found.items()}
 
-    def _round(self, stream: torch.Generator) -> dict[str, float]:
-        pool = self._pool(self.scene, max(1, _POOL // (self.setup.family.voxels * len(self.scene))), stream)
-        critics = [self._critic(pool, stream, self.objective, self.options.penalty) for _ in range(_CRITICS)]
+    def _round(self, aspect: Aspect, stream: torch.Generator) -> dict[str, float]:
+        scene, others = aspect.scene, aspect.unseen
+        pool = self._pool(scene, max(1, _POOL // (self.setup.family.voxels * len(scene))), stream)
+        critics = [self._critic(scene, pool, stream, self.objective, self.options.penalty) for _ in range(_CRITICS)]
 
         def judge(views: Tensor, context: Tensor) -> Tensor:
             return torch.stack([critic(views, context) for critic in critics]).mean(0)
 
         with torch.no_grad():
-            values = [_values(judge, *side) for side in ((self.scene.views, self.scene.context), pool)]
-            other = self._pool(self.unseen, 1, stream)
-            unseen = [_values(judge, *side) for side in ((self.unseen.views, self.unseen.context), other)]
+            values = [_values(judge, *side) for side in ((scene.views, scene.context), pool)]
+            other = self._pool(others, 1, stream)
+            unseen = [_values(judge, *side) for side in ((others.views, others.context), other)]
         (seen, _), (area, error) = (auc(g.double().numpy(), r.double().numpy()) for r, g in (values, unseen))
         found = {"critic_auc": seen, "validation_auc": area, "validation_auc_error": error}
         found["wasserstein"] = float(unseen[0].mean() - unseen[1].mean())
-        if area < 0.5 + _CHANCE * error:
-            self._idle("critics could not tell generated from validation samples")
+        aspect.idle += 1
+        reach = float(self.objective.reach(*values))
+        if area < 0.5 + _CHANCE * error or reach <= 0:
+            aspect.why = "critics could not tell generated from validation samples"
             return found
-        slopes = self._slopes(judge, float(self.objective.reach(*values)), stream)
-        step, facts = self._solved(slopes)
+        slopes = self._slopes(scene, judge, reach, stream)
+        step, facts = self._solved(aspect.refinement, slopes)
         for shorter in _SHORTER:
-            harm = self._harm(shorter * step)
+            harm = self._harm(aspect, shorter * step)
             accepted = facts["share"] > 0 and harm <= _WORSE
             if accepted:
                 break
         facts = facts | {"length": shorter * facts["length"], "moved": shorter * facts["moved"]}
         if accepted:
-            self.idle = 0
-            self.refinement.add(shorter * step)
+            aspect.idle = 0
+            aspect.refinement.add(shorter * step)
         else:
-            self._idle("the steps that critics asked for were refused: the generator cannot follow them further")
+            aspect.why = "the steps that critics asked for were refused: the generator cannot follow them further"
         return found | facts | {"harm": harm, "accepted": float(accepted)}
-
-    def _idle(self, why: str) -> None:
-        """Count rounds that change nothing: one may be an accident of its critics."""
-        self.idle += 1
-        if self.idle >= _IDLE:
-            self.finished = f"{self.idle} rounds in a row changed nothing; in the last one, {why}"
 
     # --- critics --------------------------------------------------------------------------------------------------
 
@@ -151,19 +191,20 @@ class ProjectedTrainer(Trainer):
         rows, found = torch.arange(len(scene)).repeat(min(2, times)), []
         for some in rows.split(_AT_ONCE):
             draft = scene.draw(some, stream)
-            found.append((draft.views(self.refinement.amplitudes(draft.features)), draft.context))
+            found.append((draft.views(scene.refinement.amplitudes(draft.features)), draft.context))
         views, context = zip(*found, strict=True)
         return torch.cat(views), torch.cat(context)
 
     def _critic(
         self,
+        scene: Scene,
         pool: tuple[Tensor, Tensor],
         stream: torch.Generator,
         objective: Objective,
         weight: float | None = None,
     ) -> ViewCritic:
         """A critic that has learnt from part of the training samples and of a pool of generated ones."""
-        scene, (views, context) = self.scene, pool
+        views, context = pool
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=stream)))
             critic = ViewCritic(scene.views.shape[1], scene.views.shape[2], scene.context.shape[2])
@@ -194,13 +235,13 @@ class ProjectedTrainer(Trainer):
 
     # --- the step -------------------------------------------------------------------------------------------------
 
-    def _slopes(self, judge: Judge, reach: float, stream: torch.Generator) -> Slopes:
+    def _slopes(self, scene: Scene, judge: Judge, reach: float, stream: torch.Generator) -> Slopes:
         count = max(_FEWEST_SLOPES, min(_SLOPES, _SLOPE_NUMBERS // self.setup.family.voxels))
-        rows = torch.randint(len(self.scene), (count,), generator=stream)
+        rows = torch.randint(len(scene), (count,), generator=stream)
         drafts, found = [], []
         for some in rows.split(_AT_ONCE):
-            draft = self.scene.draw(some, stream)
-            amplitudes = self.refinement.amplitudes(draft.features).requires_grad_()
+            draft = scene.draw(some, stream)
+            amplitudes = scene.refinement.amplitudes(draft.features).requires_grad_()
             views = draft.views(amplitudes)
             # Views are of their own block (two look at the next one, too), so one pass backwards serves all blocks.
             passes = (torch.autograd.grad(view.sum(), amplitudes, retain_graph=True)[0] for view in views.unbind(2))
@@ -212,17 +253,17 @@ class ProjectedTrainer(Trainer):
         return Slopes(drafts, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def _solved(self, slopes: Slopes) -> tuple[Tensor, dict[str, float]]:
+    def _solved(self, refinement: Refinement, slopes: Slopes) -> tuple[Tensor, dict[str, float]]:
         """The step (L, A, F) in the coefficients that brings views nearest to where critics want them.
 
         Ridge and length are those that explain most of it on samples that had no part in the solution.
         """
         features, unseen = slopes.features, round((1 - _UNSEEN) * len(slopes.wanted) / _AT_ONCE) * _AT_ONCE
-        step, changes, chosen = torch.zeros_like(self.refinement.coefficients), [], []
+        step, changes, chosen = torch.zeros_like(refinement.coefficients), [], []
         for block in range(step.shape[0]):
             mine = (slopes.slopes[:unseen, block], features[:unseen, block], slopes.wanted[:unseen, block])
             steps = torch.zeros(len(_RIDGES), *step.shape[1:])
-            steps[:, self.refinement.used] = _least_squares(*mine, self.refinement.used)
+            steps[:, refinement.used] = _least_squares(*mine, refinement.used)
             # A block that explains nothing with any ridge stays as it is.
             steps = torch.cat([torch.zeros_like(steps[:1]), steps])
             amplitudes = torch.einsum("bf,raf->rba", features[unseen:, block], steps)
@@ -238,7 +279,7 @@ class ProjectedTrainer(Trainer):
         size, moved = wanted.square().sum(), linear.square().sum()
         found = []
         for length in _LENGTHS:
-            along = (self._moved(slopes, unseen, length * step) * wanted).sum()
+            along = (_moved(refinement, slopes, unseen, length * step) * wanted).sum()
             found.append((float((2 * along - length**2 * moved) / size), length))
         share, length = max(found)
         facts = {"linear_share": float((2 * length * (linear * wanted).sum() - length**2 * moved) / size)}
@@ -246,46 +287,50 @@ class ProjectedTrainer(Trainer):
         facts |= {"moved": length * float((moved / len(wanted)).sqrt()), "ridge": float(np.median(chosen))}
         return length * step, facts | {"length": length}
 
-    def _moved(self, slopes: Slopes, start: int, step: Tensor) -> Tensor:
-        """How views really change, (N, L, D), from sample ``start`` on."""
-        drafts = slopes.drafts[start // _AT_ONCE :]
-        views = [draft.views(self.refinement.amplitudes(draft.features, step)) for draft in drafts]
-        return torch.cat(views) - slopes.views[start:]
-
     @torch.no_grad()
-    def _harm(self, step: Tensor) -> float:
+    def _harm(self, aspect: Aspect, step: Tensor) -> float:
         """By how many errors the worst view is further from validation samples than before, or than at the start."""
         # The same random numbers every time: what is left to compare is what the coefficients do.
         stream = stream_of(self.setup.config.seed, _JUDGING, self.setup.device)
         before, after = list[Tensor](), list[Tensor]()
-        for rows in torch.arange(len(self.unseen)).split(_AT_ONCE):
-            draft = self.unseen.draw(rows, stream)
-            before.append(draft.views(self.refinement.amplitudes(draft.features)))
-            after.append(draft.views(self.refinement.amplitudes(draft.features, step)))
-        reference = self.unseen.views
+        for rows in torch.arange(len(aspect.unseen)).split(_AT_ONCE):
+            draft = aspect.unseen.draw(rows, stream)
+            before.append(draft.views(aspect.refinement.amplitudes(draft.features)))
+            after.append(draft.views(aspect.refinement.amplitudes(draft.features, step)))
+        reference = aspect.unseen.views
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
-        self.begun = near if self.begun is None else self.begun
-        return float((far - torch.minimum(near, self.begun)).max() * len(reference) ** 0.5)
+        aspect.begun = near if aspect.begun is None else aspect.begun
+        return float((far - torch.minimum(near, aspect.begun)).max() * len(reference) ** 0.5)
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 
-    def selection(self) -> dict[str, Tensor]:
+    def selection(self) -> dict[str, Tensor] | None:
         """Critics whose values are log odds, whatever the objective."""
         stream = stream_of(self.setup.config.seed, _SELECTING, self.setup.device)
-        critics = [self._critic(self._pool(self.scene, 2, stream), stream, _ODDS) for _ in range(_CRITICS)]
-        return self.scene.selection(critics).state_dict()
+        scene = self.aspects[0].scene
+        critics = [self._critic(scene, self._pool(scene, 2, stream), stream, _ODDS) for _ in range(_CRITICS)]
+        found = scene.selection(critics)
+        return None if found is None else found.state_dict()
 
     def state(self) -> dict[str, Tensor]:
         """The generator, and what rounds know of each other."""
-        known = {} if self.begun is None else {"begun": self.begun}
-        return super().state() | {"rounds": torch.tensor([self.idle, bool(self.finished)])} | known
+        known = {f"idle.{number}": torch.tensor(aspect.idle) for number, aspect in enumerate(self.aspects)}
+        known |= {f"begun.{n}": aspect.begun for n, aspect in enumerate(self.aspects) if aspect.begun is not None}
+        return super().state() | known
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        super().restore(checkpoint)
-        tensors = checkpoint.training_state()
-        self.begun, (self.idle, ended) = tensors.get("begun"), tensors["rounds"].tolist()
-        self.finished = "there was nothing more to learn" if ended else ""
+        self._known = checkpoint.training_state()
+        super().restore(checkpoint)  # which calls arm()
+        idle = [int(value) for name, value in self._known.items() if name.startswith("idle.")]
+        self.finished = "there was nothing more to learn" if idle and min(idle) >= _IDLE else ""
+
+
+def _moved(refinement: Refinement, slopes: Slopes, start: int, step: Tensor) -> Tensor:
+    """How views really change, (N, L, D), from sample ``start`` on."""
+    drafts = slopes.drafts[start // _AT_ONCE :]
+    views = [draft.views(refinement.amplitudes(draft.features, step)) for draft in drafts]
+    return torch.cat(views) - slopes.views[start:]
 
 
 def _least_squares(slopes: Tensor, features: Tensor, wanted: Tensor, used: Tensor) -> Tensor:
@@ -297,10 +342,10 @@ def _least_squares(slopes: Tensor, features: Tensor, wanted: Tensor, used: Tenso
         wanted: (N, D).
         used: (A, F) with P that count.
     """
-    size = int(used.sum())
+    size, (which, by) = int(used.sum()), used.nonzero().T
     normal, right = (torch.zeros(*shape, dtype=torch.float64) for shape in ((size, size), (size,)))
     for some, mine, target in zip(*(part.split(_AT_ONCE) for part in (slopes, features, wanted)), strict=True):
-        design = (some[..., None] * mine[:, None, None, :])[:, :, used].reshape(-1, size)
+        design = (some[:, :, which] * mine[:, None, by]).reshape(-1, size)
         normal += (design.T @ design).double() / len(wanted)
         right += (design.T @ target.reshape(-1)).double() / len(wanted)
     diagonal = normal.diagonal()

@@ -129,6 +129,15 @@ class LayerEnergies(nn.Module):
 
     # --- conditions ---------------------------------------------------------------------------------------------
 
+    def standardised(self, energies: Tensor, conditions: Tensor) -> Tensor:
+        """Variables (B, D) less their location, in units of their scale."""
+        design = self._design(conditions, self.near(conditions))
+        return (self.variables(energies, conditions) - design @ self.location) * torch.exp(-design @ self.log_scale)
+
+    def scaled_others(self, conditions: Tensor) -> Tensor:
+        """All conditions but the incident energy, (B, C'), dimensionless."""
+        return self._scaled(conditions)[1]
+
     def near(self, conditions: Tensor) -> Tensor:
         """How near each station of energy is, (B, S), adding up to 1; conditions (B, C) in their units."""
         energy = self._scaled(conditions)[0]
@@ -167,23 +176,27 @@ class LayerEnergies(nn.Module):
         changing = torch.cat([shared, own], 2)
         return torch.cat([near.expand(len(along), -1, -1), changing, changing * self._height(near)], 2)
 
-    def _given(self, normals: Tensor, near: Tensor, which: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def _given(
+        self, normals: Tensor, near: Tensor, which: slice = slice(None), change: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The m and s of some variables given the normals before them, (D', B) each; normals (B, D)."""
         mean = torch.einsum("bs,sij,bj->ib", near, self.linear[:, which], normals)
-        bent, log_scale = torch.einsum("ibp,kip->kib", self._terms(normals, near, which), self.bent[:, which])
+        bent = torch.einsum("ibp,kip->kib", self._terms(normals, near, which), self.bent[:, which])
+        bent, log_scale = bent if change is None else bent + change
         return mean + bent, torch.exp(log_scale.clamp(-8, 3))
 
-    def _dependent(self, normals: Tensor, near: Tensor) -> Tensor:
+    def _dependent(self, normals: Tensor, near: Tensor, change: Tensor | None = None) -> Tensor:
         """Dependent numbers (B, D), before U, from independent normals (B, D)."""
-        mean, scale = self._given(normals, near)
+        mean, scale = self._given(normals, near, change=change)
         return (mean + scale * _look_up(self.residual, near, normals.T)).T
 
-    def inverse(self, normals: Tensor, conditions: Tensor) -> Tensor:
+    def inverse(self, normals: Tensor, conditions: Tensor, change: Tensor | None = None) -> Tensor:
         """Energies from normals.
 
         Args:
             normals: Independent standard normals, (B, D).
             conditions: (B, C), in their units.
+            change: What is added to m and log s, (2, D, B); none: nothing.
 
         Returns:
             Layer energies (B, L) in MeV, never negative, 0 where a layer is empty. They add up to at most the incident
@@ -192,7 +205,8 @@ class LayerEnergies(nn.Module):
         near = self.near(conditions)
         design = self._design(conditions, near)
         normals = normals.clamp(-MOST_NORMAL, MOST_NORMAL)
-        levelled = _look_up(self.levelled, near, self._dependent(normals, near).T).clamp(-MOST_NORMAL, MOST_NORMAL)
+        dependent = self._dependent(normals, near, change)
+        levelled = _look_up(self.levelled, near, dependent.T).clamp(-MOST_NORMAL, MOST_NORMAL)
 
         # A layer is empty where the upper tail of its normal exceeds the probability of being full; not all are: the
         # one that is nearest gets the energy. The other normals are stretched over all probabilities again.
@@ -229,11 +243,8 @@ class LayerEnergies(nn.Module):
     def _marginal_normals(self, energies: Tensor, conditions: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each variable's normal, the ceiling below which its layer is empty, and whether it is; (B, D) each."""
         design = self._design(conditions, near)
-        variables = self.variables(energies, conditions)
         empty = nn.functional.pad(energies == 0, (1, 0))[:, self.order]
-        inner = _locate(
-            self.marginal, near, ((variables - design @ self.location) * torch.exp(-design @ self.log_scale)).T
-        )
+        inner = _locate(self.marginal, near, self.standardised(energies, conditions).T)
         full = 1 - self._empty(design)
         normals = torch.where(full < 1, inverse_tail(full * normal_tail(inner.T)), inner.T)
         return normals, inverse_tail(full), empty

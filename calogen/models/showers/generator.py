@@ -16,6 +16,7 @@ from ..conditions import scaled_size
 from ..contract import Array, Generator, Inference
 from ..layers import SLOPE, mlp
 from .counts import foremost, natural
+from .energy_scene import EnergyScene
 from .factors import LEAST_NOISE, fit_factors
 from .fast import FoldedShowers
 from .neighbours import APART, Pairs, SharedNoise
@@ -100,8 +101,7 @@ class ShowerGenerator(Generator):
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""
         energies, factors, own = latent.split(self.splits, 1)
-        scaled = self.transform.scaled(conditions)
-        energy_normals = energies + self.energies(torch.cat([energies, scaled], 1))
+        scaled, energy_normals = self.transform.scaled(conditions), self.energy_normals(energies, conditions)
         shift = self.shapes(torch.cat([energy_normals, factors, scaled], 1))
         given = self.transform.given(self.transform.generated_energies(energy_normals, conditions), conditions)
         normals, apart = self._copula(factors, own, given)
@@ -111,9 +111,14 @@ class ShowerGenerator(Generator):
             normals = self.refinement(normals, given, amplitudes)
         return self.transform.made(normals, given, apart)
 
-    def scene(self, samples: Samples) -> ShowerScene:
-        """Showers and generated ones with their layer energies."""
-        return ShowerScene(self, samples)
+    def energy_normals(self, normals: Tensor, conditions: Tensor) -> Tensor:
+        """Normals (B, D) that layer energies are made of, from standard ones and all conditions (B, C)."""
+        found: Tensor = normals + self.energies(torch.cat([normals, self.transform.scaled(conditions)], 1))
+        return found
+
+    def scenes(self, samples: Samples) -> tuple[ShowerScene, EnergyScene]:
+        """Showers and generated ones with their layer energies; and the layer energies."""
+        return ShowerScene(self, samples), EnergyScene(self, samples)
 
     def selection(self, critics: int) -> ShowerSelection:
         """What chooses among showers with the same layer energies."""

@@ -42,11 +42,11 @@ class ShowerScene(Scene):
 
     def __init__(self, generator: Shapes, samples: Samples, views: ShowerViews | None = None) -> None:
         self.generator, self.data = generator, generator.transform.prepared(samples)
-        refinement = generator.refinement
+        self.refinement = generator.refinement
         if views is None:
             given = self._given(slice(None))
             views = ShowerViews(generator.transform.window, given.features.shape[2])
-            views.fit(refinement.group % GROUPS, self.data.showers, given)
+            views.fit(self.refinement.group % GROUPS, self.data.showers, given)
         self.seen_by = views
         found = []
         for rows in torch.arange(len(self.data.showers)).split(_ROWS):

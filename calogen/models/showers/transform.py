@@ -84,16 +84,20 @@ class ShowerTransform(nn.Module):
 
     def energy_variables(self, energies: Tensor, conditions: Tensor) -> Tensor:
         """:meth:`LayerEnergies.variables`, (B, D), of layer energies (B, L) in MeV and all conditions (B, C)."""
-        return self.energies.variables(energies, _columns(conditions, self._of_energies))
+        return self.energies.variables(energies, self.known_to_energies(conditions))
+
+    def known_to_energies(self, conditions: Tensor) -> Tensor:
+        """Conditions that layer energies depend on, of all (B, C)."""
+        return _columns(conditions, self._of_energies)
 
     def scaled(self, conditions: Tensor) -> Tensor:
         """Conditions that layer energies depend on, (B, D), dimensionless, of all (B, C) in their units."""
-        known = _columns(conditions, self._of_energies)
+        known = self.known_to_energies(conditions)
         return scale_conditions(self.family, self.energies.conditions, known)
 
     def generated_energies(self, normals: Tensor, conditions: Tensor) -> Tensor:
         """Layer energies (B, L) in MeV of normals (B, D) and conditions (B, C) in their units."""
-        return self.energies.inverse(normals, _columns(conditions, self._of_energies))
+        return self.energies.inverse(normals, self.known_to_energies(conditions))
 
     def given(self, energies: Tensor, conditions: Tensor) -> Given:
         """What voxels depend on: layer energies (B, L) in MeV and conditions (B, C) in their units."""
@@ -138,7 +142,7 @@ class ShowerTransform(nn.Module):
             normals it may have: the largest one is :meth:`ceiling`.
         """
         framed, energies, _ = self.framed(showers, conditions)
-        normals = self.energies(energies, _columns(conditions, self._of_energies))
+        normals = self.energies(energies, self.known_to_energies(conditions))
         return normals, self.voxels(framed, self.given(energies, conditions))
 
     def ceiling(self, showers: Tensor, conditions: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ class ShowerTransform(nn.Module):
 
     def fit_energies(self, fitted: Fitted) -> None:
         """Fit layer energies alone."""
-        self.energies.fit(fitted.energies, _columns(fitted.conditions, self._of_energies))
+        self.energies.fit(fitted.energies, self.known_to_energies(fitted.conditions))
 
     def prepared(self, samples: Samples) -> Fitted:
         """Training showers with energy, in their frame and with their images."""

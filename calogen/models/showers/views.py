@@ -101,15 +101,14 @@ class ShowerViews(nn.Module):
         # What never changes, as that of a group with no cells, is no view.
         self.scale.copy_(torch.where(raw.std(0) > _LEAST, square.sqrt().clamp(min=1e-3), _NEVER))
         whole = (rest / self.scale).clamp(-_FARTHEST, _FARTHEST) * lit[..., None]
-        self.whitening.copy_(torch.stack([_whitening(whole[lit[:, i], i]) for i in range(layers)]))
+        self.whitening.copy_(torch.stack([whitening(whole[lit[:, i], i]) for i in range(layers)]))
 
     def forward(self, showers: Tensor, given: Given) -> Tensor:
         """Views (B, L, D) of showers (B, V) in the family's unit, in their frame; 0 of layers without energy."""
         rest = self._raw(showers, given) - _predicted(given, self.mean)
         rest = rest / torch.exp(_predicted(given, self.log_spread)).clamp(min=1e-6) / self.scale
         views = torch.einsum("bld,lde->ble", rest.clamp(-_FARTHEST, _FARTHEST), self.whitening)
-        # Rare showers far out must not outweigh all others: a critic of bounded slope would look at little else.
-        return _MOST * torch.tanh(views / _MOST) * (given.energies > 0)[..., None]
+        return limited(views) * (given.energies > 0)[..., None]
 
     def _centres(self, showers: Tensor, energies: Tensor) -> Tensor:
         """Of the energy in each layer, (B, L, 2), in mm."""
@@ -163,7 +162,13 @@ def _ridge(features: Tensor, target: Tensor) -> Tensor:
     return found.float()
 
 
-def _whitening(values: Tensor) -> Tensor:
+def limited(views: Tensor) -> Tensor:
+    """Views whose largest values are moderate."""
+    # Rare showers far out must not outweigh all others: a critic of bounded slope would look at little else.
+    return _MOST * torch.tanh(views / _MOST)
+
+
+def whitening(values: Tensor) -> Tensor:
     """The symmetric matrix (D, D) that makes values (N, D) with mean 0 uncorrelated, of variance 1."""
     variances, axes = torch.linalg.eigh(values.T.double() @ values.double() / max(1, len(values)))
     found: Tensor = axes @ torch.diag((variances.clamp(min=0) + _FLOOR).rsqrt()) @ axes.T
