@@ -35,6 +35,7 @@ from .page.notes import (
     constant_notes,
     energy_notes,
     known_conditions,
+    realisation_notes,
     source_notes,
     threshold_notes,
 )
@@ -255,6 +256,7 @@ def _notes(
     """What a reader must know, side by side."""
     yield from energy_notes(plan, {name: source for name, source in sources.items() if name != "training"})
     yield from axis_notes(plan)
+    yield from realisation_notes(surveys["reference"])
     for name, side in surveys.items():
         yield from (f"{name}: {note}" for note in (classified[name].notes if name in classified else ()))
         yield from source_notes(name, sources[name], side)

@@ -16,6 +16,7 @@ from calogen.families import Family
 
 from .metrics.conditioning import Fits
 from .metrics.maps import MapStatistics
+from .metrics.permutation import P_VALUE
 from .metrics.registry import Metric, Metrics
 from .numbers import number
 from .observables.observable import Observable
@@ -49,8 +50,8 @@ SCHEMA_DOCS = {
     "metrics": "By key 'quantity/observable[bin]', without [bin] for all samples: value, error (one standard "
     "deviation), floor (the same for reference against reference), floor_error, pull = (value - floor) / "
     "sqrt(error^2 + floor_error^2), n (samples on each side), unit (sd: standard deviations of the reference), and of "
-    "the largest pull 'statistic', the key it is the pull of; 'lower_limit' is true where the value is one. null: "
-    "undefined.",
+    "the permutation statistic 'statistic', the key of the largest distance; 'lower_limit' is true where the value is "
+    "one. null: undefined.",
     "costs": "Of training and generation, as far as the files say, on the machines that did it: network, objective, "
     "parameters, training_steps, training_seconds, training_device; samples_per_second is of one process.",
     "classifier": "tell_tales: observables that give the generated samples away, most telling first; controls: what "
@@ -124,6 +125,29 @@ class Report:
             ConfigError: If there is no such observable or bin.
         """
         return histogram(self.plan, self.sides, name, selection)
+
+    def p_value(self, observable: str, name: str = "") -> float:
+        """How often chance makes a larger difference than an observable has, corrected for all others looked at.
+
+        Args:
+            observable: Its name.
+            name: The surrogate; empty if there is only one.
+
+        Raises:
+            ConfigError: If there is no such observable or surrogate.
+        """
+        if name not in self.metrics and (name or len(self.metrics) > 1):
+            raise ConfigError("which surrogate?", expected=", ".join(self.metrics), found=name or "none named")
+        name = name or next(iter(self.metrics))
+        found = {key.observable: metric.value for key, metric in self.metrics[name].select(P_VALUE).items()}
+        if (p := found.get(observable)) is None:
+            raise ConfigError(
+                "there is no p-value of this observable",
+                expected=", ".join(found) or "20 samples or more on each side",
+                found=observable,
+                hint=did_you_mean(observable, found),
+            )
+        return p
 
     def count(self, name: str) -> int:
         """Samples of one surrogate, all its seeds together."""

@@ -1,8 +1,8 @@
-"""One overall statistic: the largest pull of many, calibrated by exchanging which samples are called generated.
+"""One overall statistic: the largest of many distances, calibrated by exchanging which samples are called generated.
 
-Of a thousand pulls some are large by chance. If reference and generated samples are alike, labels given to them at
-random make pulls as large as the true labels do; how often they make larger ones is the p-value, exact whatever the
-statistics and their correlations are.
+Of a thousand distances some are large by chance. If reference and generated samples are alike, labels given to them at
+random make distances as large as the true labels do; how often they make larger ones is the p-value, exact whatever the
+distances and their correlations are. Each is standardised first, by its mean and spread over the labellings.
 """
 
 from __future__ import annotations
@@ -32,23 +32,30 @@ _MOST = 10_000  # samples of each side
 _MOST_KERNEL = 2000
 _FEWEST = 20
 
-_OVERALL = "The largest of all pulls; overall_p how often chance gives a larger one."
-OVERALL = Quantity("overall", "the largest of all pulls", _OVERALL, unit="sd", headline=True)
-OVERALL_P = Quantity("overall_p", "p-value of the largest pull", _OVERALL, headline=True)
+_OVERALL = (
+    "The permutation statistic: the largest of all distances, each less its mean and in units of its spread when "
+    "samples are called reference or generated at random. overall_p: how often such labels give a larger one; p_value: "
+    "how often they give a larger one than the largest of this observable, which corrects it for all the others looked "
+    f"at. No p-value is below 1/{PERMUTATIONS}, the number of labellings."
+)
+OVERALL = Quantity("overall", "permutation statistic", _OVERALL, unit="sd", headline=True)
+OVERALL_P = Quantity("overall_p", "p-value of the permutation statistic", _OVERALL, headline=True)
+P_VALUE = Quantity("p_value", "p-value of an observable, corrected for all others", _OVERALL)
 
 
 def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
-    """The largest of all pulls that labellings can be exchanged for, and its p-value.
+    """The largest of all distances that labellings can be exchanged for, and p-values.
 
     These are W1 and chi-square of every observable in every selection, W1 of every condition and random direction,
-    KPD, and the distance of correlation matrices. A pull is the distance less its mean over the labellings, over its
-    standard deviation there. References of several realisations keep those whole, and the null hypothesis is
+    KPD, and the distance of correlation matrices, each less its mean over the labellings, over its standard deviation
+    there. References of several realisations keep those whole, and the null hypothesis is
     then made of halves of the reference alone: generated samples have no realisations to exchange.
 
     Returns:
-        ``overall``: the largest pull, and beside it as floor what labellings by chance give; ``statistic`` says
-        which metric it is. ``overall_p``: the share of labellings, the true one included, with a pull at least as
-        large. Empty for fewer than 20 samples a side.
+        ``overall``: the largest one, and beside it as floor what labellings by chance give; ``statistic`` says
+        which metric it is. ``overall_p``: the share of labellings, the true one included, with one at least as
+        large. ``p_value/OBSERVABLE``: the share of labellings whose largest one of all is at least as large as that of
+        this observable (Westfall and Young 1993). Empty for fewer than 20 samples a side.
     """
     sides = (reference, generated)
     rows = [thinned(side.table.shape[1], _MOST, plan.seed) for side in sides]
@@ -57,14 +64,21 @@ def overall(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key,
     groups = None if reference.groups is None else several(reference.groups[rows[0]])
     labels = _labels(len(rows[0]), len(rows[1]), groups, plan.seed)
     found = dict(_statistics(reference, generated, rows, labels, plan))
-    pulls = np.stack([_pulls(values) for values in found.values()])
-    largest = pulls.max(axis=0)
+    distances = {key: _standardised(values) for key, values in found.items()}
+    largest = np.max(list(distances.values()), axis=0)
     others = largest[1:]
-    key = list(found)[int(np.argmax(pulls[:, 0]))]
-    p = float(np.mean(largest >= largest[0]))
+    key = max(distances, key=lambda key: distances[key][0])
+
+    def p_value(of: list[Key]) -> Metric:
+        reached = max(distances[key][0] for key in of)
+        return Metric(float(np.mean(largest >= reached)), None, None, None, None, n)
+
+    observables = dict.fromkeys(key.observable for key in distances if key.observable in plan.observables)
+    single = {o: [key for key in distances if key.observable == o] for o in observables}
     floor, spread = float(others.mean()), float(others.std(ddof=1))
     metric = Metric.of(float(largest[0]), spread, floor, spread / math.sqrt(len(others)), n, OVERALL.unit)
-    return {Key(OVERALL): replace(metric, statistic=key), Key(OVERALL_P): Metric(p, None, None, None, None, n)}
+    found_p = {Key(OVERALL_P): p_value(list(distances))} | {Key(P_VALUE, o): p_value(of) for o, of in single.items()}
+    return {Key(OVERALL): replace(metric, statistic=key), **found_p}
 
 
 def _labels(reference: int, generated: int, groups: NDArray[np.integer] | None, seed: int) -> Labels:
@@ -82,7 +96,7 @@ def _labels(reference: int, generated: int, groups: NDArray[np.integer] | None, 
     return found
 
 
-def _pulls(values: Array) -> Array:
+def _standardised(values: Array) -> Array:
     """Each value less the mean of the others over the standard deviation of the others, (P,)."""
     centred = np.nan_to_num(values - values.mean())
     n = len(values) - 1
@@ -112,7 +126,7 @@ def _statistics(
             if not observable.scored:
                 continue
             values = column[mine]
-            if scale_of(values, observable.resolution) == 0:  # pulls would be those of rounding errors
+            if scale_of(values, observable.resolution) == 0:  # distances would be those of rounding errors
                 continue
             edges = observable_edges(observable, values)
             w1, chi2 = label_distances(values, labels[mine], edges)

@@ -19,6 +19,7 @@ from ..survey.plan import SurveyPlan
 from ..survey.survey import Survey
 
 _NO_CHANCE = 5.0  # standard errors
+_FEW_REALISATIONS = 5
 _LISTED = 5  # of many, how many a sentence names
 
 
@@ -64,6 +65,16 @@ def source_notes(name: str, source: Source, side: Survey) -> list[str]:
         of_all = f"a random {listed:,} of its {side.used:,} samples"
         notes.append(f"{name}: distances use {of_all}; spectra and means use all.")
     return notes
+
+
+def realisation_notes(reference: Survey) -> list[str]:
+    """Say so where the reference has too few realisations to know how much they differ."""
+    if reference.groups is None or (count := len(np.unique(reference.groups))) >= _FEW_REALISATIONS:
+        return []
+    return [
+        f"the reference has {count} realisation{'s'[: count > 1]}: errors, floors and pulls come from how realisations "
+        f"differ, and are rough guesses below {_FEW_REALISATIONS} of them."
+    ]
 
 
 def threshold_notes(name: str, side: Survey, plan: SurveyPlan) -> list[str]:

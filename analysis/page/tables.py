@@ -49,7 +49,7 @@ def pull_text(metric: Metric) -> str:
 
 
 def unit_text(metric: Metric) -> str:
-    """The unit, and of the largest pull which metric it is the pull of."""
+    """The unit, and of the permutation statistic which metric is the largest."""
     return metric.unit if metric.statistic is None else f"{metric.unit}, of {metric.statistic}"
 
 

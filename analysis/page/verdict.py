@@ -13,14 +13,16 @@ from ..metrics.distances import W1_SD
 from ..metrics.equivalent import EQUIVALENT, EQUIVALENT_WORST
 from ..metrics.measure import PROBLEMS, SCORE
 from ..metrics.multivariate import caveats
-from ..metrics.permutation import OVERALL, OVERALL_P
-from ..metrics.registry import Key, Metrics
+from ..metrics.permutation import OVERALL, OVERALL_P, PERMUTATIONS
+from ..metrics.registry import Key, Metric, Metrics, Quantity
 from ..numbers import amount, number, with_error
 from ..report import Report
 from ..survey.selections import ALL
 from .tables import value_text, worst
 
 NEAR_FLOOR = 3.0  # pulls below may be chance
+_CLASSIFIER = "auc/worst"
+_NAMED = 3  # quantities that the headline names
 _REPEATS = 1e-3  # p-value of memorisation below which nobody should use the surrogate
 
 
@@ -50,7 +52,7 @@ def verdict(report: Report, name: str) -> Verdict:
     sentences = [
         f"{near} of {len(distances)} one-dimensional distances (every observable, in all samples and bins) are within "
         f"{NEAR_FLOOR:g} uncertainties of what reference against reference gives; these uncertainties are those of a "
-        "distance's size, the permutations below ask more sharply whether it could be chance.",
+        "distance's size; the permutation statistic below asks more sharply whether it could be chance.",
         *_worth(found),
         *_distance(found),
         *_largest(found),
@@ -70,26 +72,55 @@ def _headline(found: Metrics, share: float, unphysical: Mapping[str, int]) -> st
     learnt = found.get(Key(MEMORISATION_P))
     if learnt is not None and (learnt.value or 1.0) < _REPEATS:
         return "Repeats samples it was trained on: do not use before this is understood."
-    seen = [
-        f"the {key.quantity.title}"
-        for key, metric in found.items()
-        if key.quantity.telling and abs(metric.pull or 0) >= NEAR_FLOOR
-    ]
-    for metric in found.select("auc/worst").values():
-        if (metric.pull or 0.0) >= NEAR_FLOOR:
-            seen.append(f"a trained classifier (AUC {number(metric.value, 3)})")
-    if (p := _chance(found)) < 0.01:
-        seen.append(f"{found[Key(OVERALL)].statistic} (permutations, p = {number(p, 2)})")
-    if share >= 0.99 and seen:
-        listed = " and ".join([", ".join(seen[:-1]), seen[-1]] if len(seen) > 1 else seen)
-        return f"Single distributions agree with the reference, but sharper tests tell the two apart: {listed}."
+    differing = ", ".join(_telling(found))
+    if share >= 0.99 and differing:
+        return f"Single distributions agree with the reference, but other quantities differ: {differing}."
     if share >= 0.99:
         return "Not distinguishable from the reference by these metrics, at this sample size."
+    differing = differing or ", ".join(f"{key.observable} ({_size(found[key])})" for key in worst(found, _NAMED))
     if share >= 0.8:
-        return "Close to the reference: most observables agree within their uncertainties, some do not."
+        return f"Close to the reference: most observables agree within their uncertainties. Farthest off: {differing}."
     if share >= 0.4:
-        return "Partly like the reference: many observables differ by more than chance."
-    return "Clearly different from the reference: most observables differ by more than chance."
+        return f"Partly like the reference: many observables differ by more than chance. Farthest off: {differing}."
+    return f"Clearly different from the reference: most observables do. Farthest off: {differing}."
+
+
+def _telling(found: Metrics) -> list[str]:
+    """The headline quantities farthest above their floors, with their sizes; then what else tells the sides apart."""
+    off = {
+        key: metric
+        for key, metric in found.items()
+        if (key.quantity.headline or key.quantity.telling or key.quantity.in_quarters or key == _CLASSIFIER)
+        and not key.quantity.counted
+        and key.quantity != OVERALL
+        and (metric.pull or 0.0) >= NEAR_FLOOR
+    }
+    largest: dict[Quantity, Key] = {}  # of each quantity, where it is farthest off
+    for key in sorted(off, key=lambda key: -(off[key].pull or 0.0)):
+        largest.setdefault(key.quantity, key)
+    names = [_named(key, off[key]) for key in list(largest.values())[:_NAMED]]
+    if len(largest) > _NAMED:
+        names.append(f"and {len(largest) - _NAMED} more")
+    if not names and _chance(found) < 0.01:
+        names.append(f"{found[Key(OVERALL)].statistic} (permutations, {_bound(_chance(found))})")
+    return names
+
+
+def _named(key: Key, metric: Metric) -> str:
+    if key == _CLASSIFIER:
+        return f"a trained classifier (AUC {number(metric.value, 3)})"
+    of = " of ".join(filter(None, (key.quantity.title, key.observable)))
+    return f"{of}{key.selection.suffix} ({_size(metric)})"
+
+
+def _size(metric: Metric) -> str:
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{number(metric.value, 2)}{unit}, floor {number(metric.floor, 2)}"
+
+
+def _bound(p: float) -> str:
+    """A p-value; where permutations are too few to say more, as a bound."""
+    return f"p ≤ {1 / PERMUTATIONS:g}" if p <= 1 / PERMUTATIONS else f"p = {p:.2g}"
 
 
 def _distance(found: Metrics) -> Iterator[str]:
@@ -119,7 +150,7 @@ def _worth(found: Metrics) -> Iterator[str]:
 
 
 def _chance(found: Metrics) -> float:
-    """How often chance gives a larger pull than the largest; 1 if that is not known."""
+    """How often chance gives a larger distance than the largest; 1 if that is not known."""
     p = found[Key(OVERALL_P)].value if Key(OVERALL_P) in found else None
     return 1.0 if p is None else p
 
@@ -128,8 +159,8 @@ def _largest(found: Metrics) -> Iterator[str]:
     for metric in found.select(OVERALL).values():
         chance = "as large as chance gives" if _chance(found) > 0.05 else "larger than chance gives"
         yield (
-            f"The largest pull of all, {number(metric.value, 3)} for {metric.statistic}, is {chance} "
-            f"(p = {_chance(found):.2g} from exchanging which samples are called generated)."
+            f"The permutation statistic, {number(metric.value, 3)} for {metric.statistic}, is {chance} "
+            f"({_bound(_chance(found))} from exchanging which samples are called generated)."
         )
 
 

@@ -32,7 +32,7 @@ PAIR = Family(
     threshold=0.01,
     symmetries=("mirror-x", "mirror-y"),
 )
-QUICK = {"_EPOCHS": 3, "_SLOPES": 1000, "_CRITICS": 2}
+QUICK = {"_EPOCHS": 3, "_FEWEST_STEPS": 15, "_SLOPES": 1000, "_CRITICS": 2}
 ROUNDS = {"update": "projected", "log_every": 1, "validate_every": 1, "checkpoint_every": 1, "validation_size": 64}
 
 
@@ -132,7 +132,7 @@ def test_least_squares_find_the_coefficients_that_made_the_changes() -> None:
 
 
 def test_a_planted_defect_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projected, "_EPOCHS", 10)
+    monkeypatch.setattr(projected, "_FEWEST_STEPS", 100)
     data = write_folder(tmp_path / "data", toy(PAIR, 3000, seed=1))
     setup = prepare(tiny(training={**ROUNDS, "steps": 3}), data)
     started = loop.TrainingLoop.start(setup, tmp_path / "run", check=False)
@@ -174,7 +174,7 @@ def test_a_planted_defect_of_layer_energies_is_mended(tmp_path: Path, monkeypatc
         return float((views.mean(0) - aspect.unseen.views.mean(0)).square().mean().sqrt())
 
     before = distance()
-    found = [trainer.step() for _ in range(4)]
+    found = [trainer.step() for _ in range(2)]
     assert found[0]["energies_validation_auc"] > 0.6
     assert distance() < 0.4 * before
     assert not energies.linear.triu().any()  # of the normals before each variable alone, or there is no inverse
@@ -216,8 +216,9 @@ def test_a_resumed_run_is_the_same_as_one_that_was_not_stopped(
     mine, other = tensors(whole.folder, 2), tensors(parts.folder, 2)
     assert mine["refinement.coefficients"].any()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
-    record = json.loads((parts.folder / "log.jsonl").read_text().splitlines()[1])
-    assert {"critic_auc", "validation_auc", "share", "linear_share", "moved", "ridge", "accepted"} <= record.keys()
+    records = map(json.loads, (parts.folder / "log.jsonl").read_text().splitlines())
+    known = {name for record in records for name in record}
+    assert {"critic_auc", "validation_auc", "share", "linear_share", "moved", "ridge", "accepted"} <= known
 
 
 def test_training_ends_when_steps_are_refused_and_stays_ended(
