@@ -39,6 +39,7 @@ from .page.notes import (
     source_notes,
     threshold_notes,
 )
+from .page.verdict import verdict
 from .report import Report
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
 from .survey.survey import Progress, Survey, survey
@@ -120,7 +121,7 @@ def compare(
         if name in classified:
             found[name] |= classified[name].metrics | energy_mover_metrics(base.kept, side.kept, plan)
     costs = {name: Costs.mean([Costs.of(sources[member]) for member in seeds]) for name, seeds in groups.items()}
-    return Report(
+    report = Report(
         plan=plan,
         reference=base,
         generated={name: surveys[name] for name in members},
@@ -135,6 +136,7 @@ def compare(
         maps=maps,
         costs={"reference": Costs.of(sources["reference"]), **costs},
     )
+    return replace(report, verdicts={name: verdict(report, name).headline for name in report.metrics})
 
 
 def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str, dict[str, Given]]:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .metrics.conditioning import Fits
 from .metrics.maps import MapStatistics
 from .metrics.permutation import P_VALUE
 from .metrics.registry import Metric, Metrics
-from .numbers import number
+from .numbers import number, with_error
 from .observables.observable import Observable
 from .origins import Costs
 from .survey.plan import SurveyPlan
@@ -44,6 +45,7 @@ SCHEMA_DOCS = {
     "central 68 % over the median (core_resolution) and standard deviation over mean (rms_resolution).",
     "training": "The same of the training samples, null if none were given.",
     "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs, "
+    "verdict (what it comes to, in a sentence), "
     "and for several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their "
     "errors contain the spread between seeds.",
     "quantities": "Title and meaning of every quantity that metrics have.",
@@ -78,6 +80,7 @@ class Report:
         classifications: What classifiers found, by names in ``generated``.
         maps: Statistics of density maps by side, like ``fits``; empty for showers.
         costs: What training and generation cost, by names in ``metrics`` and ``reference``, where the files say.
+        verdicts: What each surrogate comes to, in a sentence, by names in ``metrics``.
     """
 
     plan: SurveyPlan
@@ -93,6 +96,7 @@ class Report:
     classifications: Mapping[str, Classification] = field(default_factory=dict)
     maps: Mapping[str, MapStatistics] = field(default_factory=dict)
     costs: Mapping[str, Costs] = field(default_factory=dict)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -125,6 +129,24 @@ class Report:
             ConfigError: If there is no such observable or bin.
         """
         return histogram(self.plan, self.sides, name, selection)
+
+    def __repr__(self) -> str:
+        sides = ", ".join(f"{name} {self.count(name)}" for name in self.metrics)
+        return f"Report({self.family.name}: reference {self.reference.count}, {sides})"
+
+    def _repr_html_(self) -> str:
+        """Verdicts and headline metrics, for notebooks."""
+        heads = "".join(f"<th>{head}</th>" for head in ("metric", "value", "reference against reference", "pull"))
+        parts = []
+        for name, found in self.metrics.items():
+            parts.append(f"<p><b>{escape(name)}</b>: {escape(self.verdicts.get(name, ''))}</p><table><tr>{heads}</tr>")
+            for key, m in found.items():
+                if key.quantity.headline and not key.selection.suffix:
+                    cells = (with_error(m.value, m.error), number(m.floor), "" if m.pull is None else f"{m.pull:+.1f}")
+                    row = "".join(f"<td>{escape(cell)}</td>" for cell in (key.quantity.title, *cells))
+                    parts.append(f"<tr title={escape(key)!r}>{row}</tr>")
+            parts.append("</table>")
+        return "".join(parts)
 
     def p_value(self, observable: str, name: str = "") -> float:
         """How often chance makes a larger difference than an observable has, corrected for all others looked at.
@@ -185,7 +207,7 @@ class Report:
         return cleaned
 
     def _generated_json(self, name: str) -> dict[str, Any]:
-        costs = {"costs": self._costs_json(name)}
+        costs = {"costs": self._costs_json(name), "verdict": self.verdicts.get(name, "")}
         if name not in self.seeds:
             return self._member_json(name) | costs
         members = self.members(name)

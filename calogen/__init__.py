@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analysis.comparison import compare as compare
     from .config import Config as Config
     from .errors import CalogenError as CalogenError
     from .families import FAMILIES as FAMILIES
@@ -49,6 +50,7 @@ _HOMES = {
     "Samples": "shards.samples",
     "Shards": "shards.reader",
     "Surrogate": "sampling",
+    "compare": "analysis",
     "open_shards": "shards.sources",
     "train": "training",
 }

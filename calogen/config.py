@@ -196,6 +196,12 @@ class Config(_Frozen):
     critic: CriticConfig = CriticConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def __init__(self, **sections: Any) -> None:
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise _explain(error) from None
+
     @field_validator("holdout")
     @classmethod
     def _ordered(cls, holdout: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -212,11 +218,12 @@ class Config(_Frozen):
             ConfigError: Names the key, what it holds, and the nearest known key.
         """
         try:
-            config = cls.model_validate(tree)
-        except ValidationError as error:
-            raise _explain(error, where) from None
+            config = cls(**tree)
+        except ConfigError as error:
+            error.where = _place(str(error.where), where)
+            raise
         for key, found in _truths(tree, config.model_dump()):
-            raise _bad_value(key, where, "Input should be a number, not true or false", found)
+            raise _bad_value(key, _place(key, where), "Input should be a number, not true or false", found)
         return config
 
     @classmethod
@@ -243,6 +250,10 @@ class Config(_Frozen):
         for override in overrides:
             _override(tree, override)
         return cls.build(tree, where=path)
+
+    def __repr__(self) -> str:
+        changed = self.model_dump(exclude_defaults=True)
+        return f"Config({', '.join(f'{key}={value!r}' for key, value in changed.items())})"
 
     def resolved_family(self) -> Family | None:
         """The family the configuration names, or none."""
@@ -301,7 +312,7 @@ def _known(location: tuple[Any, ...]) -> Iterable[str]:
     return getattr(Family if location[0] == "family" else model, "model_fields", ())
 
 
-def _explain(error: ValidationError, where: object) -> ConfigError:
+def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     location = tuple(first["loc"])
     if location[:1] == ("family",):  # the union reports each alternative; the family's own check speaks plainly
@@ -311,17 +322,17 @@ def _explain(error: ValidationError, where: object) -> ConfigError:
     if first["type"] == "extra_forbidden":
         return ConfigError(
             f"unknown configuration key '{key}'",
-            where=_place(key, where),
+            where=key,
             hint=did_you_mean(str(location[-1]), _known(location)),
         )
     found = first.get("input")
     if isinstance(found, float) and not math.isfinite(found):
         found = str(found)
-    return _bad_value(key, where, first["msg"], found)
+    return _bad_value(key, key, first["msg"], found)
 
 
 def _bad_value(key: str, where: object, expected: str, found: object) -> ConfigError:
-    return ConfigError(f"bad value for '{key}'", where=_place(key, where), expected=expected, found=repr(found))
+    return ConfigError(f"bad value for '{key}'", where=where, expected=expected, found=repr(found))
 
 
 def _place(key: str, where: object) -> str:

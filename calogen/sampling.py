@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .cores import sensible_number
 from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
 from .families import Family
-from .models.contract import OnArrays
+from .models.contract import Generator, OnArrays
 from .models.maps.generator import MapGenerator
 from .models.refinement import Selection
 from .models.registry import pick_device
@@ -141,7 +141,7 @@ class Surrogate:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: Literal["auto", "cpu", "cuda"] = "cpu") -> None:
-        self.card = checkpoint.card
+        self.card, self._name = checkpoint.card, checkpoint.name
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = self._generator.folded() if self._device.type == "cpu" else None
@@ -213,6 +213,17 @@ class Surrogate:
         return self.card.family
 
     @property
+    def module(self) -> Generator:
+        """The network: gradients, tensors on its device. ``forward(latent, conditions)`` is in physical units."""
+        return self._generator
+
+    def __repr__(self) -> str:
+        known = [c.short for c in self.card.conditions] or ["no conditions"]
+        if len(known) > 2:
+            known[1:] = [f"{len(known) - 1} more conditions"]
+        return f"Surrogate({self._name}: {self.family.shapes}, {', '.join(known)}, step {self.card.step})"
+
+    @property
     def parameters(self) -> int:
         """Numbers that were fitted or trained."""
         return sum(p.numel() for p in self._generator.parameters())
@@ -227,6 +238,7 @@ class Surrogate:
         """Names of the conditions it takes."""
         return tuple(c.name for c in self.card.conditions)
 
+    @overload
     def sample(
         self,
         conditions: Mapping[str, Any] | None = None,
@@ -234,7 +246,27 @@ class Surrogate:
         *,
         seed: int = 0,
         extrapolate: bool = False,
-    ) -> NDArray[np.float32]:
+        as_samples: Literal[False] = False,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def sample(
+        self,
+        conditions: Mapping[str, Any] | None = None,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        extrapolate: bool = False,
+        as_samples: Literal[True],
+    ) -> Samples: ...
+    def sample(
+        self,
+        conditions: Mapping[str, Any] | None = None,
+        n: int | None = None,
+        *,
+        seed: int = 0,
+        extrapolate: bool = False,
+        as_samples: bool = False,
+    ) -> NDArray[np.float32] | Samples:
         """Samples in memory.
 
         Args:
@@ -243,6 +275,8 @@ class Surrogate:
             n: How many; needed where there are no arrays.
             seed: Of the latent numbers and of what is drawn.
             extrapolate: Allow conditions outside the trained range.
+            as_samples: Return them with their conditions and where they come from, as :func:`calogen.compare` takes
+                them.
 
         Returns:
             (n, V) showers in MeV, or (n, H, W) maps.
@@ -255,10 +289,17 @@ class Surrogate:
         if request.samples < 0:
             raise ConditionError("the number of samples cannot be negative", where="`n`", found=n)
         self.check(request.limits(self.conditions), extrapolate=extrapolate)
-        conditions = request.conditions(self.conditions, seed, 0, request.samples)
+        known = request.conditions(self.conditions, seed, 0, request.samples)
+        values = self._sampled(known, seed)
+        if not as_samples:
+            return values
+        origin = Generation(self, request, seed).describe()
+        return Samples(self.family, values, known, kind="generated", provenance=(origin,))
+
+    def _sampled(self, conditions: Conditions, seed: int) -> NDArray[np.float32]:
         if self._selection is None:
-            return self.decode(self.latents(request.samples, seed=seed), conditions.array())
-        starts = range(0, request.samples, self.block)
+            return self.decode(self.latents(conditions.rows, seed=seed), conditions.array())
+        starts = range(0, conditions.rows, self.block)
         parts = [self.launch(conditions[slice(i, i + self.block)], seed, i)() for i in starts]
         return np.concatenate(parts) if parts else self.decode(self.latents(0), conditions.array())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -238,6 +239,20 @@ class Family(Frozen):
             return f"{self.name}, {self.pixels} pixels, box {self.box_size:g} Mpc/h, {self.depth:g} Mpc/h deep"
         depth = f", {self.depths[-1][1]:g} mm deep" if self.depths else ""
         return f"{self.name}, {self.voxels} voxels in {len(self.layers)} layers{depth}"
+
+    @property
+    def shapes(self) -> str:
+        """What one sample is, as ``showers 3x96+12x12+12x6`` or ``maps 64x64``; equal layers are counted."""
+        if self.kind == "map":
+            return f"maps {'x'.join(map(str, self.sample_shape))}"
+        sizes = itertools.groupby("x".join(map(str, layer.shape)) for layer in self.layers)
+        counted = ((size, len(list(equal))) for size, equal in sizes)
+        return f"showers {'+'.join(size if n == 1 else f'{n}*({size})' for size, n in counted)}"
+
+    def __repr__(self) -> str:
+        return f"Family({self.name}: {self.shapes}; {', '.join(c.name for c in self.conditions) or 'no conditions'})"
+
+    __str__ = __repr__
 
     @property
     def unit_in_mev(self) -> float:

@@ -32,7 +32,10 @@ def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Te
     if not names:
         return values.new_zeros(len(values), 0)
     offset, slope, logarithmic, codings = _scaling_tensors(family, tuple(names), values.dtype, values.device)
-    logs = values if logarithmic is None else torch.where(logarithmic, torch.log(values), values)
+    if logarithmic is None:
+        logs = values
+    else:  # logarithms of those columns alone: gradients of others would be not a number at 0
+        logs = torch.where(logarithmic, torch.log(torch.where(logarithmic, values, 1.0)), values)
     scaled = torch.addcmul(offset, logs, slope)
     if not codings:
         return scaled

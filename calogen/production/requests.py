@@ -46,11 +46,13 @@ class Spec:
 
     @classmethod
     def parse(cls, condition: Condition, text: str) -> Spec:
-        """From a text; the unit of an energy is required, other units need not be written.
+        """From a text, a value alone being fixed; the unit of an energy is required, others need not be written.
 
         Raises:
             ConditionError: If the text is not a specification, its unit is missing or wrong, or a label is unknown.
         """
+        if text in condition.labels or re.fullmatch(rf"{_NUMBER}\s*[A-Za-z_/]*", text, re.ASCII):
+            text = f"fixed:{text}"
         kind, _, rest = text.partition(":")
         if condition.labels:
             return cls("any" if kind == "uniform" else kind, _codes(condition, text, kind, rest), text)
@@ -72,7 +74,7 @@ class Spec:
 
     @classmethod
     def of(cls, condition: Condition, value: Any) -> Spec:
-        """From a specification, a number with its unit (``50 GeV``), a label, or a number in the condition's unit.
+        """From a specification, a text of one value with its unit (``50GeV``), a label, or a number in that unit.
 
         Raises:
             ConditionError: As :meth:`parse`, or if the value is none of these.
@@ -80,8 +82,6 @@ class Spec:
         if not isinstance(value, str):
             number = float(_numbers(condition, value))
             return cls("fixed", np.array([number]), f"fixed:{number!r}{condition.unit}")
-        if value in condition.labels or re.fullmatch(rf"{_NUMBER}\s+\S+", value, re.ASCII):
-            return cls.parse(condition, f"fixed:{value}")
         return cls.parse(condition, value)
 
     def draw(self, uniform: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -105,6 +105,15 @@ def _codes(condition: Condition, text: str, kind: str, rest: str) -> NDArray[np.
     return np.array([condition.code(label) for label in named])
 
 
+def _repeated(table: Mapping[str, NDArray[np.float32]], n: int | None) -> str | None:
+    """How to ask for many samples of each of a few values."""
+    if n is None or len(table) != 1:
+        return None
+    ((name, column),) = table.items()
+    some = f"{{'{name}': np.repeat(values, {n})}}"
+    return f"for {n} samples at each of {len(column)} values: {some}; for {n} in all, taken in turn: 'list:A,B,...'"
+
+
 def _bad_spec(condition: Condition, text: str) -> ConditionError:
     low, high = f"{condition.low:g}", f"{condition.high:g}"
     expected, hint = f"fixed:{high}, uniform:{low}:{high} or list:{low},{high}", None
@@ -114,9 +123,6 @@ def _bad_spec(condition: Condition, text: str) -> ConditionError:
         names = ",".join(condition.labels)
         expected = f"fixed:{condition.labels[0]}, list:{names}, uniform:{names} or uniform"
         hint = did_you_mean(text, condition.labels)
-    elif match := re.fullmatch(rf"({_NUMBER})(\w*)", text):
-        hint = f"for this value alone: fixed:{text}"
-        hint += f" or '{match[1]} {match[2]}'; without the space it is not a number with its unit" if match[2] else ""
     return ConditionError(
         f"'{text}' is not a specification of '{condition.name}'", expected=expected, found=text, hint=hint
     )
@@ -186,6 +192,7 @@ class Request:
                 "conditions are numbers, or arrays of one length that agrees with n",
                 expected="n, or one array per condition",
                 found={name: column.shape for name, column in table.items()} | {"n": n},
+                hint=_repeated(table, n),
             )
         return cls(lengths.pop(), specs, table)
 

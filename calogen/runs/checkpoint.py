@@ -28,8 +28,8 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from ..config import Config
-from ..errors import CheckpointError, ConditionError, DamagedError, DivergenceError, StorageError
-from ..families import Condition, Family
+from ..errors import CheckpointError, ConditionError, ConfigError, DamagedError, DivergenceError, StorageError
+from ..families import Condition, Family, readable
 from ..models.contract import Generator
 from ..models.refinement import Selection
 from ..models.registry import RENAMED, build_generator
@@ -60,6 +60,14 @@ class ConditionRange(BaseModel):
     def __str__(self) -> str:
         """The range, or the labels, for people."""
         return ", ".join(self.labels) or f"{self.low:g} to {self.high:g} {self.unit}".rstrip()
+
+    @property
+    def short(self) -> str:
+        """Name and range in few signs, as ``incident_energy 1-100 GeV``."""
+        factor, unit = readable(self.unit, self.high)
+        sign = "-" if self.low >= 0 else " to "
+        values = ", ".join(self.labels) or f"{factor * self.low:g}{sign}{factor * self.high:g} {unit}"
+        return f"{self.name} {values}".rstrip()
 
     @property
     def spec(self) -> str:
@@ -159,6 +167,12 @@ class Checkpoint:
     card: Card
     model: dict[str, Tensor]
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """What people call it: its run, or its folder."""
+        folder = self.folder.resolve()
+        return (folder.parents[1] if folder.parent.name == "checkpoints" else folder).name
 
     def generator(self) -> Generator:
         """The averaged generator, ready to sample, on the CPU.
@@ -380,6 +394,10 @@ def _checkpoint(table: dict[str, Any], folder: Path) -> Checkpoint:
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedError(
             f"the checkpoint's description is damaged: {first['msg']}", where=f"{folder / _CARD}: {place}"
+        ) from None
+    except ConfigError as error:
+        raise DamagedError(
+            f"the checkpoint's description is damaged: {error.what}", where=f"{folder / _CARD}: config.{error.where}"
         ) from None
     return Checkpoint(card, _read_tensors(folder / _MODEL, card.model_sha256)[1], folder)
 

@@ -73,6 +73,23 @@ class Shards:
         """Rows in the files; with ``drop_bad``, reading may give fewer."""
         return self._bounds[-1]
 
+    def __getitem__(self, index: int | slice) -> Samples:
+        """One sample, or a slice of them, in memory."""
+        rows = range(len(self))[index]
+        if isinstance(rows, int):
+            return self.read(rows, rows + 1)
+        if not rows:
+            return self.read(0, 0)
+        return self.read(min(rows), max(rows) + 1)[:: rows.step]
+
+    def __iter__(self) -> Iterator[Samples]:
+        """One sample after another; :meth:`chunks` is faster."""
+        return (chunk[row] for chunk in self.chunks() for row in range(len(chunk)))
+
+    def __repr__(self) -> str:
+        files = f"{len(self.files)} file{'s'[: len(self.files) > 1]}"
+        return f"Shards({len(self)} {self.family.shapes}, {self.family.name}, {self.kind}, {files})"
+
     @property
     def dropped(self) -> int:
         """Rows left out so far because of ``drop_bad``."""

@@ -66,6 +66,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __getitem__(self, index: int | slice | NDArray[Any]) -> Samples:
+        """The samples at some rows: one, a slice, or an array as for :meth:`select`."""
+        return self.select(index if isinstance(index, slice) else np.atleast_1d(np.arange(len(self))[index]))
+
+    def __repr__(self) -> str:
+        known = ", ".join(self.conditions) or "no conditions"
+        return f"Samples({len(self)} {self.family.shapes}, {self.family.name}, {self.kind}; {known})"
+
     def select(self, index: ArrayLike | slice) -> Samples:
         """The samples at some rows.
 

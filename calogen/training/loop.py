@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
 from ..runs.folder import Record, RunFolder, resumable
+from ..sampling import Surrogate
 from ..shards.reader import Shards
 from ..shards.samples import Samples
 from ..storage import locked, tidied
@@ -48,6 +50,14 @@ class Run:
     step: int
     score: float | None
     records: tuple[Record, ...]
+
+    def surrogate(self, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Surrogate:
+        """The best checkpoint, ready to sample."""
+        return Surrogate.load(self.folder, device)
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"best score {self.score:.4f}"
+        return f"Run({self.folder}: {self.step} steps, {score})"
 
 
 def train(

@@ -41,7 +41,10 @@ _UNSEEN = 0.25  # of those samples, by which ridge and length of the step are ch
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _LENGTHS = (1.0, 0.5)
 _SHORTER = (1.0, 0.5, 0.25)  # of that step, tried until no view is harmed
-_WORSE = 3.0  # errors by which a view may not be further from validation samples than before
+_WORSE = 3.0  # errors by which a view may not be further from validation samples than before ...
+_SLACK = (
+    0.5  # ... nor by this part of how far views are on average, beyond these errors: far away, most steps cost some
+)
 _IDLE = 2  # rounds in a row that change nothing, after which there is nothing more to learn
 _CHANCE = 2.0  # errors of the AUC above 0.5
 
@@ -300,7 +303,9 @@ class ProjectedTrainer(Trainer):
         reference = aspect.unseen.views
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
         aspect.begun = near if aspect.begun is None else aspect.begun
-        return float((far - torch.minimum(near, aspect.begun)).max() * len(reference) ** 0.5)
+        errors = len(reference) ** 0.5
+        slack = _SLACK * max(0.0, float(near.square().mean().sqrt()) * errors - _WORSE)
+        return errors * float((far - torch.minimum(near, aspect.begun)).max()) - slack
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 

@@ -304,7 +304,7 @@ def test_the_file_describes_itself(report):
     content = report.to_json()
     assert set(content) <= set(SCHEMA_DOCS)
     for side in content["generated"].values():
-        assert set(side) <= {*SCHEMA_DOCS, "provenance", "samples", "resolution"}
+        assert set(side) <= {*SCHEMA_DOCS, "provenance", "samples", "resolution", "verdict"}
     known = {re.match(r"[a-z0-9_]+", key)[0] for found in report.metrics.values() for key in found}
     missing = {re.sub(r"(emd|fpd|kpd)_\d+$", r"\1", name) for name in known} - set(content["quantities"])
     assert missing == {"separation"} - set(content["quantities"])

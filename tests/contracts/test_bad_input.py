@@ -469,7 +469,7 @@ CASES = [
     user(GENERATE.format("run --format calogan"), "own three layers only", "small"),
     user("generate free -n 5 --format calogan --out new", "--format calogan"),
     # Specifications.
-    user(SPEC.format("50GeV"), "not a specification", "fixed:50GeV, uniform:1:100GeV"),
+    user(SPEC.format("GeV50"), "not a specification", "fixed:50GeV, uniform:1:100GeV"),
     user(SPEC.format("fixed:50"), "the unit of 'incident_energy' is missing", "fixed:50GeV"),
     user(SPEC.format("fixed:50gev"), "'gev' is not a unit of energy", "did you mean 'GeV'"),
     user(SPEC.format("fixed:nanGeV"), "not a specification"),
@@ -485,7 +485,9 @@ CASES = [
     user(SPEC.format("list:5,500GeV"), "500000 MeV"),
     user(SPEC.format("fixed:-5GeV --extrapolate"), "not possible", "finite values above 0"),
     user(SPEC.format("fixed:0GeV --extrapolate"), "not possible", "finite values above 0"),
-    user(MAP.format("Omega_m=0.3", "sigma_8=0.8"), "not a specification", "fixed:0.5, uniform:0.1:0.5 or list:0.1,0.5"),
+    user(
+        MAP.format("Omega_m=some", "sigma_8=0.8"), "not a specification", "uniform:0.1:0.5 or list:0.1,0.5"
+    ),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=fixed:0.8 --size 1000000"), "does not fit into memory", "--size"),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=fixed:0"), "'sigma_8' are not possible", "finite values above 0"),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=uniform:-1:1"), "'sigma_8' are not possible", "found    -1"),
@@ -684,7 +686,7 @@ def test_a_folder_that_may_not_be_written_is_refused_at_once(
 PYTHON: dict[str, tuple[Callable[[Any, Path], object], str]] = {
     "a missing condition": (lambda s, _: s.sample({"incident_energy": 5e4}, 3), "'angle' is missing"),
     "a huge number": (lambda s, _: s.sample({"incident_energy": 1e300, "angle": 0}, 3), "not possible"),
-    "text": (lambda s, _: s.sample({"incident_energy": "50GeV", "angle": 0}, 3), "not a number"),
+    "text": (lambda s, _: s.sample({"incident_energy": "some", "angle": 0}, 3), "not a specification"),
     "energies in GeV": (lambda s, _: s.sample({"incident_energy": 50.0, "angle": 0}, 3), "1000 to 100000 MeV"),
     "a seed below 0": (lambda s, _: s.sample({"incident_energy": 5e4, "angle": 0}, 3, seed=-1), "seed"),
     "no unit": (lambda s, out: s.generate(out, {"incident_energy": "fixed:5", "angle": "fixed:0"}, 3), "unit"),

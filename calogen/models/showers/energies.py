@@ -25,6 +25,7 @@ PER_UNIT = 5  # points of a table in a unit of its standard normal
 REACH = 4  # normals that tables hold, on both sides
 MOST_NORMAL = REACH - 1e-3
 MOST_LEADING = 3.0  # normals beyond which dependence is not extrapolated
+_LARGEST_SCALE = 30.0  # logarithm: beyond, variables are at their limits anyway, and gradients are to stay finite
 _POINTS = 2 * REACH * PER_UNIT + 1
 _GRID = np.arange(_POINTS) / PER_UNIT - REACH
 _FITTED = slice(PER_UNIT, -PER_UNIT)  # points that data can resolve; the others continue their slope
@@ -218,7 +219,7 @@ class LayerEnergies(nn.Module):
         stretched = inverse_tail(torch.where(empty, 0.5, tail / full.clamp(min=1e-6)))
         inner = torch.where(full < 1, stretched, levelled)
 
-        scale = torch.exp(design @ self.log_scale)
+        scale = torch.exp((design @ self.log_scale).clamp(max=_LARGEST_SCALE))
         variables = design @ self.location + scale * _look_up(self.marginal, near, inner).T
         return self._energies(torch.clamp(variables, *self.limits), empty.T, conditions)
 

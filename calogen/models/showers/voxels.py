@@ -17,6 +17,7 @@ from .fitting import fit_least_squares, fit_logistic, inverse_tail, normal_tail
 from .frame import Cells
 from .shapes import SHAPES, exponential, fit_shapes, quantile, shifted
 
+_LARGEST_SCALE = 30.0  # logarithm: beyond, shares are limited anyway, and gradients are to stay finite
 _FEW_HITS = 1000  # fewer at one station of energy, in all voxels, are no reason for shapes of its own
 _NUMBERS = 6_000_000  # voxels of all showers worked on at a time while fitting: bounds memory to some 500 MB
 _ROUGHNESS = 30.0  # how much more strongly products of three and four are pulled towards 0
@@ -217,7 +218,8 @@ class VoxelShares(nn.Module):
             # Voxels that are off are computed at 1, where gradients are harmless, and put to zero afterwards.
             standard = quantile(torch.where(on, excess, 1.0).clamp(min=1e-4), given.near @ self.shape[..., part])
             standard = standard if apart is None else standard + apart[:, part]
-            log_share = row @ self.location[:, part] + torch.exp(row @ self.log_scale[:, part]) * standard
+            scale = torch.exp((row @ self.log_scale[:, part]).clamp(max=_LARGEST_SCALE))
+            log_share = row @ self.location[:, part] + scale * standard
             share = torch.where(on, torch.exp(log_share.clamp(-40, 10)), 0.0)
 
             # The layer's energy is known already: what is over the thresholds is shared out. Where no voxel is on, or
