@@ -485,9 +485,7 @@ CASES = [
     user(SPEC.format("list:5,500GeV"), "500000 MeV"),
     user(SPEC.format("fixed:-5GeV --extrapolate"), "not possible", "finite values above 0"),
     user(SPEC.format("fixed:0GeV --extrapolate"), "not possible", "finite values above 0"),
-    user(
-        MAP.format("Omega_m=some", "sigma_8=0.8"), "not a specification", "uniform:0.1:0.5 or list:0.1,0.5"
-    ),
+    user(MAP.format("Omega_m=some", "sigma_8=0.8"), "not a specification", "uniform:0.1:0.5 or list:0.1,0.5"),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=fixed:0.8 --size 1000000"), "does not fit into memory", "--size"),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=fixed:0"), "'sigma_8' are not possible", "finite values above 0"),
     user(MAP.format("Omega_m=fixed:0.3", "sigma_8=uniform:-1:1"), "'sigma_8' are not possible", "found    -1"),
