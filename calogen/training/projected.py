@@ -8,6 +8,7 @@ on samples that had no part in it is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -303,7 +304,7 @@ class ProjectedTrainer(Trainer):
         reference = aspect.unseen.views
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
         aspect.begun = near if aspect.begun is None else aspect.begun
-        errors = len(reference) ** 0.5
+        errors = math.sqrt(len(reference))
         slack = _SLACK * max(0.0, float(near.square().mean().sqrt()) * errors - _WORSE)
         return errors * float((far - torch.minimum(near, aspect.begun)).max()) - slack
 
