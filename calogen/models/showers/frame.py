@@ -28,8 +28,8 @@ CROSSED = 10
 """How many of them, the first, change with the layer's energy and the shower's depth."""
 _PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
-_CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
-_EDGE = 0.1  # of a cell: how near to its edges shares change fast
+CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
+EDGE = 0.1  # of a cell: how near to its edges shares change fast
 _KNOTS = 25  # distances at which the share of energy beyond is kept
 _SMALLEST = 1e-6  # of a layer's energy: the least such share
 _MOST_ROWS = 20_000  # showers that all of this is fitted to: effective depths are known to less than a millimetre then
@@ -182,7 +182,7 @@ class ShowerFrame(nn.Module):
         late = torch.zeros_like(energy)
         if energies is not None:
             late = (self._mean_depth(energies) - self.course[0] - self.course[1] * energy) / self.spread
-            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-_CLIP, _CLIP)
+            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-CLIP, CLIP)
         return torch.stack([torch.ones_like(energy), energy, late, late.square() - (energies is not None) * 1.0], 1)
 
     def _energy(self, conditions: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class ShowerFrame(nn.Module):
         single = [offset, slope, offset.square(), slope.square(), offset * slope]
         higher = [offset.square() * slope, offset * slope.square(), (offset * slope).square(), offset**4, slope**4]
         across = [a.prod(-1, keepdim=True) for a in (offset, slope)] + [offset * slope.flip(-1)]
-        bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
+        bumps = [torch.exp(-cells.offset / EDGE), torch.exp((cells.offset - 1) / EDGE)]
         return torch.cat([*single, *higher, *across, *bumps], -1)
 
     def drivers(self, cells: Cells) -> tuple[Tensor, Tensor]:
