@@ -22,6 +22,7 @@ SCATTERING = 16
 _NEW_AXES = 18  # from here on the axes of all reductions are an input
 _IR = 8  # of ONNX 1.10: later opsets do not need a later one
 _HUGE = 1e30
+_EXACT = 64.0  # parts of 1, whose squares up to 8 are exact in float32
 # erfc(z) = t exp(P(t) - z^2), t = 1 / (1 + z / 2): coefficients of P, highest first. Numerical Recipes, erfcc.
 _ERFC = (
     0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368,
@@ -71,9 +72,9 @@ class Graph:
         return Value(self, name)
 
     def constant(self, number: Number) -> Value:
-        """A tensor of the graph: whole numbers as int64, for indices and shapes, all others as float32."""
-        array = np.asarray(number)
-        array = np.ascontiguousarray(array, np.int64 if array.dtype.kind in "iu" else np.float32).reshape(array.shape)
+        """A tensor of the graph: arrays of whole numbers as int64, for indices and shapes, all else as float32."""
+        whole = isinstance(number, np.ndarray) and number.dtype.kind in "iu"
+        array = np.array(number, np.int64 if whole else np.float32, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"c{len(self._constants)}"
@@ -260,19 +261,26 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
     return found if isinstance(found, Value) else x * 0.0 + found
 
 
-def normal_tail(x: Value) -> Value:
-    """Probability that a standard normal exceeds x, to 1e-7 of itself: 1 - Erf(x) would be 0 from 4 on."""
-    x = x * math.sqrt(0.5)
-    z = x.function("Abs")
+def upper_tail(x: Value) -> Value:
+    """Probability that a standard normal exceeds x, which is not negative, to 1e-7 of itself: 1 - Erf(x) is 0 from 4 on.
+
+    The square of x is taken in two parts, the first of which is exact.
+    """
+    z = x * math.sqrt(0.5)
     t = 1.0 / (z * 0.5 + 1.0)
-    upper = t * (polynomial(t, _ERFC) - z.square()).exp() * 0.5
+    whole = (z * _EXACT).function("Floor") * (1.0 / _EXACT)
+    rest = (z - whole) * (z + whole)
+    return t * (polynomial(t, _ERFC) - rest).exp() * (-whole.square()).exp() * 0.5
+
+
+def normal_tail(x: Value) -> Value:
+    """Probability that a standard normal exceeds x."""
+    upper = upper_tail(x.function("Abs"))
     return (1.0 - upper).where(x.below(0.0), upper)
 
 
-def inverse_tail(tail: Value, least: float = 1e-7) -> Value:
-    """Inverse of :func:`normal_tail`, of tails between ``least`` and 1 - ``least``."""
-    tail = tail.clipped(least, 1.0 - least)
-    other = 1.0 - tail
+def inverse_tail(tail: Value, other: Value) -> Value:
+    """The standard normal that is exceeded with the probability ``tail``, which is 1 - ``other``: both, to be exact."""
     w = -(tail * other * 4.0).log()
     factor = polynomial(w - 2.5, _CENTRE).where(w.below(5.0), polynomial(w.at_least(0.0).sqrt() - 3.0, _TAILS))
     return factor * (other - tail) * math.sqrt(2.0)

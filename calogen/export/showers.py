@@ -7,7 +7,7 @@ patterns and correlations that are zero are left out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,18 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..families import Family
-from ..models import conditions as known
+from ..models.conditions import energy_column
 from ..models.layers import SLOPE
 from ..models.showers import counts, energies, patterns, shapes, voxels
 from ..models.showers.factors import LEAST_NOISE
 from ..models.showers.generator import ShowerGenerator
 from .frames import Cells, FrameGraph
-from .graph import Graph, Value, inverse_tail, joined, log_sigmoid, looked_up, lowest_of, nearest, normal_tail, ramps
+from .conditions import scaled_columns
+from .graph import Graph, Value, inverse_tail, joined, log_sigmoid, looked_up, lowest_of, nearest, normal_tail, ramps, upper_tail
 from .layers import Layers, array
 
 Array = NDArray[Any]
 _FAR = 1e30
+_SMALLEST = 1e-7  # probability: normals beyond are beyond all tables
 _NEVER = -20.0  # log energies in MeV below those of all layers: counts that end there were never fitted
 
 
@@ -96,7 +97,7 @@ class _Showers:
 
     def _leading(self, names: Sequence[str]) -> Value:
         """The scaled incident energy, (B, 1), 0 where it is no condition."""
-        column = known.energy_column(self.family, names)
+        column = energy_column(self.family, names)
         return self.zero if column is None else self._scaled(names)[column]
 
     def _near(self, energy: Value, stations: Tensor) -> Value:
@@ -139,11 +140,17 @@ class _Showers:
         layer = array(own.order > 0)
         likely = (design @ array(own.empty_logits)).function("Sigmoid")
         likely = likely * likely.above(1e-5).number() * layer
-        tail, full = normal_tail(levelled), 1.0 - likely
+        full = 1.0 - likely
         some = full.below(1.0)
-        excess = (tail - full).where(some, -1.0)
+        # Both tails, so that neither is the rounded rest of the other. A layer that is not empty has less than `full`
+        # above it, hence more than `likely` below.
+        negative, upper = levelled.below(0.0), upper_tail(levelled.function("Abs"))
+        above, beneath = (1.0 - upper).where(negative, upper), upper.where(negative, 1.0 - upper)
+        excess = (likely - beneath).where(some, -1.0)
         empty = excess.above(0.0) & excess.above(lowest_of(excess, layer * 1.0))
-        inner = inverse_tail((tail * 0.0 + 0.5).where(empty, tail / full.at_least(1e-6)))
+        beneath = ((beneath - likely) / full.at_least(1e-6)).clipped(_SMALLEST, 1.0)
+        above = (above / full.at_least(1e-6)).clipped(_SMALLEST, 1.0)
+        inner = inverse_tail(above, beneath) * (1.0 - empty.number())
         scale = (design @ array(own.log_scale)).exp()
         table = self._table(own.marginal, near, inner.where(some, levelled))
         variables = (design @ array(own.location) + scale * table).clipped(*array(own.limits))
@@ -438,22 +445,6 @@ class _Showers:
             near = distance.function("Abs").below(np.where(wide > 0, reach, -1.0))
             showers = moved.where(near, showers)
         return showers * self.layers.spread(layer_energies / self.layers.sums(showers).at_least(1e-30))
-
-
-def scaled_columns(family: Family, names: Sequence[str], values: Mapping[str, Value]) -> list[Value]:
-    """Conditions (B, 1) each, dimensionless: see :func:`calogen.models.conditions.scale_conditions`."""
-    offset, slope, logarithmic = known.scaling(family, names)
-    found = []
-    for name, shift, factor, is_log in zip(names, offset, slope, logarithmic, strict=True):
-        value = values[name].log() if is_log else values[name]
-        found.append(value * float(factor) + float(shift))
-    more = []
-    for place, table in known.codings(family, names):
-        label = (values[names[place]] - np.arange(float(len(table)))).function("Abs").below(0.5).number()
-        codes = label @ table
-        found[place], *others = (codes.columns(i, i + 1) for i in range(table.shape[1]))
-        more += others
-    return [*found, *more]
 
 
 def _products(columns: Value, products: NDArray[np.int64], axis: int) -> Value:
