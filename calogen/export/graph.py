@@ -99,12 +99,11 @@ class Graph:
             return self.apply(operator, value, np.array([axis]), keepdims=1)
         return self.apply(operator, value, axes=[axis], keepdims=1)
 
-    def model(self, outputs: dict[str, tuple[Value, Sequence[int | str]]], notes: dict[str, str]) -> Any:
-        """The checked ``ModelProto``.
+    def model(self, outputs: dict[str, tuple[Value, Sequence[int | str]]]) -> bytes:
+        """The checked model, as its file holds it.
 
         Args:
             outputs: Values by the names of outputs, with their shapes.
-            notes: Kept in the model's metadata.
         """
         helper = self._onnx.helper
         named = [helper.make_node("Identity", [value.name], [name]) for name, (value, _) in outputs.items()]
@@ -112,9 +111,9 @@ class Graph:
         graph = helper.make_graph([*self._nodes, *named], "calogen", self._inputs, typed, self._tensors)
         opset = helper.make_opsetid("", self.opset)
         model = helper.make_model(graph, opset_imports=[opset], producer_name="calogen", ir_version=_IR)
-        helper.set_model_props(model, notes)
         self._onnx.checker.check_model(model, full_check=True)
-        return model
+        made: bytes = model.SerializeToString(deterministic=True)
+        return made
 
     def _typed(self, name: str, shape: Sequence[int | str]) -> Any:
         return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, list(shape))
