@@ -37,9 +37,7 @@ def export(model: str, out: Path, **options: Any) -> None:
 
     made = Surrogate.load(model).export(out=out, **options)
     check = made["check"]
-    relative = next(value for key, value in check.items() if key.startswith("largest_relative"))
     echo(f"{made['format']} written: {out}")
-    echo(
-        f"{check['samples']} samples in {check['with']} and in Python: largest difference {check['largest']:.3g} "
-        f"{check['unit']}, relative {relative:.2g} above 1 {check['unit']}"
-    )
+    unit, relative = check["unit"], check["largest_relative_above_1"]
+    differ = f"largest difference {check['largest']:.3g} {unit}, relative {relative:.2g} above 1 {unit}"
+    echo(f"{check['samples']} samples in {check['with']} and in Python: {differ}")

@@ -42,14 +42,22 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format("onnx.write_onnx", "one graph for any ONNX runtime: noise and conditions in, samples out", opset=True),
+    "onnx": Format(
+        "onnx.write_onnx", "one graph for any ONNX runtime: noise and conditions in, samples out", opset=True
+    ),
     "par04": Format("par04.write_par04", "the graph that Geant4's example Par04 calls, with a macro", opset=True),
 }
 """Formats by name. To add one is to add its module and a line here."""
 
 
 def export(
-    generator: Generator, card: Card, format: str, out: str | Path, *, opset: int | None = None, licence: str = ""
+    generator: Generator,
+    card: Card,
+    format: str,  # noqa: A002 - the word of the command line
+    out: str | Path,
+    *,
+    opset: int | None = None,
+    licence: str = "",
 ) -> dict[str, Any]:
     """Write a generator in a format, and its description in JSON.
 
@@ -68,7 +76,7 @@ def export(
         ConfigError: Unknown format, a folder that is not empty, a package that is missing, an opset that is too low, or
             a generator that the format cannot express.
         StorageError: If the disk refuses.
-    """  # noqa: A002 - the word of the command line
+    """
     if format not in FORMATS:
         raise ConfigError(
             f"there is no format '{format}'",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import CalogenError
+from ..families import Family
 from ..models.contract import Generator
 from ..production.noise import normals
 from ..runs.checkpoint import Card
@@ -18,6 +20,8 @@ from ..runs.checkpoint import Card
 Array = NDArray[np.float32]
 SAMPLES = 1000
 """Samples made by both, at each export."""
+KEPT, TRIAL = 100, "check.npz"
+"""How many of them are kept beside an export, and the file's name: so that anyone can repeat the check."""
 _LARGE = 1.0  # in the unit of the samples: relative differences are of values above it
 _CLOSE = 3e-4  # relative difference that rounding may make
 _RARELY = 1e-4  # share of the large values, and of values that are on in one and off in the other, where it may be more
@@ -32,7 +36,6 @@ class Trial:
         latents: (N, Z), those of ``Surrogate.sample(..., seed=0)``.
         columns: (N, C), evenly drawn from the trained ranges, in their units.
         samples: (N, ...), in physical units, as ``Surrogate.sample`` returns them.
-        rounding: Largest relative difference, of large values, that the same network makes in double precision.
     """
 
     latents: Array
@@ -67,19 +70,36 @@ def in_blocks(make: Callable[[Array, Array], Array], latents: Array, columns: Ar
     return np.concatenate(parts)
 
 
-def difference(made: Array, expected: Array, unit: str) -> dict[str, Any]:
-    """How samples (N, ...) differ from those of Python, in words that a JSON file can hold."""
-    apart = np.abs(made.astype(np.float64) - expected)
-    large = np.maximum(made, expected) > _LARGE
-    relative = apart[large] / np.maximum(made, expected)[large]
+def difference(made: Array, expected: Array, family: Family) -> dict[str, Any]:
+    """How samples (N, ...) differ from those of Python, in words that a JSON file can hold.
+
+    Where rounding turns a voxel on or off, its layer's other voxels have the rest of the layer's energy. So differences
+    are those of layers with the same voxels on, and what is on in one only is counted by itself.
+    """
+    made, expected = (values.reshape(len(values), -1) for values in (made, expected))
+    turned = (made > 0) != (expected > 0)
+    parts = family.layer_slices or (slice(None),)
+    layers = [np.repeat(~turned[:, part].any(1, keepdims=True), turned[:, part].shape[1], 1) for part in parts]
+    same, higher = np.concatenate(layers, 1), np.maximum(made, expected)
+    apart = np.where(same, np.abs(made.astype(np.float64) - expected), 0.0)
+    large = same & (higher > _LARGE)
+    relative = apart[large] / higher[large]
     return {
         "samples": len(made),
+        "unit": family.unit,
         "largest": float(apart.max(initial=0.0)),
-        "unit": unit,
-        f"largest_relative_above_{_LARGE:g}": float(relative.max(initial=0.0)),
+        "largest_relative_above_1": float(relative.max(initial=0.0)),
         "share_beyond_3e-4": float((relative > _CLOSE).mean()) if relative.size else 0.0,
-        "on_in_one_only": float(((made > 0) != (expected > 0)).mean()) if made.size else 0.0,
+        "on_in_one_only": float(turned.mean()) if turned.size else 0.0,
+        "largest_on_in_one_only": float(np.where(turned, higher, 0.0).max(initial=0.0)),
     }
+
+
+def kept(arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """The first inputs and outputs of a trial as a ``.npz`` file, by their names in the graph."""
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **{name: array[:KEPT] for name, array in arrays.items()})
+    return stream.getvalue()
 
 
 def require_equal(found: dict[str, Any]) -> dict[str, Any]:
@@ -88,12 +108,12 @@ def require_equal(found: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CalogenError: If it is more.
     """
-    if not (found["share_beyond_3e-4"] <= _RARELY and found["on_in_one_only"] <= _RARELY):
+    more, turned = found["share_beyond_3e-4"], found["on_in_one_only"]
+    if not (more <= _RARELY and turned <= _RARELY):
         raise CalogenError(
             "the export does not make the samples that Python makes, so nothing is written",
             expected=f"values above {_LARGE:g} {found['unit']} to {_CLOSE:g}, but for rounding",
-            found=f"{found['share_beyond_3e-4']:.2g} of them differ more, {found['on_in_one_only']:.2g} of all are on in "
-            "one only",
+            found=f"{more:.2g} of them differ more, and {turned:.2g} of all are on in one only",
             hint="please report it, with the model",
         )
     return found

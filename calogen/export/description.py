@@ -22,23 +22,23 @@ _DIGITS = 4  # of coordinates in mm: a tenth of a micrometre
 
 
 def described(
-    generator: Generator, card: Card, format: str, folder: Path, facts: dict[str, Any], licence: str
+    generator: Generator, card: Card, name: str, folder: Path, facts: dict[str, Any], licence: str
 ) -> dict[str, Any]:
     """The description of an export.
 
     Args:
         generator: What was exported.
         card: Its card.
-        format: Its name.
+        name: Of the format.
         folder: Holds the files.
         facts: What the format says of itself: inputs, outputs, how it was checked.
         licence: Of the surrogate; empty: not stated.
-    """  # noqa: A002 - the word of the command line
+    """
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     return {
         "calogen_export": SCHEMA,
         "calogen": __version__,
-        "format": format,
+        "format": name,
         "surrogate": {
             "family": card.family.name,
             "network": card.config.generator.network,
@@ -73,11 +73,9 @@ def noise(generator: Generator) -> dict[str, Any]:
     fine = generator.latent_size - generator.coarse
     return {
         "size": generator.latent_size,
-        "parts": [
-            {"name": name, "from": a, "to": b, "what": what} for name, a, b, what in _parts(generator)
-        ],
-        "how": "independent numbers from the standard normal distribution, new ones for every sample: of any generator, "
-        "such as CLHEP::RandGauss::shoot() or std::normal_distribution<float>(0, 1). The same numbers and conditions "
+        "parts": [{"name": name, "from": a, "to": b, "what": what} for name, a, b, what in _parts(generator)],
+        "how": "independent numbers from the standard normal distribution, new ones for every sample, as from "
+        " CLHEP::RandGauss::shoot() or std::normal_distribution<float>(0, 1). The same numbers and conditions "
         "give the same sample.",
         "as_in_python": {
             "what": "the numbers of sample i of a seed in Python, bit for bit",

@@ -1,4 +1,4 @@
-"""The shower frame as an ONNX graph: what :class:`calogen.models.showers.frame.ShowerFrame` computes on the way back."""
+"""The shower frame as an ONNX graph: what ``models/showers/frame.py`` computes on the way to the read-out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..families import Family
-from ..models.showers.frame import CLIP, EDGE, ShowerFrame
+from ..models.showers.frame import DEEPEST, EDGE, ShowerFrame
 from .graph import Graph, Value, joined, looked_up, ratio
 from .layers import Layers, array
 
@@ -56,7 +55,7 @@ class FrameGraph:
         course, spread = array(self.frame.course), float(self.frame.spread)
         total, line = energies.sum(1), self.energy * float(course[1]) + float(course[0])
         late = ((energies @ middle / total.at_least(1e-12)) - line) / spread
-        late = late.where(total.above(0.0), 0.0).clipped(-CLIP, CLIP)
+        late = late.where(total.above(0.0), 0.0).clipped(-DEEPEST, DEEPEST)
         features = joined([self.energy * 0.0 + 1.0, self.energy, late, late.square() - 1.0])
         depth = (features @ array(self.frame.depths).T).clipped(begin, end).shaped(self.count, 1)
         phi = self.axis["phi"]
@@ -130,4 +129,3 @@ class FrameGraph:
         logs = logs + (position.shaped(self.count, 2) - (points - 1.0)).at_least(0.0) * slope
         share = logs.exp()
         return (1.0 - share).where(distance.below(0.0), share)
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,7 @@ class Value:
     def among(self, parts: Sequence[int], axis: int = 1) -> list[Value]:
         """Parts of an axis that follow each other, of these lengths."""
         ends = np.cumsum([0, *parts]).tolist()
-        return [self.columns(a, b, axis) for a, b in zip(ends, ends[1:], strict=False)]
+        return [self.columns(a, b, axis) for a, b in pairwise(ends)]
 
 
 def joined(values: Sequence[Value], axis: int = 1) -> Value:
@@ -261,9 +262,10 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
 
 
 def upper_tail(x: Value) -> Value:
-    """Probability that a standard normal exceeds x, which is not negative, to 1e-7 of itself: 1 - Erf(x) is 0 from 4 on.
+    """Probability that a standard normal exceeds x, which is not negative.
 
-    The square of x is taken in two parts, the first of which is exact.
+    To a few 1e-7 of itself, where 1 - Erf(x) would be 0 from 4 on. The square of x is taken in two parts, the first of
+    which is exact.
     """
     z = x * math.sqrt(0.5)
     t = 1.0 / (z * 0.5 + 1.0)

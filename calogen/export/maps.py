@@ -70,9 +70,7 @@ class _Modes:
 
 
 class _Maps:
-    def __init__(
-        self, graph: Graph, generator: ZeldovichGenerator, latent: Value, conditions: Sequence[Value]
-    ) -> None:
+    def __init__(self, graph: Graph, generator: ZeldovichGenerator, latent: Value, conditions: Sequence[Value]) -> None:
         self.graph, self.generator = graph, generator
         self.height, self.width = generator.family.sample_shape
         self.modes = _Modes(self.height, self.width)

@@ -15,7 +15,7 @@ from ..models.maps.zeldovich import ZeldovichGenerator
 from ..models.showers.generator import ShowerGenerator
 from ..runs.checkpoint import Card
 from ..storage import write_atomic
-from .check import difference, in_blocks, require_equal, trial
+from .check import TRIAL, difference, in_blocks, kept, require_equal, trial
 from .description import LATENT, inputs
 from .graph import LOWEST, SCATTERING, Graph, Value
 from .maps import map_graph
@@ -47,8 +47,10 @@ def write_onnx(generator: Generator, card: Card, out: Path, *, opset: int | None
     made = trial(generator, card)
     model = onnx_model(generator, opset)
     engine = Engine(model, generator.conditions)
-    found = difference(in_blocks(engine, made.latents, made.columns), made.samples, card.family.unit)
+    found = difference(in_blocks(engine, made.latents, made.columns), made.samples, card.family)
     write_atomic(out / MODEL, model)
+    columns = {name: made.columns[:, [i]] for i, name in enumerate(generator.conditions)}
+    write_atomic(out / TRIAL, kept({LATENT: made.latents, **columns, _output(generator): made.samples}))
     output = {"name": _output(generator), "shape": ["batch", *card.family.sample_shape], "unit": card.family.unit}
     return {
         "file": MODEL,

@@ -1,9 +1,9 @@
 """The graph that Geant4's example Par04 calls (examples/extended/parameterisations/Par04), with a macro that runs it.
 
-Par04's own names and units: one input (1, L + 4) of latent numbers, E / 1.024 TeV, theta / 90 degrees, 0 and 1; its first
-output is taken as fractions of E in cells of a cylinder about the particle, z fastest, then alpha from -pi, then r. Its
-theta is that of the particle in its barrel, 90 degrees at normal incidence. It draws the latent numbers from CLHEP, so
-Geant4's seeds decide everything.
+Par04's own units: one input (1, L + 4) of latent numbers, E / 1.024 TeV, theta / 90 degrees, 0, 1; its first output is
+taken as fractions of E in cells of a cylinder about the particle, z fastest, then alpha from -pi, then r. Its theta is
+that of the particle in its barrel, 90 degrees at normal incidence. It draws the latent numbers from CLHEP, so Geant4's
+seeds decide everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..families import Condition, Family, in_mev
 from ..models.contract import Generator
 from ..runs.checkpoint import Card, ConditionRange
 from ..storage import write_atomic
-from .check import SAMPLES, difference, require_equal, trial
+from .check import SAMPLES, TRIAL, difference, kept, require_equal, trial
 from .graph import LOWEST, Graph, Value
 from .onnx import Engine, samples_graph
 
@@ -68,14 +68,12 @@ def write_par04(generator: Generator, card: Card, out: Path, *, opset: int | Non
     """
     mesh, (energy, angle) = mesh_of(card.family), _conditions(card)
     if opset is not None and opset > LOWEST:
-        raise ConfigError(
-            f"Par04's runtimes may not know opset {opset}", where="`opset`", expected=LOWEST, found=opset
-        )
+        raise ConfigError(f"Par04's runtimes may not know opset {opset}", where="`opset`", expected=LOWEST, found=opset)
     require("onnxruntime", "export")
     graph = Graph(LOWEST if opset is None else opset)
     size = generator.latent_size
     vector = graph.input(_INPUT, 1, size + CONDITIONS)
-    given = {energy.name: _energy(vector.columns(size, size + 1), energy, card.family)}
+    given = {energy.name: _energy(vector.columns(size, size + 1), energy)}
     if angle is not None:
         given[angle.name] = _theta(vector.columns(size + 1, size + 2), angle, card.family.condition(angle.name))
     showers = samples_graph(graph, generator, vector.columns(0, size), [given[c] for c in generator.conditions])
@@ -100,7 +98,10 @@ def write_par04(generator: Generator, card: Card, out: Path, *, opset: int | Non
     found = found.reshape(-1, rings, sectors, layers).transpose(0, 3, 2, 1).reshape(SAMPLES, -1)
     found = (found * (energies / card.family.unit_in_mev)).astype(np.float32)
 
+    expected = made.samples.reshape(-1, layers, sectors, rings).transpose(0, 3, 2, 1).reshape(SAMPLES, -1)
+    expected = (expected * (card.family.unit_in_mev / energies)).astype(np.float32)
     write_atomic(out / MODEL, model)
+    write_atomic(out / TRIAL, kept({_INPUT: vectors, _OUTPUT: expected}))
     write_atomic(out / MACRO, _macro(mesh, size).encode())
     return {
         "file": MODEL,
@@ -126,7 +127,7 @@ def write_par04(generator: Generator, card: Card, out: Path, *, opset: int | Non
         ],
         "mesh": {"r": rings, "alpha": sectors, "z": layers, "size_r_mm": mesh.r, "size_z_mm": mesh.z},
         "check": {"with": engine.name, "optimisation": "disabled", "seed": 0}
-        | require_equal(difference(found, made.samples, card.family.unit)),
+        | require_equal(difference(found, made.samples, card.family)),
     }
 
 
@@ -196,7 +197,7 @@ def _conditions(card: Card) -> tuple[ConditionRange, ConditionRange | None]:
     return energy, angle
 
 
-def _energy(number: Value, trained: ConditionRange, family: Family) -> Value:  # noqa: ARG001
+def _energy(number: Value, trained: ConditionRange) -> Value:
     """The incident energy (1, 1) in its unit, within the trained range: Par04 asks for any."""
     return (number * (HIGHEST_ENERGY / in_mev(trained.unit))).clipped(trained.low, trained.high)
 

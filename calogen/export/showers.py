@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,9 +21,21 @@ from ..models.layers import SLOPE
 from ..models.showers import counts, energies, patterns, shapes, voxels
 from ..models.showers.factors import LEAST_NOISE
 from ..models.showers.generator import ShowerGenerator
-from .frames import Cells, FrameGraph
 from .conditions import scaled_columns
-from .graph import Graph, Value, inverse_tail, joined, log_sigmoid, looked_up, lowest_of, nearest, normal_tail, ramps, upper_tail
+from .frames import Cells, FrameGraph
+from .graph import (
+    Graph,
+    Value,
+    inverse_tail,
+    joined,
+    log_sigmoid,
+    looked_up,
+    lowest_of,
+    nearest,
+    normal_tail,
+    ramps,
+    upper_tail,
+)
 from .layers import Layers, array
 
 Array = NDArray[Any]
@@ -338,8 +349,10 @@ class _Showers:
             found.append(partial(self._lean, capped, position, shares, group))
         if own.framed:
             for axis, position in enumerate(array(own.position)):
-                for first in (drivers.columns(own.driver_means.numel() - 2, own.driver_means.numel(), 2),
-                              drivers.columns(2, 4, 2)):
+                for first in (
+                    drivers.columns(own.driver_means.numel() - 2, own.driver_means.numel(), 2),
+                    drivers.columns(2, 4, 2),
+                ):
                     found.append(partial(self._along, first.columns(axis, axis + 1, 2), position))
         change: Value | None = None
         for i, pattern in enumerate(found):
@@ -387,8 +400,14 @@ class _Showers:
         share = log_share.clipped(-40.0, 10.0).exp() * flags
 
         # What is over the thresholds is shared out; where that cannot be, all goes into the voxel that came nearest.
-        parts = zip(layers.cut(share), layers.cut(excess), layers.cut(flags), layers.of_layers(given.energies),
-                    layers.runs, strict=True)
+        parts = zip(
+            layers.cut(share),
+            layers.cut(excess),
+            layers.cut(flags),
+            layers.of_layers(given.energies),
+            layers.runs,
+            strict=True,
+        )
         made = []
         for part, over, some, energies_of, (count, _) in parts:
             energy, total, least = energies_of.shaped(count, 1), part.sum(2), some.sum(2) * threshold

@@ -159,6 +159,7 @@ class ZeldovichGenerator(MapGenerator):
         return torch.lerp(values[:, cell], values[:, cell + 1], position - cell)
 
     def log_position(self, wave: Tensor) -> Tensor:
+        """Where wave numbers in h/Mpc lie among the knots of the spectrum."""
         low, high = self._range()
         return (wave.clamp(low, high).log() - math.log(low)) * ((_KNOTS - 1) / math.log(high / low))
 
