@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from models.test_inference import CASES, map_surrogate, showers_of, trained_like
-from support import MAPS, ROOT, SMALL, command, toy
+from support import MAPS, ROOT, SMALL, command, no_file_beyond, toy
 
 from calogen.config import Config, GeneratorConfig
-from calogen.errors import CalogenError, ConfigError
+from calogen.errors import CalogenError, ConfigError, StorageError
 from calogen.export import DESCRIPTION, FORMATS, Format, export
 from calogen.export.check import difference, in_blocks, reference, require_equal
 from calogen.export.onnx import Engine, onnx_engine, onnx_model
@@ -81,6 +80,16 @@ def both(generator: Generator, latents: np.ndarray, columns: np.ndarray) -> dict
     return difference(made, expected, generator.family)
 
 
+def rounding(generator: Generator, latents: np.ndarray, columns: np.ndarray) -> float:
+    """The same difference between the module in single and in double precision: what rounding does to it."""
+    single = reference(generator, latents, columns)
+    with torch.inference_mode():
+        double = generator.double()(torch.from_numpy(latents).double(), torch.from_numpy(columns).double()).numpy()
+    generator.float()
+    double[double < generator.family.threshold * (1 - 1e-9)] = 0
+    return float(difference(single, double, generator.family)["largest_relative_above_1"])
+
+
 # ------------------------------------------------------------------------------------------------------------ the graph
 
 
@@ -92,9 +101,12 @@ def test_a_graph_makes_the_showers_of_the_module(case: str) -> None:
     assert generator.refinement.active
     count = 1000 if family.voxels < 100 else 200
     columns = showers_of(family, count, 3).conditions.array(names)
-    found = both(generator, *inputs_of(generator, columns))
-    assert found["largest_relative_above_1"] <= CLOSE, found
-    assert found["on_in_one_only"] <= 1 / (count * family.voxels), found
+    inputs = inputs_of(generator, columns)
+    found = both(generator, *inputs)
+    # Networks that are far from any that were trained make rounding count for more.
+    assert found["largest_relative_above_1"] <= max(CLOSE, 5 * rounding(generator, *inputs)), found
+    assert found["share_beyond_3e-4"] <= 1e-3, found
+    assert found["on_in_one_only"] <= 2 / (count * family.voxels), found
     assert found["largest"] > 0  # two programs, not one compared with itself
 
 
@@ -339,7 +351,7 @@ def cylinder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Generator, Path,
 
 
 def par04_call(model: Path, vector: np.ndarray) -> np.ndarray:
-    """What Par04OnnxInference.cc does: the last input's name, one tensor (1, n), the first output, nothing optimised."""
+    """What Par04OnnxInference.cc does: the last input's name, a tensor (1, n), the first output, nothing optimised."""
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -535,9 +547,6 @@ def test_what_a_surrogate_was_made_into_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_what_a_disk_refuses_leaves_nothing(tmp_path: Path) -> None:
-    from calogen.errors import StorageError
-    from support import no_file_beyond
-
     surrogate = map_surrogate()
     with no_file_beyond(10_000), pytest.raises(StorageError, match="cannot be written"):
         surrogate.export("onnx", tmp_path / "out")
