@@ -57,11 +57,11 @@ def described(
 
 def inputs(generator: Generator, card: Card, batch: int | str) -> list[dict[str, Any]]:
     """The inputs of a graph: noise, and one for each condition."""
-    noise_in = {"name": LATENT, "shape": [batch, generator.latent_size], "type": "float32", "unit": ""}
+    noise_in: dict[str, Any] = {"name": LATENT, "shape": [batch, generator.latent_size], "type": "float32", "unit": ""}
     found = [{**noise_in, "what": "independent standard normals"}]
     for known in card.conditions:
         condition = card.family.condition(known.name)
-        what = {"role": condition.role, "trained": [known.low, known.high]}
+        what: dict[str, Any] = {"role": condition.role, "trained": [known.low, known.high]}
         if known.labels:
             what = {"role": condition.role, "labels": {label: condition.code(label) for label in known.labels}}
         found.append({"name": known.name, "shape": [batch, 1], "type": "float32", "unit": known.unit, **what})

@@ -127,5 +127,5 @@ class FrameGraph:
         logs = looked_up(tails[:, None], position.at_most(points - 1.0), points).shaped(self.count, 2)
         slope = tails[:, -1:] - tails[:, -2:-1]  # which goes on beyond the last point
         logs = logs + (position.shaped(self.count, 2) - (points - 1.0)).at_least(0.0) * slope
-        share = logs.exp()
+        share: Value = logs.exp()
         return (1.0 - share).where(distance.below(0.0), share)

@@ -196,7 +196,8 @@ class _Maps:
         knots = array(table)
         cell = np.clip(np.floor(position), 0, knots.shape[1] - 2).astype(np.int64)
         fixed = knots[:, cell] + (position - cell) * (knots[:, cell + 1] - knots[:, cell])  # linear in the terms, too
-        return (self.terms @ fixed.reshape(len(knots), -1)).shaped(*position.shape)
+        found: Value = self.terms @ fixed.reshape(len(knots), -1)
+        return found.shaped(*position.shape)
 
     def _linear_position(self) -> Array:
         position = np.clip(array(self.grid.wave) / self.generator.fundamental, 1, self.generator.transfer.shape[1] - 1)
@@ -254,8 +255,9 @@ class _Maps:
         width = 2 + len(known)
         for i, level in enumerate(residual.levels):
             made = self.graph.apply("LeakyRelu", self._convolved(grid, level), alpha=SLOPE)
-            grid = made + grid if i and level.out_channels == width else made
-            width = level.out_channels
+            outputs = len(level.weight)  # type: ignore[arg-type]
+            grid = made + grid if i and outputs == width else made
+            width = outputs
         return normals + self._convolved(grid, last).shaped(self.height, self.width)
 
     def _convolved(self, grid: Value, layer: Any) -> Value:

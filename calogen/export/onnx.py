@@ -76,7 +76,7 @@ def onnx_model(generator: Generator, opset: int | None = None) -> bytes:
     latent = graph.input(LATENT, "batch", generator.latent_size)
     conditions = [graph.input(name, "batch", 1) for name in generator.conditions]
     samples = samples_graph(graph, generator, latent, conditions)
-    shape = ("batch", *generator.family.sample_shape)
+    shape: list[int | str] = ["batch", *generator.family.sample_shape]
     return graph.model({_output(generator): (samples, shape)})
 
 

@@ -115,7 +115,8 @@ class _Showers:
         """How near each station is, (B, S), adding up to 1."""
         count = len(stations)
         change = np.eye(count)[1:] - np.eye(count)[:-1]
-        return ramps(energy, array(stations)) @ change + np.eye(count)[0]
+        found: Value = ramps(energy, array(stations)) @ change + np.eye(count)[0]
+        return found
 
     def _network(self, network: nn.Sequential, inputs: Sequence[Value], added: Value) -> Value:
         """What a network of its inputs adds to something; nothing, if its last layer is zero."""
@@ -306,8 +307,8 @@ class _Showers:
         zone = noise.zone.numpy()
 
         def at(table: Array) -> Value:
-            found = (come * np.diff(table, axis=0).T).sum(2).shaped(2 * self.count) + table[0]
-            return found.take(zone)
+            of_zones: Value = (come * np.diff(table, axis=0).T).sum(2).shaped(2 * self.count) + table[0]
+            return of_zones.take(zone)
 
         found, kept = own, None
         for (before, after), there, table in zip(noise.beside.numpy(), array(noise.there), shares, strict=True):
@@ -459,8 +460,9 @@ class _Showers:
             mass, reach = voxels.ELECTRON / self.window.unit_in_mev, voxels.LINE_REACH / self.window.unit_in_mev
             distance = showers - mass
             wide = half[self.layers.voxel]
-            moved = (distance.function("Abs") - wide).at_least(0.0) * (reach / (reach - wide))
-            moved = distance.function("Sign") * moved + mass
+            moved = ((distance - wide).at_least(0.0) - (-distance - wide).at_least(0.0)) * (
+                reach / (reach - wide)
+            ) + mass
             near = distance.function("Abs").below(np.where(wide > 0, reach, -1.0))
             showers = moved.where(near, showers)
         return showers * self.layers.spread(layer_energies / self.layers.sums(showers).at_least(1e-30))
@@ -474,7 +476,8 @@ def _products(columns: Value, products: NDArray[np.int64], axis: int) -> Value:
 
 def _halves(normals: Value, before: NDArray[np.int64], after: NDArray[np.int64], there: Array) -> Value:
     """Half the sum of neighbours."""
-    return normals.take(before) * (there[0] / 2) + normals.take(after) * (there[1] / 2)
+    found: Value = normals.take(before) * (there[0] / 2) + normals.take(after) * (there[1] / 2)
+    return found
 
 
 def _cubic(x: Value) -> Value:
