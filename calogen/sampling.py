@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .cores import sensible_number
 from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
+from .export import export, licence_of
 from .families import Family
 from .models.contract import Generator, OnArrays
 from .models.maps.generator import MapGenerator
@@ -446,6 +447,32 @@ class Surrogate:
         if self.family.threshold:
             values[values < self.family.threshold] = 0
         return values
+
+    def export(self, format: str, out: str | Path, *, opset: int | None = None) -> dict[str, Any]:  # noqa: A002
+        """Write the surrogate for programs that do not run Python, and check what it makes there.
+
+        Args:
+            format: ``onnx`` (any ONNX runtime) or ``par04`` (Geant4's example Par04).
+            out: Folder to be made; empty or absent.
+            opset: Of ONNX's operators; none: the lowest that does, which most runtimes read.
+
+        Returns:
+            What ``surrogate.json`` in the folder holds: inputs, outputs, units, voxels, and the largest difference.
+
+        Raises:
+            ConfigError: Unknown format, a folder that is not empty, a package that is missing, or a surrogate that the
+                format cannot express.
+            StorageError: If the disk refuses.
+        """
+        trained = self._checkpoint
+        if self.family != trained.card.family:
+            shape, hint = trained.card.family.sample_shape, "export the surrogate as it was loaded"
+            raise ConfigError("maps are exported at the size they were trained at", expected=shape, hint=hint)
+        if self.candidates > 1:
+            hint = "export the surrogate as it was loaded, without `candidates`"
+            raise ConfigError("critics that choose among candidates are not exported", hint=hint)
+        generator = copy.deepcopy(self._generator).cpu()
+        return export(generator, self.card, format, out, opset=opset, licence=licence_of(trained.folder))
 
     def plan(
         self,

@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import CalogenError, StorageError
 from .bench import bench
 from .compare import compare
+from .export import export
 from .look import gallery, info, verify
 from .options import Commands
 from .produce import generate, simulate
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (train, generate, simulate, compare, gallery, info, verify, bench):
+for command in (train, generate, simulate, compare, export, gallery, info, verify, bench):
     cli.add_command(command)
 
 

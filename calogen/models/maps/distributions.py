@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 ENDS = 5.0  # normals at the ends of the tables
-_SMALLEST = 1e-6  # least step of a table: normals increase strictly
+SMALLEST = 1e-6  # least step of a table: normals increase strictly
 _CLOSE = 1e-4  # change of a normal at which a fit has converged
-_NODES = 256  # of the tables from normals to logarithms of densities
+NODES = 256  # of the tables from normals to logarithms of densities
 _ROWS = 2048  # counted at a time: what that takes is several times the values
 _RIDGE = (1e-6, 1e-6, 1e-4)  # of constant, linear and higher terms
 
@@ -88,7 +88,7 @@ class ConditionalDistribution(nn.Module):
     def table(self, terms: Tensor) -> Tensor:
         """Normals at the thresholds, strictly increasing, (B, T), given features (B, F)."""
         normals = (terms @ self.probit).clamp(-ENDS - 0.5, ENDS + 0.5)
-        steps = torch.arange(normals.shape[1], device=normals.device) * _SMALLEST
+        steps = torch.arange(normals.shape[1], device=normals.device) * SMALLEST
         return torch.cummax(normals, 1).values + steps
 
     def forward(self, values: Tensor, terms: Tensor) -> Tensor:
@@ -124,14 +124,14 @@ class DensityNormals(nn.Module):
 
     def forward(self, maps: Tensor, terms: Tensor) -> Tensor:
         """Normals (B, H, W) of maps (B, H, W), physical, given features (B, F)."""
-        table = self.scores.quantiles(terms, _NODES)
+        table = self.scores.quantiles(terms, NODES)
         logs = torch.log(maps + self.knee).flatten(1)
-        return (position_in(table, logs) * (2 * ENDS / (_NODES - 1)) - ENDS).view_as(maps)
+        return (position_in(table, logs) * (2 * ENDS / (NODES - 1)) - ENDS).view_as(maps)
 
     def inverse(self, normals: Tensor, terms: Tensor) -> Tensor:
         """Maps (B, H, W), physical, of normals (B, H, W); normals beyond +-5 are those of +-5."""
-        position = (normals.flatten(1).clamp(-ENDS, ENDS) + ENDS) * ((_NODES - 1) / (2 * ENDS))
-        logs = interpolate(self.scores.quantiles(terms, _NODES), position)
+        position = (normals.flatten(1).clamp(-ENDS, ENDS) + ENDS) * ((NODES - 1) / (2 * ENDS))
+        logs = interpolate(self.scores.quantiles(terms, NODES), position)
         return (logs.exp() - self.knee).clamp(min=0).view_as(normals)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_VOID, _VOID_EDGE = -1.0, 0.2  # smooth linear density below which nothing is smoothed away, and how gently
+VOID, VOID_EDGE = -1.0, 0.2  # smooth linear density below which nothing is smoothed away, and how gently
 _PARTICLES = 2**16  # moved at a time: they stay in the cache, and large maps take little memory
 
 
@@ -64,7 +64,7 @@ def displaced(source: Tensor, smooth: Tensor, grid: Grid) -> Tensor:
     for sheet in source.unbind(1):
         # In voids the small scales are put back, since matter there has met no other; elsewhere they stay away.
         kept = sheet * smooth
-        void = torch.sigmoid((_VOID - torch.fft.irfft2(kept, s=(height, width))) / _VOID_EDGE)
+        void = torch.sigmoid((VOID - torch.fft.irfft2(kept, s=(height, width))) / VOID_EDGE)
         y, x = (
             (_along(sheet - kept, axis, width) * void).add_(_along(kept, axis, width)).add_(position)
             for axis, position in zip(grid.gradient, grid.position, strict=True)

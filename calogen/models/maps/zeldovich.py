@@ -31,10 +31,10 @@ _DEPTH = 8  # a map is a slab of its box's side over this, where the family does
 _NONLINEAR, _SOFTLY = 1.2, 0.4
 _SCALES = (0.1, 10.0)  # Mpc/h, among which R is looked for
 _CACHED = 1 << 17  # pixels worked on at a time
-_KNEE = 0.02  # added to the density before its logarithm
-_GRAIN, _GRAIN_SIZE = 1.5, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
-_GROWTH = 1.2  # with which power of the smoothing it goes
-_ONSET, _WIDTH = 0.8, 0.7  # in which ln density it sets in, and how gently
+KNEE = 0.02  # added to the density before its logarithm
+GRAIN, GRAIN_SIZE = 1.5, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
+GROWTH = 1.2  # with which power of the smoothing it goes
+ONSET, WIDTH = 0.8, 0.7  # in which ln density it sets in, and how gently
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
 _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 # Share of them, and of the step to take. Chance in the first rounds' few maps must be forgotten by the last.
@@ -115,15 +115,15 @@ class ZeldovichGenerator(MapGenerator):
         # and smear filaments out: structure smaller than that scale displaces nothing.
         grid = self._grid(planes)
         noise = torch.fft.rfft2(planes[:, :SHEETS])
-        amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self._log_position(grid.wave)))
+        amplitude = torch.exp(0.5 * self._table(self.spectrum, terms, self.log_position(grid.wave)))
         smoothing = (terms @ self.truncation).exp()[:, None, None]
         smooth = torch.exp(-0.5 * (grid.wave * smoothing).square())
         density = displaced(noise * (amplitude / self.pixel)[:, None], smooth, grid)
 
         # What was smoothed away would have been haloes within filaments: texture takes their place, in dense regions
         # only, the stronger the more was smoothed.
-        logs = torch.log(density + _KNEE)
-        strength = torch.sigmoid((logs - _ONSET) / _WIDTH).mul_(smoothing**_GROWTH)
+        logs = torch.log(density + KNEE)
+        strength = torch.sigmoid((logs - ONSET) / WIDTH).mul_(smoothing**GROWTH)
         logs += self._grain(planes[:, -1], grid).mul_(strength)
 
         # Displacements conserve matter, so all maps would have one mean. But a slab is a part of a deeper box, and how
@@ -134,9 +134,9 @@ class ZeldovichGenerator(MapGenerator):
 
     def _grain(self, noise: Tensor, grid: Grid) -> Tensor:
         """Texture (B, H, W) that sheets of smooth matter lack, of white noise (B, H, W): haloes in filaments."""
-        size = _GRAIN_SIZE / self.pixel
+        size = GRAIN_SIZE / self.pixel
         spread = math.erf(math.pi * size) / (2 * math.sqrt(math.pi) * size)  # of smoothed noise, on any size of grid
-        smooth = torch.exp(-0.5 * (grid.wave * _GRAIN_SIZE).square()) * (_GRAIN / spread)
+        smooth = torch.exp(-0.5 * (grid.wave * GRAIN_SIZE).square()) * (GRAIN / spread)
         return torch.fft.irfft2(torch.fft.rfft2(noise) * smooth, s=noise.shape[1:])  # type: ignore[no-any-return]
 
     def filtered(self, modes: Tensor, terms: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class ZeldovichGenerator(MapGenerator):
         cell = position.floor().clamp(0, table.shape[1] - 2).long()
         return torch.lerp(values[:, cell], values[:, cell + 1], position - cell)
 
-    def _log_position(self, wave: Tensor) -> Tensor:
+    def log_position(self, wave: Tensor) -> Tensor:
+        """Where wave numbers in h/Mpc lie among the knots of the spectrum."""
         low, high = self._range()
         return (wave.clamp(low, high).log() - math.log(low)) * ((_KNOTS - 1) / math.log(high / low))
 

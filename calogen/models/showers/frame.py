@@ -28,9 +28,9 @@ CROSSED = 10
 """How many of them, the first, change with the layer's energy and the shower's depth."""
 _PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
-_CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
-_EDGE = 0.1  # of a cell: how near to its edges shares change fast
-_KNOTS = 25  # distances at which the share of energy beyond is kept
+DEEPEST = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
+EDGE = 0.1  # of a cell: how near to its edges shares change fast
+KNOTS = 25  # distances at which the share of energy beyond is kept
 _SMALLEST = 1e-6  # of a layer's energy: the least such share
 _MOST_ROWS = 20_000  # showers that all of this is fitted to: effective depths are known to less than a millimetre then
 _LEAST = 0.1  # of a layer's usual containment: further out, nothing says what was lost
@@ -141,8 +141,8 @@ class ShowerFrame(nn.Module):
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("depths", nn.functional.pad(self._extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
         self.register_buffer("steepest", torch.ones(2))
-        self.register_buffer("tails", math.log(0.5) - torch.arange(float(_KNOTS)).repeat(len(layers), 1))
-        self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (_KNOTS - 1))
+        self.register_buffer("tails", math.log(0.5) - torch.arange(float(KNOTS)).repeat(len(layers), 1))
+        self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (KNOTS - 1))
         self.register_buffer("contained", torch.ones(len(layers)))
 
     # --- where the axis is ----------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class ShowerFrame(nn.Module):
         late = torch.zeros_like(energy)
         if energies is not None:
             late = (self._mean_depth(energies) - self.course[0] - self.course[1] * energy) / self.spread
-            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-_CLIP, _CLIP)
+            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-DEEPEST, DEEPEST)
         return torch.stack([torch.ones_like(energy), energy, late, late.square() - (energies is not None) * 1.0], 1)
 
     def _energy(self, conditions: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class ShowerFrame(nn.Module):
         """Share of a layer's energy beyond a straight line at some distance from the axis in mm; (B, L, 2) both."""
         # Exponentials between the knots, and outside them; the axis halves a shower.
         position = distance.abs() / self.step[:, None]
-        knot = position.detach().nan_to_num(0.0).clamp(max=_KNOTS - 2).floor()
+        knot = position.detach().nan_to_num(0.0).clamp(max=KNOTS - 2).floor()
         index = knot.long().permute(1, 0, 2).flatten(1)
         low, high = (self.tails.gather(1, index + k).unflatten(1, (-1, 2)).transpose(0, 1) for k in (0, 1))
         share = torch.exp(torch.lerp(low, high, position - knot))
@@ -303,7 +303,7 @@ class ShowerFrame(nn.Module):
         single = [offset, slope, offset.square(), slope.square(), offset * slope]
         higher = [offset.square() * slope, offset * slope.square(), (offset * slope).square(), offset**4, slope**4]
         across = [a.prod(-1, keepdim=True) for a in (offset, slope)] + [offset * slope.flip(-1)]
-        bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
+        bumps = [torch.exp(-cells.offset / EDGE), torch.exp((cells.offset - 1) / EDGE)]
         return torch.cat([*single, *higher, *across, *bumps], -1)
 
     def drivers(self, cells: Cells) -> tuple[Tensor, Tensor]:
@@ -451,7 +451,7 @@ class ShowerFrame(nn.Module):
         The lines are all edges between cells, hence every distance in cells of any size; those nearer to the edge of
         the read-out than to the axis are left out, since part of what lies beyond them is not seen.
         """
-        beyond = energy = torch.zeros(_KNOTS, dtype=showers.dtype)
+        beyond = energy = torch.zeros(KNOTS, dtype=showers.dtype)
         shape = self.family.layers[layer].shape
         for i, count in enumerate(shape):
             before = showers.unflatten(1, shape).sum(2 - i).cumsum(1)[:, :-1]
@@ -460,9 +460,9 @@ class ShowerFrame(nn.Module):
             for side, share in ((1, energies[:, None] - before), (-1, before)):
                 distance = side * (lines - axis[:, i, None])
                 used = (distance >= 0) & (distance <= (half - side * axis[:, i, None]) / 2)
-                knots = (distance[used] / self.step[layer]).round().long().clamp(max=_KNOTS - 1)
-                beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), _KNOTS)
-                energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], _KNOTS)
+                knots = (distance[used] / self.step[layer]).round().long().clamp(max=KNOTS - 1)
+                beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), KNOTS)
+                energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], KNOTS)
 
         # Where there are no lines, and further away, the exponential goes on.
         known = (energy > 0) & (beyond > _SMALLEST * energy)
@@ -472,7 +472,7 @@ class ShowerFrame(nn.Module):
             return
         logs = torch.log(beyond[known] / energy[known]).cummin(0).values.clamp(max=math.log(0.5))
         slope = (logs[-1] - logs[-2]) / (found[-1] - found[-2])
-        places = np.arange(_KNOTS)
+        places = np.arange(KNOTS)
         inner = np.interp(places, [0, *found.tolist()], [math.log(0.5), *logs.tolist()])
         outer = logs[-1].item() + (places - found[-1].item()) * slope.item()
         self.tails[layer] = torch.from_numpy(np.where(places > found[-1].item(), outer, inner))
