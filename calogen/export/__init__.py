@@ -1,0 +1,1 @@
+"""A checkpoint's generator for other people's programs."""
