@@ -42,6 +42,15 @@
 #define CALOGEN_SCALAR
 #endif
 
+// Before loops over what the registers hold: they must be unrolled, or vectors go through memory.
+#if defined(__clang__)
+#define CALOGEN_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define CALOGEN_UNROLL _Pragma("GCC unroll 16")
+#else
+#define CALOGEN_UNROLL
+#endif
+
 namespace calogen {
 
 // Files of one program that are compiled for different vectors must not share functions.
@@ -157,6 +166,7 @@ inline Vec logarithm(Vec x) {
 // One over the root of positive numbers, by Newton's method. Relative error 1e-7.
 inline Vec inverse_root(Vec x) {
   Vec y = floats(0x5f375a86 - (bits(x) >> 1));
+  CALOGEN_UNROLL
   for (int i = 0; i < 3; ++i) y = y * (1.5f - 0.5f * x * y * y);
   return y + 0.5f * y * (1.f - x * y * y);
 }
@@ -179,9 +189,11 @@ inline Vec erfc(Vec x) {
   p = p * t + 0.37409196f;
   p = p * t + 1.00002368f;
   p = p * t - 1.26551223f;
-  // z^2 without rounding, as the square of a number with few digits and a small rest.
-  const Vec few = floats(bits(z) & -4096), rest = p - (z - few) * (z + few);
-  const Vec tail = t * exponential(-few * few, rest);
+  // p - z^2 with what it loses in rounding: the square of a number with few digits is exact, and what a sum of two
+  // loses is, too (Knuth).
+  const Vec few = floats(bits(z) & -4096), square = few * few, total = p - square, back = total - p;
+  const Vec lost = (p - (total - back)) - (square + back);
+  const Vec tail = t * exponential(total, lost - (z - few) * (z + few));
   return select(x < 0.f, 2.f - tail, tail);
 }
 
@@ -471,15 +483,15 @@ class Matrix {
     }
   }
 
-  // Rows y (or what is added to them), y_step apart, of rows x that are x_step apart.
-  template <bool ADD = false>
-  void multiply(const float* x, std::size_t x_step, int rows, float* y, std::size_t y_step) const {
+  // Rows y, y_step apart, of rows x that are x_step apart; or add to what is there.
+  void multiply(const float* x, std::size_t x_step, int rows, float* y, std::size_t y_step, bool add = false) const {
     for (const Panel& panel : panels_) {
+      const Task task{x, y + panel.first * LANES, x_step, y_step, weights_.data() + panel.start, rows, add};
       switch (panel.width) {
-        case 1: columns<ADD, 1>(panel, x, x_step, rows, y, y_step); break;
-        case 2: columns<ADD, 2>(panel, x, x_step, rows, y, y_step); break;
-        case 3: columns<ADD, 3>(panel, x, x_step, rows, y, y_step); break;
-        default: columns<ADD, 4>(panel, x, x_step, rows, y, y_step);
+        case 1: columns<1>(task); break;
+        case 2: columns<2>(task); break;
+        case 3: columns<3>(task); break;
+        default: columns<4>(task);
       }
     }
   }
@@ -492,33 +504,45 @@ class Matrix {
     std::size_t start;
   };
 
-  template <bool ADD, int WIDTH>
-  void columns(const Panel& panel, const float* x, std::size_t x_step, int rows, float* y, std::size_t y_step) const {
-    y += panel.first * LANES;
-    int i = 0;
-    for (; i + TALL <= rows; i += TALL) tile<ADD, TALL, WIDTH>(panel, x + i * x_step, x_step, y + i * y_step, y_step);
-    for (; i + 2 <= rows; i += 2) tile<ADD, 2, WIDTH>(panel, x + i * x_step, x_step, y + i * y_step, y_step);
-    for (; i < rows; ++i) tile<ADD, 1, WIDTH>(panel, x + i * x_step, x_step, y + i * y_step, y_step);
+  struct Task {
+    const float* x;
+    float* y;
+    std::size_t x_step, y_step;
+    const float* weights;
+    int rows;
+    bool add;
+  };
+
+  template <int WIDTH>
+  void columns(const Task& task) const {
+    int r = 0;
+    for (; r + TALL <= task.rows; r += TALL) tile<TALL, WIDTH>(task, r);
+    for (; r + 2 <= task.rows; r += 2) tile<2, WIDTH>(task, r);
+    for (; r < task.rows; ++r) tile<1, WIDTH>(task, r);
   }
 
   // Every row is added up in the same order, however many there are: bits do not depend on the batch.
-  template <bool ADD, int ROWS, int WIDTH>
-  void tile(const Panel& panel, const float* x, std::size_t x_step, float* y, std::size_t y_step) const {
+  template <int ROWS, int WIDTH>
+  void tile(const Task& task, int first) const {
     Vec found[ROWS][WIDTH] = {};
-    const float* w = weights_.data() + panel.start;
+    const float *x = task.x + first * task.x_step, *w = task.weights;
     for (int i = 0; i < inputs_; ++i, w += WIDTH * LANES) {
       Vec column[WIDTH];
+      CALOGEN_UNROLL
       for (int k = 0; k < WIDTH; ++k) column[k] = load(w + k * LANES);
+      CALOGEN_UNROLL
       for (int r = 0; r < ROWS; ++r) {
-        const Vec value = all(x[r * x_step + i]);
+        const Vec value = all(x[r * task.x_step + i]);
+        CALOGEN_UNROLL
         for (int k = 0; k < WIDTH; ++k) found[r][k] += value * column[k];
       }
     }
-    for (int r = 0; r < ROWS; ++r)
-      for (int k = 0; k < WIDTH; ++k) {
-        float* out = y + r * y_step + k * LANES;
-        store(out, ADD ? load(out) + found[r][k] : found[r][k]);
-      }
+    CALOGEN_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      float* y = task.y + (first + r) * task.y_step;
+      CALOGEN_UNROLL
+      for (int k = 0; k < WIDTH; ++k) store(y + k * LANES, task.add ? load(y + k * LANES) + found[r][k] : found[r][k]);
+    }
   }
 
   int inputs_ = 0;
@@ -835,7 +859,8 @@ class ShowerFrame {
     found.offset.resize(2 * layers_);
     for (int l = 0; l < layers_; ++l) {
       const double* d = &depths_[4 * l];
-      const double depth = clamp(d[0] + d[1] * energy + d[2] * late + d[3] * square, extent_[2 * l], extent_[2 * l + 1]);
+      const double wanted = d[0] + d[1] * energy + d[2] * late + d[3] * square;
+      const double depth = clamp(wanted, extent_[2 * l], extent_[2 * l + 1]);
       for (int axis = 0; axis < 2; ++axis) {
         const int i = 2 * l + axis;
         const double place = (number(conditions, axis) + depth * found.tangent[axis]) / pitch_[i] + counts_[i] / 2.0;
@@ -1353,22 +1378,23 @@ class HitCounts {
         limits_(file.floats("counts.limits", std::size_t(LEVELS) * MOST * layers)) {}
 
   // By how much all excesses (V_layer,) of a layer have to fall, so that as many voxels are on as there should be.
-  float shift(const float* excess, int size, double log_energy, int layer, std::vector<float>& first) const {
+  float shift(const float* excess, int size, double log_energy, int layer, std::vector<float>& space) const {
     const auto logs = static_cast<float>(log_energy);
     if (!(logs < levels_[(LEVELS - 1) * layers_ + layer])) return 0;
-    const int on = static_cast<int>(std::count_if(excess, excess + size, [](float x) { return x > 0; }));
-    if (on > MOST + 1) return 0;
-    // The greatest excesses in falling order.
-    const int kept = std::min(MOST + 2, size);
-    first.assign(excess, excess + size);
-    std::partial_sort(first.begin(), first.begin() + kept, first.end(), std::greater<float>());
-    float number = static_cast<float>(on);  // of voxels on, and how nearly one more or less is
-    if (on == 0) {
-      number = std::max(first[0], -1e3f);
-    } else if (on < kept) {
-      const float last = first[on - 1], after = first[on];
-      number = static_cast<float>(on - 1) + last / std::max(last - after, 1e-6f);
+    // How many voxels are on, and how nearly one more or less is: their number is this, rounded up.
+    int on = 0;
+    float last = std::numeric_limits<float>::infinity(), after = -last;
+    for (int i = 0; i < size; ++i) {
+      on += excess[i] > 0;
+      last = std::min(last, excess[i] > 0 ? excess[i] : last);
+      after = std::max(after, excess[i] > 0 ? after : excess[i]);
     }
+    float number = static_cast<float>(on);
+    if (on == 0)
+      number = std::max(after, -1e3f);
+    else if (on < size)
+      number = static_cast<float>(on - 1) + last / std::max(last - after, 1e-6f);
+    if (!(number <= MOST)) return 0;
     const Between level = between(&levels_[layer], LEVELS, logs, layers_);
     int wanted = 1;
     for (int k = 0; k < MOST; ++k) {
@@ -1376,8 +1402,11 @@ class HitCounts {
       const float limit = low[0] + static_cast<float>(level.above) * (low[std::size_t(MOST) * layers_] - low[0]);
       wanted += number > limit + TIE;
     }
-    const bool change = static_cast<float>(wanted) != std::max(std::ceil(number), 1.f) && wanted < kept;
-    return change && number <= MOST ? first[wanted] : 0.f;
+    // What comes next in order is just off. Where the number is right, or out of reach, nothing changes.
+    if (static_cast<float>(wanted) == std::max(std::ceil(number), 1.f) || wanted >= std::min(MOST + 2, size)) return 0;
+    space.assign(excess, excess + size);
+    std::nth_element(space.begin(), space.begin() + wanted, space.end(), std::greater<float>());
+    return space[wanted];
   }
 
  private:
@@ -1557,8 +1586,8 @@ class Surrogate {
     const std::vector<int> places = layout_.places();
     for (int v : core) core_.push_back(places.at(v));
     const auto mixing = file.floats("mixing", std::size_t(L) * core_size_ * core_size_);  // (L, from, to)
-    for (int l = 0; l < L; ++l)
-      mixing_.emplace_back(mixing.data() + std::size_t(l) * core_size_ * core_size_, core_size_, core_size_, 0, core_size_);
+    const int M = core_size_;
+    for (int l = 0; l < L; ++l) mixing_.emplace_back(mixing.data() + std::size_t(l) * M * M, M, M, 0, M);
 
     // What belongs to a vector of voxels lies side by side, in the order in which it is used.
     powers_ = 1 + drivers + drivers * (drivers + 1) / 2;
@@ -1644,7 +1673,8 @@ class Surrogate {
       energies_.inverse(&w.energy_normals[r * D], scaled, incident, energies, w.of_energies);
       if (frame_) frame_.cells(conditions + r * C, features_.leading(plain), energies, w.cells[r]);
       features_(energies, plain, frame_, w.cells[r], &w.given[r * L], &w.features[r * L * F], drivers, w.columns);
-      for (std::size_t l = 0; l < L; ++l) quadratic(drivers + l * J, w.given[r * L + l].together, &w.quadratic[(r * L + l) * powers_]);
+      for (std::size_t l = 0; l < L; ++l)
+        quadratic(drivers + l * J, w.given[r * L + l].together, w.quadratic.data() + (r * L + l) * powers_);
     }
     // The last hidden values of the network for shapes are kept until the voxels need them.
     if (hidden_.zero()) return;
@@ -1668,8 +1698,10 @@ class Surrogate {
     const double square = double(together) * together;
     *out++ = static_cast<float>(square);
     for (int a = 0; a < J; ++a) *out++ = static_cast<float>(square * (drivers[a] - centre_[a]));
-    for (int a = 0; a < J; ++a)
-      for (int b = a; b < J; ++b) *out++ = static_cast<float>(square * (drivers[a] - centre_[a]) * (drivers[b] - centre_[b]));
+    for (int a = 0; a < J; ++a) {
+      const double first = square * (drivers[a] - centre_[a]);
+      for (int b = a; b < J; ++b) *out++ = static_cast<float>(first * (drivers[b] - centre_[b]));
+    }
   }
 
   // Factors with what they are multiplied by, and the voxels' own noise with its correlations.
@@ -1719,7 +1751,7 @@ class Surrogate {
           for (int k = 0; k < drifting_; ++k)
             w.leaning[std::size_t(r) * K + (j - shared_) * drifting_ + k] =
                 static_cast<float>(w.drivers[(r * L + l) * J + j] - centre_[j]) * w.mixed[r * R + k];
-      leaning_[l].multiply<true>(w.leaning.data(), K, n, w.normals.data() + first, W);
+      leaning_[l].multiply(w.leaning.data(), K, n, w.normals.data() + first, W, true);
     }
     float* shift = nullptr;
     if (!hidden_.zero()) {
@@ -1740,14 +1772,17 @@ class Surrogate {
       Vec power[M] = {};
       for (int p = 0; p < powers_; ++p, number += LANES) {
         const Vec weight = load(number);
+        CALOGEN_UNROLL
         for (int i = 0; i < M; ++i) power[i] += w.quadratic[((r + i) * L + l) * powers_ + p] * weight;
       }
       const Vec scale = load(number), offset = load(number + LANES);
+      CALOGEN_UNROLL
       for (int i = 0; i < M; ++i) {
         float* out = w.normals.data() + (r + i) * W + j * LANES;
         const Vec own = load(w.own.data() + (r + i) * noise_.row() + LANES + j * LANES);
         const Vec alone = own * root(max(1.f - power[i], all(LEAST_NOISE)));
-        const Vec found = (load(out) * w.given[(r + i) * L + l].together + alone) * inverse_root(max(power[i] + LEAST_NOISE, all(1.f)));
+        const Vec total = inverse_root(max(power[i] + LEAST_NOISE, all(1.f)));
+        const Vec found = (load(out) * w.given[(r + i) * L + l].together + alone) * total;
         store(out, found * scale + (shift ? load(shift + (r + i) * W + j * LANES) + offset : offset));
       }
     }
@@ -1797,8 +1832,10 @@ class Surrogate {
       Vec logit[M] = {};
       for (std::size_t f = 0; f < F; ++f, number += LANES) {
         const Vec weight = load(number);
+        CALOGEN_UNROLL
         for (int i = 0; i < M; ++i) logit[i] += w.features[((r + i) * L + l) * F + f] * weight;
       }
+      CALOGEN_UNROLL
       for (int i = 0; i < M; ++i) {
         const Vec normal = clamp(load(w.normals.data() + (r + i) * W + j * LANES), -6.f, 6.f);
         const Vec found = 0.693147181f - logarithm((1.f + exponential(logit[i])) * erfc(0.707106781f * normal));
@@ -1817,12 +1854,14 @@ class Surrogate {
       Vec location[M] = {}, log_scale[M] = {};
       for (std::size_t f = 0; f < F; ++f, number += 2 * LANES) {
         const Vec first = load(number), second = load(number + LANES);
+        CALOGEN_UNROLL
         for (int i = 0; i < M; ++i) {
           const float feature = w.features[((r + i) * L + l) * F + f];
           location[i] += feature * first;
           log_scale[i] += feature * second;
         }
       }
+      CALOGEN_UNROLL
       for (int i = 0; i < M; ++i) {
         const Given& given = w.given[(r + i) * L + l];
         const auto shape = [&](int k) {
@@ -1858,8 +1897,8 @@ class Surrogate {
     }
     const float factor = alone ? 1.f : (given - least) / std::max(total, 1e-30f), base = alone ? 0.f : threshold_;
     // Voxels next to the electron's mass are moved onto it: annihilation photons that stay in one voxel.
-    const auto mass = static_cast<float>(ELECTRON / unit_in_mev_), reach = static_cast<float>(LINE_REACH / unit_in_mev_);
-    const auto half = static_cast<float>(line_[l] / unit_in_mev_);
+    const auto mass = static_cast<float>(ELECTRON / unit_in_mev_), half = static_cast<float>(line_[l] / unit_in_mev_);
+    const auto reach = static_cast<float>(LINE_REACH / unit_in_mev_);
     const float stretch = reach / (reach - half);
     Vec after = {};
     for (int i = 0; i < wide; i += LANES) {
@@ -1900,5 +1939,7 @@ class Surrogate {
 
 }  // namespace of the vectors
 }  // namespace calogen
+
+#undef CALOGEN_UNROLL
 
 #endif
