@@ -6,13 +6,11 @@ change from shower to shower is folded here: noise tables, normalisation, and wh
 
 from __future__ import annotations
 
-import math
 import shutil
 import struct
 import subprocess
-import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -37,12 +35,12 @@ FORMAT = 1
 WEIGHTS = "calogen_shower.weights"
 EXPORTED = ("calogen_shower.hpp", "example.cpp", "CMakeLists.txt")
 """Files that are the same for all surrogates."""
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O2", "-march=native")
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O2", "-march=native")
 _MAGIC = b"CALOGENW"
 _NAME_BYTES = 24
 _KINDS = {"f": "<f4", "d": "<f8", "i": "<i4"}
-_TIMED = (1, 100, 10_000)
+_TIMED_SECONDS = 0.3
 
 
 def write_cpp(generator: Generator, card: Card, out: Path, name: str | None = None) -> dict[str, Any]:
@@ -86,6 +84,46 @@ def write_cpp(generator: Generator, card: Card, out: Path, name: str | None = No
 def template(name: str) -> str:
     """The text of one of the files that are the same for all surrogates."""
     return (files(__package__) / "cpp_files" / name).read_text(encoding="utf-8")
+
+
+def compiler() -> str | None:
+    """The system's C++ compiler; none if there is none."""
+    return next((found for name in _COMPILERS if (found := shutil.which(name))), None)
+
+
+def timer(generator: Generator, card: Card, folder: Path) -> Callable[[int], float] | None:
+    """Compile what times the header, into a folder.
+
+    Args:
+        generator: As for :func:`write_cpp`.
+        card: As for :func:`write_cpp`.
+        folder: To work in; it has to stay until the last measurement.
+
+    Returns:
+        Microseconds of CPU time a shower, noise included, in batches of a size: each call is one round. None without a
+        compiler.
+
+    Raises:
+        ConfigError: If the compiler fails; says what it said first.
+    """
+    command = compiler()
+    if command is None:
+        return None
+    write_cpp(generator, card, folder)
+    write_atomic(folder / "timing.cpp", template("timing.cpp").encode())
+    program = folder / "timing"
+    made = subprocess.run(
+        [command, *_FLAGS, str(folder / "timing.cpp"), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        said = made.stderr.strip().splitlines()[:1]
+        raise ConfigError("the C++ compiler cannot compile the header", where=command, found=" ".join(said))
+
+    def microseconds(batch: int) -> float:
+        words = [str(program), str(folder / WEIGHTS), str(batch), str(_TIMED_SECONDS)]
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    return microseconds
 
 
 def weights_bytes(generator: ShowerGenerator, card: Card, name: str) -> bytes:
@@ -142,8 +180,9 @@ def _arrays(generator: ShowerGenerator, card: Card, name: str) -> _Arrays:
 
 
 def _of_conditions(card: Card) -> _Arrays:
-    known = [card.family.condition(c.name) for c in card.conditions]
-    labels = [[f"{c.code(label):.0f} {label}" for label in mine.labels] for mine, c in zip(card.conditions, known, strict=True)]
+    labels = [
+        [f"{card.family.condition(c.name).code(label):.0f} {label}" for label in c.labels] for c in card.conditions
+    ]
     yield "condition_names", "t", "".join(f"{c.name}\n" for c in card.conditions)
     yield "condition_units", "t", "".join(f"{c.unit}\n" for c in card.conditions)
     yield "condition_labels", "t", "".join(f"{' '.join(mine)}\n" for mine in labels)
@@ -166,7 +205,10 @@ def _of_scaling(what: str, family: Family, names: Sequence[str], columns: list[i
 
 def _of_networks(generator: ShowerGenerator) -> _Arrays:
     """Networks whose last layer is not zero; the last layer of that for shapes apart, in units of its voxels."""
-    linear = [[layer for layer in network if isinstance(layer, torch.nn.Linear)] for network in (generator.energies, generator.shapes)]
+    linear = [
+        [layer for layer in network if isinstance(layer, torch.nn.Linear)]
+        for network in (generator.energies, generator.shapes)
+    ]
     for what, layers in zip(("energy_network", "shape_network"), linear, strict=True):
         last = layers[-1]
         if not last.weight.any() and (what == "shape_network" or not last.bias.any()):
@@ -203,7 +245,8 @@ def _of_energies(generator: ShowerGenerator) -> _Arrays:
 
 
 def _of_frame(frame: ShowerFrame) -> _Arrays:
-    placed = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in enumerate(map(frame.family.condition, frame.conditions)) if c.of_axis}
+    known = [frame.family.condition(name) for name in frame.conditions]
+    placed = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in enumerate(known) if c.of_axis}
     columns, factors = zip(*(placed.get(which, (-1, 0.0)) for which in ("x", "y", "theta", "phi")), strict=True)
     yield "frame.layers", "i", len(frame.family.layers)
     yield "frame.columns", "i", columns
