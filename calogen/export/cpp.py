@@ -160,6 +160,9 @@ def _arrays(generator: ShowerGenerator, card: Card, name: str) -> _Arrays:
     yield "normals", "f", ndtri((np.arange(2**16) + 0.5) / 2**16)  # of latents made of 16 bits (production/noise.py)
     yield "layer_sizes", "i", np.diff(window.layer_bounds)
     yield "voxels_out", "i", family.voxels
+    yield "places.layer", "i", family.layer_of_voxel
+    yield "places.centres", "d", family.centres
+    yield "places.depths", "d", family.depths or np.full((len(family.layers), 2), np.nan)
     yield "factors", "i", generator.splits[1]
     yield "knee", "d", family.knee
     yield "threshold", "d", family.threshold

@@ -2,12 +2,10 @@
 //
 //     check noise WEIGHTS SEED INDEX N OUT              latents (n, Z)
 //     check decode WEIGHTS LATENTS CONDITIONS N OUT     showers (n, V) of given latents, in batches of several sizes
-//     check sample WEIGHTS SEED CONDITIONS N OUT        showers (n, V), by several threads
-//     check time WEIGHTS CONDITIONS N                   nanoseconds of decode and of sample, one at a time and in bulk
-#include <cstdlib>
-#include <ctime>
+//     check sample WEIGHTS SEED CONDITIONS N OUT        showers (n, V), by two threads
+//     check places WEIGHTS OUT                          layer, x, y, z of the voxels (V, 4)
+#include <future>
 #include <iostream>
-#include <thread>
 
 #include "calogen_shower.hpp"
 
@@ -24,18 +22,6 @@ std::vector<float> read(const std::string& path) {
 void write(const std::string& path, const std::vector<float>& values) {
   std::ofstream out(path, std::ios::binary);
   out.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(float)));
-}
-
-// CPU time of the fastest of several rounds.
-template <class Work>
-double nanoseconds(int repeats, Work work) {
-  double best = 1e30;
-  for (int round = 0; round < 9; ++round) {
-    const std::clock_t begun = std::clock();
-    for (int i = 0; i < repeats; ++i) work(i);
-    best = std::min(best, 1e9 * static_cast<double>(std::clock() - begun) / CLOCKS_PER_SEC / repeats);
-  }
-  return best;
 }
 
 }  // namespace
@@ -68,28 +54,19 @@ int main(int count, char** words) try {
     const std::size_t n = std::stoul(word.at(5)), half = n / 2;
     const std::uint64_t seed = std::stoull(word.at(3));
     std::vector<float> found(n * V);
-    std::thread other([&] {
+    const auto other = [&] {
       calogen::Workspace mine;
-      surrogate.sample(seed, half, conditions.data() + half * C, n - half, &found[half * V], mine);
-    });
+      surrogate.sample(seed, half, conditions.data() + half * C, n - half, found.data() + half * V, mine);
+    };
+    std::future<void> second = std::async(std::launch::async, other);
     surrogate.sample(seed, 0, conditions.data(), half, found.data(), work);
-    other.join();
+    second.get();
     write(word.at(6), found);
   } else {
-    const std::vector<float> conditions = read(word.at(3));
-    const std::size_t n = std::stoul(word.at(4));
-    std::vector<float> latents(n * Z), found(n * V);
-    surrogate.latents(0, 0, n, latents.data(), work);
-    const int one = static_cast<int>(n);
-    std::cout << nanoseconds(one, [&](int i) {
-      surrogate.decode(&latents[i * Z], conditions.data() + i * C, 1, found.data(), work);
-    }) << " " << nanoseconds(one, [&](int i) {
-      surrogate.sample(0, i, conditions.data() + i * C, 1, found.data(), work);
-    }) << " " << nanoseconds(1, [&](int) {
-      surrogate.decode(latents.data(), conditions.data(), n, found.data(), work);
-    }) / static_cast<double>(n) << " " << nanoseconds(1, [&](int) {
-      surrogate.sample(0, 0, conditions.data(), n, found.data(), work);
-    }) / static_cast<double>(n) << "\n";
+    std::vector<float> found;
+    for (const calogen::Place& place : surrogate.places())
+      for (double number : {double(place.layer), place.x, place.y, place.z}) found.push_back(static_cast<float>(number));
+    write(word.at(3), found);
   }
   return 0;
 } catch (const calogen::Error& error) {

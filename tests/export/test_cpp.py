@@ -107,18 +107,15 @@ def latents_of(generator: ShowerGenerator, seed: int, count: int) -> np.ndarray:
     return normals(seed, 0, count, generator.latent_size - generator.coarse, generator.coarse)
 
 
-def made(generator: ShowerGenerator, latents: np.ndarray, conditions: np.ndarray) -> list[np.ndarray]:
-    """Showers of the module in single and in double precision, what is below the threshold put to 0."""
-    found = []
-    for kind in (torch.float32, torch.float64):
-        generator.to(kind)
-        parts = zip(np.array_split(latents, 20), np.array_split(conditions, 20), strict=True)
-        with torch.inference_mode():
-            blocks = [generator(*(torch.from_numpy(part).to(kind) for part in both)).numpy() for both in parts]
-        showers = np.concatenate(blocks).astype(np.float64)
-        found.append(np.where(showers < np.float32(generator.family.threshold), 0, showers))
+def made(generator: ShowerGenerator, latents: np.ndarray, conditions: np.ndarray, kind: torch.dtype) -> np.ndarray:
+    """Showers of the module in single or double precision, what is below the threshold put to 0."""
+    generator.to(kind)
+    parts = zip(np.array_split(latents, 20), np.array_split(conditions, 20), strict=True)
+    with torch.inference_mode():
+        blocks = [generator(*(torch.from_numpy(part).to(kind) for part in both)).numpy() for both in parts]
     generator.float()
-    return found
+    showers = np.concatenate(blocks)
+    return np.where(showers < np.float32(generator.family.threshold), 0, showers)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -157,7 +154,7 @@ def test_showers_of_any_network_are_those_of_the_module(case: str, check: Checke
     count = 1500 if generator.family.voxels < 100 else 300
     latents = latents_of(generator, 3, count)
     conditions = showers_of(generator.family, count, 3).conditions.array(generator.conditions)
-    single, double = made(generator, latents, conditions)
+    single, double = (made(generator, latents, conditions, kind) for kind in (torch.float32, torch.float64))
     found = check.decoded(tmp_path / WEIGHTS, latents, conditions)
     assert found.shape == single.shape
     (mine, flips), (theirs, their_flips) = difference(found, double), difference(single, double)
@@ -186,7 +183,7 @@ def compare_shipped(name: str, count: int, check: Checker, folder: Path) -> tupl
     rng = np.random.default_rng(1)
     conditions = np.stack([rng.uniform(c.low, c.high, count) for c in model.card.conditions], 1).astype(np.float32)
     latents = latents_of(generator, 1, count)
-    single = made(generator, latents, conditions)[0]
+    single = made(generator, latents, conditions, torch.float32)
     relative, flips = difference(check.decoded(folder / WEIGHTS, latents, conditions), single)
     assert relative <= RELATIVE
     assert flips <= FLIPS
@@ -206,7 +203,7 @@ def test_labels_are_conditions_too(check: Checker, tmp_path: Path) -> None:
     generator.eval()
     write_cpp(generator, card_of(generator), tmp_path)
     latents, conditions = latents_of(generator, 2, 300), samples.conditions.array(generator.conditions)
-    single, double = made(generator, latents, conditions)
+    single, double = (made(generator, latents, conditions, kind) for kind in (torch.float32, torch.float64))
     found = check.decoded(tmp_path / WEIGHTS, latents, conditions)
     assert difference(found, double)[0] <= max(RELATIVE, 2 * difference(single, double)[0])
     wrong = conditions.copy()
@@ -331,6 +328,18 @@ def test_impact_points_of_the_same_showers_are_allowed_and_those_that_miss_are_r
             conditions.tofile(tmp_path / "conditions")
             words = tmp_path / WEIGHTS, 0, tmp_path / "conditions", 1, tmp_path / "out"
             assert refused in check.refusal("sample", *words)
+
+
+@pytest.mark.parametrize("case", ["shower frame", "calogan", "two conditions, energy conserved"])
+def test_places_are_those_of_the_family(case: str, check: Checker, tmp_path: Path) -> None:
+    generator = trained(case)
+    family = generator.family
+    write_cpp(generator, card_of(generator), tmp_path)
+    check("places", tmp_path / WEIGHTS, tmp_path / "places")
+    found = np.fromfile(tmp_path / "places", np.float32).reshape(-1, 4)
+    middle = np.mean(family.depths, 1) if family.depths else np.full(len(family.layers), np.nan)
+    layer = family.layer_of_voxel
+    np.testing.assert_allclose(found, np.column_stack([layer, family.centres, middle[layer]]), rtol=1e-6, atol=1e-5)
 
 
 def test_other_networks_are_refused_by_name(tmp_path: Path) -> None:

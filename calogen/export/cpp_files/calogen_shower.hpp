@@ -35,6 +35,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -425,6 +426,13 @@ struct Condition {
   std::string name, unit;
   double low, high;
   std::vector<std::pair<std::string, int>> labels;
+};
+
+// Where a voxel is: its layer, the centre of its cell and the middle of its layer in mm, the depth 0 being the plane of
+// impact points; it is no number where calogen was not told where layers begin and end.
+struct Place {
+  int layer;
+  double x, y, z;
 };
 
 // Conditions as the networks see them, about -1 to 1 (models/conditions.py, scale_conditions).
@@ -1441,6 +1449,7 @@ class Surrogate {
   const std::string& digest() const { return digest_; }  // of the checkpoint's card: what decides showers
   const std::string& unit() const { return unit_; }
   const std::vector<Condition>& conditions() const { return conditions_; }
+  const std::vector<Place>& places() const { return places_; }  // of the voxels
   int voxels() const { return voxels_; }
   int latent_size() const { return energies_.size + factors_ + layout_.voxels; }
 
@@ -1546,6 +1555,7 @@ class Surrogate {
     read_conditions(file);
     layout_ = Layout(file.integers("layer_sizes"));
     voxels_ = file.integer("voxels_out");
+    read_places(file);
     factors_ = file.integer("factors");
     const int L = layout_.layers, V = layout_.voxels, W = layout_.width;
     table_ = file.floats("normals", 65536);
@@ -1610,6 +1620,17 @@ class Surrogate {
       layout_.spread(rows[i].data(), wide.data());
       for (int j = 0; j < W / LANES; ++j)
         std::copy(&wide[j * LANES], &wide[j * LANES] + LANES, &voxel_[(std::size_t(j) * numbers_ + i) * LANES]);
+    }
+  }
+
+  void read_places(const WeightsFile& file) {
+    const std::size_t V = voxels_;
+    const auto layer = file.integers("places.layer", V);
+    const auto centres = file.doubles("places.centres", 2 * V);
+    const auto depths = file.doubles("places.depths", 2 * layout_.sizes.size());
+    for (std::size_t v = 0; v < V; ++v) {
+      const double *centre = &centres[2 * v], *depth = &depths.at(2 * layer[v]);
+      places_.push_back({layer[v], centre[0], centre[1], (depth[0] + depth[1]) / 2});
     }
   }
 
@@ -1918,6 +1939,7 @@ class Surrogate {
 
   std::string name_, digest_, unit_;
   std::vector<Condition> conditions_;
+  std::vector<Place> places_;
   Layout layout_;
   Scaling of_energies_, of_voxels_;
   LayerEnergies energies_;
