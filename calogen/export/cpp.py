@@ -224,12 +224,16 @@ def _of_networks(generator: ShowerGenerator) -> _Arrays:
     last, scale = linear[1][-1], _standardising(generator)
     if last.weight.any():
         yield "shape_network.last", "f", _numbers(last.weight).T * scale
-    yield "standardise", "f", [scale, (_numbers(last.bias) - _numbers(generator.standardise.running_mean)) * scale]
+    yield (
+        "standardise",
+        "f",
+        [scale, (_numbers(last.bias) - _numbers(generator.standardise.get_buffer("running_mean"))) * scale],
+    )
 
 
 def _standardising(generator: ShowerGenerator) -> NDArray[np.float64]:
     """What voxel normals are multiplied by, (V,)."""
-    return 1 / np.sqrt(_numbers(generator.standardise.running_var) + generator.standardise.eps)
+    return 1 / np.sqrt(_numbers(generator.standardise.get_buffer("running_var")) + generator.standardise.eps)
 
 
 def _of_energies(generator: ShowerGenerator) -> _Arrays:
