@@ -224,11 +224,8 @@ def _of_networks(generator: ShowerGenerator) -> _Arrays:
     last, scale = linear[1][-1], _standardising(generator)
     if last.weight.any():
         yield "shape_network.last", "f", _numbers(last.weight).T * scale
-    yield (
-        "standardise",
-        "f",
-        [scale, (_numbers(last.bias) - _numbers(generator.standardise.get_buffer("running_mean"))) * scale],
-    )
+    offset = _numbers(last.bias) - _numbers(generator.standardise.get_buffer("running_mean"))
+    yield "standardise", "f", [scale, offset * scale]
 
 
 def _standardising(generator: ShowerGenerator) -> NDArray[np.float64]:
