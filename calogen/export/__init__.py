@@ -46,6 +46,7 @@ FORMATS = {
         "onnx.write_onnx", "one graph for any ONNX runtime: noise and conditions in, samples out", opset=True
     ),
     "par04": Format("par04.write_par04", "the graph that Geant4's example Par04 calls, with a macro", opset=True),
+    "cpp": Format("cpp.write_cpp", "showers as one C++17 header without dependencies, and a file of weights"),
 }
 """Formats by name. To add one is to add its module and a line here."""
 
