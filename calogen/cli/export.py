@@ -26,8 +26,8 @@ def export(model: str, out: Path, **options: Any) -> None:
     par04   the graph that Geant4's example Par04 calls, with a macro; for cylinders of equal cells
     cpp     showers as one C++17 header that needs nothing else, a file of weights, and an example
 
-    surrogate.json beside the files says how to call them, what their numbers mean, and where the voxels are. Graphs make
-    1,000 samples in ONNX Runtime, which are compared with those of Python; that needs pip install "calogen[export]".
+    surrogate.json beside the files says how to call them, what their numbers mean, and where the voxels are. Graphs
+    are tried on 1,000 samples, which are compared with those of Python; that needs pip install "calogen[export]".
 
     \b
     calogen export calogan-gamma --format onnx --out gamma
@@ -39,7 +39,8 @@ def export(model: str, out: Path, **options: Any) -> None:
     made = Surrogate.load(model).export(out=out, **options)
     echo(f"{made['format']} written: {out}")
     if (check := made.get("check")) is None:
-        echo(f"it prints what Python makes with seed 0: g++ -std=c++17 -O2 {out / 'example.cpp'} -o example && ./example")
+        build = f"g++ -std=c++17 -O2 {out / 'example.cpp'} -o example && ./example"
+        echo(f"it prints the showers that Python makes with seed 0: {build}")
         return
     unit, relative = check["unit"], check["largest_relative_above_1"]
     differ = f"largest difference {check['largest']:.3g} {unit}, relative {relative:.2g} above 1 {unit}"
