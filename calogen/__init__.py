@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .shards.reader import Shards as Shards
     from .shards.samples import Samples as Samples
     from .shards.sources import open_shards as open_shards
+    from .simulators import simulate as simulate
     from .training.loop import Run as Run
     from .training.loop import train as train
 
@@ -50,6 +51,7 @@ _HOMES = {
     "Shards": "shards.reader",
     "Surrogate": "sampling",
     "open_shards": "shards.sources",
+    "simulate": "simulators",
     "train": "training",
 }
 
