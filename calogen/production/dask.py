@@ -34,6 +34,7 @@ from .pool import TaskError, Watch, Worker
 _CONNECT_SECONDS = 10.0  # that a scheduler has to answer
 _LISTEN_SECONDS = 0.1
 _TELL_SECONDS = 1.0  # between two words from a shard that is being made: thousands may be
+_GATHER_SECONDS = 5.0  # that results of a few bytes have to arrive
 _STOP_SECONDS = 8.0  # that workers have to leave their shards
 _IDLE_SECONDS = 20.0  # after which a process without a task ends
 _FEWEST_AHEAD = 1000  # tasks that the scheduler knows at a time, at least
@@ -92,7 +93,7 @@ def connected(where: str | Path) -> Iterator[Cluster]:
     finally:
         if client is not None:
             with suppress(Exception):  # its scheduler may be gone
-                client.close(timeout=_STOP_SECONDS)
+                client.close(timeout=_STOP_SECONDS if client.status == "running" else 1)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -167,6 +168,7 @@ class Cluster:
         self._order, self._digest = Path(), ""
         self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._under_way: dict[str, tuple[Any, ShardRecord]] = {}  # futures and tasks by key
+        self._again: list[Any] = []  # futures that had ended, and whose results are still to come
         self._tries: Counter[str] = Counter()
 
     def prepare(self, job: Job, out: Path, prefix: str) -> None:
@@ -285,16 +287,33 @@ class Cluster:
                 elif key in self._under_way:
                     found.append((self._under_way[key][1], ("begun", amount, "")))
                 heard = self._heard.get_nowait()
+        done += [future for future in self._again if future.key in self._under_way]
+        states = [(future, future.status) for future in done]
+        whole = [future for future, state in states if state == "finished"]
         with self._listening():
-            if any(future.status in ("cancelled", "lost") for future in done):
+            if any(state == "cancelled" for _, state in states):
                 raise OSError
-            whole = [future for future in done if future.status == "finished"]
-            outcomes = dict(zip((future.key for future in whole), self._client.gather(whole), strict=True))
-        for future in done:
-            _, task = self._under_way.pop(future.key)
-            found.append((task, outcomes.get(future.key) or _given_up(future)))
+            outcomes = self._outcomes(whole) if whole else {}
+        outcomes |= {future.key: _given_up(future) for future, state in states if state == "error"}
+        # A result whose worker died before it was asked for is lost: dask has the shard made again by itself.
+        self._again = [future for future in done if future.key not in outcomes]
+        for key, outcome in outcomes.items():
+            future, task = self._under_way.pop(key)
+            found.append((task, outcome))
             future.release()  # a worker that ends later has nothing to take along
         return found
+
+    def _outcomes(self, whole: Sequence[Any]) -> dict[str, Outcome]:
+        """Those of finished tasks by key; none where that takes too long, as a worker has died meanwhile."""
+
+        async def gathered() -> list[Outcome]:
+            return list(await self._client.gather(list(whole), asynchronous=True))
+
+        try:
+            outcomes = self._client.sync(gathered, callback_timeout=_GATHER_SECONDS)
+        except TimeoutError:
+            return {}
+        return dict(zip((future.key for future in whole), outcomes, strict=True))
 
     def _once_more(self, task: ShardRecord, kind: str, message: Any, address: str) -> None:
         """Have a task that failed done on another worker, once."""
