@@ -106,11 +106,8 @@ def _address(where: str | Path) -> str:
         if not isinstance(address, str):
             raise TypeError
     except OSError as error:
-        expected, found = (
-            "tcp://host:8786, or the file that `dask scheduler --scheduler-file FILE` wrote",
-            error.strerror,
-        )
-        raise ConfigError("no such cluster", where=where, expected=expected, found=found) from None
+        expected = "tcp://host:8786, or the file that `dask scheduler --scheduler-file FILE` wrote"
+        raise ConfigError("no such cluster", where=where, expected=expected, found=error.strerror) from None
     except (ValueError, KeyError, TypeError):
         expected = "JSON with the `address` of a scheduler"
         raise ConfigError("this is not the scheduler file of a dask cluster", where=where, expected=expected) from None
@@ -191,12 +188,16 @@ class Cluster:
         self._digest = hashlib.sha256(sent).hexdigest()
         write_atomic(self._order, sent)
         with self._listening():
-            answers = self._client.run(_by_value()[0], str(self._order), self._digest, on_error="return")
+            answers = self._client.run(_ready_by_value(), str(self._order), self._digest, on_error="return")
         for address, answer in answers.items():
+            if isinstance(answer, OSError):  # that worker has just died
+                continue
             if isinstance(answer, BaseException):
                 answer = "failed", f"{type(answer).__name__}: {answer}", address
-            if answer[0] != "finished":
-                raise self._refusal(*answer) or ProductionError("a worker failed", where=answer[2], found=answer[1])
+            if refusal := self._refusal(*answer):
+                raise refusal
+            if answer[0] == "failed":
+                raise ProductionError("a worker failed", where=f"dask worker {address}", found=answer[1])
 
     def run(self, tasks: Sequence[ShardRecord], watch: Watch) -> None:
         """Do all tasks.
@@ -259,7 +260,9 @@ class Cluster:
             if self._client.status != "running":
                 raise OSError
             yield
-        except (OSError, RuntimeError, CancelledError):  # the first: closed connections, waits that were too long
+        except (OSError, RuntimeError, CancelledError) as error:  # the first: closed connections, waits too long
+            if isinstance(error, RuntimeError) and self._client.status == "running":
+                raise
             hint = "start it and its workers again; the same command makes the rest, with or without a cluster"
             raise ProductionError("the dask scheduler is gone", where=self._address, hint=hint) from None
 
@@ -270,7 +273,7 @@ class Cluster:
         same = [[argument] * len(tasks) for argument in (str(self._order), self._digest, self._topic)]
         with self._listening():
             records = [astuple(task) for task in tasks]
-            futures = self._client.map(_by_value()[1], *same, records, key=keys, pure=False, **where)
+            futures = self._client.map(_make_shard_by_value(), *same, records, key=keys, pure=False, **where)
         for key, future, task in zip(keys, futures, tasks, strict=True):
             self._under_way[key] = future, task
             future.add_done_callback(self._heard.put)
@@ -361,14 +364,14 @@ def _given_up(future: Any) -> Outcome:
 # -------------------------------------------------------------------------------------------------- where workers are
 
 
-def _by_value() -> tuple[Callable[..., Any], Callable[..., Outcome]]:
-    """What is sent: :func:`ready` and :func:`make_shard`.
+def _ready_by_value() -> Callable[..., Any]:
+    """:func:`ready` as it is sent to workers.
 
-    Functions inside a function travel as code, others as names: the scheduler needs no calogen, and a worker
-    without one can say so.
+    A function inside a function travels as code, others as names: the scheduler needs no calogen, and a worker without
+    one can say so.
     """
 
-    async def first(order: str, digest: str, dask_worker: Any) -> Any:
+    async def sent(order: str, digest: str, dask_worker: Any) -> Any:
         import asyncio
 
         try:
@@ -377,7 +380,13 @@ def _by_value() -> tuple[Callable[..., Any], Callable[..., Outcome]]:
             return "absent", str(error), dask_worker.address
         return await asyncio.to_thread(ready, order, digest, dask_worker.address)
 
-    def then(order: str, digest: str, topic: str, task: Any) -> Any:
+    return sent
+
+
+def _make_shard_by_value() -> Callable[..., Any]:
+    """:func:`make_shard` as it is sent to workers."""
+
+    def sent(order: str, digest: str, topic: str, task: Any) -> Any:
         from distributed import get_worker
 
         try:
@@ -386,7 +395,7 @@ def _by_value() -> tuple[Callable[..., Any], Callable[..., Outcome]]:
             return "absent", str(error), get_worker().address
         return make_shard(get_worker(), order, digest, topic, task)
 
-    return first, then
+    return sent
 
 
 @dataclass(frozen=True)

@@ -187,18 +187,20 @@ def test_a_dask_worker_that_is_killed_costs_nothing_but_time(cluster: Dask, tmp_
     kill_a_worker(cluster, tmp_path / "out", after=3 * SHARD)
 
 
-def kill_a_worker(cluster: Dask, out: Path, after: int) -> None:
-    """Kill a worker of its own once so many samples are made."""
+def kill_a_worker(cluster: Dask, out: Path, after: int = 2 * TOTAL, seconds: float = 60.0) -> None:
+    """Kill a worker of its own once so many samples are made, or after so many seconds."""
     victim = cluster.start()
     cluster.wait_for(3)
+    timer = threading.Timer(seconds, victim.kill)
+    timer.start()
 
     def progress(done: int, total: int) -> None:
-        if done >= after and victim.poll() is None:
+        if done >= after:
             victim.kill()
-            victim.wait()
 
     produce(Production(SLOW, 2 * TOTAL, SHARD), out, cluster=cluster.address, progress=progress)
-    assert victim.poll() == -signal.SIGKILL
+    timer.cancel()
+    assert victim.wait(10) == -signal.SIGKILL
     whole(out, 2 * TOTAL)
 
 
@@ -378,10 +380,15 @@ def test_without_dask_the_line_to_type(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.timeout(1800)
 def test_twenty_dask_workers_killed_at_random_moments(cluster: Dask, tmp_path: Path) -> None:
     rng = np.random.default_rng(19)
-    moments = rng.integers(0, 2 * TOTAL - 2 * SHARD, 20)
+    moments, seconds = np.sort(rng.integers(0, 2 * TOTAL, 14)), np.sort(rng.uniform(0, 2, 6))
     for number, after in enumerate(moments):
-        kill_a_worker(cluster, tmp_path / str(number), int(after))
-    print(f"20 dask workers killed after {sorted(map(int, moments))} of {2 * TOTAL} samples: all 20 byte-identical")
+        kill_a_worker(cluster, tmp_path / f"after-{number}", after=int(after))
+    for number, wait in enumerate(seconds):  # as workers get ready, too
+        kill_a_worker(cluster, tmp_path / f"seconds-{number}", seconds=float(wait))
+    print(
+        f"dask workers killed after {moments.tolist()} of {2 * TOTAL} samples and {seconds.round(2).tolist()} seconds"
+    )
+    print("all 20 productions completed, byte-identical")
 
 
 @pytest.mark.slow
