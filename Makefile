@@ -12,7 +12,7 @@ CLASSIC_SECONDS := 600
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,export,flow,geant4,nbody]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,export,flow,geant4,nbody]"
 	@touch $@
 
 # Train on real Geant4 photons, generate showers at the energies of the held-out ones, compare. About seven minutes.

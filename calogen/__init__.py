@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .shards.reader import Shards as Shards
     from .shards.samples import Samples as Samples
     from .shards.sources import open_shards as open_shards
+    from .simulators import simulate as simulate
     from .training.loop import Run as Run
     from .training.loop import train as train
 
@@ -52,6 +53,7 @@ _HOMES = {
     "Surrogate": "sampling",
     "compare": "analysis",
     "open_shards": "shards.sources",
+    "simulate": "simulators",
     "train": "training",
 }
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .cores import sensible_number
 from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
 from .export import export, licence_of
 from .families import Family
@@ -33,7 +32,7 @@ from .production.noise import CONDITIONS, normals, uniforms
 from .production.parts import ALIGNMENT, Part
 from .production.plan import MOST_SAMPLES, Production
 from .production.requests import Request
-from .production.run import produce
+from .production.run import produce, sensible_workers
 from .runs.checkpoint import Checkpoint
 from .runs.environment import environment
 from .runs.find import load_model
@@ -527,6 +526,7 @@ class Surrogate:
         n: int | None = None,
         *,
         workers: int | None = None,
+        cluster: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], int] | None = None,
         **options: Unpack[Options],
@@ -538,6 +538,8 @@ class Surrogate:
             request: Conditions by name, as :meth:`sample` takes them, such as ``"uniform:1:100GeV"``; or a request.
             n: How many samples, up to 10^12; needed where there are no arrays.
             workers: Processes (default: the cores this process may use); with a GPU, threads that compress.
+            cluster: Instead of them a running dask cluster: the address of its scheduler, ``"tcp://host:8786"``, or its
+                scheduler file. All its workers must see ``out``.
             progress: Called with (samples done, samples in all), of the part.
             should_stop: Asked all the time; a signal number stops the work, and full shards stay.
             **options: Those of :class:`Options`.
@@ -547,16 +549,17 @@ class Surrogate:
 
         Raises:
             ConditionError: Conditions missing, unknown or out of range: found before anything is written.
-            ConfigError: ``out`` holds something else or is being written, or a bad number.
+            ConfigError: ``out`` holds something else or is being written, a bad number, or no such cluster.
             StorageError: The disk cannot hold the result.
-            ProductionError: A worker process failed again and again.
+            ProductionError: A worker process failed again and again, or the cluster's scheduler is gone.
             Interrupted: ``should_stop`` asked for it.
         """
         if workers is not None:
             workers = _whole(workers, "workers", 1, MOST_SAMPLES, "at least one worker")
-        workers = sensible_number(workers, "`workers`")
+        workers = sensible_workers(workers, cluster)
         production = self.plan(out, request, n, **options)
-        return produce(production, Path(out), workers=workers, progress=progress, should_stop=should_stop)
+        how: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+        return produce(production, Path(out), workers=workers, cluster=cluster, **how)
 
 
 class Options(TypedDict, total=False):

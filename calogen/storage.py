@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import stat
 import tempfile
@@ -63,17 +64,18 @@ def require_writable(folder: Path) -> None:
         )
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, *, shared: bool = False) -> None:
     """Writes a file so that its final name exists only when every byte is on the disk.
 
     Args:
         path: Final name; folders are made as needed. The bytes go to ``path`` + ``.part`` first.
         data: The bytes.
+        shared: Other processes may be writing the same file: the name before ``.part`` is different in each.
 
     Raises:
         StorageError: If the file system refuses; nothing is left behind.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part" if shared else f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

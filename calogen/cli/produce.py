@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
 _SAME = "The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+, impact_x=fixed:2."
+_CLUSTER = "Make them on a running dask cluster: tcp://host:8786, or the scheduler file (instead of --workers)."
 _PARTS = "Make part I of N only, in a folder that all parts share; auto: from torchrun's or Slurm's variables."
 
 
@@ -29,6 +30,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing."),
         click.option("--part", type=PART, metavar="I/N", help=_PARTS),
+        click.option("--cluster", type=PLACE, metavar="ADDRESS|FILE", help=_CLUSTER),
         click.option("--workers", type=click.IntRange(min=1), help="Processes (default: all available cores)."),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."),
         click.option("--condition", "conditions", multiple=True, metavar="NAME=SPEC", help=_SAME),
@@ -88,7 +90,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--size", type=click.IntRange(min=1), help="Side of the maps in pixels, of the scale trained on (maps only)."
 )
-def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: int | None, **options: Any) -> None:
+def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options: Any) -> None:
     """Generate samples with a trained surrogate, or finish what an earlier call began.
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
@@ -100,11 +102,13 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: i
     calogen generate calogan-gamma -n 10000 --energy uniform:1:100GeV --out showers
     calogen generate nbody-64 -n 100 --condition Omega_m=fixed:0.3 --condition sigma_8=uniform:0.6:1 --out maps
     """
-    from ..cores import sensible_number
+    from ..production.run import sensible_workers
     from ..sampling import Options, Surrogate
 
+    workers, cluster = sensible_workers(options["workers"], options["cluster"]), options["cluster"]
     options |= opening(options)
-    surrogate = Surrogate.load(model, options["device"])
+    device = "cpu" if cluster and options["device"] == "auto" else options["device"]  # its workers may have no GPU
+    surrogate = Surrogate.load(model, device)
     if options["size"]:
         surrogate = surrogate.resized(options["size"])
     if options["candidates"]:
@@ -116,7 +120,7 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, workers: i
     facts = {"conditions": json.dumps(request.describe())}
     if surrogate.candidates > 1:
         facts["time"] = f"more than {surrogate.candidates} times that of one candidate for each sample"
-    _make("generate", production, out, dry_run, sensible_number(workers, "`workers`"), size, facts)
+    _make("generate", production, out, dry_run, workers, cluster, size, facts)
     if not dry_run:
         _tell_clipped(out, surrogate)
 
@@ -135,7 +139,14 @@ def _tell_clipped(out: Path, surrogate: Surrogate) -> None:
 
 
 def _make(
-    verb: str, production: Production, out: Path, dry_run: bool, workers: int, size: str, more: dict[str, Any]
+    verb: str,
+    production: Production,
+    out: Path,
+    dry_run: bool,
+    workers: int,
+    cluster: str | None,
+    size: str,
+    more: dict[str, Any],
 ) -> None:
     """Make the samples and say so, or that everything was there; or only say what would be made."""
     from ..production.plan import free_bytes, shard_times
@@ -149,7 +160,7 @@ def _make(
         return
     before = shard_times(out)
     with signals() as should_stop, sample_progress(f"{verb.removesuffix('e')}ing") as progress:
-        produce(production, out, workers=workers, progress=progress, should_stop=should_stop)
+        produce(production, out, workers=workers, cluster=cluster, progress=progress, should_stop=should_stop)
     what = f"part {part} of {total}" if part.count > 1 else f"{total}"
     if shard_times(out) == before:
         echo(f"nothing left to make, {what} samples are there: {out}")
@@ -211,7 +222,7 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
 def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, **options: Any) -> None:
-    """Make reference samples on this machine, or finish what an earlier call began.
+    """Make reference samples, or finish what an earlier call began.
 
     ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
 
@@ -231,9 +242,9 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     calogen simulate nbody -n 2400 --condition Omega_m=fixed:0.3 --set slabs=4 --out boxes
     """
     from .. import simulators
-    from ..cores import sensible_number
     from ..production.ledger import check_folder
     from ..production.plan import free_bytes
+    from ..production.run import sensible_workers
 
     particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
     settings = pairs([*options["settings"], *particle], "--set")
@@ -249,11 +260,12 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
         echo(source.check())
         return
     plan = simulators.plan(source, samples, shard_size=options["shard_size"], part=options["part"])
-    folder, workers = out or Path(), sensible_number(options["workers"], "`workers`")
+    folder, cluster = out or Path(), options["cluster"]
+    workers = sensible_workers(options["workers"], cluster)
     check_folder(plan, folder)
     free = free_bytes(folder)
     if not dry_run and plan.bytes <= free < plan.raw_bytes:
         few = f"{gigabytes(free)} free for at most {gigabytes(plan.raw_bytes)}"
         echo(f"note: {few}, before compression: the disk may become full", err=True)
     size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
-    _make("simulate", plan, folder, dry_run, workers, size, {"workers": workers})
+    _make("simulate", plan, folder, dry_run, workers, cluster, size, {} if cluster else {"workers": workers})

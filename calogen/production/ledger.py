@@ -43,7 +43,7 @@ def check_folder(production: Production, out: Path) -> None:
     require_writable(out)
 
 
-_FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5(\.part)?")
+_FILES = re.compile(r"\.lock.*|manifest.*\.json(\.part)?|shard-[0-9of-]*\.h5((\.[0-9a-f]+)?\.part)?")
 
 
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> None:
@@ -114,7 +114,7 @@ class Ledger:
 
     def clear(self) -> None:
         """Remove what killed writers of this part left behind."""
-        for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5.part"):
+        for leftover in self._out.glob(f"shard{self._part.suffix}-[0-9]*.h5*.part"):
             leftover.unlink(missing_ok=True)
 
     def begun(self, task: ShardRecord, amount: int) -> None:

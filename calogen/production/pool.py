@@ -76,10 +76,10 @@ class Pool:
     """
 
     def __init__(self, work: Work, watch: Watch, held: Sequence[int] = ()) -> None:
-        self._work, self._watch, self._held = work, watch, held
+        self._work, self._watch, self._held = pickle.dumps(work), watch, held  # by pickle: torch would share memory
         self._tasks: deque[Any] = deque()
         self._lost: list[Any] = []
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
 
     def run(self, tasks: Iterable[Any], count: int) -> None:
         """Do all tasks with ``count`` workers.
@@ -99,11 +99,11 @@ class Pool:
         finally:
             self._end()
 
-    def _start(self) -> _Worker:
-        self._workers.append(_Worker(self._work, self._held))
+    def _start(self) -> Worker:
+        self._workers.append(Worker(self._work, self._held))
         return self._workers[-1]
 
-    def _next(self, worker: _Worker) -> None:
+    def _next(self, worker: Worker) -> None:
         worker.give(self._tasks.popleft() if self._tasks else None)
 
     def _listen(self) -> None:
@@ -123,7 +123,7 @@ class Pool:
             else:
                 raise message if isinstance(message, CalogenError) else TaskError(worker.task, message, dead=False)
 
-    def _died(self, worker: _Worker) -> None:
+    def _died(self, worker: Worker) -> None:
         """Give the task of a dead worker to a new one, once."""
         self._workers.remove(worker)
         worker.connection.close()
@@ -166,10 +166,15 @@ calogen.production.pool.serve(int(sys.argv[1]))
 """
 
 
-class _Worker:
-    """A worker process and the task it is at."""
+class Worker:
+    """A worker process and the task it is at.
 
-    def __init__(self, work: Work, held: Sequence[int]) -> None:
+    Args:
+        work: Pickled.
+        held: Descriptors that it holds open, too.
+    """
+
+    def __init__(self, work: bytes, held: Sequence[int] = ()) -> None:
         self.connection, theirs = Pipe()
         # It imports what this process imports.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -181,14 +186,14 @@ class _Worker:
         )
         theirs.close()
         self.task: Any = None
-        self._work: Work | None = work
+        self._work: bytes | None = work
 
     def give(self, task: Any) -> None:
         """Hand over a task, the first with the work; nothing ends the worker."""
         self.task = task
         with suppress(OSError):  # it died: noticed when its answer is waited for
             if self._work:  # not in the constructor: large work waits for the worker to be up, workers start together
-                self.connection.send_bytes(pickle.dumps(self._work))  # not send: torch would share memory, not copy it
+                self.connection.send_bytes(self._work)
                 self._work = None
             self.connection.send(task)
 

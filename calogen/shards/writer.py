@@ -88,5 +88,5 @@ def write_shard(
         write_attributes(file, first, provenance, index_start)
 
     image = hdf5_image(fill)
-    write_atomic(path, image)
+    write_atomic(path, image, shared=True)  # on a cluster a shard may be made twice at a time
     return ShardRecord(path.name, total, index_start, hashlib.sha256(image).hexdigest(), len(image))

@@ -8,17 +8,19 @@ code (extra ``calogen[nbody]``), ``toy`` draws from distributions with known mom
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ConfigError, did_you_mean
 from ..production.parts import Part
-from ..production.plan import MOST_SAMPLES, Production
+from ..production.plan import MOST_SAMPLES, Production, Progress
+from ..production.run import produce, sensible_workers
 from .engine import Engine
 
-__all__ = ["ENGINES", "Engine", "build", "plan"]
+__all__ = ["ENGINES", "Engine", "build", "plan", "simulate"]
 
 _MOST_FILES = 1_000_000
 _BEST_RATIO = 8  # no samples compress better
@@ -83,6 +85,59 @@ def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: P
         )
     least = 4 * (engine.family.voxels + len(engine.family.conditions)) / _BEST_RATIO
     return Production(engine, samples, size, part or Part(), sample_bytes=least, isolated=engine.isolated)
+
+
+def simulate(
+    engine: str,
+    out: str | Path,
+    n: int,
+    *,
+    seed: int = 0,
+    conditions: Mapping[str, str] | None = None,
+    shard_size: int | None = None,
+    part: Part | None = None,
+    workers: int | None = None,
+    cluster: str | Path | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], int] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a folder of simulated samples, or finish one.
+
+    Example:
+        >>> simulate("geant4", "showers", 1000, particle="gamma", conditions={"energy": "uniform:1:100GeV"})
+
+    Args:
+        engine: ``geant4``, ``nbody`` or ``toy``.
+        out: Folder; empty, absent, or what an earlier call with the same arguments left.
+        n: How many samples.
+        seed: Seed of conditions and samples.
+        conditions: Specifications by condition name.
+        shard_size: Samples in a file (default: some minutes of work).
+        part: Make only this part of the samples; parts may share the folder.
+        workers: Processes (default: the cores this process may use).
+        cluster: Instead of them a running dask cluster: the address of its scheduler, ``"tcp://host:8786"``, or its
+            scheduler file. All its workers must see ``out``.
+        progress: Called with (samples done, samples in all), of the part.
+        should_stop: Asked all the time; a signal number stops the work, and full shards stay.
+        **options: The engine's own (see its class).
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: An engine, option or number that is wrong; ``out`` holds something else or is being written; a
+            cluster that cannot be used.
+        ConditionError: A condition cannot be simulated.
+        StorageError: The disk cannot hold the result.
+        ProductionError: A worker process failed again and again, or the cluster's scheduler is gone.
+        Interrupted: ``should_stop`` asked for it.
+    """
+    workers = sensible_workers(workers, cluster)
+    source = build(engine, samples=n, seed=seed, conditions=conditions, **options)
+    production = plan(source, n, shard_size=shard_size, part=part)
+    how: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+    return produce(production, Path(out), workers=workers, cluster=cluster, **how)
 
 
 def _explained(name: str, engine: type[Engine], error: ValidationError) -> ConfigError:
