@@ -113,7 +113,8 @@ def train(
             found = loop.finished()
         else:
             found = _on_first(setup, ranks, out, resume=resume, progress=progress, should_stop=ask)
-    return Run(folder.path, *ranks.told(found))
+    step, score, records = ranks.told(found)
+    return Run(folder.path, step, score, tuple(records))
 
 
 def _on_first(
@@ -254,7 +255,7 @@ class TrainingLoop:
             trainer.done < options.steps and not trainer.finished and self.before < limit
         ):  # earlier sessions may have used all the time
             self._step()
-            signal_number = self.ranks.most(should_stop() if trainer.done < options.steps else 0)
+            signal_number = int(self.ranks.most(should_stop() if trainer.done < options.steps else 0))
             late = self.seconds() >= limit or bool(trainer.finished)
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)

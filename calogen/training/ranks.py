@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -129,11 +130,11 @@ class Ranks:
         """
 
     @contextmanager
-    def apart(self, signal: Callable[[], int] | None = None) -> Iterator[None]:  # noqa: ARG002
+    def apart(self, asked: Callable[[], int] | None = None) -> Iterator[None]:  # noqa: ARG002
         """Work of unknown length, each rank its own; at the end they wait for each other.
 
         Args:
-            signal: Asked now and then; what any rank's answers is ``heard`` by all.
+            asked: For a signal, now and then; what any rank got is ``heard`` by all.
 
         Raises:
             CalogenError: If the work of any rank failed, or a rank was lost.
@@ -265,15 +266,16 @@ class _Together(Ranks):
     """One of several ranks, which have met."""
 
     def __init__(self, place: _Place) -> None:
-        self.rank, self.size, self._place, self.working_apart = place.rank, place.size, place, False
+        self.rank, self.size, self._place = place.rank, place.size, place
+        self.working_apart, self._failed = False, 0  # failures that all know of
         timeout, address = timedelta(seconds=_MEETING), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
             url = f"env://?rank={self.rank}&world_size={self.size}"
             self._store, _, _ = next(iter(dist.rendezvous(url, timeout=timeout)))
-            me = {"host": socket.gethostname(), "process": os.getpid()}
+            me = {"host": socket.gethostname(), "process": os.getpid(), "parent": os.getppid()}
             self._store.set(f"rank/{self.rank}", json.dumps(me))
-            known = [json.loads(self._store.get(f"rank/{other}")) for other in range(self.size)]
-            self._who = [f"rank {i}, process {one['process']} on {one['host']}" for i, one in enumerate(known)]
+            self._known = [json.loads(self._store.get(f"rank/{other}")) for other in range(self.size)]
+            self._who = [f"rank {i}, process {r['process']} on {r['host']}" for i, r in enumerate(self._known)]
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                 store=dist.PrefixStore("calogen", self._store),
@@ -326,7 +328,7 @@ class _Together(Ranks):
     def most(self, value: float) -> float:
         found = torch.tensor(value, dtype=torch.float64)
         self.run(dist.all_reduce, found, dist.ReduceOp.MAX)
-        return type(value)(found)
+        return float(found)
 
     def told(self, value: T, by: int = 0) -> T:
         text = json.dumps(value).encode() if self.rank == by else b""
@@ -399,8 +401,8 @@ class _Together(Ranks):
                 raise error if self.first else _elsewhere(error.exit_code)
 
     @contextmanager
-    def apart(self, signal: Callable[[], int] | None = None) -> Iterator[None]:
-        pulse, failure = _Pulse(self._reduced, signal), None
+    def apart(self, asked: Callable[[], int] | None = None) -> Iterator[None]:
+        pulse, failure = _Pulse(self._reduced, asked), None
         self.working_apart = True
         try:
             with pulse:
@@ -412,18 +414,21 @@ class _Together(Ranks):
             failure = error
         finally:
             self.working_apart = False
-        code = 0 if failure is None else getattr(failure, "exit_code", 1)
-        pulse.end(code)
-        self.heard = max(self.heard, pulse.signal)
+        pulse.end(0 if failure is None else getattr(failure, "exit_code", 1))
         if pulse.lost is not None:
             raise self._explained()
-        if failure is not None and (self.first or not isinstance(failure, CalogenError | OSError | MemoryError)):
-            raise failure
         if pulse.code:
-            raise self._reported() if self.first else _elsewhere(pulse.code)
+            error = failure or (self._reported() if self.first else _elsewhere(pulse.code))
+            self._failed += 1
+            quiet = not self.first and isinstance(error, CalogenError | OSError | MemoryError)
+            raise _elsewhere(pulse.code) if quiet else error
 
-    def _reduced(self, values: Tensor) -> None:
-        dist.all_reduce(values, dist.ReduceOp.MAX)
+    def _reduced(self, busy: bool, code: int, got: int) -> tuple[bool, int]:
+        """Whether any rank is busy, and the largest exit code; in the thread that gives signs of life."""
+        flags = torch.tensor([busy, code, got], dtype=torch.int64)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        self.heard = max(self.heard, int(flags[2]))
+        return bool(flags[0]), int(flags[1])
 
     def run(self, collective: Callable[..., Any], *arguments: Any) -> None:
         """A collective operation, and a sentence where it fails."""
@@ -448,13 +453,16 @@ class _Together(Ranks):
         known = {key: str(value) for key, value in parts.items() if value is not None}
         what = error.what if isinstance(error, CalogenError) else f"{type(error).__name__}: {error}"
         text = json.dumps({"what": what, "code": getattr(error, "exit_code", 1), **known})
-        _within(_ROLL_CALL, lambda: self._store.set(f"failure/{self.rank}", text))
+        _within(_ROLL_CALL, lambda: self._store.set(self._key(self.rank), text))
+
+    def _key(self, rank: int) -> str:
+        return f"failure/{self._failed}/{rank}"
 
     def _failures(self) -> dict[int, dict[str, Any]]:
         return {
-            rank: json.loads(self._store.get(f"failure/{rank}"))
+            rank: json.loads(self._store.get(self._key(rank)))
             for rank in range(self.size)
-            if rank != self.rank and self._store.check([f"failure/{rank}"])
+            if rank != self.rank and self._store.check([self._key(rank)])
         }
 
     def _reported(self) -> CalogenError:
@@ -474,18 +482,27 @@ class _Together(Ranks):
     def _explained(self) -> CalogenError:
         """What became of the others, when they could not be reached; the first rank that is left says so."""
         failures, here = _within(_ROLL_CALL + 1, self._roll_call) or ({}, {self.rank, *range(1, self.size)})
-        lost = [self._who[rank] for rank in range(self.size) if rank not in here and rank not in failures]
+        lost = [rank for rank in range(self.size) if rank not in here and rank not in failures]
         error = self._of_other(failures)
         if lost or not failures:
-            one = f"has died, or was not heard of for {_SILENCE:.0f} s"
-            many = f"have died, or were not heard of for {_SILENCE:.0f} s"
             error = RankError(
-                f"{len(lost)} of {self.size} ranks {one if len(lost) == 1 else many}",
-                where="; ".join(lost) or "unknown: the connection broke",
+                f"{len(lost)} of {self.size} ranks died, or did not answer for {_SILENCE:.0f} s",
+                where="; ".join(self._who[rank] for rank in lost) or "the connection to the others broke",
                 hint="`resume=True` goes on from the last checkpoint, with any number of ranks",
             )
-        speaks = min([self.rank, *here])
-        return error if self.rank == speaks else _elsewhere(error.exit_code)
+        if self.rank != min([self.rank, *here]):
+            return _elsewhere(error.exit_code)
+        for rank in lost:
+            self._end(rank)
+        return error
+
+    def _end(self, rank: int) -> None:
+        """End a rank of this machine that hangs: torchrun would wait for it for half a minute more."""
+        known, me = self._known[rank], self._known[self.rank]
+        with suppress(OSError, ValueError, IndexError):  # it is gone, or this system has no such files
+            parent = Path(f"/proc/{known['process']}/stat").read_text().rpartition(")")[2].split()[1]
+            if known["host"] == me["host"] and int(parent) == known["parent"] == os.getppid():
+                os.kill(known["process"], signal.SIGKILL)
 
     def _roll_call(self) -> tuple[dict[int, dict[str, Any]], set[int]]:
         """Failures that other ranks have reported, and the ranks that are there."""
@@ -515,13 +532,12 @@ class _Pulse:
     Attributes:
         lost: Why others could not be reached any more; none: they could.
         code: The largest exit code of what failed in any rank.
-        signal: That any rank got.
     """
 
-    def __init__(self, reduced: Callable[[Tensor], None], signal: Callable[[], int] | None) -> None:
+    def __init__(self, reduced: Callable[[bool, int, int], tuple[bool, int]], asked: Callable[[], int] | None) -> None:
         self.lost: Exception | None = None
-        self.code = self.signal = 0
-        self._reduced, self._asked = reduced, signal or (lambda: 0)
+        self.code = 0
+        self._reduced, self._asked = reduced, asked or (lambda: 0)
         self._done, self._lock, self._guarded = threading.Event(), threading.Lock(), False
         self._main, self._mine = threading.get_ident(), 0
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
@@ -529,12 +545,10 @@ class _Pulse:
 
     def _beat(self) -> None:
         try:
-            busy = 1
+            busy = True
             while busy and not self.code:
                 done = self._done.wait(_PULSE)
-                flags = torch.tensor([not done, self._mine, self._asked()], dtype=torch.int64)
-                self._reduced(flags)
-                busy, self.code, self.signal = flags.tolist()
+                busy, self.code = self._reduced(not done, self._mine, self._asked())
         except Exception as error:  # whatever it is, the main thread must learn of it
             self.lost = error
         if self.lost is not None or self.code:
