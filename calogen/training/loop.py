@@ -255,7 +255,7 @@ class TrainingLoop:
             trainer.done < options.steps and not trainer.finished and self.before < limit
         ):  # earlier sessions may have used all the time
             self._step()
-            signal_number = int(self.ranks.most(should_stop() if trainer.done < options.steps else 0))
+            signal_number = self.ranks.signal(should_stop() if trainer.done < options.steps else 0)
             late = self.seconds() >= limit or bool(trainer.finished)
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)

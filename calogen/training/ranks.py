@@ -108,6 +108,10 @@ class Ranks:
         """The largest of the ranks' values."""
         return value
 
+    def signal(self, mine: int) -> int:
+        """The signal that any rank got; 0: none."""
+        return mine
+
     def told(self, value: T, by: int = 0) -> T:  # noqa: ARG002
         """What one rank has to say, which JSON can hold; what the others give does not count."""
         return value
@@ -330,6 +334,11 @@ class _Together(Ranks):
         self.run(dist.all_reduce, found, dist.ReduceOp.MAX)
         return float(found)
 
+    def signal(self, mine: int) -> int:
+        # Without torchrun nobody would end the ranks that are left, if one of them died.
+        orphaned = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._known[self.rank]["parent"]
+        return int(self.most(max(mine, signal.SIGTERM if orphaned else 0)))
+
     def told(self, value: T, by: int = 0) -> T:
         text = json.dumps(value).encode() if self.rank == by else b""
         length = torch.tensor(len(text))
@@ -420,8 +429,7 @@ class _Together(Ranks):
         if pulse.code:
             error = failure or (self._reported() if self.first else _elsewhere(pulse.code))
             self._failed += 1
-            quiet = not self.first and isinstance(error, CalogenError | OSError | MemoryError)
-            raise _elsewhere(pulse.code) if quiet else error
+            raise self._quiet(error)
 
     def _reduced(self, busy: bool, code: int, got: int) -> tuple[bool, int]:
         """Whether any rank is busy, and the largest exit code; in the thread that gives signs of life."""
@@ -444,9 +452,12 @@ class _Together(Ranks):
         if isinstance(error, ElsewhereError | RankError):
             return error
         self._post(error)
-        if not self.first and isinstance(error, CalogenError):
-            return _elsewhere(error.exit_code)  # all have it, or rank 0 learns of it
-        return error
+        return self._quiet(error)
+
+    def _quiet(self, error: BaseException) -> BaseException:
+        """Rank 0 says what all ranks have, and what it learns of another; each shows the traceback of its own bug."""
+        known = not self.first and isinstance(error, CalogenError | OSError | MemoryError)
+        return _elsewhere(getattr(error, "exit_code", 1)) if known else error
 
     def _post(self, error: BaseException) -> None:
         parts = {key: getattr(error, key, None) for key in ("where", "expected", "found", "hint")}
@@ -486,7 +497,7 @@ class _Together(Ranks):
         error = self._of_other(failures)
         if lost or not failures:
             error = RankError(
-                f"{len(lost)} of {self.size} ranks died, or did not answer for {_SILENCE:.0f} s",
+                f"{len(lost) or 'some'} of {self.size} ranks died, or did not answer for {_SILENCE:.0f} s",
                 where="; ".join(self._who[rank] for rank in lost) or "the connection to the others broke",
                 hint="`resume=True` goes on from the last checkpoint, with any number of ranks",
             )

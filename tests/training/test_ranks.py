@@ -156,6 +156,12 @@ def refusal(work: Callable[[], object]) -> str:
     return ""
 
 
+def quick(seed: int = 0, **options: int) -> Config:
+    """A run of a network that needs no fit."""
+    every = {"log_every": 1, "validate_every": 4, "checkpoint_every": 4}
+    return tiny(seed=seed, generator={"network": "mlp"}, training={"update": "adam", **every, **options})
+
+
 def checks(home: Path, ranks: Ranks, cases: list[Case]) -> None:
     """Train all cases, be refused what is wrong, and write down what happened; then a run that is never finished."""
     said: dict[str, Any] = {}
@@ -169,23 +175,23 @@ def checks(home: Path, ranks: Ranks, cases: list[Case]) -> None:
             "equal": ranks.most(weights) == -ranks.most(-weights),
             "sums of gradients": sum(sizes.count(size) for size in found.gradients),
         }
-    options, data = {"update": "adam", "log_every": 1, "validate_every": 4, "checkpoint_every": 4}, home / "small"
+    data = home / "small"
 
     def tried(name: str, config: Config, folder: Path = data) -> None:
         said[name] = refusal(lambda: train(config, folder, home / name, ranks=ranks))
         said[f"{name} left"] = (home / name).exists()
 
-    tried("other-seed", tiny(seed=ranks.rank, training=options))
-    tried("other-data", tiny(training=options), home / ("small" if ranks.first else "other"))
-    tried("no-data", tiny(training=options), home / ("small" if ranks.first else "nowhere"))
-    tried("odd-batch", tiny(training={**options, "batch_size": 17}))
+    tried("other-seed", quick(seed=ranks.rank))
+    tried("other-data", quick(), home / ("small" if ranks.first else "other"))
+    tried("no-data", quick(), home / ("small" if ranks.first else "nowhere"))
+    tried("odd-batch", quick(batch_size=17))
 
-    run = train(tiny(training=options), data, home / "run", ranks=ranks)
+    run = train(quick(), data, home / "run", ranks=ranks)
     said["run"] = [str(run.folder), run.step, run.score, len(run.records)]
-    said["again"] = train(tiny(training={**options, "steps": 6}), data, home / "run", resume=True, ranks=ranks).step
+    said["again"] = train(quick(steps=6), data, home / "run", resume=True, ranks=ranks).step
     asked = iter([0, signal.SIGTERM if ranks.rank == 1 else 0])
     stop = {"should_stop": lambda: next(asked), "ranks": ranks}
-    said["signal"] = refusal(lambda: train(tiny(training=options), data, home / "stopped", **stop))
+    said["signal"] = refusal(lambda: train(quick(), data, home / "stopped", **stop))
     (home / f"said-{ranks.rank}.json").write_text(json.dumps(said))
 
     def ask() -> int:
@@ -194,15 +200,16 @@ def checks(home: Path, ranks: Ranks, cases: list[Case]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    endless = tiny(training={**options, "steps": 10**6})
+    endless = quick(steps=10**6)
     found = refusal(lambda: train(endless, data, home / "killed", should_stop=ask, ranks=ranks))
     (home / "killed.json").write_text(json.dumps([found, time.time()]))
     raise RankError(found)
 
 
-def timing(home: Path, ranks: Ranks, steps: int = 4, rounds: int = 3) -> None:
+def timing(home: Path, ranks: Ranks) -> None:
     """CPU seconds a step, of one process and of a rank, in turn; both at once, so that neither has a core to itself."""
     config = {"conditions": ["incident_energy"], "threads": 1, "device": "cpu"}
+    rounds, steps = 3, 3
     training = {"update": "adam", "batch_size": 1024, "penalty_every": 1}
     trainers = []
     for who in (ALONE, ranks):
@@ -320,8 +327,7 @@ def test_ranks_that_were_not_started_alike_are_refused_and_leave_nothing(pair: L
 
 
 def test_a_run_of_ranks_is_as_one_of_one_process_and_goes_on_with_one(pair: Launch, tmp_path: Path) -> None:
-    options = {"update": "adam", "log_every": 1, "validate_every": 4, "checkpoint_every": 4}
-    one = train(tiny(training=options), pair.home / "small", tmp_path / "one")
+    one = train(quick(), pair.home / "small", tmp_path / "one")
     assert pair.said[0]["run"][1:] == pair.said[1]["run"][1:]
     assert [said["again"] for said in pair.said] == [6, 6]
     log = [json.loads(line) for line in (pair.home / "run" / "log.jsonl").read_text().splitlines()]
@@ -337,7 +343,7 @@ def test_a_run_of_ranks_is_as_one_of_one_process_and_goes_on_with_one(pair: Laun
         assert furthest(*numbers) < 1e-4
     copied = shutil.copytree(pair.home / "run", tmp_path / "two")
     assert load_checkpoint(copied / "checkpoints" / "step-6").card.provenance["ranks"] == 2
-    went = train(tiny(training={**options, "steps": 8}), pair.home / "small", copied, resume=True)
+    went = train(quick(steps=8), pair.home / "small", copied, resume=True)
     assert went.step == 8
     assert any("ranks 2 -> 1" in record.get("warning", "") for record in went.records)
 
