@@ -87,7 +87,7 @@ def train(
     calogen train --data data/calogan-gamma --energy-conditioned --out run
     calogen train configs/own-calorimeter.toml --data own --steps 5 --seed 2 --out own-run
     calogen train configs/nbody-64.toml --data data/nbody-64 --out maps-run
-    torchrun --nproc-per-node 4 --no-python calogen train --data data/calogan-gamma --set training.update=adam --out run
+    torchrun --nproc-per-node 4 --no-python calogen train --data own --set training.update=adam --out run
     """
     from .. import training
     from ..runs.folder import RunFolder

@@ -97,8 +97,6 @@ def train(
     ranks.require_same({"configuration": config.model_dump(mode="json"), "resume": resume, "strict": strict})
     with ranks.apart():
         setup = prepare(config, data, strict=strict, ranks=ranks)
-        digest = setup.training.digest()
-    ranks.require_same({"settings": setup.config.model_dump(mode="json"), "data": digest, "device": setup.device.type})
     torch.set_num_threads(setup.threads)
     with ExitStack() as stack:
         with ranks.apart():
@@ -107,6 +105,8 @@ def train(
                     folder.require_empty()
                 stack.enter_context(tidied(folder.path))
                 stack.enter_context(locked(folder.lock))
+            facts = {"device": setup.device.type, "data": setup.training.digest()}
+        ranks.require_same({"settings": setup.config.model_dump(mode="json"), **facts})
         if setup.ranks.size == ranks.size:
             loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
             loop.run(ask)
