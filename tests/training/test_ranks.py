@@ -47,15 +47,16 @@ class Case:
     network: str
     objective: str
     double: bool = True
-    batch_size: int = BATCH
+    streamed: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.network}-{self.objective}-{self.family.kind}{'' if self.double else '-single'}"
+        parts = [self.network, self.objective, self.family.kind]
+        return "-".join(parts + ["single"] * (not self.double) + ["streamed"] * self.streamed)
 
     @property
     def config(self) -> Config:
-        options = {"steps": STEPS, "batch_size": self.batch_size, "critic_steps": CRITIC, "update": "adam"}
+        options = {"steps": STEPS, "batch_size": BATCH, "critic_steps": CRITIC, "update": "adam"}
         return tiny(
             self.family.kind, generator={"network": self.network}, training={**options, "objective": self.objective}
         )
@@ -64,7 +65,7 @@ class Case:
 CASES = [
     Case(SMALL, "copula", "wgan-gp"),
     Case(SMALL, "copula", "wgan-gp", double=False),
-    Case(SMALL, "mlp", "wgan-clip"),
+    Case(SMALL, "mlp", "wgan-clip", streamed=True),
     Case(SINGLE, "calogan", "non-saturating"),  # statistics of batches: norms, and distances between its samples
     Case(SINGLE, "dcgan", "logistic"),
     Case(SINGLE, "vae", "likelihood"),
@@ -72,6 +73,17 @@ CASES = [
     Case(MAPS, "dcgan", "non-saturating"),
 ]
 FLOW = Case(SINGLE, "flow", "likelihood")
+
+
+class Streamed(Batches):
+    """Batches of data that do not fit into memory, in the precision that is the default when they are read."""
+
+    _BLOCK = 64
+
+    def _read(self, epoch: int, window: int) -> int:
+        looked_at, kind = super()._read(epoch, window), torch.get_default_dtype()
+        self._values, self._conditions = self._values.to(kind), self._conditions.to(kind)
+        return looked_at
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,11 @@ class Path20:
 def trajectory(case: Case, data: Path, ranks: Ranks, nudge: float = 0.0) -> Path20:
     """Train for twenty steps, from weights that are off by a share of themselves."""
     setup = prepare(case.config, data / case.family.name, ranks=ranks)
-    batches = Batches(setup.training, setup.conditions, case.batch_size, seed=1, device=setup.device, ranks=setup.ranks)
+    options: dict[str, Any] = {"seed": 1, "device": setup.device, "ranks": setup.ranks}
+    if case.streamed:
+        batches: Batches = Streamed(setup.training, setup.conditions, BATCH, memory=1, **options)
+    else:
+        batches = Batches(setup.training, setup.conditions, BATCH, **options)
     trainer = build_trainer(setup, batches)
     if ranks.first:
         trainer.fit()
