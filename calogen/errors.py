@@ -77,6 +77,14 @@ class ProductionError(CalogenError):
     """A worker process died or failed, again and again."""
 
 
+class RankError(CalogenError):
+    """One of the processes that train together died, failed or does not answer."""
+
+
+class ElsewhereError(CalogenError):
+    """Processes that work together end; one of the others says why."""
+
+
 class GateError(CalogenError):
     """A measured value did not meet the limit the user set."""
 

@@ -9,7 +9,7 @@ import sys
 import click
 
 from .. import __version__
-from ..errors import CalogenError, StorageError
+from ..errors import CalogenError, ElsewhereError, StorageError
 from .bench import bench
 from .compare import compare
 from .export import export
@@ -54,6 +54,8 @@ def run() -> int:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__ or error  # click raises its own
         return _said("interrupted", 128 + (cause.number if isinstance(cause, Stopped) else signal.SIGINT))
+    except ElsewhereError as error:
+        return error.exit_code
     except CalogenError as error:
         return _said(error, error.exit_code)
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .terminal import echo, signals, table, training_progress
 if TYPE_CHECKING:
     from ..config import Config
     from ..families import Family
+    from ..training import Run
 
 
 @click.command()
@@ -85,22 +87,34 @@ def train(
     calogen train --data data/calogan-gamma --energy-conditioned --out run
     calogen train configs/own-calorimeter.toml --data own --steps 5 --seed 2 --out own-run
     calogen train configs/nbody-64.toml --data data/nbody-64 --out maps-run
+    torchrun --nproc-per-node 4 --no-python calogen train --data own --set training.update=adam --out run
     """
-    settings = _train_config(config, options, list(data))
     from .. import training
     from ..runs.folder import RunFolder
 
-    if dry_run:
-        plan = training.prepare(settings, data, strict=strict)
-        if not resume:
-            RunFolder(out).require_empty()
-        table("would train", {**plan.describe(), "run folder": out})
-        for note in dict.fromkeys([*plan.training.notes, *plan.validation.notes]):
-            tell(note)
-        return
-    with signals() as should_stop, training_progress(of_command) as progress:
-        told: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
-        run = training.train(settings, data, out, resume=resume, strict=strict, **told)
+    with training.joined() as ranks:
+        with ranks.apart():
+            settings = _train_config(config, options, list(data))
+        if dry_run:
+            with ranks.apart():
+                plan = training.prepare(settings, data, strict=strict, ranks=ranks)
+                if ranks.first:
+                    if not resume:
+                        RunFolder(out).require_empty()
+                    table("would train", {**plan.describe(), "run folder": out})
+                    for note in dict.fromkeys([*plan.training.notes, *plan.validation.notes]):
+                        tell(note)
+            return
+        shown = training_progress(of_command) if ranks.first else nullcontext()
+        with signals() as should_stop, shown as progress:
+            told: dict[str, Any] = {"progress": progress, "should_stop": should_stop, "ranks": ranks}
+            run = training.train(settings, data, out, resume=resume, strict=strict, **told)
+        if ranks.first:
+            _said(settings, run)
+
+
+def _said(settings: Config, run: Run) -> None:
+    """Say how a run ended."""
     best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
     limit, wanted = settings.training.time, settings.training.steps
     if limit is not None and run.step < wanted and not any("stopped" in record for record in run.records[-1:]):

@@ -158,10 +158,11 @@ class LikelihoodGenerator(Generator):
         Args:
             samples: Reference samples (B, ...), in physical units.
             conditions: (B, C), in their units.
-            stream: Source of everything random, on the device of the samples; so a resumed run repeats itself.
+            stream: Source of everything random, on the device of the samples; so a resumed run repeats itself. What is
+                random in a row comes from :func:`.streams.drawn`.
 
         Returns:
-            Scalar with gradients to the parameters.
+            Scalar with gradients to the parameters, a mean over rows.
         """
 
 

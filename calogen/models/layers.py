@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 SLOPE = 0.1
 """Of the generators' LeakyReLUs."""
+
+
+class OfBatch(nn.Module):
+    """A part of a network that looks at all samples of a batch, not at each by itself."""
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows (B, ...) of the whole batch; replaced where other processes have the rest of it."""
+        return rows
 
 
 def mlp(sizes: Sequence[int], *, slope: float, zero_last: bool = False) -> nn.Sequential:

@@ -306,15 +306,16 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
             )
     if checkpoint.card.provenance.get("data") != facts["data"]:
         raise CheckpointError("the run in this folder was trained on other data", where=folder.path)
-    before = checkpoint.card.provenance
-    changed = [key for key in ("threads", "torch", "numpy", "device") if before.get(key) != facts[key]]
+    alone = {"ranks": 1}  # what one process does not write down
+    before, now = alone | checkpoint.card.provenance, alone | facts
+    changed = [key for key in ("ranks", "threads", "torch", "numpy", "device") if before.get(key) != now[key]]
     warnings = [f"set aside a damaged checkpoint: {error.what} ({error.where})" for error in damaged.values()]
     if unreadable:
         warnings.append(f"skipped {unreadable} damaged or foreign line(s) of log.jsonl")
     if lost := folder.lost(checkpoint.card):
         warnings.append(f"log.jsonl has other numbers than the checkpoint remembers of {lost} validation(s), or none")
     if changed:
-        details = ", ".join(f"{key} {before.get(key)} -> {facts[key]}" for key in changed)
+        details = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in changed)
         warnings += [f"resumed with other {details}: weights will not be bit-identical to an uninterrupted run"]
     folder.set_aside(damaged)
     for step in folder.steps() if folder.best() is None else ():

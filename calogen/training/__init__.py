@@ -8,7 +8,19 @@ never runs the same twice: such a run is resumed as exactly, but not repeated bi
 from __future__ import annotations
 
 from .loop import Run, TrainingLoop, train
+from .ranks import Ranks, joined
 from .setup import Setup, prepare
 from .trainers import AdversarialTrainer, LikelihoodTrainer, Trainer
 
-__all__ = ["AdversarialTrainer", "LikelihoodTrainer", "Run", "Setup", "Trainer", "TrainingLoop", "prepare", "train"]
+__all__ = [
+    "AdversarialTrainer",
+    "LikelihoodTrainer",
+    "Ranks",
+    "Run",
+    "Setup",
+    "Trainer",
+    "TrainingLoop",
+    "joined",
+    "prepare",
+    "train",
+]

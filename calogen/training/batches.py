@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from ..errors import ShardError
 from ..families import Family
+from ..models.streams import drawn
 from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.samples import Samples
+from .ranks import ALONE, Ranks
 
 
 class Batches:
@@ -30,6 +33,7 @@ class Batches:
         device: Where batches go.
         memory: Bytes of samples to hold at a time.
         holdout: Ranges of conditions left out, by name, in their units.
+        ranks: Processes of which each takes its rows of every batch.
 
     Raises:
         ShardError: If fewer samples than one batch are left.
@@ -47,12 +51,14 @@ class Batches:
         device: torch.device,
         memory: int = 4 * 2**30,
         holdout: Mapping[str, tuple[float, float]] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._shards = shards
         self._names = tuple(conditions)
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
+        self._ranks, self._share = ranks, ranks.share(batch_size)
         self._holdout = dict(holdout or {})
         rows = max(self._BLOCK, memory // (4 * shards.family.voxels))
         self._blocks = -(-len(shards) // self._BLOCK)
@@ -74,16 +80,17 @@ class Batches:
         self._loaded = (0, 0)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Batch ``index``: samples (B, ...) and conditions (B, C), in physical units, on the device."""
+        """This rank's rows of batch ``index``: samples (B, ...) and conditions (B, C), in physical units."""
         window, batch = divmod(index, self._per_window)
         epoch, window = divmod(window, self._windows)
         self._load(epoch, window)
-        rows = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+        rows = self._share.of(self._order[batch * self._batch_size : (batch + 1) * self._batch_size])
         return self._values[rows], self._conditions[rows]
 
     def sample_conditions(self, count: int, generator: torch.Generator) -> Tensor:
         """Conditions of ``count`` random rows of the current window, (count, C)."""
-        rows = torch.randint(len(self._conditions), (count,), generator=generator, device=self._device)
+        draw = partial(torch.randint, len(self._conditions))
+        rows = drawn(draw, (count,), generator, device=self._device)
         return self._conditions[rows]
 
     def _load(self, epoch: int, window: int) -> None:
@@ -92,7 +99,8 @@ class Batches:
             return
         if self._windows > 1:
             self._values, self._conditions = torch.empty(0), torch.empty(0)  # never two windows at a time
-            self._read(epoch, window)
+            with self._ranks.apart():
+                self._read(epoch, window)
         self._order = self._shuffled(epoch, window)
         self._loaded = (epoch, window)
 
@@ -179,7 +187,8 @@ class Augmentation:
             return conditions, *(self._moved(maps, generator) for maps in samples)
         if len(self._orders) == 1:
             return conditions, *samples
-        pick = torch.randint(len(self._orders), (len(conditions),), generator=generator, device=conditions.device)
+        draw = partial(torch.randint, len(self._orders))
+        pick = drawn(draw, (len(conditions),), generator, device=conditions.device)
         index = self._orders[pick]
         images = (showers.gather(1, index) for showers in samples)
         if not self._moving:
@@ -193,7 +202,7 @@ class Augmentation:
         known, (count, height, width) = set(self._family.symmetries), maps.shape
         if not known:
             return maps
-        draw = torch.rand((5, count, 1), generator=generator, device=maps.device)
+        draw = drawn(torch.rand, (5, count, 1), generator, dim=1, device=maps.device)
         no = torch.zeros_like(draw[0], dtype=torch.bool)
         turn = (draw[4] * 4).long() if "turn" in known and height == width else no.long()
         # A quarter turn is an exchange of the axes and a mirror image, half a turn are two mirror images.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from .batches import Batches, held_out
 from .health import alarm, without_progress
 from .objectives import objective_of
 from .projected import ProjectedTrainer
+from .ranks import Ranks, joined
 from .setup import Setup, prepare
 from .trainers import AdversarialTrainer, LikelihoodTrainer, Trainer
 
@@ -69,8 +71,9 @@ def train(
     progress: Callable[[Record], None] | None = None,
     should_stop: Callable[[], int] | None = None,
     strict: bool = False,
+    ranks: Ranks | None = None,
 ) -> Run:
-    """Train a surrogate.
+    """Train a surrogate; with the other processes, where torchrun or Slurm has started several.
 
     Args:
         config: What to do.
@@ -80,9 +83,10 @@ def train(
         progress: Called with every log record and, between records, with ``{"step", "steps"}``.
         should_stop: Asked after every step; a signal number stops the run after a checkpoint.
         strict: Refuse data of which parts or samples are missing; else the log and the provenance say so.
+        ranks: The processes that train, where they have met already.
 
     Returns:
-        The finished run.
+        The finished run; every rank has it.
 
     Raises:
         ConfigError: Wrong configuration, or ``out`` not empty or being written by another process.
@@ -91,17 +95,51 @@ def train(
         DivergenceError: Numbers that are not finite; the last good checkpoint is kept.
         Interrupted: ``should_stop`` asked for it; the run can be resumed.
         StorageError: The disk refused.
+        RankError: Another process died or failed; the last checkpoint is kept.
+        ElsewhereError: The same, and another process says it.
     """
-    folder = RunFolder(Path(out))
-    setup = prepare(config, data, strict=strict)
+    if ranks is None:
+        told: dict[str, Any] = {"progress": progress, "should_stop": should_stop, "strict": strict}
+        with joined() as ranks:
+            return train(config, data, out, resume=resume, ranks=ranks, **told)
+    folder, ask = RunFolder(Path(out)), should_stop or (lambda: 0)
+    ranks.require_same({"configuration": config.model_dump(mode="json"), "resume": resume, "strict": strict})
+    with ranks.apart():
+        setup = prepare(config, data, strict=strict, ranks=ranks)
     torch.set_num_threads(setup.threads)
-    if not resume:
-        folder.require_empty()
-    with tidied(folder.path), locked(folder.lock):
-        loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
-        loop.run(should_stop or (lambda: 0))
-    best = loop.folder.best()
-    return Run(loop.folder.path, loop.trainer.done, best["score"] if best else None, tuple(loop.records))
+    with ExitStack() as stack:
+        with ranks.apart():
+            if ranks.first:
+                if not resume:
+                    folder.require_empty()
+                stack.enter_context(tidied(folder.path))
+                stack.enter_context(locked(folder.lock))
+            facts = {"device": setup.device.type, "data": setup.training.digest()}
+        ranks.require_same({"settings": setup.config.model_dump(mode="json"), **facts})
+        if setup.ranks.size == ranks.size:
+            loop = TrainingLoop.start(setup, out, resume=resume, progress=progress)
+            loop.run(ask)
+            found = loop.finished()
+        else:
+            found = _on_first(setup, ranks, out, resume=resume, progress=progress, should_stop=ask)
+    step, score, records = ranks.told(found)
+    return Run(folder.path, step, score, tuple(records))
+
+
+def _on_first(
+    setup: Setup, ranks: Ranks, out: str | Path, *, should_stop: Callable[[], int], **how: Any
+) -> tuple[int, float | None, tuple[Record, ...]]:
+    """A run that is one process's, on rank 0; the others wait, and pass on the signals that they get."""
+    found: tuple[int, float | None, tuple[Record, ...]] = (0, None, ())
+    with ranks.apart(should_stop):
+        if ranks.first:
+            loop = TrainingLoop.start(setup, out, **how)
+            loop.note(
+                f"projected training runs on rank 0; the other {ranks.size - 1} wait (training.update=adam uses all)"
+            )
+            loop.run(lambda: should_stop() or ranks.heard)
+            found = loop.finished()
+    return found
 
 
 class TrainingLoop:
@@ -116,7 +154,7 @@ class TrainingLoop:
         progress: Callable[[Record], None] | None,
     ) -> None:
         self.trainer, self.folder, self.card, self.validation = trainer, folder, card, validation
-        self.progress = progress or (lambda _: None)
+        self.ranks, self.progress = trainer.ranks, progress or (lambda _: None)
         self.records: list[Record] = []
         self.sums: dict[str, Tensor] = {}
         self.begun = self.since = time.monotonic()
@@ -142,44 +180,56 @@ class TrainingLoop:
             check: Validate and save the start of a new run.
             progress: As for :func:`train`.
         """
-        folder, facts, options = RunFolder(Path(out)), _facts(setup), setup.config.training
-        begun, resume = time.monotonic(), resume and not folder.begun
-        if resume:
-            checkpoint, warning = resumable(folder, setup.config, facts)
-        else:
-            folder.require_empty()
-        batches = Batches(
-            setup.training,
-            setup.conditions,
-            options.batch_size,
-            seed=setup.config.seed,
-            device=setup.device,
-            memory=options.memory,
-            holdout=setup.config.holdout,
-        )
-        validation, bad = _validation_samples(setup)
-        facts["dropped"] = setup.training.dropped + bad
-        verdicts: list[Verdict] = []
-        if resume:
+        folder, facts, options, ranks = RunFolder(Path(out)), _facts(setup), setup.config.training, setup.ranks
+        begun, resume = time.monotonic(), ranks.told(resume and not folder.begun)
+        checkpoint, warning, verdicts = None, "", list[Verdict]()
+        with ranks.apart():
+            if resume and ranks.first:
+                checkpoint, warning = resumable(folder, setup.config, facts)
+            elif ranks.first:
+                folder.require_empty()
+            batches = Batches(
+                setup.training,
+                setup.conditions,
+                options.batch_size,
+                seed=setup.config.seed,
+                device=setup.device,
+                memory=options.memory,
+                holdout=setup.config.holdout,
+                ranks=ranks,
+            )
+            validation, bad = _validation_samples(setup)
+            facts["dropped"] = setup.training.dropped + bad
+            if not resume and setup.family.layers and ranks.first:
+                verdicts = judge(batches.samples(setup.family), setup.conditions)
+        checkpoint = ranks.passed(checkpoint)
+        if checkpoint is not None:
             setup = setup.using(checkpoint.card.family.symmetries)
         elif setup.family.layers:
-            verdicts = judge(batches.samples(setup.family), setup.conditions)
-            setup = setup.using([verdict.symmetry for verdict in verdicts if verdict.holds])
+            setup = setup.using(ranks.told([verdict.symmetry for verdict in verdicts if verdict.holds]))
         trainer = build_trainer(setup, batches)
         loop = cls(trainer, folder, _card(setup, facts), validation, progress)
         loop.begun = begun
-        if resume:
+        if checkpoint is not None:
             trainer.restore(checkpoint)
-            folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
-            loop.records = folder.records(trainer.done)
-            folder.rewrite_log(loop.records)
+            with ranks.apart():
+                if ranks.first:
+                    folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
+                    loop.records = folder.records(trainer.done)
+                    folder.rewrite_log(loop.records)
+            loop.records = ranks.told(loop.records)
             loop.before = max((record.get("seconds", 0.0) for record in loop.records), default=0.0)
             if warning:
                 loop._tell({"step": trainer.done, "warning": warning})
         else:
-            trainer.fit()
+            with ranks.apart():
+                if ranks.first:
+                    trainer.fit()
+            ranks.copy(trainer.networks)
             trainer.arm()
-            folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
+            with ranks.apart():
+                if ranks.first:
+                    folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
             for note in facts["notes"]:
                 loop._tell({"step": 0, "note": note})
             if facts["dropped"]:
@@ -191,7 +241,11 @@ class TrainingLoop:
             if check:
                 facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
                 facts |= {"symmetries": "; ".join(map(str, verdicts))} if verdicts else {}
-                loop._tell(facts | trainer.validate(loop.validation) | _floor(setup, loop.validation))
+                validated, floor = trainer.validate(loop.validation), Record()
+                with ranks.apart():
+                    if ranks.first:
+                        floor = _floor(setup, loop.validation)
+                loop._tell(ranks.told(facts | validated | floor))
                 loop.save()  # the fitted start: the model to beat, and what is left if training diverges at once
         return loop
 
@@ -210,13 +264,13 @@ class TrainingLoop:
             trainer.done < options.steps and not trainer.finished and self.before < limit
         ):  # earlier sessions may have used all the time
             self._step()
-            signal_number = should_stop() if trainer.done < options.steps else 0
+            signal_number = self.ranks.signal(should_stop() if trainer.done < options.steps else 0)
             late = self.seconds() >= limit or bool(trainer.finished)
             last = trainer.done == options.steps or late or bool(signal_number)
             validate = trainer.done % options.validate_every == 0 or (last and not signal_number)
             if validate or last or trainer.done % options.log_every == 0:
                 self._log(validate=validate)
-            else:
+            elif self.ranks.first:
                 self.progress({"step": trainer.done, "steps": options.steps})
             if trainer.finished:
                 self._tell({"step": trainer.done, "stopped": trainer.finished})
@@ -236,8 +290,18 @@ class TrainingLoop:
                 return
 
     def seconds(self) -> float:
-        """Of the run so far, fitting and earlier sessions included."""
-        return self.before + time.monotonic() - self.begun
+        """Of the run so far, fitting and earlier sessions included; ranks agree on it where it decides something."""
+        mine = self.before + time.monotonic() - self.begun
+        return mine if self.trainer.options.time is None else self.ranks.most(mine)
+
+    def finished(self) -> tuple[int, float | None, tuple[Record, ...]]:
+        """Steps, best score and log."""
+        best = self.folder.best() if self.ranks.first else None
+        return self.trainer.done, best["score"] if best else None, tuple(self.records)
+
+    def note(self, text: str) -> None:
+        """Write a note into the log."""
+        self._tell({"step": self.trainer.done, "note": text})
 
     def _step(self) -> None:
         for name, value in self.trainer.step(self.seconds()).items():
@@ -246,12 +310,13 @@ class TrainingLoop:
 
     def _tell(self, record: Record) -> None:
         self.records.append(record)
-        self.folder.log(record)
-        self.progress(record)
+        if self.ranks.first:
+            self.folder.log(record)
+            self.progress(record)
 
     def _log(self, *, validate: bool) -> None:
         trainer, now, seconds = self.trainer, time.monotonic(), self.seconds()
-        values = {name: float(value) / self.counted for name, value in self.sums.items()}
+        values = {name: value / self.counted for name, value in self.ranks.mean(self.sums).items()}
         record: Record = {
             "step": trainer.done,
             "steps": trainer.options.steps,
@@ -264,7 +329,8 @@ class TrainingLoop:
             if not wrong and not torch.stack([torch.isfinite(p).all() for p in network.parameters()]).all():
                 wrong = [f"{name} weights"]
         if wrong:
-            self.folder.log({"step": trainer.done, "diverged": wrong})
+            if self.ranks.first:
+                self.folder.log({"step": trainer.done, "diverged": wrong})
             steps = self.folder.steps()
             kept = self.folder.checkpoints / f"step-{steps[-1]}" if steps else "none yet"
             raise DivergenceError(
@@ -275,7 +341,7 @@ class TrainingLoop:
             )
         if validate:
             record |= trainer.validate(self.validation)
-        self._tell(record)
+        self._tell(self.ranks.told(record))
         warning = alarm(self.records) if validate else None
         if warning:
             self._tell({"step": trainer.done, "warning": warning})
@@ -292,8 +358,10 @@ class TrainingLoop:
         scores = [r["score"] for r in self.records if r.get("step") == self.trainer.done and "score" in r]
         changes = {"step": self.trainer.done, "score": scores[-1] if scores else None}
         card, trainer = self.card.model_copy(update=changes), self.trainer
-        selection = trainer.selection() if final else None
-        self.folder.save(card, trainer.average.state_dict(), trainer.state(), selection)
+        with self.ranks.apart():
+            if self.ranks.first:
+                selection = trainer.selection() if final else None
+                self.folder.save(card, trainer.average.state_dict(), trainer.state(), selection)
 
 
 def build_trainer(setup: Setup, batches: Batches) -> Trainer:
@@ -356,6 +424,7 @@ def _facts(setup: Setup) -> Record:
     return environment() | {
         "device": str(setup.device),
         "threads": setup.threads,
+        **({"ranks": setup.ranks.size} if setup.ranks.size > 1 else {}),
         "seed": setup.config.seed,
         "data": setup.training.digest(),
         "training_samples": len(setup.training),

@@ -17,6 +17,7 @@ from ..config import TrainingConfig
 from ..errors import ConfigError, did_you_mean
 from ..families import Family
 from ..models.registry import NETWORKS, network_name, network_of
+from ..models.streams import drawn
 
 Judge = Callable[[Tensor, Tensor], Tensor]
 """A critic as a function: values (B,) of views (B, ...) with scaled conditions (B, C)."""
@@ -70,7 +71,7 @@ def gradient_penalty(
     if reference.shape != generated.shape:
         raise ValueError(f"reference {tuple(reference.shape)} and generated {tuple(generated.shape)} differ in shape")
     shape = (len(reference),) + (1,) * (reference.dim() - 1)
-    weight = torch.rand(shape, generator=generator, device=reference.device, dtype=reference.dtype)
+    weight = drawn(torch.rand, shape, generator, device=reference.device, dtype=reference.dtype)
     between = torch.lerp(generated.detach(), reference.detach(), weight).requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(between, conditions).sum(), between, create_graph=True)
     penalty: Tensor = (slope.flatten(1).norm(dim=1) - 1).square().mean()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ..config import Config, Reading
-from ..cores import sensible_number
 from ..errors import ConfigError, ShardError
 from ..families import Family, Symmetry
 from ..models.registry import build_critic, build_generator, network_name, pick_device, settled
@@ -22,6 +21,7 @@ from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.sources import open_splits
 from .objectives import objective_of
+from .ranks import ALONE, Ranks
 
 FEWEST = 1000
 """Training samples below which critics learn single samples by heart, and projected training is refused."""
@@ -43,6 +43,7 @@ class Setup:
         threads: CPU threads.
         prior: What the fit starts from; none: nothing.
         ranges: Of every condition in all data outside held-out ranges: lowest and highest value; numbers of labels.
+        ranks: The processes that train.
     """
 
     config: Config
@@ -54,6 +55,7 @@ class Setup:
     threads: int
     prior: Checkpoint | None = None
     ranges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def using(self, symmetries: Sequence[Symmetry]) -> Setup:
         """The same with these symmetries."""
@@ -75,6 +77,7 @@ class Setup:
             "critic parameters": critic,
             "device": str(self.device),
             "threads": self.threads,
+            **({"ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
 
     def parameters(self) -> tuple[int, int]:
@@ -189,13 +192,16 @@ def reading_of(config: Config) -> Reading:
     return config.reading.model_copy(update={"parameters": config.conditions != ()})
 
 
-def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: bool = False) -> Setup:
+def prepare(
+    config: Config, data: str | Path | Sequence[str | Path], *, strict: bool = False, ranks: Ranks = ALONE
+) -> Setup:
     """Open the data and settle family, conditions and device; writes nothing.
 
     Args:
         config: What to do.
         data: File, glob, folder of shards, or folder with ``train/`` and ``validation/``.
         strict: Refuse data of which samples are missing.
+        ranks: The processes that train.
 
     Raises:
         ConfigError: If configuration and data do not go together, or ask for more than the machine has.
@@ -234,10 +240,12 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: 
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
     config = config.updated({"training": {"update": _update(config, family, names, len(training))}})
     config = settled(config.updated({"family": family, "conditions": names}), family)
-    threads = sensible_number(config.threads, "threads")
     device = pick_device(config.device)
     if config.training.update == "projected":
-        device = torch.device("cpu")  # whose rounds take a minute there
+        device, ranks = torch.device("cpu"), ALONE  # whose rounds take a minute there, in one process
+    else:
+        ranks.share(config.training.batch_size)  # or it says why not
+    threads, device = ranks.threads(config.threads), ranks.device(device)
     setup = Setup(
         config,
         family.with_symmetries(_tried(config, family)),
@@ -248,6 +256,7 @@ def prepare(config: Config, data: str | Path | Sequence[str | Path], *, strict: 
         threads,
         prior,
         _ranges((training, validation), names, config.holdout),
+        ranks,
     )
     needed = 4 * sum(setup.parameters()) * _COPIES
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..analysis.metrics.validation import judge
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator
+from ..models.streams import Share, Stream, drawn
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
 from ..runs.folder import Record
 from ..shards.samples import Samples
@@ -46,7 +47,7 @@ class Trainer(ABC):
     finished = ""
 
     def __init__(self, setup: Setup, batches: Batches) -> None:
-        self.options, self.setup, self.batches = setup.config.training, setup, batches
+        self.options, self.setup, self.batches, self.ranks = setup.config.training, setup, batches, setup.ranks
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.config.seed)
             self.generator = build_generator(setup.family, setup.conditions, setup.config.generator)
@@ -90,17 +91,25 @@ class Trainer(ABC):
         device = self.setup.device
         columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
         stream = stream_of(self.setup.config.seed, _VALIDATION, device)
-        parts = []
-        for some in columns.split(_CHUNK):
-            latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
-            parts.append(self.average(latent, some).cpu().numpy())
-        generated = Samples(self.setup.family, np.concatenate(parts), dict(reference.conditions), kind="generated")
-        trained = self.batches.samples(self.setup.family, len(reference))
-        judged = judge(reference, generated)
-        found: Record = {"score": judged.score, "diversity": diversity(reference, generated)}
-        if judged.constant:  # observables without a spread: not in the score, so they are said
-            found |= {"constant": len(judged.constant), "unequal": float(np.mean(list(judged.constant.values())))}
-        return found | self._signs(trained, reference)
+        values = torch.zeros(reference.values.shape)
+        with self.ranks.apart():
+            for number, (some, made) in enumerate(zip(columns.split(_CHUNK), values.split(_CHUNK), strict=True)):
+                latent = torch.randn(len(some), self.average.latent_size, generator=stream, device=device)
+                if number % self.ranks.size == self.ranks.rank:
+                    made.copy_(self.average(latent, some))
+        self.ranks.add(values)  # each rank has made some of them
+        generated = Samples(self.setup.family, values.numpy(), dict(reference.conditions), kind="generated")
+        found, signs = Record(), Record()
+        with self.ranks.apart():
+            if self.ranks.last:
+                judged = judge(reference, generated)
+                found = {"score": judged.score, "diversity": diversity(reference, generated)}
+                if judged.constant:  # observables without a spread: not in the score, so they are said
+                    unequal = float(np.mean(list(judged.constant.values())))
+                    found |= {"constant": len(judged.constant), "unequal": unequal}
+            if self.ranks.first:
+                signs = self._signs(self.batches.samples(self.setup.family, len(reference)), reference)
+        return self.ranks.told(found, by=self.ranks.size - 1) | self.ranks.told(signs)
 
     def _signs(self, trained: Samples, reference: Samples) -> Record:  # noqa: ARG002
         """Signs of learning by heart, for the log, from training and validation samples."""
@@ -143,6 +152,7 @@ class GradientTrainer(Trainer):
         super().__init__(setup, batches)
         self.rates = {"generator": self.options.learning_rate, "critic": self.options.critic_learning_rate}
         self.augment = Augmentation(setup.family, setup.conditions, setup.device)
+        self.share = self.ranks.share(self.options.batch_size)
 
     @abstractmethod
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
@@ -160,6 +170,7 @@ class GradientTrainer(Trainer):
         """Move to the device and make average and optimisers; once fitted or loaded."""
         for network in self.networks.values():
             network.to(self.setup.device)
+            self.ranks.join(network)
         if not self.options.tune_transform:
             self.generator.transform.requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
@@ -181,7 +192,7 @@ class GradientTrainer(Trainer):
             factor = min(factor, decay_factor(seconds, self.options.time, self.options.decay))
         for name, optimiser in self.optimisers.items():
             optimiser.param_groups[0]["lr"] = self.rates[name] * factor
-        found = self._update(stream_of(self.setup.config.seed, self.done, self.setup.device))
+        found = self._update(stream_of(self.setup.config.seed, self.done, self.setup.device, self.share))
         self.done += 1
         # A young average would remember the start for too long: shorten its memory at first.
         keep = min(self.options.ema, (1 + self.done) / (10 + self.done))
@@ -198,7 +209,9 @@ class GradientTrainer(Trainer):
         """One step of a network's optimiser; returns the norm of the gradient."""
         self.optimisers[name].zero_grad()
         loss.backward(inputs=parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.ranks.mean_gradients(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.optimisers[name].step()
         return norm
 
@@ -253,14 +266,14 @@ class AdversarialTrainer(GradientTrainer):
         self.critic.fit(self.batches.samples(self.setup.family), self.setup.conditions)
 
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
-        found, size = {}, self.options.batch_size
+        found, size = {}, self.share.rows
         reference, generated, scaled = self._views(stream)
         for i in range(self.options.critic_steps):
             mine = slice(i * size, (i + 1) * size)
             # Lazy penalties (Karras et al. 2020, arXiv:1912.04958) spare some steps theirs, never the last one.
             lazy = (self.options.critic_steps - 1 - i) % self.options.penalty_every > 0
             found = self._critic_step(reference[mine], generated[mine], scaled[mine], stream, lazy=lazy)
-        conditions = self.batches.sample_conditions(self.options.batch_size, stream)
+        conditions = self.batches.sample_conditions(size, stream)
         conditions, generated = self._augmented(stream, conditions, self._draw(conditions, stream))
         views = self.critic.view(generated, conditions)
         loss = self.objective.generator(self.critic(views, self.generator.scaled(conditions)))
@@ -268,7 +281,8 @@ class AdversarialTrainer(GradientTrainer):
         return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
 
     def _draw(self, conditions: Tensor, stream: torch.Generator) -> Tensor:
-        latent = torch.randn(len(conditions), self.generator.latent_size, generator=stream, device=conditions.device)
+        shape = (len(conditions), self.generator.latent_size)
+        latent = drawn(torch.randn, shape, stream, device=conditions.device)
         samples: Tensor = self.generator(latent, conditions)
         return samples
 
@@ -341,7 +355,11 @@ def decay_factor(done: float, end: float, decay: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(over, 1.0)))
 
 
-def stream_of(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The random numbers of one step."""
+def stream_of(seed: int, step: int, device: torch.device, share: Share | None = None) -> torch.Generator:
+    """The random numbers of one step, and which rows of its batches are wanted (none: all)."""
     words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint32)
-    return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+    stream = torch.Generator(device)
+    if share is not None and share.ranks > 1:
+        stream = Stream(device)
+        stream.share = share
+    return stream.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, leaky_relu, pad
 from ...families import Family
 from ..conditions import scaling
 from ..contract import Critic, Generator
+from ..layers import OfBatch
 from .networks import Incident
 
 _SLOPE = 0.3  # of Keras' LeakyReLU
@@ -233,7 +234,7 @@ class _Stream(nn.Module):
         return features
 
 
-class _Minibatch(nn.Module):
+class _Minibatch(OfBatch):
     """How near each sample (B, D) lies to the others of its batch, in ``_KERNELS`` learnt measures, (B, _KERNELS).
 
     Source: Salimans et al. 2016, arXiv:1606.03498, sec. 3.2.
@@ -244,5 +245,6 @@ class _Minibatch(nn.Module):
         self.kernels = nn.Linear(inputs, _KERNELS * _KERNEL_SIZE)
 
     def forward(self, features: Tensor) -> Tensor:
-        placed = self.kernels(features).unflatten(1, (_KERNELS, _KERNEL_SIZE)).transpose(0, 1)
-        return torch.tanh(torch.exp(-torch.cdist(placed, placed, p=1)).sum(2)).T
+        placed = self.kernels(features).unflatten(1, (_KERNELS, _KERNEL_SIZE))
+        own, others = placed.transpose(0, 1), self.gathered(placed).transpose(0, 1)
+        return torch.tanh(torch.exp(-torch.cdist(own, others, p=1)).sum(2)).T

@@ -21,6 +21,7 @@ from ..showers.factors import own_variance
 from ..showers.fitting import normal_tail
 from ..showers.generator import ShowerGenerator
 from ..showers.transform import ShowerTransform
+from ..streams import drawn
 
 _MOST_VOXELS = 4096  # whose principal axes are a matrix that fits
 _SWEEPS = 4  # of the Gibbs sampler behind voxels that are off
@@ -156,7 +157,7 @@ class FlowGenerator(LikelihoodGenerator):
 
         def below(mean: Tensor, spread: Tensor) -> Tensor:
             mass = normal_tail((mean - ceiling) / spread)
-            uniform = torch.rand(mean.shape, generator=stream, device=mean.device)
+            uniform = drawn(torch.rand, mean.shape, stream, device=mean.device)
             return torch.minimum(mean + spread * torch.special.ndtri((uniform * mass).clamp(min=_LEAST_MASS)), ceiling)
 
         weighted = self.loadings / self.noise.square()[:, None]
@@ -165,7 +166,7 @@ class FlowGenerator(LikelihoodGenerator):
         to_mean = weighted @ root @ root.T
         filled = torch.where(off, below(torch.zeros_like(normals), torch.ones_like(self.noise)), normals)
         for _ in range(_SWEEPS):
-            draw = torch.randn(len(normals), rank, generator=stream, device=normals.device)
+            draw = drawn(torch.randn, (len(normals), rank), stream, device=normals.device)
             factors = filled @ to_mean + draw @ root.T
             filled = torch.where(off, below(factors @ self.loadings.T, self.noise), normals)
         return filled

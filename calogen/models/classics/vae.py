@@ -14,6 +14,7 @@ from ..contract import LikelihoodGenerator
 from ..layers import SLOPE, mlp
 from ..showers.fitting import normal_tail
 from ..showers.transform import ShowerTransform
+from ..streams import drawn
 
 _LEAST_MASS = 1e-30  # of a voxel being off, in float32
 _LOG_TAU = math.log(2 * math.pi)
@@ -73,7 +74,7 @@ class VaeGenerator(LikelihoodGenerator):
             ceiling, on = self.transform.ceiling(samples, conditions), samples > 0
         known = torch.cat([energies, self.scaled(conditions)], 1)
         mean, log_variance = self.encoder(torch.cat([known, normals], 1)).chunk(2, 1)
-        noise = torch.randn(mean.shape, generator=stream, device=mean.device)
+        noise = drawn(torch.randn, mean.shape, stream, device=mean.device)
         code = mean + noise * torch.exp(0.5 * log_variance)
         centre, spread = self._mean(code, energies, conditions), self.log_spread.exp()
         seen = -0.5 * (((normals - centre) / spread).square() + _LOG_TAU) - self.log_spread
