@@ -173,7 +173,8 @@ class Request:
         """
         if n is None and all(isinstance(value, str) for value in conditions.values()):
             raise ConfigError("say how many samples to make", where="`n`")
-        specs, table = dict[str, Spec](), dict[str, NDArray[np.float32]]()
+        specs: dict[str, Spec] = {}
+        table: dict[str, NDArray[np.float32]] = {}
         for name, value in by_name(family, conditions).items():
             condition = family.condition(name)
             if isinstance(value, str) or not np.ndim(value):

@@ -28,9 +28,9 @@ CROSSED = 10
 """How many of them, the first, change with the layer's energy and the shower's depth."""
 _PLACING = ("impact", "angle")  # roles of conditions that say where the axis is
 _DEPTHS = 4  # numbers that a layer's effective depth is made of
-_CLIP = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
-_EDGE = 0.1  # of a cell: how near to its edges shares change fast
-_KNOTS = 25  # distances at which the share of energy beyond is kept
+DEEPEST = 3.0  # standard deviations of the shower's depth beyond which effective depths do not change
+EDGE = 0.1  # of a cell: how near to its edges shares change fast
+KNOTS = 25  # distances at which the share of energy beyond is kept
 _SMALLEST = 1e-6  # of a layer's energy: the least such share
 _MOST_ROWS = 20_000  # showers that all of this is fitted to: effective depths are known to less than a millimetre then
 _LEAST = 0.1  # of a layer's usual containment: further out, nothing says what was lost
@@ -102,6 +102,7 @@ class ShowerFrame(nn.Module):
     Attributes:
         window: What a shower in the frame is: the family with windows as layers. Mirrors are symmetries here, with
             the cells of mirrored showers.
+        axis: Columns and factors, to mm or rad, of the conditions that say where the axis is: "x", "y", "theta", "phi".
         periods: Impacts that differ by whole multiples (x, y) of these, in mm, differ by whole cells in every layer.
     """
 
@@ -133,7 +134,7 @@ class ShowerFrame(nn.Module):
         )
         self.periods = tuple(_common_multiple([layer.pitch[axis] for layer in layers]) for axis in (0, 1))
         placing = [(i, c) for i, c in enumerate(map(family.condition, conditions)) if c.of_axis]
-        self._axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
+        self.axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
         self.register_buffer("_extent", torch.tensor([layer.z for layer in layers]), persistent=False)
         self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)
         self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)
@@ -141,8 +142,8 @@ class ShowerFrame(nn.Module):
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("depths", nn.functional.pad(self._extent.mean(1, keepdim=True), (0, _DEPTHS - 1)))
         self.register_buffer("steepest", torch.ones(2))
-        self.register_buffer("tails", math.log(0.5) - torch.arange(float(_KNOTS)).repeat(len(layers), 1))
-        self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (_KNOTS - 1))
+        self.register_buffer("tails", math.log(0.5) - torch.arange(float(KNOTS)).repeat(len(layers), 1))
+        self.register_buffer("step", (self._pitch * self._counts).amax(1) / 2 / (KNOTS - 1))
         self.register_buffer("contained", torch.ones(len(layers)))
 
     # --- where the axis is ----------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class ShowerFrame(nn.Module):
 
     def _number(self, conditions: Tensor, which: str) -> Tensor:
         """A number of the axes, (B,), in mm or rad; 0 where it is no condition."""
-        column, factor = self._axis.get(which, (0, 0.0))
+        column, factor = self.axis.get(which, (0, 0.0))
         return conditions[:, column] * factor
 
     def _depth_features(self, conditions: Tensor, energies: Tensor | None) -> Tensor:
@@ -182,7 +183,7 @@ class ShowerFrame(nn.Module):
         late = torch.zeros_like(energy)
         if energies is not None:
             late = (self._mean_depth(energies) - self.course[0] - self.course[1] * energy) / self.spread
-            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-_CLIP, _CLIP)
+            late = torch.where(energies.sum(1) > 0, late, 0.0).clamp(-DEEPEST, DEEPEST)
         return torch.stack([torch.ones_like(energy), energy, late, late.square() - (energies is not None) * 1.0], 1)
 
     def _energy(self, conditions: Tensor) -> Tensor:
@@ -251,7 +252,7 @@ class ShowerFrame(nn.Module):
         """Share of a layer's energy beyond a straight line at some distance from the axis in mm; (B, L, 2) both."""
         # Exponentials between the knots, and outside them; the axis halves a shower.
         position = distance.abs() / self.step[:, None]
-        knot = position.detach().nan_to_num(0.0).clamp(max=_KNOTS - 2).floor()
+        knot = position.detach().nan_to_num(0.0).clamp(max=KNOTS - 2).floor()
         index = knot.long().permute(1, 0, 2).flatten(1)
         low, high = (self.tails.gather(1, index + k).unflatten(1, (-1, 2)).transpose(0, 1) for k in (0, 1))
         share = torch.exp(torch.lerp(low, high, position - knot))
@@ -303,7 +304,7 @@ class ShowerFrame(nn.Module):
         single = [offset, slope, offset.square(), slope.square(), offset * slope]
         higher = [offset.square() * slope, offset * slope.square(), (offset * slope).square(), offset**4, slope**4]
         across = [a.prod(-1, keepdim=True) for a in (offset, slope)] + [offset * slope.flip(-1)]
-        bumps = [torch.exp(-cells.offset / _EDGE), torch.exp((cells.offset - 1) / _EDGE)]
+        bumps = [torch.exp(-cells.offset / EDGE), torch.exp((cells.offset - 1) / EDGE)]
         return torch.cat([*single, *higher, *across, *bumps], -1)
 
     def drivers(self, cells: Cells) -> tuple[Tensor, Tensor]:
@@ -330,15 +331,15 @@ class ShowerFrame(nn.Module):
             ConditionError: If, with impact or angles outside the trained ranges, a particle does not enter the detector
                 at its face, or its axis leaves it at the side.
         """
-        columns = [column for column, _ in self._axis.values()]
+        columns = [column for column, _ in self.axis.values()]
         ends = np.array([low, high], np.float64)
         ends += [[-_MARGIN], [_MARGIN]] * np.abs(ends).max(0)
         beyond = (conditions < ends[0]) | (conditions > ends[1])
         self._refuse_what_misses(conditions, beyond[:, columns].any(1))
         moved = conditions.copy()
         for which, period in zip("xy", self.periods, strict=True):
-            if which in self._axis:
-                i = self._axis[which][0]
+            if which in self.axis:
+                i = self.axis[which][0]
                 there = conditions[:, i] - period * np.ceil((conditions[:, i] - ends[1, i]) / period)
                 moved[:, i] = np.where(beyond[:, i] & (there >= ends[0, i]), there, conditions[:, i])
         return moved
@@ -372,9 +373,7 @@ class ShowerFrame(nn.Module):
         ):
             found = np.flatnonzero(wrong.numpy() & rows)
             if len(found):
-                values = ", ".join(
-                    f"{self.conditions[i]} = {conditions[found[0], i]:g}" for i, _ in self._axis.values()
-                )
+                values = ", ".join(f"{self.conditions[i]} = {conditions[found[0], i]:g}" for i, _ in self.axis.values())
                 raise ConditionError(what, where=f"sample {found[0]}", expected=expected, found=values, hint=hint)
 
     # --- fit ------------------------------------------------------------------------------------------------------
@@ -402,7 +401,7 @@ class ShowerFrame(nn.Module):
 
         features, tangents = self._depth_features(conditions, energies), self._tangents(conditions)
         self.steepest.copy_(tangents.abs().amax(0).clamp(min=1e-6))
-        if "theta" in self._axis:
+        if "theta" in self.axis:
             away = self._centroids(showers, energies) - self._impact(conditions)[:, None]
             for i in range(len(self.depths)):
                 self._fit_depth(i, features, tangents, away[:, i], energies[:, i])
@@ -451,7 +450,7 @@ class ShowerFrame(nn.Module):
         The lines are all edges between cells, hence every distance in cells of any size; those nearer to the edge of
         the read-out than to the axis are left out, since part of what lies beyond them is not seen.
         """
-        beyond = energy = torch.zeros(_KNOTS, dtype=showers.dtype)
+        beyond = energy = torch.zeros(KNOTS, dtype=showers.dtype)
         shape = self.family.layers[layer].shape
         for i, count in enumerate(shape):
             before = showers.unflatten(1, shape).sum(2 - i).cumsum(1)[:, :-1]
@@ -460,9 +459,9 @@ class ShowerFrame(nn.Module):
             for side, share in ((1, energies[:, None] - before), (-1, before)):
                 distance = side * (lines - axis[:, i, None])
                 used = (distance >= 0) & (distance <= (half - side * axis[:, i, None]) / 2)
-                knots = (distance[used] / self.step[layer]).round().long().clamp(max=_KNOTS - 1)
-                beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), _KNOTS)
-                energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], _KNOTS)
+                knots = (distance[used] / self.step[layer]).round().long().clamp(max=KNOTS - 1)
+                beyond = beyond + torch.bincount(knots, share[used].clamp(min=0), KNOTS)
+                energy = energy + torch.bincount(knots, energies[:, None].expand_as(share)[used], KNOTS)
 
         # Where there are no lines, and further away, the exponential goes on.
         known = (energy > 0) & (beyond > _SMALLEST * energy)
@@ -472,7 +471,7 @@ class ShowerFrame(nn.Module):
             return
         logs = torch.log(beyond[known] / energy[known]).cummin(0).values.clamp(max=math.log(0.5))
         slope = (logs[-1] - logs[-2]) / (found[-1] - found[-2])
-        places = np.arange(_KNOTS)
+        places = np.arange(KNOTS)
         inner = np.interp(places, [0, *found.tolist()], [math.log(0.5), *logs.tolist()])
         outer = logs[-1].item() + (places - found[-1].item()) * slope.item()
         self.tails[layer] = torch.from_numpy(np.where(places > found[-1].item(), outer, inner))
