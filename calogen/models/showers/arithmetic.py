@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 from ...compiling import compiled
@@ -20,7 +22,7 @@ from ..contract import Array
 
 F = np.float32
 I = np.int32  # noqa: E741
-_TILE = 16  # rows of a product worked on together
+TILE, _LANES = 6, 16  # rows and columns of a product whose sums fit into registers
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
 ROOT_HALF = F(math.sqrt(0.5))
 _LOG2E, _LN2_HIGH, _LN2_LOW = F(1.44269504), F(0.693359375), F(2.12194440e-4)
@@ -168,31 +170,78 @@ def normal_quantile(p: float) -> float:
     return -above / below if q < 0 else above / below
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _multiply_tile(_: Any, rows: Any, weights: Any, out: Any, row: Any, column: Any) -> Any:
+    """Six rows and sixteen columns of a product, from (row, column) on, whose sums stay in registers.
+
+    In the language of the compiler, which finds no such loop by itself: for each k, a row of sixteen weights is
+    multiplied with a number of each of the six rows.
+    """
+    if any(kind.layout != "C" for kind in (rows, weights, out)):
+        return None  # which is an error: no such function
+    signature = types.void(rows, weights, out, row, column)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        single, whole = ir.FloatType(), ir.IntType(64)
+        lanes = ir.VectorType(single, _LANES)
+        x, w, y = (
+            make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, arguments[:3], strict=False)
+        )
+        first, column = arguments[3:]
+        inner, stride, width = (builder.extract_value(part.shape, 1) for part in (x, w, y))
+        kind, name = ir.FunctionType(lanes, [lanes] * 3), f"llvm.fmuladd.v{_LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+
+        def place(array: Any, row: Any, stride: Any, column: Any) -> Any:
+            return builder.gep(array.data, [builder.add(builder.mul(row, stride), column)])
+
+        numbers = [builder.add(first, whole(i)) for i in range(TILE)]
+        sums = [cgutils.alloca_once(builder, lanes) for _ in numbers]
+        for total in sums:
+            builder.store(ir.Constant(lanes, [0.0] * _LANES), total)
+        with cgutils.for_range(builder, inner) as loop:
+            row_of_weights = builder.bitcast(place(w, loop.index, stride, column), lanes.as_pointer())
+            weight = builder.load(row_of_weights, align=4)
+            for number, total in zip(numbers, sums, strict=True):
+                value = builder.load(place(x, number, inner, loop.index))
+                one = builder.insert_element(ir.Constant(lanes, ir.Undefined), value, ir.IntType(32)(0))
+                every = builder.shuffle_vector(
+                    one, one, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+                )
+                builder.store(builder.call(function, [every, weight, builder.load(total)]), total)
+        for number, total in zip(numbers, sums, strict=True):
+            target = builder.bitcast(place(y, number, width, column), lanes.as_pointer())
+            builder.store(builder.load(total), target, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @compiled
 def multiply(rows: Array, weights: Array, out: Array) -> None:
     """The product of rows (R, K) and weights (K, N) into ``out``, (R, N).
 
-    Every element is summed in the order of k: libraries choose their order by the number of rows, and bits with it.
-    Weights are taken four rows at a time, which stay in the cache while some rows of the result use them.
+    Every element is summed in the order of k, in tiles and in what is left over: libraries choose their order, and bits
+    with it, by the number of rows.
     """
     inner, width = weights.shape
-    whole = inner - inner % 4
-    for start in range(0, len(rows), _TILE):
-        stop = min(start + _TILE, len(rows))
-        for r in range(start, stop):
-            for v in range(width):
-                out[r, v] = ZERO
+    tiled, whole = len(rows) - len(rows) % TILE if width >= _LANES else 0, inner - inner % 4
+    for start in range(0, width, _LANES):
+        for row in range(0, tiled, TILE):
+            _multiply_tile(rows, weights, out, row, min(start, width - _LANES))  # the last one may do some again
+    for r in range(tiled, len(rows)):
+        for v in range(width):
+            out[r, v] = ZERO
         for k in range(0, whole, 4):
-            for r in range(start, stop):
-                a, b, c, d = rows[r, k], rows[r, k + 1], rows[r, k + 2], rows[r, k + 3]
-                for v in range(width):
-                    so_far = fma(b, weights[k + 1, v], fma(a, weights[k, v], out[r, v]))
-                    out[r, v] = fma(d, weights[k + 3, v], fma(c, weights[k + 2, v], so_far))
+            a, b, c, d = rows[r, k], rows[r, k + 1], rows[r, k + 2], rows[r, k + 3]
+            for v in range(width):
+                so_far = fma(b, weights[k + 1, v], fma(a, weights[k, v], out[r, v]))
+                out[r, v] = fma(d, weights[k + 3, v], fma(c, weights[k + 2, v], so_far))
         for k in range(whole, inner):
-            for r in range(start, stop):
-                a = rows[r, k]
-                for v in range(width):
-                    out[r, v] = fma(a, weights[k, v], out[r, v])
+            a = rows[r, k]
+            for v in range(width):
+                out[r, v] = fma(a, weights[k, v], out[r, v])
 
 
 @compiled

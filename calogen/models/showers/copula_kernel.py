@@ -204,7 +204,8 @@ def correlate(
     common, power = np.empty(count * widest, np.float32), np.empty(count * widest, np.float32)
     shift = np.empty(count * widest if hidden.size else 0, np.float32)
     for r in range(count):
-        inputs[r, :rank] = latent[r, first : first + rank]
+        for k in range(rank):
+            inputs[r, k] = latent[r, first + k]
     for layer in range(len(bounds) - 1):
         low, width = bounds[layer], bounds[layer + 1] - bounds[layer]
         for r in range(count):

@@ -176,11 +176,17 @@ def hidden_layers(normals: Array, latent: Array, rank: int, scaled: Array, netwo
     size = normals.shape[1]
     inputs = np.empty((len(normals), size + rank + scaled.shape[1]), np.float32)
     for r in range(len(normals)):
-        inputs[r, :size], inputs[r, size : size + rank] = normals[r], latent[r, size : size + rank]
-        inputs[r, size + rank :] = scaled[r]
+        for k in range(size):
+            inputs[r, k] = normals[r, k]
+        for k in range(size, size + rank):
+            inputs[r, k] = latent[r, k]
+        for k in range(scaled.shape[1]):
+            inputs[r, size + rank + k] = scaled[r, k]
     made = run(network, inputs)
     leaky(made)
-    out[:] = made
+    for r in range(len(out)):
+        for k in range(out.shape[1]):
+            out[r, k] = made[r, k]
 
 
 @kernel
@@ -204,7 +210,10 @@ def layer_energies(
     if len(tables.network.sizes):
         inputs = np.empty((len(normals), normals.shape[1] + scaled.shape[1]), np.float32)
         for r in range(len(normals)):
-            inputs[r, : normals.shape[1]], inputs[r, normals.shape[1] :] = normals[r], scaled[r]
+            for k in range(normals.shape[1]):
+                inputs[r, k] = normals[r, k]
+            for k in range(scaled.shape[1]):
+                inputs[r, normals.shape[1] + k] = scaled[r, k]
         learnt = run(tables.network, inputs)
         for r in range(len(normals)):
             for k in range(normals.shape[1]):
@@ -236,7 +245,8 @@ def layer_energies(
 
         # What location, log scale and log odds of being empty are linear in.
         design[0], design[1] = ONE, height
-        design[2 : 2 + STATIONS] = ZERO
+        for k in range(STATIONS):
+            design[2 + k] = ZERO
         design[2 + station], design[3 + station] = below, above
         place, others = 2 + STATIONS, scaled.shape[1] - (1 if leading >= 0 else 0)
         for i in range(scaled.shape[1]):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...families import Family
 from ..conditions import codings, energy_column, scaled_size, scaling
 from ..contract import Array
+from .arithmetic import TILE
 from .copula_kernel import CopulaTables, NoiseTables, RefinementTables, correlate, refine, share_noise
 from .energies import LayerEnergies
 from .energy_kernel import EnergyTables, Network, Scaling, hidden_layers, layer_energies
@@ -22,8 +23,8 @@ from .transform import ShowerTransform
 from .voxel_kernel import FeatureTables, ShareTables, features_of, share_out
 from .voxels import ELECTRON, LINE_REACH
 
-_TOGETHER = 128  # showers for which weights are read once, ...
-_CACHED = 1 << 17  # ... fewer if they have so many voxels in all
+_TOGETHER = 21  # tiles of showers for which weights are read once, ...
+_CACHED = 26_000  # ... fewer if the showers of a tile have more voxels
 _NOTHING, _NO_LOCAL = np.empty((0, 0), np.float32), np.empty((0, 0, 0), np.float32)
 
 
@@ -75,7 +76,7 @@ class CompiledShowers:
         self._refinement = _refinement(refinement, parts, state["centre"]) if refinement.active else None
         self._shares = _shares(window, state, parts)
         self._frame = _frame(transform.frame) if transform.frame else None
-        self._block = max(1, min(_TOGETHER, _CACHED // splits[2]))
+        self._block = TILE * max(1, min(_TOGETHER, _CACHED // splits[2]))
 
     def __call__(self, latent: Array, conditions: Array) -> Array:
         """Showers (B, V) in MeV from standard normals (B, Z) and conditions (B, C) in their units."""

@@ -162,7 +162,8 @@ def features_of(
         for layer in range(layers):
             columns[first] = profile[layer]
             if local.size:
-                columns[first + 3 :] = local[r, layer]
+                for k in range(LOCAL):
+                    columns[first + 3 + k] = local[r, layer, k]
             for k in range(count):
                 design[layer, r, k] = columns[products[0, k]] * columns[products[1, k]] * columns[products[2, k]]
             drivers[r, layer, 0], drivers[r, layer, 1] = energy, math.tanh(design[layer, r, tables.depth])
