@@ -28,8 +28,12 @@ from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
 from .models.conditions import scale_conditions
+from .models.contract import Inference, OnArrays
+from .models.showers.generator import ShowerGenerator
 from .production.requests import Request
+from .runs.checkpoint import Checkpoint
 from .runs.environment import environment
+from .runs.find import load_model
 from .sampling import Surrogate
 from .shards.hdf5 import compressed
 from .shards.samples import Samples
@@ -169,6 +173,7 @@ _PUBLISHED = {
     "CaloINN (CaloChallenge photons)": "38 / 2.8 / 2.9 on a CPU, batch 1 / 100 / 10,000",
 }
 _REPEATS = 5
+_BATCHES = (1, 100, 10_000)
 _FORWARD_SECONDS, _DISK_SECONDS, _BATCH_SECONDS = 2.0, 3.0, 3.0  # about what each measurement takes of one core
 _MOST_WRITTEN = 500_000
 
@@ -187,26 +192,28 @@ def generation_rates(model: str = "calogan-gamma", samples: int | None = None, w
     Returns:
         Rates, times, sizes, and published figures of other generators; batches that would take too long are left out.
     """
-    surrogate = Surrogate.load(model, "cpu")
+    checkpoint = load_model(model)
+    surrogate = Surrogate(checkpoint, "cpu")
     what = "shower" if surrogate.family.layers else "map"
     workers = sensible_number(workers, "`workers`")
     with one_thread():
-        rough = _forward_rate(surrogate, fold=True, seconds=0)
+        rough = _forward_rate(surrogate, seconds=0)
     request = _whole_range(surrogate, samples or min(_MOST_WRITTEN, math.ceil(_DISK_SECONDS * rough)))
     # Productions first, the larger one at the head: what the rest takes must not count as their memory.
     together, alone = (_to_disk(surrogate, request, count) for count in (workers, 1))
     every = _forward_everywhere(model, workers)
     with one_thread():
-        one, plain = (_forward_rate(surrogate, fold=fold) for fold in (True, False))
-        batches = [n for n in (1, 100, 10_000) if n < _BATCH_SECONDS * one]
+        one = _forward_rate(surrogate)
+        batches = [n for n in _BATCHES if n < _BATCH_SECONDS * one]
         memory = {f"ms per {what} in memory, batch {n}": _sample_ms(surrogate, n) for n in batches}
         stages = _stages(surrogate, request)
+        engines = _engine_times(surrogate, checkpoint, [n for n in _BATCHES if n < 4 * _BATCH_SECONDS * one])
     return {
         "model": f"{model}: {surrogate.family.name}, {surrogate.family.voxels} voxels",
         "forward, one core": f"{one:,.0f} {what}s/s",
         f"forward, {workers} cores": f"{every:,.0f} {what}s/s",
-        "forward of the network as trained, one core": f"{plain:,.0f} {what}s/s",
-        "ratio folded / as trained": round(one / plain, 2),
+        f"us per {what} with its noise, one core, batch {' / '.join(map(str, engines.batches))}": engines.times,
+        f"times as fast as {_MODULE}, the same batches": engines.ratios,
         **memory,
         "to disk, 1 worker": f"{alone.rate:,.0f} {what}s/s, after {alone.start_seconds:.1f} s of start",
         f"to disk, {workers} workers": f"{together.rate:,.0f} {what}s/s, after {together.start_seconds:.1f} s of start",
@@ -227,9 +234,9 @@ def _whole_range(surrogate: Surrogate, samples: int) -> Request:
     return Request.of(surrogate.family, specs, samples)
 
 
-def _forward_rate(surrogate: Surrogate, *, fold: bool, seconds: float = _FORWARD_SECONDS / 2) -> float:
+def _forward_rate(surrogate: Surrogate, *, seconds: float = _FORWARD_SECONDS / 2) -> float:
     """Samples a second of the bare forward pass on one core, the best of what there is time for."""
-    forward, inputs = surrogate.forward_pass(fold=fold)
+    forward, inputs = surrogate.forward_pass()
     forward(*inputs)
     best, end = math.inf, time.perf_counter() + seconds
     while best == math.inf or time.perf_counter() < end:
@@ -240,7 +247,7 @@ def _forward_rate(surrogate: Surrogate, *, fold: bool, seconds: float = _FORWARD
 def forward_for(model: str, seconds: float) -> None:
     """Print "ready"; on a line of input run the bare forward pass for a while and print samples a second."""
     surrogate = Surrogate.load(model, "cpu")
-    forward, inputs = surrogate.forward_pass(fold=True)
+    forward, inputs = surrogate.forward_pass()
     keep_memory()
     with one_thread():
         forward(*inputs)
@@ -275,10 +282,89 @@ def _sample_ms(surrogate: Surrogate, batch: int) -> float:
     return round(1e3 * statistics.median(times) / batch, 5)
 
 
+Engine = Callable[[NDArray[np.float32], int], Any]
+"""Makes samples with conditions (n, C), in their units, whose noise is that of seed 0 from some index on."""
+
+_MODULE, _COMPILED = "torch module", "as it runs here"
+_TRAINED = "as it runs here, with networks that do not end in zero"
+
+
+def _of_inference(surrogate: Surrogate, run: Inference) -> Engine:
+    """Noise, and what a form of the generator makes of it, a block at a time."""
+
+    def make(conditions: NDArray[np.float32], start: int) -> None:
+        for first in range(0, len(conditions), surrogate.block):
+            asked = conditions[first : first + surrogate.block]
+            run(surrogate.latents(len(asked), start=start + first), asked)
+
+    return make
+
+
+def _module(surrogate: Surrogate, checkpoint: Checkpoint) -> Engine:
+    return _of_inference(surrogate, OnArrays(checkpoint.generator()))
+
+
+def _compiled(surrogate: Surrogate, checkpoint: Checkpoint) -> Engine:
+    return _of_inference(surrogate, checkpoint.generator().folded())
+
+
+def _compiled_trained(surrogate: Surrogate, checkpoint: Checkpoint) -> Engine | None:
+    """The same with numbers in the networks' last layers, which start as zero and are left out while they are."""
+    generator, stream = checkpoint.generator(), torch.Generator().manual_seed(0)
+    if not isinstance(generator, ShowerGenerator):
+        return None
+    with torch.no_grad():
+        for network in (generator.energies, generator.shapes):
+            weight = network[-1].weight
+            weight += 1e-3 * torch.randn(weight.shape, generator=stream)  # type: ignore[operator, arg-type]
+    return _of_inference(surrogate, generator.folded())
+
+
+ENGINES: dict[str, Callable[[Surrogate, Checkpoint], Engine | None]] = {
+    _MODULE: _module,
+    _COMPILED: _compiled,
+    _TRAINED: _compiled_trained,
+}
+"""What runs a generator, by name, the one others are compared with first; none where it is not there."""
+
+
+class _EngineTimes(NamedTuple):
+    """Microseconds a sample of every engine and how many times as fast as the first it is, a text of all batches."""
+
+    batches: Sequence[int]
+    times: dict[str, str]
+    ratios: dict[str, str]
+
+
+def _engine_times(surrogate: Surrogate, checkpoint: Checkpoint, batches: Sequence[int]) -> _EngineTimes:
+    """Time all engines in turn, batch by batch; the best of several rounds."""
+    engines = {name: engine for name, build in ENGINES.items() if (engine := build(surrogate, checkpoint)) is not None}
+    request, found = _whole_range(surrogate, max(batches)), []
+    columns = request.conditions(surrogate.conditions, 0, 0, max(batches)).array(surrogate.conditions)
+    for batch in batches:
+        calls, asked = max(1, 200 // batch), np.ascontiguousarray(columns[:batch])
+
+        def work(engine: Engine, calls: int = calls, asked: NDArray[np.float32] = asked) -> Callable[[], None]:
+            def repeat() -> None:
+                for i in range(calls):
+                    engine(asked, i)
+
+            return repeat
+
+        times = np.array(_in_turn(_REPEATS + 1, *map(work, engines.values())))[1:]  # the first one warms up
+        found.append(1e6 * times.min(0) / (calls * batch))
+    rows = np.array(found).T
+    return _EngineTimes(
+        batches,
+        {name: " / ".join(f"{t:,.1f}" for t in row) for name, row in zip(engines, rows, strict=True)},
+        {name: " / ".join(f"{t:.2f}" for t in rows[0] / row) for name, row in zip(engines, rows, strict=True)},
+    )
+
+
 def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
     """Microseconds a sample of one core, stage by stage."""
     rows = surrogate.block
-    forward, inputs = surrogate.forward_pass(fold=True)
+    forward, inputs = surrogate.forward_pass()
     values = forward(*inputs)
     packed = compressed(values)
     stages = {

@@ -33,7 +33,7 @@ from .production.parts import ALIGNMENT, Part
 from .production.plan import MOST_SAMPLES, Production
 from .production.requests import Request
 from .production.run import produce, sensible_workers
-from .runs.checkpoint import Checkpoint
+from .runs.checkpoint import Card, Checkpoint
 from .runs.environment import environment
 from .runs.find import load_model
 from .shards.conditions import Conditions
@@ -100,6 +100,7 @@ class Generation:
             "parameters": self.surrogate.parameters,
             **({"history": card.history} if card.history else {}),
             **({"candidates": self.surrogate.candidates} if self.surrogate.candidates > 1 else {}),
+            "inference": self.surrogate.inference,
             "versions": environment(),
             **({"mantissa_bits": self.mantissa_bits} if self.mantissa_bits < MANTISSA else {}),
         }
@@ -145,6 +146,7 @@ class Surrogate:
         self._device = pick_device(device)
         self._generator = checkpoint.generator().to(self._device)
         self._folded = self._generator.folded() if self._device.type == "cpu" else None
+        self._ranges = _plain_ranges(checkpoint.card)
         self._checkpoint, self.candidates = replace(checkpoint, model={}), 1  # where critics may be found
         self._selection: Selection | None = None
         large = self.family.kind == "map" or self.family.voxels > _BLOCK_NUMBERS // BLOCK
@@ -232,6 +234,12 @@ class Surrogate:
     def ceiling(self) -> float | None:
         """The largest value that it makes, to which it clips larger ones; none: it clips none."""
         return self._generator.ceiling
+
+    @property
+    def inference(self) -> dict[str, str | int]:
+        """Name and version of the code that makes samples here: bits depend on it."""
+        code = self._folded or OnArrays
+        return {"name": code.name, "version": code.version}
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -326,6 +334,8 @@ class Surrogate:
             ConditionError: Names condition, row, value, range and remedy.
         """
         columns, trained = conditions.array(self.conditions), self.card.conditions
+        if self._ranges is not None and np.all((columns >= self._ranges[0]) & (columns <= self._ranges[1])):
+            return
         for known in trained:  # what is not possible comes first: no law holds for it
             known.check(conditions[known.name], self.family.condition(known.name), extrapolate=True)
         ranges = [c.low for c in trained], [c.high for c in trained]
@@ -346,7 +356,6 @@ class Surrogate:
             trained = "; ".join(f"{c.name} {c}" for c in self.card.conditions)
             raise ConditionError("the surrogate makes nothing so far from what it was trained on", expected=trained)
 
-    @torch.inference_mode()
     def launch(self, conditions: Conditions, seed: int, start: int) -> Callable[[], NDArray[np.float32]]:
         """Start computing samples start to start + n, with the conditions of n samples.
 
@@ -360,6 +369,7 @@ class Surrogate:
         chosen = self._chosen(self._selection, latents, columns, seed, start)
         return lambda: chosen
 
+    @torch.inference_mode()
     def _chosen(
         self, selection: Selection, latents: NDArray[np.float32], columns: NDArray[np.float32], seed: int, start: int
     ) -> NDArray[np.float32]:
@@ -383,7 +393,6 @@ class Surrogate:
         coarse = self._generator.coarse
         return normals(_seed(seed), start, count, self._generator.latent_size - coarse, coarse)
 
-    @torch.inference_mode()
     def decode(self, latents: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Samples of given latent numbers (n, Z) at given conditions (n, C), as :meth:`sample` would make them.
 
@@ -399,6 +408,12 @@ class Surrogate:
         if self._folded:
             values = self._gated(self._folded(latent, columns))
             return lambda: values
+        return self._launched_module(latent, columns)
+
+    @torch.inference_mode()
+    def _launched_module(
+        self, latent: NDArray[np.float32], columns: NDArray[np.float32]
+    ) -> Callable[[], NDArray[np.float32]]:
         inputs = (torch.from_numpy(np.ascontiguousarray(array)) for array in (latent, columns))
         made = self._generator(*(tensor.to(self._device, non_blocking=True) for tensor in inputs))
         if self._device.type != "cuda":
@@ -414,20 +429,15 @@ class Surrogate:
 
         return collect
 
-    def forward_pass(self, *, fold: bool = True) -> tuple[Callable[..., NDArray[np.float32]], tuple[Any, ...]]:
-        """The network alone, on the CPU, and one block of inputs for it: for measuring.
-
-        Args:
-            fold: As it runs here; else as it was trained.
-        """
+    def forward_pass(self) -> tuple[Callable[..., NDArray[np.float32]], tuple[Any, ...]]:
+        """The network alone, as it runs on the CPU, and one block of inputs for it: for measuring."""
         rng = np.random.default_rng(0)
         latent = rng.standard_normal((self.block, self._generator.latent_size), np.float32)
         columns = np.zeros((self.block, len(self.card.conditions)), np.float32)
         for i, c in enumerate(self.card.conditions):
             numbers = c.numbers(self.family.condition(c.name))
             columns[:, i] = rng.choice(numbers, self.block) if c.labels else rng.uniform(c.low, c.high, self.block)
-        run = self._folded if fold and self._folded else OnArrays(self._generator)
-        return run, (latent, columns)
+        return self._folded or OnArrays(self._generator), (latent, columns)
 
     def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values with those below the family's threshold put to exactly zero, in place.
@@ -580,6 +590,15 @@ class Options(TypedDict, total=False):
     part: Part | None
     mantissa_bits: int | None
     extrapolate: bool
+
+
+def _plain_ranges(card: Card) -> NDArray[np.float64] | None:
+    """Both ends of the trained ranges, (2, C); none where some condition is a label, or an end is not possible."""
+    ends = [np.array([c.low, c.high]) for c in card.conditions]
+    known = [card.family.condition(c.name) for c in card.conditions]
+    if any(c.labels or not c.possible(pair).all() for c, pair in zip(known, ends, strict=True)):
+        return None
+    return np.array(ends).reshape(-1, 2).T
 
 
 def _seed_of(seed: int, candidate: int) -> int:

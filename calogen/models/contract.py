@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,22 @@ from .conditions import scale_conditions, scaled_size
 from .refinement import Refinement, Scene, Selection
 
 Array = NDArray[np.float32]
-Inference = Callable[[Array, Array], Array]
-"""From standard normals (B, Z) and conditions (B, C) in their units to samples (B, ...) in physical units."""
+
+
+class Inference(Protocol):
+    """A generator as it makes samples.
+
+    Attributes:
+        name: Of the code that makes them.
+        version: Of that code: one more whenever the bits of a sample change.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    def __call__(self, latent: Array, conditions: Array, /) -> Array:
+        """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
+        ...
 
 
 class Generator(nn.Module, ABC):
@@ -120,7 +135,7 @@ class Generator(nn.Module, ABC):
         """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
 
     def folded(self) -> Inference:
-        """The same function to rounding, as it runs on a CPU; networks that can fold something override it.
+        """The same function to rounding, as it runs on a CPU; networks that have a faster form override it.
 
         It is sent to worker processes, so it must be possible to pickle it.
         """
@@ -132,9 +147,14 @@ class OnArrays:
     """A function of tensors as one of numpy arrays, without gradients.
 
     Attributes:
+        name: Of this way to make samples, and
+        version: its version.
         function: Samples (B, ...) of latent numbers (B, Z) and conditions (B, C), on the CPU.
         rows: Samples made at a time, so that what is worked on stays in the cache; none: all at once.
     """
+
+    name: ClassVar[str] = "torch"
+    version: ClassVar[int] = 1
 
     function: Callable[[Tensor, Tensor], Tensor]
     rows: int | None = None

@@ -56,6 +56,15 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
     what = f"the output folder holds another production: its {different.replace('_', ' ')} differs"
     if isinstance(ours, dict) and isinstance(other, dict):
         ours, other = ({k: v for k, v in a.items() if b.get(k) != v} for a, b in ((ours, other), (other, ours)))
+    if different == "inference":
+        what = "the output folder was begun by another version of the code that makes samples: bits would differ"
+        raise ConfigError(
+            what,
+            where=path,
+            expected=_code(theirs.get("inference")),
+            found=_code(mine.get("inference")),
+            hint="choose another `out`, or finish it with the version of calogen and the kind of device that began it",
+        )
     if different == "production" and isinstance(other, dict):
         what = "the output folder was begun with other options"
         ours, other = (", ".join(_ARGUMENTS.get(k, k).format(v) for k, v in a.items()) for a in (ours or {}, other))
@@ -66,6 +75,13 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
         found=f"{str(ours)[:200]} (what is asked for)",
         hint="choose another `out`, or repeat the command that began this one",
     )
+
+
+def _code(inference: Any) -> str:
+    """Name and version of the code that made samples, as provenance has it."""
+    if not isinstance(inference, dict):
+        return "that of an earlier calogen"
+    return f"{inference.get('name')}, version {inference.get('version')}"
 
 
 _ARGUMENTS = {

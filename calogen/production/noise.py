@@ -40,11 +40,9 @@ def normals(seed: int, start: int, count: int, fine: int, coarse: int) -> NDArra
     Returns:
         (count, fine + coarse), the fine ones first.
     """
-    fine_words, coarse_words = -(-fine // 2), -(-coarse // 4)
-    raw = _words(seed, LATENTS, start, count, fine_words + coarse_words)
-    out = np.empty((count, fine + coarse), np.float32)
-    whole = raw[:, :fine_words].copy().view("<u4")[:, :fine]
-    out[:, :fine] = ndtri((whole.astype(np.float64) + 0.5) / 2.0**32)
-    halves = raw.view("<u2")[:, 4 * fine_words : 4 * fine_words + coarse]
-    out[:, fine:] = np.take(_NORMALS, halves, mode="clip")  # clip: every index fits, so do not check each
+    from .philox import fill_normals  # imports numba, which takes half a second
+
+    uniform, out = np.empty((count, fine)), np.empty((count, fine + coarse), np.float32)
+    fill_normals(np.uint64(seed), np.uint64(LATENTS), np.uint64(start), _NORMALS, uniform, out)
+    out[:, :fine] = ndtri(uniform)
     return out

@@ -179,7 +179,8 @@ class Request:
         """
         if n is None and all(isinstance(value, str) for value in conditions.values()):
             raise ConfigError("say how many samples to make", where="`n`")
-        specs, table = dict[str, Spec](), dict[str, NDArray[np.float32]]()
+        specs: dict[str, Spec] = {}
+        table: dict[str, NDArray[np.float32]] = {}
         for name, value in by_name(family, conditions).items():
             condition = family.condition(name)
             if isinstance(value, str) or not np.ndim(value):
@@ -281,7 +282,8 @@ class Request:
         ]
         rows = max(map(len, found), default=1)
         with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
-            return Conditions.of({n: np.resize(values, rows) for n, values in zip(names, found, strict=True)}, rows)
+            columns = {n: v if len(v) == rows else np.resize(v, rows) for n, v in zip(names, found, strict=True)}
+            return Conditions.of(columns, rows)
 
     def conditions(self, names: Sequence[str], seed: int, start: int, count: int) -> Conditions:
         """The named conditions of samples start to start + count; beyond the end the last row repeats."""

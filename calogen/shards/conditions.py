@@ -85,6 +85,8 @@ class Conditions(Mapping[str, NDArray[np.float32]]):
         Raises:
             ShardError: If one of them is not here.
         """
+        if tuple(names) == self._names:
+            return self
         missing = next((name for name in names if name not in self._names), None)
         if missing is not None:
             raise ShardError(

@@ -127,6 +127,21 @@ def test_help_is_light() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_only_making_samples_imports_numba() -> None:
+    code = (
+        "import sys, calogen, calogen.cli.commands, calogen.sampling, calogen.training.loop\n"
+        "from click.testing import CliRunner\n"
+        "for words in (['--help'], ['info', 'calogan-gamma']):\n"
+        "    result = CliRunner().invoke(calogen.cli.commands.cli, words)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "print('numba' in sys.modules)\n"
+        "calogen.Surrogate.load('calogan-gamma').latents(1)\n"
+        "print('numba' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "True"]
+
+
 def test_a_configuration_needs_no_hdf5() -> None:
     code = "import sys, calogen.config; print('h5py' in sys.modules, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,8 @@
-"""The folded generator is the module that was trained, to rounding; values may be rounded on purpose."""
+"""The compiled generator is the module that was trained, to rounding; values may be rounded on purpose."""
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,8 @@ from calogen.config import Config, GeneratorConfig
 from calogen.errors import ConfigError
 from calogen.families import FAMILIES, Family
 from calogen.models.registry import build_generator
-from calogen.models.showers.fast import FoldedShowers
 from calogen.models.showers.generator import ShowerGenerator
+from calogen.models.showers.inference import CompiledShowers
 from calogen.production.noise import normals
 from calogen.production.requests import Request
 from calogen.runs.checkpoint import Card, Checkpoint, ConditionRange
@@ -42,7 +43,11 @@ CASES = {
     "calogan": (FAMILIES["calogan"], ("incident_energy",)),
     "1-photons": (FAMILIES["1-photons"], ("incident_energy",)),
     "shower frame": (FRAMED, AXIS),
+    "as fitted": (SMALL, ("incident_energy", "angle")),
+    "no noise is shared": (SMALL, ("incident_energy",)),
 }
+AS_FITTED = "as fitted"  # networks that end in zero, which are left out, and no refinement
+UNSHARED = "no noise is shared"
 
 
 def showers_of(family: Family, count: int, seed: int) -> Samples:
@@ -54,12 +59,15 @@ def showers_of(family: Family, count: int, seed: int) -> Samples:
     return replace(samples, family=FRAMED, values=np.where(values < FRAMED.threshold, 0, values))
 
 
-def trained_like(family: Family, names: tuple[str, ...], seed: int = 1) -> ShowerGenerator:
+def trained_like(case: str, seed: int = 1) -> ShowerGenerator:
     """A fitted generator whose networks and statistics are somewhere training could have brought them."""
+    family, names = CASES[case]
     torch.manual_seed(seed)
     generator = build_generator(family, names, GeneratorConfig(latent=4, hidden=(8, 8)))
     assert isinstance(generator, ShowerGenerator)
     generator.fit(showers_of(family, 300, 0), 1)
+    if case == AS_FITTED:
+        return generator.eval()
     with torch.no_grad():
         for network in (generator.energies, generator.shapes):
             network[-1].weight.normal_(0, 0.05)
@@ -67,29 +75,30 @@ def trained_like(family: Family, names: tuple[str, ...], seed: int = 1) -> Showe
         generator.standardise.running_mean.normal_(0, 0.1)
         generator.standardise.running_var.uniform_(0.8, 1.3)
         generator.transform.voxels.line.uniform_(0.0, 0.1)
-        generator.noise.shares.uniform_(-0.2, 0.4)
-        generator.noise.apart.uniform_(0.0, 1.0)
+        if case != UNSHARED:
+            generator.noise.shares.uniform_(-0.2, 0.4)
+            generator.noise.apart.uniform_(0.0, 1.0)
         refinement = generator.refinement
         refinement.add(0.03 * torch.randn_like(refinement.coefficients) * refinement.used)
     return generator.eval()
 
 
 @pytest.fixture(scope="module")
-def pair() -> Callable[[str], tuple[ShowerGenerator, FoldedShowers]]:
-    """Generators and their folded forms, by case; made once."""
-    made: dict[str, tuple[ShowerGenerator, FoldedShowers]] = {}
+def pair() -> Callable[[str], tuple[ShowerGenerator, CompiledShowers]]:
+    """Generators and their compiled forms, by case; made once."""
+    made: dict[str, tuple[ShowerGenerator, CompiledShowers]] = {}
 
-    def get(case: str) -> tuple[ShowerGenerator, FoldedShowers]:
+    def get(case: str) -> tuple[ShowerGenerator, CompiledShowers]:
         if case not in made:
-            generator = trained_like(*CASES[case])
+            generator = trained_like(case)
             made[case] = generator, generator.folded()
         return made[case]
 
     return get
 
 
-def both(pair: tuple[ShowerGenerator, FoldedShowers], latent: np.ndarray, conditions: np.ndarray) -> list[np.ndarray]:
-    """Showers of the module in double and in single precision, and of its folded form."""
+def both(pair: tuple[ShowerGenerator, CompiledShowers], latent: np.ndarray, conditions: np.ndarray) -> list[np.ndarray]:
+    """Showers of the module in double and in single precision, and of its compiled form."""
     generator, quick = pair
     tensors = torch.from_numpy(latent), torch.from_numpy(conditions)
     with torch.inference_mode():
@@ -101,7 +110,7 @@ def both(pair: tuple[ShowerGenerator, FoldedShowers], latent: np.ndarray, condit
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_folded_generator_is_the_module_to_rounding_but_for_gates(case: str, pair: Callable[..., object]) -> None:
+def test_the_compiled_generator_is_the_module_to_rounding_but_for_gates(case: str, pair: Callable[..., object]) -> None:
     found = pair(case)
     generator = found[0]
     names = generator.transform.conditions
@@ -189,18 +198,33 @@ def test_extreme_latents_and_conditions_give_numbers_without_a_warning(case: str
             assert (showers >= 0).all()
 
 
-def test_a_shower_does_not_depend_on_the_others_of_its_block(pair: Callable[..., object]) -> None:
-    generator, quick = pair("calogan")
-    latent = normals(1, 0, 700, generator.latent_size - generator.coarse, generator.coarse)
-    conditions = np.geomspace(1e3, 1e5, 700).astype(np.float32)[:, None]
+@pytest.mark.parametrize("case", ["calogan", "shower frame", AS_FITTED])
+def test_a_shower_has_the_same_bits_at_every_place_of_every_batch(case: str, pair: Callable[..., object]) -> None:
+    generator, quick = pair(case)
+    latent = normals(1, 0, 1024, generator.latent_size - generator.coarse, generator.coarse)
+    conditions = showers_of(generator.family, 1024, 4).conditions.array(generator.conditions)
     before = latent.copy(), conditions.copy()
     whole = quick(latent, conditions)
     np.testing.assert_array_equal(latent, before[0])
     np.testing.assert_array_equal(conditions, before[1])
     np.testing.assert_array_equal(quick(latent, conditions), whole)
-    other = latent.copy()
-    other[1::2] = latent[::-2]
-    np.testing.assert_array_equal(quick(other, conditions)[::2], whole[::2])
+    for size in (1, 2, 7, 33):
+        for start in (0, 31, 1024 - size):
+            rows = slice(start, start + size)
+            np.testing.assert_array_equal(quick(latent[rows], conditions[rows]), whole[rows])
+    other = latent.copy(), conditions.copy()
+    for array, values in zip(other, before, strict=True):
+        array[1::2] = values[::-2]  # which must not change the others
+    np.testing.assert_array_equal(quick(*other)[::2], whole[::2])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(quick))(latent[:9], conditions[:9]), whole[:9])
+
+
+def test_columns_of_a_larger_table_are_conditions_too(pair: Callable[..., object]) -> None:
+    generator, quick = pair("calogan")
+    latent = normals(1, 0, 50, generator.latent_size - generator.coarse, generator.coarse)
+    table = np.geomspace(1e3, 1e5, 100).reshape(50, 2)
+    expected = quick(latent, np.ascontiguousarray(table[:, 1:], np.float32))
+    np.testing.assert_array_equal(quick(np.asfortranarray(latent), table[:, 1:]), expected)
 
 
 # ------------------------------------------------------------------------------- the way of a GPU, with the CPU as one
@@ -223,7 +247,7 @@ def map_surrogate() -> Surrogate:
     return Surrogate(Checkpoint(card, dict(generator.state_dict()), Path()))
 
 
-def test_the_module_makes_the_same_showers_as_its_folded_form(trained: Trained, tmp_path: Path) -> None:
+def test_the_module_makes_the_same_showers_as_its_compiled_form(trained: Trained, tmp_path: Path) -> None:
     request = {"incident_energy": "log-uniform:1:100GeV"}
     quick = Surrogate.load(trained.folder).generate(tmp_path / "folded", request, 2500, seed=2, workers=1)
     plain = unfolded(Surrogate.load(trained.folder)).generate(tmp_path / "plain", request, 2500, seed=2, workers=1)
@@ -233,6 +257,21 @@ def test_the_module_makes_the_same_showers_as_its_folded_form(trained: Trained, 
     assert same.mean() > 0.9
     scale = one.values.sum(1, keepdims=True)
     assert (np.abs(one.values - two.values)[same] <= 1e-4 * scale[same]).all()
+
+
+def test_the_device_path_agrees_with_the_kernel() -> None:
+    # A GPU if there is one; else torch on this CPU, which is the same module, launched the same way.
+    quick = Surrogate.load("calogan-gamma")
+    device = Surrogate.load("calogan-gamma", "auto")
+    device = device if device._device.type == "cuda" else unfolded(device)
+    assert quick.inference != device.inference
+    energies = {"energy": np.geomspace(1e3, 1e5, 3000).astype(np.float32)}
+    one, two = (surrogate.sample(energies, seed=8) for surrogate in (quick, device))
+    flips = (one > 0) != (two > 0)
+    assert flips.mean() < 1e-5
+    same = ~flips.any(1)
+    difference = np.abs(one - two)[same]
+    assert (difference <= 3e-4 * np.maximum(two[same], 1.0)).all()  # MeV
 
 
 @pytest.mark.parametrize("how", [unfolded, lambda surrogate: surrogate], ids=["module", "as it runs here"])

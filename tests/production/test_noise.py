@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 from scipy.stats import kstest
 
 from calogen.production.noise import CONDITIONS, LATENTS, normals, uniforms
@@ -28,6 +29,21 @@ def test_no_number_is_used_twice_and_seeds_and_streams_differ() -> None:
     for other in (uniforms(2, LATENTS, 0, 2000, 7), uniforms(1, CONDITIONS, 0, 2000, 7)):
         assert not np.isin(other, many).any()
         assert abs(np.corrcoef(other.ravel(), many.ravel())[0, 1]) < 4 / np.sqrt(many.size)
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(4, 696), (67, 504), (3, 0), (0, 5), (1, 1), (7, 9), (8, 8), (2, 2)])
+@pytest.mark.parametrize(("seed", "start"), [(0, 0), (3, 1000), (2**63 - 1, 10**12)])
+def test_compiled_noise_is_numpys_philox_bit_for_bit(fine: int, coarse: int, seed: int, start: int) -> None:
+    fine_words, coarse_words = -(-fine // 2), -(-coarse // 4)
+    counters = -(-(fine_words + coarse_words) // 4)
+    raw = np.random.Philox(key=[seed, LATENTS], counter=[start * counters, 0, 0, 0]).random_raw(11 * counters * 4)
+    words = raw.astype("<u8").reshape(11, -1)
+    whole = words[:, :fine_words].copy().view("<u4")[:, :fine]
+    halves = words[:, fine_words : fine_words + coarse_words].copy().view("<u2")[:, :coarse]
+    expected = [ndtri((part + 0.5) / 2.0**bits) for part, bits in ((whole, 32), (halves.astype(np.int64), 16))]
+    found = normals(seed, start, 11, fine, coarse)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.concatenate(expected, 1).astype(np.float32))
 
 
 @pytest.mark.parametrize(("fine", "coarse"), [(40, 0), (0, 40)])

@@ -102,6 +102,7 @@ class ShowerFrame(nn.Module):
     Attributes:
         window: What a shower in the frame is: the family with windows as layers. Mirrors are symmetries here, with
             the cells of mirrored showers.
+        axis: Columns and factors, to mm or rad, of the conditions that say where the axis is: "x", "y", "theta", "phi".
         periods: Impacts that differ by whole multiples (x, y) of these, in mm, differ by whole cells in every layer.
     """
 
@@ -133,7 +134,7 @@ class ShowerFrame(nn.Module):
         )
         self.periods = tuple(_common_multiple([layer.pitch[axis] for layer in layers]) for axis in (0, 1))
         placing = [(i, c) for i, c in enumerate(map(family.condition, conditions)) if c.of_axis]
-        self._axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
+        self.axis = {c.of_axis[0]: (i, c.of_axis[1]) for i, c in placing if c.of_axis}
         self.register_buffer("_extent", torch.tensor([layer.z for layer in layers]), persistent=False)
         self.register_buffer("_pitch", torch.tensor([layer.pitch for layer in layers]), persistent=False)
         self.register_buffer("_counts", torch.tensor([layer.shape for layer in layers]), persistent=False)
@@ -173,7 +174,7 @@ class ShowerFrame(nn.Module):
 
     def _number(self, conditions: Tensor, which: str) -> Tensor:
         """A number of the axes, (B,), in mm or rad; 0 where it is no condition."""
-        column, factor = self._axis.get(which, (0, 0.0))
+        column, factor = self.axis.get(which, (0, 0.0))
         return conditions[:, column] * factor
 
     def _depth_features(self, conditions: Tensor, energies: Tensor | None) -> Tensor:
@@ -330,15 +331,15 @@ class ShowerFrame(nn.Module):
             ConditionError: If, with impact or angles outside the trained ranges, a particle does not enter the detector
                 at its face, or its axis leaves it at the side.
         """
-        columns = [column for column, _ in self._axis.values()]
+        columns = [column for column, _ in self.axis.values()]
         ends = np.array([low, high], np.float64)
         ends += [[-_MARGIN], [_MARGIN]] * np.abs(ends).max(0)
         beyond = (conditions < ends[0]) | (conditions > ends[1])
         self._refuse_what_misses(conditions, beyond[:, columns].any(1))
         moved = conditions.copy()
         for which, period in zip("xy", self.periods, strict=True):
-            if which in self._axis:
-                i = self._axis[which][0]
+            if which in self.axis:
+                i = self.axis[which][0]
                 there = conditions[:, i] - period * np.ceil((conditions[:, i] - ends[1, i]) / period)
                 moved[:, i] = np.where(beyond[:, i] & (there >= ends[0, i]), there, conditions[:, i])
         return moved
@@ -372,9 +373,7 @@ class ShowerFrame(nn.Module):
         ):
             found = np.flatnonzero(wrong.numpy() & rows)
             if len(found):
-                values = ", ".join(
-                    f"{self.conditions[i]} = {conditions[found[0], i]:g}" for i, _ in self._axis.values()
-                )
+                values = ", ".join(f"{self.conditions[i]} = {conditions[found[0], i]:g}" for i, _ in self.axis.values())
                 raise ConditionError(what, where=f"sample {found[0]}", expected=expected, found=values, hint=hint)
 
     # --- fit ------------------------------------------------------------------------------------------------------
@@ -402,7 +401,7 @@ class ShowerFrame(nn.Module):
 
         features, tangents = self._depth_features(conditions, energies), self._tangents(conditions)
         self.steepest.copy_(tangents.abs().amax(0).clamp(min=1e-6))
-        if "theta" in self._axis:
+        if "theta" in self.axis:
             away = self._centroids(showers, energies) - self._impact(conditions)[:, None]
             for i in range(len(self.depths)):
                 self._fit_depth(i, features, tangents, away[:, i], energies[:, i])

@@ -18,7 +18,6 @@ from ..layers import SLOPE, mlp
 from .counts import foremost, natural
 from .energy_scene import EnergyScene
 from .factors import LEAST_NOISE, fit_factors
-from .fast import FoldedShowers
 from .neighbours import APART, Pairs, SharedNoise
 from .patterns import ShapeRefinement
 from .scene import ShowerScene, ShowerSelection
@@ -154,8 +153,10 @@ class ShowerGenerator(Generator):
         return (common + own * (1 - power).clamp(min=LEAST_NOISE).sqrt()) / total, apart
 
     def folded(self) -> Inference:
-        """In numpy, with all that training needs folded into the weights."""
-        return FoldedShowers(self.transform, self.splits, self.state_dict(), self.standardise.eps, self.refinement)
+        """Compiled, with all that training needs folded into the numbers."""
+        from .inference import CompiledShowers  # imports numba, which takes half a second
+
+        return CompiledShowers(self.transform, self.splits, self.state_dict(), self.standardise.eps, self.refinement)
 
     @torch.no_grad()
     def fit(self, samples: Samples, seed: int) -> None:
