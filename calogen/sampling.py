@@ -334,11 +334,12 @@ class Surrogate:
             ConditionError: Names condition, row, value, range and remedy.
         """
         columns, trained = conditions.array(self.conditions), self.card.conditions
-        if self._ranges is not None and np.all((columns >= self._ranges[0]) & (columns <= self._ranges[1])):
-            return
+        ranges = [c.low for c in trained], [c.high for c in trained]
+        inside = self._ranges is not None and np.all((columns >= self._ranges[0]) & (columns <= self._ranges[1]))
+        if inside and self._generator.equivalent(columns, *ranges) is columns:
+            return  # the usual case, for the sake of single samples
         for known in trained:  # what is not possible comes first: no law holds for it
             known.check(conditions[known.name], self.family.condition(known.name), extrapolate=True)
-        ranges = [c.low for c in trained], [c.high for c in trained]
         for known, moved in zip(trained, self._generator.equivalent(columns, *ranges).T, strict=True):
             known.check(moved, self.family.condition(known.name), extrapolate=extrapolate)
         if extrapolate and columns.size:

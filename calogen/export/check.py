@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ KEPT, TRIAL = 100, "check.npz"
 _LARGE = 1.0  # in the unit of the samples: relative differences are of values above it
 _CLOSE = 3e-4  # relative difference that rounding may make
 _RARELY = 1e-4  # share of the large values, and of values that are on in one and off in the other, where it may be more
+_ROUNDED = 1 - 1e-6  # a value at the threshold may be rounded to below it
 _ROWS, _NUMBERS = 256, 1 << 20  # samples, and numbers, in one call
 
 
@@ -102,18 +104,36 @@ def kept(arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
     return stream.getvalue()
 
 
-def require_equal(found: dict[str, Any]) -> dict[str, Any]:
-    """The same, if it is what rounding can do.
+@torch.inference_mode()
+def rounding(generator: Generator, latents: Array, columns: Array) -> dict[str, Any]:
+    """:func:`difference` of a module of showers from itself in double precision: what rounding alone does."""
+    exact = copy.deepcopy(generator).double()
+
+    def doubled(*given: Array) -> Array:
+        made: Array = exact(*(torch.from_numpy(array).double() for array in given)).numpy()
+        made[made < generator.family.threshold * _ROUNDED] = 0
+        return made.astype(np.float32)
+
+    single = in_blocks(lambda *given: reference(generator, *given), latents, columns)
+    return difference(single, in_blocks(doubled, latents, columns), generator.family)
+
+
+def require_equal(found: dict[str, Any], generator: Generator, made: Trial) -> dict[str, Any]:
+    """The same difference, if it is what rounding can do.
 
     Raises:
         CalogenError: If it is more.
     """
     more, turned = found["share_beyond_3e-4"], found["on_in_one_only"]
+    if generator.family.layers and (more > _RARELY or turned > _RARELY):
+        own = rounding(generator, made.latents, made.columns)  # some networks make it count for more
+        more -= 3 * own["share_beyond_3e-4"]
+        turned -= 3 * own["on_in_one_only"]
     if not (more <= _RARELY and turned <= _RARELY):
         raise CalogenError(
             "the export does not make the samples that Python makes, so nothing is written",
             expected=f"values above {_LARGE:g} {found['unit']} to {_CLOSE:g}, but for rounding",
-            found=f"{more:.2g} of them differ more, and {turned:.2g} of all are on in one only",
+            found=f"{found['share_beyond_3e-4']:.2g} differ more; {found['on_in_one_only']:.2g} are on in one only",
             hint="please report it, with the model",
         )
     return found

@@ -57,7 +57,7 @@ def write_onnx(generator: Generator, card: Card, out: Path, *, opset: int | None
         "opset": engine.opset,
         "inputs": inputs(generator, card, "batch"),
         "outputs": [{**output, "type": "float32"}],
-        "check": {"with": engine.name, "seed": 0, **require_equal(found)},
+        "check": {"with": engine.name, "seed": 0, **require_equal(found, generator, made)},
     }
 
 

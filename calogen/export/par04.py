@@ -127,7 +127,7 @@ def write_par04(generator: Generator, card: Card, out: Path, *, opset: int | Non
         ],
         "mesh": {"r": rings, "alpha": sectors, "z": layers, "size_r_mm": mesh.r, "size_z_mm": mesh.z},
         "check": {"with": engine.name, "optimisation": "disabled", "seed": 0}
-        | require_equal(difference(found, made.samples, card.family)),
+        | require_equal(difference(found, made.samples, card.family), generator, made),
     }
 
 

@@ -128,7 +128,7 @@ def test_no_samples_are_an_empty_array(surrogate: Surrogate, conditions: dict[st
         ({ENERGY: [5e3, 6e3]}, 3, "agrees with n"),
         ({ENERGY: [[5e3, 6e3]]}, None, "agrees with n"),
         ({ENERGY: 5e3}, -1, "cannot be negative"),
-        ({ENERGY: "50GeV"}, 3, "is not a number"),
+        ({ENERGY: "GeV50"}, 3, "is not a specification"),
         ({ENERGY: [5e3, np.nan]}, None, "sample 1"),
         ({ENERGY: [5e3, np.inf]}, None, "sample 1"),
         ({ENERGY: 50.0}, 3, "expected 1000 to 100000 MeV"),
