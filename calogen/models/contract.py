@@ -158,7 +158,7 @@ class LikelihoodGenerator(Generator):
         Args:
             samples: Reference samples (B, ...), in physical units.
             conditions: (B, C), in their units.
-            stream: Source of everything random, on the device of the samples; so a resumed run repeats itself.
+            stream: Source of all random numbers, on the device of the samples; so a resumed run repeats itself.
 
         Returns:
             Scalar with gradients to the parameters.
