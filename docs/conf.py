@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import calogen  # noqa: E402
 
 project = "calogen"
-author = "The calogen authors"
+author = project_copyright = "the calogen authors"
 version = release = calogen.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "made"]
 exclude_patterns = ["_build"]

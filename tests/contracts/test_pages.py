@@ -266,7 +266,7 @@ def options(command: click.Command) -> Iterator[str]:
 @pytest.mark.parametrize("page", pages())
 def test_options_that_pages_name_exist(page: str) -> None:
     known = {"--help", "--version", *options(cli), *OTHERS}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text_of(page))) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text_of(page))) <= known
 
 
 def test_what_is_to_be_made_can_be_made() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
-from calogen.analysis.metrics import classifiers, measure  # noqa: F401 - declare quantities
+from calogen.analysis import comparison  # noqa: F401 - declares quantities, as do the classifiers
+from calogen.analysis.metrics import classifiers  # noqa: F401
 from calogen.analysis.metrics.registry import declared
 from support import ROOT
 
