@@ -5,7 +5,9 @@ A line ``% made: NAME`` of a page is replaced by what :data:`PARTS` makes under 
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -55,6 +57,28 @@ def configuration() -> Iterator[str]:
         yield ""
 
 
+def networks() -> Iterator[str]:
+    """Networks and objectives by name."""
+    from calogen.models.registry import DEFAULTS, NETWORKS
+    from calogen.training.objectives import OBJECTIVES
+
+    yield "| `generator.network` | of | what |\n| --- | --- | --- |"
+    for kind, known in NETWORKS.items():
+        for name, network in known.items():
+            default = ", the default" if DEFAULTS[kind] == name else ""
+            noun = {"calorimeter": "showers", "map": "maps"}[kind]
+            yield f"| `{name}` | {noun}{default} | {_cell(_first_line(network.generator_class))} |"
+    yield "\n| `training.objective` | penalty | source |\n| --- | --- | --- |"
+    for name, objective in OBJECTIVES.items():
+        if objective is None:
+            yield f"| `{name}` | | of networks with a loss of their own, and no critic |"
+        else:
+            penalty = _first_line(objective.penalty).partition(";")[0].rstrip(".") if objective.penalty else ""
+            weight = f"; weight {objective.weight:g}" if penalty else ""
+            yield f"| `{name}` | {penalty}{weight} | {objective.source} |"
+    yield ""
+
+
 def families() -> Iterator[str]:
     """The families that come with calogen, and the keys that describe another."""
     from calogen.families import FAMILIES
@@ -66,18 +90,22 @@ def families() -> Iterator[str]:
     yield ""
 
 
-def family_keys() -> Iterator[str]:
-    """The keys of a table [family], of its layers and of its conditions."""
+def tables() -> Iterator[str]:
+    """The keys of the tables [family] and [detector], and of what is in them."""
     from calogen.families import CartesianLayer, Condition, CylindricalLayer, Family
+    from calogen.simulators.geant4 import Detector, Material, Module, Plate
 
     titles = {
         Family: "`[family]`", CartesianLayer: 'a layer, `geometry = "cartesian"`',
         CylindricalLayer: 'a layer, `geometry = "cylindrical"`', Condition: "a condition",
+        Detector: "`[detector]`", Module: "a module of plates", Plate: "a plate", Material: "a material",
     }  # fmt: skip
     for model, title in titles.items():
         yield f"### {title[0].upper()}{title[1:]}\n\n| key | default | what it says |\n| --- | --- | --- |"
         meanings = attributes(model)
         for key, field in model.model_fields.items():
+            if key == "family":  # the table beside it
+                continue
             default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
             yield f"| `{key}` | {default} | {_cell(meanings.get(key, ''))} |"
         yield ""
@@ -85,6 +113,8 @@ def family_keys() -> Iterator[str]:
 
 def quantities() -> Iterator[str]:
     """The glossary of metrics, from their declarations."""
+    for module in ("comparison", "metrics.classifiers"):  # they declare all quantities, or import who does
+        importlib.import_module(f"calogen.analysis.{module}")
     from calogen.analysis.metrics.registry import declared
 
     yield "| key | what | meaning |\n| --- | --- | --- |"
@@ -137,7 +167,7 @@ def surrogates() -> Iterator[str]:
 
 
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
-    "commands": commands, "configuration": configuration, "families": families, "family-keys": family_keys,
+    "commands": commands, "configuration": configuration, "networks": networks, "families": families, "tables": tables,
     "quantities": quantities, "observables": observables, "exit-codes": exit_codes, "surrogates": surrogates,
 }  # fmt: skip
 
@@ -162,7 +192,7 @@ def _default(value: Any) -> str:
         return "none"
     if isinstance(value, BaseModel):
         return ""
-    return f"`{list(value) if isinstance(value, tuple) else value}`"
+    return f"`{json.dumps(value)}`"  # as TOML has it
 
 
 def _cell(text: str) -> str:
