@@ -114,6 +114,7 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         'eval "$(_CALOGEN_COMPLETE': Run(),
     },
     "docs/training-well.md": {
+        "simulation shards": Read("a picture, no program"),
         "calogen train --data ": Run(smaller=PHOTONS, slow=True),
         "calogen train configs/classics/vae.toml": Run(
             smaller={"--data data/calogan-gamma": "--data data/calogan-eplus --steps 2"}, slow=True
