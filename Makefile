@@ -2,17 +2,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 DEMO := runs/demo
 DEMO_NBODY := runs/demo-nbody
 CLASSICS := runs/classics
 CLASSIC_NAMES := $(sort $(basename $(notdir $(wildcard configs/classics/*.toml))))
 CLASSIC_SECONDS := 600
 
-.PHONY: demo demo-nbody classics test test-all lint clean
+.PHONY: demo demo-nbody classics test test-all docs lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,export,flow,geant4,nbody]"
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
 
 # Train on real Geant4 photons, generate showers at the energies of the held-out ones, compare. About seven minutes.
@@ -58,6 +63,11 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow"
 
+# The site, in docs/_build/html. Warnings are errors, and all cells of all pages run.
+docs: $(DOCS_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W --keep-going -q -j 2 -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html in a browser"
+
 # Type checks run on an installed copy: static tools do not follow the mapping of analysis/ into the package.
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -68,4 +78,4 @@ lint: $(STAMP)
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p calogen
 
 clean:
-	rm -rf build runs $(VENV) *.egg-info
+	rm -rf build runs docs/_build $(VENV) *.egg-info

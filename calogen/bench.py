@@ -422,7 +422,7 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         data: Showers, at most ``samples`` of which are used; empty: made by the surrogate ``calogan-gamma``.
         samples: Showers.
         rounds: Rounds of each, in turn; the fastest of each is quoted.
-        threads: Threads of ours, as in a comparison; plain numpy has one.
+        threads: Threads of calogen, as in a comparison; plain numpy has one.
 
     Returns:
         Microseconds per shower of both, the ratio with its range over rounds, how many observables there are and how

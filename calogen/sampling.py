@@ -130,7 +130,7 @@ class Surrogate:
 
     Example:
         >>> surrogate = Surrogate.load("calogan-gamma")
-        >>> showers = surrogate.sample({"energy": [10e3, 50e3]}, seed=0)  # (2, 504), MeV
+        >>> showers = surrogate.sample({"incident_energy": [10e3, 50e3]}, seed=0)  # (2, 504), MeV
 
     Args:
         checkpoint: What was trained.

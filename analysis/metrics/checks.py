@@ -262,7 +262,7 @@ def _binomial_error(members: NDArray[np.bool_]) -> float:
 
 
 def statements(found: Mapping[Key, Metric]) -> list[str]:
-    """What these checks say in words where they say something bad."""
+    """What these checks say, where they say something bad."""
     said = []
     p = found.get(Key(MEMORISATION_P))
     if p is not None and p.value is not None and p.value < 0.001:

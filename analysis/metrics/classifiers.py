@@ -442,8 +442,8 @@ def _notes(
     if views.fixed_scale is not None:
         notes.append("Classifiers: one side has no incident energies, so none is used.")
     notes += [
-        f"Classifiers: reference samples with {change.title} were not told from others by any classifier, so the "
-        "sample is too small to tell: an AUC near 0.5 proves little."
+        f"Classifiers: none of them recognised reference samples with {change.title}, so the sample is too small: "
+        "an AUC near 0.5 proves little."
         for change in unseen
     ]
     return tuple(notes)

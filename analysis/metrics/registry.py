@@ -53,6 +53,11 @@ class Quantity:
             raise ValueError(f"the quantity '{self.name}' is declared twice")
 
 
+def declared() -> tuple[Quantity, ...]:
+    """All quantities of the modules imported so far, in the order in which they were declared."""
+    return tuple(_DECLARED.values())
+
+
 class Key(str):
     """Which metric: ``quantity/observable[bin]``, ``quantity_SIZE``.
 

@@ -178,7 +178,7 @@ class LikelihoodGenerator(Generator):
         Args:
             samples: Reference samples (B, ...), in physical units.
             conditions: (B, C), in their units.
-            stream: Source of everything random, on the device of the samples; so a resumed run repeats itself. What is
+            stream: Source of all random numbers, on the device of the samples; so a resumed run repeats itself. What is
                 random in a row comes from :func:`.streams.drawn`.
 
         Returns:

@@ -58,7 +58,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "flow": Network("classics.flow.FlowGenerator"),
     },
     "map": {
-        "zeldovich": Network(  # its fitted start is what it is best at: see the CHANGELOG
+        "zeldovich": Network(  # its fitted start is what it is best at: see docs/what-did-not-work.md
             "maps.zeldovich.ZeldovichGenerator", "maps.patches.PatchCritic", {"steps": 0, "batch_size": 16}
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),

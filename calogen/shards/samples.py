@@ -22,7 +22,7 @@ class Samples:
 
     Attributes:
         family: What the samples are.
-        values: Voxel energies or pixels in the family's unit, (N, *family.sample_shape).
+        values: Voxel energies or pixels in the family's unit, ``(N, *family.sample_shape)``.
         conditions: Physics parameters in the family's units (MeV for energies); made of any mapping of columns (N,).
         extras: Optional arrays by name: ``realisation_id`` (N,), ``weights`` (N,).
         kind: ``reference`` or ``generated``.

@@ -25,7 +25,7 @@ class Engine(BaseModel, ABC):
     Small and picklable; sample i is a function of (options, seed, i), whoever makes it and in what company.
 
     Attributes:
-        seed: Seed of everything random, 0 to 2^63 - 1.
+        seed: Random seed, 0 to 2^63 - 1.
         conditions: By name what they shall be (``uniform:1:100GeV``, or a number), over the engine's defaults.
         isolated: The engine may bring its process down, so that it needs one of its own.
         blocks_a_piece: Blocks made between two looks at the clock.

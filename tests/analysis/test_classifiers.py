@@ -100,7 +100,7 @@ def test_a_light_comparison_of_equal_toys_finds_nothing_and_repeats():
     assert found.metrics["auc/worst"].value == max(found.metrics[f"auc/{v}"].value for v in found.folds)
     assert all(len(folds) == FOLDS for folds in found.folds.values())
     assert found.metrics["auc/voxels"].value == pytest.approx(np.mean(found.folds["voxels"]))
-    assert any("too small to tell" in note for note in found.notes)  # 0.1 % cannot be seen in 110 such showers
+    assert any("too small: an AUC" in note for note in found.notes)  # 0.1 % cannot be seen in 110 such showers
     assert steps[-1][1] == steps[-1][2] == len(steps)
     assert classify(reference, generated, seed=4) == found
 

@@ -118,7 +118,8 @@ def test_the_version_is_that_of_the_package() -> None:
 def shown_commands() -> list[str]:
     """Every ``calogen ...`` line of the code blocks of our pages, of help texts and of the Makefile."""
     texts = [found.help or "" for _, found in all_commands()]
-    for path in [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CHANGELOG.md"]:
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
+    for path in [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CHANGELOG.md", *sorted(pages)]:
         texts += re.findall(r"^```[^\n]*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     texts.append((ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(DEMO)", "runs/demo"))
     lines = re.sub(r"\s*\\\n\s*", " ", "\n".join(texts)).splitlines()
