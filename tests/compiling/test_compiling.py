@@ -79,7 +79,7 @@ def test_without_a_folder_it_compiles_in_memory_and_says_why(tmp_path: Path) -> 
 def test_read_only_folders_and_those_of_others_are_not_used(
     name: str, value: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling._config, "CACHE_DIR", str(tmp_path))
     assert compiling._cache_folder() == (tmp_path, "")
     monkeypatch.setattr(compiling.os, name, lambda *_: value)
     folder, found = compiling._cache_folder()
