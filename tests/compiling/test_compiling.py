@@ -44,7 +44,7 @@ def test_machine_code_is_kept_for_the_next_process_and_only_compiling_is_said(tm
     assert second.stderr == ""
     assert (cache / "calogen").stat().st_mode & 0o777 == 0o700
     # A change of a file beside it, whose functions or numbers it may use, is another state of the code.
-    (tmp_path / "numbers.py").write_text("THREE = 3\n")
+    (tmp_path / "small_constants.py").write_text("THREE = 3\n")
     assert "compiling" in run(tmp_path, XDG_CACHE_HOME=cache).stderr
 
 
