@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import event
+from numba.extending import intrinsic
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,11 +23,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # so that a sample has the same bits whatever is computed beside it.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 _FOLDER = "calogen"
+_njit: Any = numba.njit  # whose types do not know all of these
+_config: Any = numba.config
 
 
 def compiled(function: _Function) -> _Function:
     """Compile a function for use in others that are compiled, not in Python; no bounds are checked."""
-    return cast(_Function, numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function))
+    return cast(_Function, _njit(no_cpython_wrapper=True, **_OPTIONS)(function))
+
+
+def operation(build: Callable[..., Any]) -> Any:
+    """An operation in the compiler's own language, for use in functions that are compiled."""
+    return cast(Any, intrinsic)(build)
 
 
 def kernel(function: _Function) -> _Function:
@@ -38,7 +46,7 @@ def kernel(function: _Function) -> _Function:
     """
     folder, why = _cache_folder()
     found = _kept(function, folder) if folder else None
-    dispatcher = found or numba.njit(nogil=True, **_OPTIONS)(function)
+    dispatcher = found or _njit(nogil=True, **_OPTIONS)(function)
     if found:
         _announcer.known[dispatcher] = f"the result is kept in {folder}"
     else:
@@ -53,19 +61,19 @@ def _kept(function: Callable[..., Any], folder: Path) -> Any:
     for path in sorted([Path(__file__), *Path(function.__code__.co_filename).parent.glob("*.py")]):
         sources.update(path.read_bytes())
     mine = folder / sources.hexdigest()[:16]
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(mine)  # read once, by the decorator
+    before, _config.CACHE_DIR = _config.CACHE_DIR, str(mine)  # read once, by the decorator
     try:
-        dispatcher = numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
+        dispatcher = _njit(cache=True, nogil=True, **_OPTIONS)(function)
     except (RuntimeError, OSError):
         return None
     finally:
-        numba.config.CACHE_DIR = before
+        _config.CACHE_DIR = before
     return dispatcher if Path(dispatcher.stats.cache_path).is_relative_to(mine) else None
 
 
 def _cache_folder() -> tuple[Path | None, str]:
     """The folder for machine code, or none and why."""
-    chosen = numba.config.CACHE_DIR
+    chosen = _config.CACHE_DIR
     folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _FOLDER
     try:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -81,7 +89,7 @@ def _cache_folder() -> tuple[Path | None, str]:
     return folder, ""
 
 
-class _Announcer(event.Listener):  # type: ignore[misc]
+class _Announcer(event.Listener):
     """Says once, when the first kernel is compiled rather than loaded, what takes so long."""
 
     def __init__(self) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ..compiling import compiled, kernel
+from ..compiling import compiled, kernel, operation
 
 _U = np.uint64
 _FIRST, _SECOND = _U(0xD2E7470EE14C6C93), _U(0xCA5A826395121157)  # multipliers
@@ -19,7 +18,7 @@ _ONE, _HALF_WORD, _LOW_WORD = _U(1), _U(32), _U(0xFFFFFFFF)
 _QUARTER, _LOW_QUARTER = _U(16), _U(0xFFFF)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def _high(_: Any, _a: Any, _b: Any) -> Any:
     """The upper 64 bits of the product of two numbers of 64 bits."""
 

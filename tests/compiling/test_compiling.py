@@ -44,7 +44,7 @@ def test_machine_code_is_kept_for_the_next_process_and_only_compiling_is_said(tm
     assert second.stderr == ""
     assert (cache / "calogen").stat().st_mode & 0o777 == 0o700
     # A change of a file beside it, whose functions or numbers it may use, is another state of the code.
-    (tmp_path / "factors.py").write_text("THREE = 3\n")
+    (tmp_path / "small_constants.py").write_text("THREE = 3\n")
     assert "compiling" in run(tmp_path, XDG_CACHE_HOME=cache).stderr
 
 
@@ -79,7 +79,7 @@ def test_without_a_folder_it_compiles_in_memory_and_says_why(tmp_path: Path) -> 
 def test_read_only_folders_and_those_of_others_are_not_used(
     name: str, value: object, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling.numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling._config, "CACHE_DIR", str(tmp_path))
     assert compiling._cache_folder() == (tmp_path, "")
     monkeypatch.setattr(compiling.os, name, lambda *_: value)
     folder, found = compiling._cache_folder()

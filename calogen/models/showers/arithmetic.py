@@ -13,11 +13,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-from ...compiling import compiled
+from ...compiling import compiled, operation
 from ..contract import Array
 
 F = np.float32
@@ -63,7 +62,7 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8, _C9 = map(
 )
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def _bits(_: Any, _value: Any) -> Any:
     """The 32 bits of a single-precision number, as an integer."""
 
@@ -73,7 +72,7 @@ def _bits(_: Any, _value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def _number(_: Any, _bits: Any) -> Any:
     """The single-precision number of 32 bits."""
 
@@ -83,7 +82,7 @@ def _number(_: Any, _bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def fma(_: Any, _a: Any, _b: Any, _c: Any) -> Any:
     """a * b + c, rounded once where the processor can, in loops and outside them alike."""
 
@@ -104,7 +103,8 @@ def exp(x: F) -> F:
     n = shifted - _SHIFTER
     r = fma(n, _LN2_LOW, fma(n, -_LN2_HIGH, x))
     p = fma(fma(fma(fma(fma(_E0, r, _E1), r, _E2), r, _E3), r, _E4), r, _E5)
-    return _number(I(_bits(fma(p, r * r, r) + ONE) + I(exponent << I(23))))
+    found: F = _number(I(_bits(fma(p, r * r, r) + ONE) + I(exponent << I(23))))
+    return found
 
 
 @compiled
@@ -117,7 +117,8 @@ def log(x: F) -> F:
     p = fma(fma(fma(fma(_L0, m, _L1), m, _L2), m, _L3), m, _L4)
     p = fma(fma(fma(fma(p, m, _L5), m, _L6), m, _L7), m, _L8)
     small = fma(m * z, p, fma(k, -_LN2_LOW, -HALF * z))
-    return fma(k, _LN2_HIGH, m + small)
+    found: F = fma(k, _LN2_HIGH, m + small)
+    return found
 
 
 @compiled
@@ -170,7 +171,7 @@ def normal_quantile(p: float) -> float:
     return -above / below if q < 0 else above / below
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def _multiply_tile(_: Any, rows: Any, weights: Any, out: Any, row: Any, column: Any) -> Any:
     """Six rows and sixteen columns of a product, from (row, column) on, whose sums stay in registers.
 

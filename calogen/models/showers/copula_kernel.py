@@ -166,7 +166,8 @@ def _at_level(logs: Array, zone: int, levels: Array, values: Array) -> F:
         level += 1
     gap = levels[level + 1, layer] - levels[level, layer]
     above = clipped((logs[layer] - levels[level, layer]) / gap, ZERO, ONE)
-    return values[level, zone] + above * (values[level + 1, zone] - values[level, zone])
+    lower: F = values[level, zone]
+    return lower + above * (values[level + 1, zone] - lower)
 
 
 @kernel

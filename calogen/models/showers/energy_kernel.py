@@ -154,9 +154,9 @@ def _look_up(table: Array, variable: int, station: int, above: F, normal: F) -> 
     position = (clipped(normal, -_MOST_NORMAL, _MOST_NORMAL) + _REACH) * _PER_UNIT
     point = int(position)
     part = position - F(point)
-    left = table[variable, station, point]
+    left: F = table[variable, station, point]
     left += above * (table[variable, station + 1, point] - left)
-    right = table[variable, station, point + 1]
+    right: F = table[variable, station, point + 1]
     right += above * (table[variable, station + 1, point + 1] - right)
     return left + part * (right - left)
 

@@ -113,7 +113,7 @@ def find_axes(
 
 
 @compiled
-def _describe(place: Array, slopes: tuple[float, float], steepest: Array, out: Array) -> None:
+def _describe(place: Axes, slopes: tuple[float, float], steepest: Axes, out: Array) -> None:
     """:meth:`ShowerFrame.features` of one layer, (28,), and its drivers, (6,), one after another."""
     x, y = TWO * F(place[0]) - ONE, TWO * F(place[1]) - ONE
     slope_x, slope_y = F(slopes[0] / steepest[0]), F(slopes[1] / steepest[1])

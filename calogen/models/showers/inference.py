@@ -265,7 +265,9 @@ def _refinement(refinement: ShapeRefinement, parts: Sequence[slice], centre: Arr
         means = members / np.maximum(members.sum(0), 1)
         sums.append(np.concatenate([means, *(means * where[part, None] for where in position)], 1))
     axes = len(there)
-    patterns = coefficients.reshape(len(parts), -1, GROUPS, coefficients.shape[2]).any((2, 3))
+    patterns: NDArray[np.bool_] = np.any(
+        coefficients.reshape(len(parts), -1, GROUPS, coefficients.shape[2]) != 0, axis=(2, 3)
+    )
     return RefinementTables(
         coefficients=_turned(coefficients, 0, 2, 1),
         group=group.astype(np.uint32),
