@@ -160,7 +160,9 @@ def test_showers_of_any_network_are_those_of_the_module(case: str, check: Checke
     (mine, flips), (theirs, their_flips) = difference(found, double), difference(single, double)
     assert flips <= 2 * their_flips + 3 / found.size
     assert mine <= max(RELATIVE, 2 * theirs)
-    np.testing.assert_allclose(found.sum(1), double.sum(1), rtol=1e-4, atol=1e-2)
+    same = ((found > 0) == (double > 0)).all(1)  # rounding may take a voxel at the threshold below it
+    assert same.mean() > 0.9
+    np.testing.assert_allclose(found[same].sum(1), double[same].sum(1), rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -172,11 +174,18 @@ def test_shipped_surrogates_make_the_showers_of_the_module(name: str, check: Che
 @pytest.mark.parametrize("name", SHIPPED)
 def test_ten_thousand_showers_are_those_of_the_module(name: str, check: Checker, tmp_path: Path) -> None:
     count = 10_000 if "par04" not in name else 2000
-    found = compare_shipped(name, count, check, tmp_path)
-    print(f"\n{name}, {count} showers: largest relative difference above 1 MeV {found[0]:.2g}, flips {found[1]:.2g}")
+    relative, flips, theirs = compare_shipped(name, count, check, tmp_path, double=True)
+    print(f"\n{name}, {count} showers: largest relative difference above 1 MeV {relative:.2g}, flips {flips:.2g}")
+    print(f"the module in single precision differs from itself in double precision by {theirs:.2g}")
 
 
-def compare_shipped(name: str, count: int, check: Checker, folder: Path) -> tuple[float, float]:
+def compare_shipped(
+    name: str, count: int, check: Checker, folder: Path, *, double: bool = False
+) -> tuple[float, float, float]:
+    """Differences from the module in single precision, and its own from double precision (0: not computed).
+
+    Where single precision itself is off by more, that is how near the two can be.
+    """
     model = load_model(name)
     generator = model.generator()
     write_cpp(generator, model.card, folder)
@@ -185,9 +194,10 @@ def compare_shipped(name: str, count: int, check: Checker, folder: Path) -> tupl
     latents = latents_of(generator, 1, count)
     single = made(generator, latents, conditions, torch.float32)
     relative, flips = difference(check.decoded(folder / WEIGHTS, latents, conditions), single)
-    assert relative <= RELATIVE
+    theirs = difference(single, made(generator, latents, conditions, torch.float64))[0] if double else 0.0
+    assert relative <= max(RELATIVE, theirs)
     assert flips <= FLIPS
-    return relative, flips
+    return relative, flips, theirs
 
 
 def test_labels_are_conditions_too(check: Checker, tmp_path: Path) -> None:
