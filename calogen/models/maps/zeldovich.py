@@ -15,13 +15,17 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..contract import Inference, OnArrays
+from ..contract import Generator, Inference, OnArrays
+from ..refinement import without_refinement
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
 from .linear import sheet_power
 from .matter import Grid, displaced
+from .patterns import MapRefinement
 from .residual import Residual
+from .scene import MapScene, MapSelection
 from .spectra import log_mean, shell_power, shells
+from .views import MapViews
 
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
@@ -41,6 +45,7 @@ _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
+_LOOKED_AT = 1024  # maps that say how generated ones fluctuate
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 
 
@@ -66,6 +71,7 @@ class ZeldovichGenerator(MapGenerator):
     """
 
     transform: DensityNormals
+    refinement: MapRefinement
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
@@ -85,6 +91,8 @@ class ZeldovichGenerator(MapGenerator):
         bands = int(shells(height, width)[0].max()) + 1
         self.register_buffer("transfer", torch.zeros(terms, bands))
         self.residual = Residual(len(self.conditions), channels)
+        self.refinement = MapRefinement(height, width, self.scaled_size)
+        self.register_load_state_dict_pre_hook(without_refinement)  # type: ignore[no-untyped-call]
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
@@ -95,10 +103,28 @@ class ZeldovichGenerator(MapGenerator):
         return OnArrays(partial(self._maps, self.residual.in_strips), max(1, _CACHED // self.family.voxels))
 
     def _maps(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
-        scaled = self.scaled(conditions)
-        terms, planes = features(scaled), self.planes(latent)
-        normals = self.start(planes, terms)
-        return self.transform.inverse(normals + network(normals, planes[:, -1], scaled), terms)
+        scaled, planes = self.scaled(conditions), self.planes(latent)
+        normals = self._normals(network, planes, scaled)
+        if self.refinement.active:
+            amplitudes = self.refinement.amplitudes(self.refinement.features(normals, scaled))
+            normals = self.refinement(normals, planes[:, -1], amplitudes)
+        return self.transform.inverse(normals, features(scaled))
+
+    def normals(self, planes: Tensor, scaled: Tensor) -> Tensor:
+        """Latent normals (B, H, W) before refinement, of noise (B, 3, H, W) given scaled conditions (B, D)."""
+        return self._normals(self.residual.in_strips, planes, scaled)
+
+    def _normals(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], planes: Tensor, scaled: Tensor) -> Tensor:
+        normals = self.start(planes, features(scaled))
+        return normals + network(normals, planes[:, -1], scaled)
+
+    def scene(self, samples: Samples) -> MapScene:
+        """Maps, and generated ones of the same cosmologies."""
+        return MapScene(self, samples)
+
+    def selection(self, critics: int) -> MapSelection:
+        """What chooses among maps of the same cosmology."""
+        return MapSelection(self, MapViews(*self.family.sample_shape, self.transform.scores.probit.shape[0]), critics)
 
     @torch.no_grad()
     def start(self, planes: Tensor, terms: Tensor) -> Tensor:
@@ -185,11 +211,41 @@ class ZeldovichGenerator(MapGenerator):
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit spectrum, point transforms and filter to training maps, 1 + delta."""
         maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
-        terms = features(self.scaled(columns))
+        scaled = self.scaled(columns)
+        terms = features(scaled)
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
+        self._standardise(scaled, seed)
+
+    @torch.no_grad()
+    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
+        """Take over a fitted generator, with the spectra and pixels of its own training maps; training goes on from there.
+
+        Raises:
+            ConfigError: If its residual network has other widths.
+        """
+        theirs, ours = prior.state_dict(), self.residual.state_dict(prefix="residual.")
+        if not (theirs["residual.last.weight"].any() or theirs["residual.last.bias"].any()):
+            theirs = {name: tensor for name, tensor in theirs.items() if name not in ours} | ours
+        try:
+            self.load_state_dict(theirs)
+        except RuntimeError:
+            raise ConfigError(
+                "the residual network of the surrogate to start from has other widths",
+                where="generator.channels",
+                hint="give those of its configuration",
+            ) from None
+        if not self.refinement.active:
+            self._standardise(self.scaled(torch.from_numpy(samples.conditions.array(self.conditions))), seed)
+
+    def _standardise(self, scaled: Tensor, seed: int) -> None:
+        """Tell the refinement how maps fluctuate, at some of the training conditions (N, D)."""
+        stream = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(scaled), (_LOOKED_AT,), generator=stream)
+        found = [self.normals(self.planes(self._stratified(len(c), stream)), c) for c in scaled[rows].split(_CHUNK)]
+        self.refinement.standardise(torch.cat(found))
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
         """Linear theory at some training conditions, as a function of all."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...families import Family
+from ..refinement import whitening
 from .patterns import GROUPS
 from .voxels import Given
 
@@ -20,7 +21,6 @@ _MANY = 100_000  # of them
 _FARTHEST = 6.0  # standard deviations
 _MOST = 4.0  # of a view in the end
 _LEAST, _NEVER = 1e-5, 1e9  # spread of a view; what makes one 0
-_FLOOR = 0.02  # of the variance of a view, below which it is not made larger
 _SHRINK = (3.0, 1e-4)  # of regressions: so many showers, and a part of all
 
 
@@ -101,7 +101,7 @@ class ShowerViews(nn.Module):
         # What never changes, as that of a group with no cells, is no view.
         self.scale.copy_(torch.where(raw.std(0) > _LEAST, square.sqrt().clamp(min=1e-3), _NEVER))
         whole = (rest / self.scale).clamp(-_FARTHEST, _FARTHEST) * lit[..., None]
-        self.whitening.copy_(torch.stack([_whitening(whole[lit[:, i], i]) for i in range(layers)]))
+        self.whitening.copy_(torch.stack([whitening(whole[lit[:, i], i]) for i in range(layers)]))
 
     def forward(self, showers: Tensor, given: Given) -> Tensor:
         """Views (B, L, D) of showers (B, V) in the family's unit, in their frame; 0 of layers without energy."""
@@ -160,11 +160,4 @@ def _ridge(features: Tensor, target: Tensor) -> Tensor:
     shrink = torch.full((features.shape[1],), _SHRINK[0] + _SHRINK[1] * len(features), dtype=torch.float64)
     shrink[0] = 1e-6
     found: Tensor = torch.linalg.solve(features.T @ features + torch.diag(shrink), features.T @ target)
-    return found.float()
-
-
-def _whitening(values: Tensor) -> Tensor:
-    """The symmetric matrix (D, D) that makes values (N, D) with mean 0 uncorrelated, of variance 1."""
-    variances, axes = torch.linalg.eigh(values.T.double() @ values.double() / max(1, len(values)))
-    found: Tensor = axes @ torch.diag((variances.clamp(min=0) + _FLOOR).rsqrt()) @ axes.T
     return found.float()
