@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..refinement import Refinement
 from .distributions import features

@@ -48,7 +48,10 @@ def _binning(height: int, width: int, device: torch.device) -> tuple[Tensor, Ten
 @lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)
 def log_bands(height: int, width: int, device: torch.device) -> tuple[Tensor, int]:
-    """Band of every shell, (K,), even in ln k, the mean in the first; and their number. Kept, since asking a tensor for it would wait for a GPU."""
+    """Band of every shell, (K,), even in ln k, the mean in the first; and the number of bands.
+
+    Kept, since asking a tensor for it would wait for a GPU.
+    """
     last = int(shells(height, width)[0].max())
     edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
     band = torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)

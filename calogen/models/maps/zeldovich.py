@@ -221,14 +221,14 @@ class ZeldovichGenerator(MapGenerator):
 
     @torch.no_grad()
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
-        """Take over a fitted generator, with the spectra and pixels of its own training maps; training goes on from there.
+        """Take over a fitted generator, with the spectra and pixels of its own training maps; training goes on.
 
         Raises:
             ConfigError: If its residual network has other widths.
         """
         theirs, ours = prior.state_dict(), self.residual.state_dict(prefix="residual.")
         if not (theirs["residual.last.weight"].any() or theirs["residual.last.bias"].any()):
-            theirs = {name: tensor for name, tensor in theirs.items() if name not in ours} | ours
+            theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("residual.")} | ours
         try:
             self.load_state_dict(theirs)
         except RuntimeError:
