@@ -29,7 +29,7 @@ class MapRefinement(Refinement):
     scales. These set how the spectrum of a map varies as a whole. On fields larger than the training maps the last
     ones tend to what they are on average, so nothing there depends on far-away places.
 
-    Bands are hats, even in ln k, at octaves of the training maps' fundamental mode.
+    Bands are hats in ln k, at octaves of the training maps' fundamental mode, and half octaves from the eighth on.
 
     Args:
         height: Of the training maps, in pixels.
@@ -43,11 +43,11 @@ class MapRefinement(Refinement):
 
     def __init__(self, height: int, width: int, conditions: int) -> None:
         self.side = min(height, width)
-        self.bands = max(3, int(math.log2(self.side)))
-        self.squares = conditions * (conditions + 1) // 2
+        self.bands = len(_knots(self.side))
+        self.known = 1 + conditions + conditions * (conditions + 1) // 2  # features that are functions of conditions
         large, middle = (self.bands - min(count, self.bands - 1) for count in (_LARGE, _MIDDLE))
         self.parts = (_POINTS, self.bands, large, middle, *[_TEXTURES] * _WINDOWS)
-        super().__init__(1, torch.ones(sum(self.parts), 1 + conditions + self.squares + _STATES, dtype=torch.bool))
+        super().__init__(1, torch.ones(sum(self.parts), self.known + _STATES, dtype=torch.bool))
         self.register_buffer("means", torch.zeros(_STATES))
         self.register_buffer("spreads", torch.ones(_STATES))
         self.register_buffer("rms", torch.ones(2))
@@ -62,7 +62,7 @@ class MapRefinement(Refinement):
 
     def features(self, normals: Tensor, scaled: Tensor) -> Tensor:
         """What amplitudes are linear in, (B, 1, F), of normals (B, H, W) and scaled conditions (B, C)."""
-        known = features(scaled)[:, : 1 + scaled.shape[1] + self.squares]
+        known = features(scaled)[:, : self.known]
         states = ((self._states(normals) - self.means) / self.spreads).clamp(-FARTHEST, FARTHEST)
         return torch.cat([known, states], 1)[:, None]
 
@@ -126,28 +126,38 @@ class MapRefinement(Refinement):
         return [torch.fft.irfft2(modes * (weights[:count].sum(0) + mean), s=shape) for count in counts]
 
     def _weights(self, shape: torch.Size, device: torch.device) -> Tensor:
-        return _hats(shape[0], shape[1], self.side, self.bands, device)
+        return _hats(shape[0], shape[1], self.side, device)
 
 
 def _capped(normals: Tensor) -> Tensor:
     return normals.clamp(-FARTHEST, FARTHEST)
 
 
+def _knots(side: int) -> list[float]:
+    """Where bands are largest, in octaves above the fundamental mode of so many pixels, up to the corner's mode."""
+    last = math.log2(side / math.sqrt(2))
+    octaves = [float(number) for number in range(min(3, int(last) - 1))]
+    return octaves + [len(octaves) + 0.5 * number for number in range(int(2 * (last - len(octaves))) + 1)]
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)
-def _hats(height: int, width: int, side: int, bands: int, device: torch.device) -> Tensor:
+def _hats(height: int, width: int, side: int, device: torch.device) -> Tensor:
     """How much each band has of every mode of ``rfft2``, (bands, H, W // 2 + 1): they add up to 1, and the mean is 0.
 
     Args:
-        height: Of the maps.
+        height: Of the maps, in pixels.
         width: The same.
-        side: Pixels of the training maps' fundamental mode, at which the first band is largest.
-        bands: Each an octave above the last one.
+        side: Of the training maps.
         device: Where to put them.
     """
     with torch.device("cpu"):
         rows, columns = torch.fft.fftfreq(height) * side, torch.fft.rfftfreq(width) * side
-        position = torch.hypot(rows[:, None], columns).clamp(min=1e-6).log2().clamp(0, bands - 1)
-        found = (1 - (position - torch.arange(bands)[:, None, None]).abs()).clamp(min=0)
+        knots = torch.tensor(_knots(side))
+        octave = torch.hypot(rows[:, None], columns).clamp(min=1e-6).log2().clamp(knots[0], knots[-1])
+        place = torch.searchsorted(knots, octave.contiguous(), right=True).clamp(max=len(knots) - 1) - 1
+        above = (octave - knots[place]) / (knots[place + 1] - knots[place])
+        found = torch.zeros(len(knots), *octave.shape)
+        found.scatter_(0, place[None], (1 - above)[None]).scatter_(0, place[None] + 1, above[None])
         found[:, 0, 0] = 0
     return found.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -91,28 +91,40 @@ class MapDraft(Draft):
 
     def views(self, amplitudes: Tensor) -> Tensor:
         """Views (B, 1, D) of the maps with patterns of these amplitudes, (B, 1, A)."""
-        generator, found = self._scene.generator, []
+        return torch.cat([self._scene.seen_by(*part) for part in self._maps(amplitudes)])[:, None]
+
+    def _maps(self, amplitudes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few maps at a time, and features of their conditions."""
+        generator = self._scene.generator
         for normals, noise, terms, some in self._parts(amplitudes):
-            maps = generator.transform.inverse(generator.refinement(normals, noise, some), terms)
-            found.append(self._scene.seen_by(maps, terms))
-        return torch.cat(found)[:, None]
+            yield generator.transform.inverse(generator.refinement(normals, noise, some), terms), terms
 
     def slopes(self, amplitudes: Tensor) -> tuple[Tensor, Tensor]:
-        """Views (B, 1, D) and their slopes, (B, 1, D, A).
+        """Views (B, 1, D) and their slopes, (B, 1, D, A)."""
+        views, slopes = self._chained(amplitudes, standard=True)
+        return views[:, None], slopes[:, None]
 
-        Every view depends on the same pixels, and every amplitude moves the same pixels: both halves of the chain are
-        computed once and multiplied, instead of one pass through everything for each view.
-        """
+    def statistics(self, amplitudes: Tensor) -> Tensor:
+        """What views are made of, in standard deviations, (B, D)."""
+        return torch.cat([self._scene.seen_by.rest(*part) for part in self._maps(amplitudes)])
+
+    def statistic_slopes(self, amplitudes: Tensor) -> Tensor:
+        """Slopes of these, (B, D, A)."""
+        return self._chained(amplitudes, standard=False)[1]
+
+    def _chained(self, amplitudes: Tensor, *, standard: bool) -> tuple[Tensor, Tensor]:
+        # Every view depends on the same pixels, and every amplitude moves the same pixels: both halves of the chain are
+        # computed once and multiplied, instead of one pass through everything for each view.
         generator, found = self._scene.generator, []
         for normals, noise, terms, some in self._parts(amplitudes):
             changed = generator.refinement(normals, noise, some).detach().requires_grad_()
             maps = generator.transform.inverse(changed, terms)
             (steep,) = torch.autograd.grad(maps.sum(), changed)
             patterns = generator.refinement.patterns(normals, noise, some.detach()) * steep[:, None]
-            views, down = self._scene.seen_by.slopes(maps, terms)
+            views, down = self._scene.seen_by.slopes(maps, terms, standard=standard)
             found.append((views, down.flatten(2) @ patterns.flatten(2).mT))
         views, slopes = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return views[:, None], slopes[:, None]
+        return views, slopes
 
     def _parts(self, amplitudes: Tensor) -> zip[tuple[Tensor, ...]]:
         """A few maps at a time: normals, noise, features of the conditions, amplitudes."""

@@ -42,6 +42,7 @@ class MapViews(nn.Module):
     log_spread: Tensor  # (F, D)
     scale: Tensor  # (D,)
     whitening: Tensor  # (D, D)
+    kept: Tensor  # (D,) those of the density's mean and power spectrum
 
     def __init__(self, height: int, width: int, terms: int) -> None:
         super().__init__()
@@ -59,6 +60,7 @@ class MapViews(nn.Module):
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
         band = number[shells(height, width)[0]]
+        self.register_buffer("kept", torch.arange(self.size) < self.bands, persistent=False)
         masks = torch.stack([band == 1, *(band == chosen for chosen in triangles.tolist())]).float()
         self.register_buffer("masks", masks, persistent=False)
 
@@ -69,7 +71,7 @@ class MapViews(nn.Module):
         for buffer, quantiles in ((self.heights, _HEIGHTS), (self.levels, _LEVELS)):
             places = (torch.tensor(quantiles) * (len(logs) - 1)).long()
             buffer.copy_(logs.sort().values[places])
-        raw = torch.cat([torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in maps.split(_ROWS)])
+        raw = self._measured(maps)
         wide = terms.double()
         gram = wide.T @ wide / len(wide) + torch.diag(ridge(wide.shape[1]))
 
@@ -86,29 +88,38 @@ class MapViews(nn.Module):
 
     def forward(self, maps: Tensor, terms: Tensor) -> Tensor:
         """Views (B, D) of maps (B, H, W), 1 + delta, with features (B, F) of their conditions."""
-        raw = [torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in maps.split(_ROWS)]
-        return self.standard(torch.cat(raw), terms)
+        return self.standard(self._measured(maps), terms)
 
-    def slopes(self, maps: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """Views (B, D), and how they change with the maps, (B, D, H, W).
+    def rest(self, maps: Tensor, terms: Tensor) -> Tensor:
+        """Statistics of maps, less their means, in standard deviations, (B, D)."""
+        return self._standardised(self._measured(maps), terms)
+
+    def _measured(self, maps: Tensor) -> Tensor:
+        return torch.cat([torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in maps.split(_ROWS)])
+
+    def slopes(self, maps: Tensor, terms: Tensor, *, standard: bool = True) -> tuple[Tensor, Tensor]:
+        """Views (B, D), or statistics in standard deviations, and how they change with the maps, (B, D, H, W).
 
         Statistics have little in common with each other, but every view has something of all statistics: so passes
         backwards are made from statistics, and what views are of them is taken into account afterwards.
         """
         logs = torch.log(maps.detach() + _KNEE).requires_grad_()
         raw = self.statistics(logs)
-        down = [torch.autograd.grad(part.sum(), logs, retain_graph=True)[0] for part in raw]
+        down = torch.stack([torch.autograd.grad(part.sum(), logs, retain_graph=True)[0] for part in raw], 1)
+        down = down / (maps.detach() + _KNEE)[:, None]
         whole = torch.stack(raw, 1).detach().requires_grad_()
-        views = self.standard(whole, terms)
-        mixed = [torch.autograd.grad(view.sum(), whole, retain_graph=True)[0] for view in views.unbind(1)]
-        found = torch.stack(mixed, 1) @ torch.stack(down, 1).flatten(2)
-        return views.detach(), found.unflatten(2, maps.shape[1:]) / (maps.detach() + _KNEE)[:, None]
+        found = self.standard(whole, terms) if standard else self._standardised(whole, terms)
+        mixed = [torch.autograd.grad(part.sum(), whole, retain_graph=True)[0] for part in found.unbind(1)]
+        return found.detach(), (torch.stack(mixed, 1) @ down.flatten(2)).view_as(down)
 
     def standard(self, statistics: Tensor, terms: Tensor) -> Tensor:
         """Views (B, D) of statistics (B, D)."""
-        rest = (statistics - terms @ self.mean) / ((terms @ self.log_spread).exp() * self.scale)
         # Rare maps far out must not outweigh all others: a critic of bounded slope would look at little else.
-        return _MOST * torch.tanh(rest.clamp(-_FARTHEST, _FARTHEST) @ self.whitening / _MOST)
+        rest = self._standardised(statistics, terms).clamp(-_FARTHEST, _FARTHEST)
+        return _MOST * torch.tanh(rest @ self.whitening / _MOST)
+
+    def _standardised(self, statistics: Tensor, terms: Tensor) -> Tensor:
+        return (statistics - terms @ self.mean) / ((terms @ self.log_spread).exp() * self.scale)
 
     def statistics(self, logs: Tensor) -> list[Tensor]:
         """Statistics of ln density (B, H, W), (B,) each, with nothing but the field in common where they need not."""

@@ -45,6 +45,9 @@ _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
+_MEANS_OF, _MEANS_ROUNDS, _MEANS_RIDGE = 768, 5, 0.01  # of the fit of the refinement: maps, steps, relative ridge
+_MEANS_LENGTHS = (1.0, 0.5, 0.25)  # of a step
+_KEPT = 3.0  # weight of what is to stay beside what is to change
 _LOOKED_AT = 1024  # maps that say how generated ones fluctuate
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 
@@ -218,6 +221,7 @@ class ZeldovichGenerator(MapGenerator):
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
         self._standardise(scaled, seed)
+        self._fit_means(samples, seed)
 
     @torch.no_grad()
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
@@ -239,6 +243,7 @@ class ZeldovichGenerator(MapGenerator):
             ) from None
         if not self.refinement.active:
             self._standardise(self.scaled(torch.from_numpy(samples.conditions.array(self.conditions))), seed)
+            self._fit_means(samples, seed)
 
     def _standardise(self, scaled: Tensor, seed: int) -> None:
         """Tell the refinement how maps fluctuate, at some of the training conditions (N, D)."""
@@ -246,6 +251,48 @@ class ZeldovichGenerator(MapGenerator):
         rows = torch.randint(len(scaled), (_LOOKED_AT,), generator=stream)
         found = [self.normals(self.planes(self._stratified(len(c), stream)), c) for c in scaled[rows].split(_CHUNK)]
         self.refinement.standardise(torch.cat(found))
+
+    def _fit_means(self, samples: Samples, seed: int) -> None:
+        """Change the refinement until the means of the views' statistics are those of training maps.
+
+        Power spectra of the density are to stay as they are: those that the filter is fitted to are means, these of
+        logarithms. Gauss-Newton steps with fixed noise, shorter where they lead too far, until they lead no further.
+        """
+        scene, refinement = self.scene(samples), self.refinement
+        rows = torch.randint(len(scene), (_MEANS_OF,), generator=torch.Generator().manual_seed(seed))
+        draft = scene.draw(rows, torch.Generator().manual_seed(seed))
+        known = draft.features[:, 0, : refinement.known].double()
+        gram = known.T @ known + _MEANS_RIDGE * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
+        kept = scene.seen_by.kept
+        weight = torch.where(kept, _KEPT, 1.0).double()
+        goal = torch.where(kept, draft.statistics(refinement.amplitudes(draft.features)), 0.0)
+
+        def missing(step: Tensor | float) -> Tensor:
+            """What the means lack as a function of the conditions, weighted, (N, D), after a step."""
+            found = draft.statistics(refinement.amplitudes(draft.features, refinement.coefficients * 0 + step))
+            return known @ torch.linalg.solve(gram, known.T @ (goal - found).double()) * weight
+
+        left = missing(0.0)
+        for _ in range(_MEANS_ROUNDS):
+            with torch.enable_grad():
+                slopes = draft.statistic_slopes(refinement.amplitudes(draft.features))
+            design = torch.einsum("bda,bf->bdaf", slopes * weight[:, None].float(), known.float()).flatten(2)
+            normal, right = (
+                (design.flatten(0, 1).T @ other).double() for other in (design.flatten(0, 1), left.float().flatten())
+            )
+            shrink = _MEANS_RIDGE * (normal.diagonal() + 0.01 * normal.diagonal().mean() + 1e-12)
+            step = torch.zeros_like(refinement.coefficients)
+            step[0, :, : refinement.known] = torch.linalg.solve(normal + torch.diag(shrink), right).view(
+                -1, refinement.known
+            )
+            for length in _MEANS_LENGTHS:
+                after = missing(length * step)
+                if after.square().mean() < left.square().mean():
+                    break
+            else:
+                return
+            refinement.add(length * step)
+            left = after
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
         """Linear theory at some training conditions, as a function of all."""
