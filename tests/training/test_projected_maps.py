@@ -95,6 +95,7 @@ def test_a_resumed_run_is_the_same_and_its_critics_choose(
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
     surrogate = Surrogate.load(whole.folder / "checkpoints" / "step-2")
-    plain, chosen = (each.sample({"Omega_m": 0.3, "sigma_8": 0.8}, 6, seed=1) for each in (surrogate, surrogate.selecting(3)))
+    where = {"Omega_m": 0.3, "sigma_8": 0.8}
+    plain, chosen = (each.sample(where, 6, seed=1) for each in (surrogate, surrogate.selecting(3)))
     assert plain.shape == chosen.shape
     assert not (plain == chosen).all()

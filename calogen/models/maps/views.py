@@ -13,12 +13,13 @@ from .spectra import log_bands, shell_power, shells
 
 _KNEE = 0.02  # added to the density before its logarithm
 _TRIANGLES = 6  # bands of wave numbers whose skewness is a view
-_HEIGHTS = (0.5, 0.85, 0.97, 0.995)  # quantiles of pixels above which peaks are counted, besides all
+_HEIGHTS = (0.2, 0.5, 0.85, 0.97, 0.995)  # quantiles of pixels above which peaks are counted, besides all
 _LEVELS = (0.05, 0.2, 0.5, 0.8, 0.93, 0.98, 0.997)  # at which Minkowski functionals are taken
-_SHARP, _EDGE = 0.1, 0.2  # in ln density: what soft comparisons of neighbours, and with thresholds, resolve
+_SHARP, _EDGE = 0.03, 0.2  # in ln density: what soft comparisons of neighbours, and with thresholds, resolve
 _ROWS = 64  # maps at a time
 _MANY = 2000  # maps that decide quantiles
 _FARTHEST, _MOST = 6.0, 4.0  # standard deviations of a statistic, and of a view
+_LARGEST = 3.0  # logarithm of a power spectrum over its usual value
 _LEAST = 1e-5  # spread of a statistic, below which it is 0
 
 
@@ -91,8 +92,8 @@ class MapViews(nn.Module):
         return self.standard(self._measured(maps), terms)
 
     def rest(self, maps: Tensor, terms: Tensor) -> Tensor:
-        """Statistics of maps, less their means, in standard deviations, (B, D)."""
-        return self._standardised(self._measured(maps), terms)
+        """Statistics of maps, less their means, in standard deviations, (B, D): power spectra, not their logarithms."""
+        return self._rest(self._measured(maps), terms)
 
     def _measured(self, maps: Tensor) -> Tensor:
         return torch.cat([torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in maps.split(_ROWS)])
@@ -108,7 +109,7 @@ class MapViews(nn.Module):
         down = torch.stack([torch.autograd.grad(part.sum(), logs, retain_graph=True)[0] for part in raw], 1)
         down = down / (maps.detach() + _KNEE)[:, None]
         whole = torch.stack(raw, 1).detach().requires_grad_()
-        found = self.standard(whole, terms) if standard else self._standardised(whole, terms)
+        found = self.standard(whole, terms) if standard else self._rest(whole, terms)
         mixed = [torch.autograd.grad(part.sum(), whole, retain_graph=True)[0] for part in found.unbind(1)]
         return found.detach(), (torch.stack(mixed, 1) @ down.flatten(2)).view_as(down)
 
@@ -117,6 +118,13 @@ class MapViews(nn.Module):
         # Rare maps far out must not outweigh all others: a critic of bounded slope would look at little else.
         rest = self._standardised(statistics, terms).clamp(-_FARTHEST, _FARTHEST)
         return _MOST * torch.tanh(rest @ self.whitening / _MOST)
+
+    def _rest(self, statistics: Tensor, terms: Tensor) -> Tensor:
+        # The mean of a power spectrum follows its largest values, that of its logarithm does not.
+        rest, spread = self._standardised(statistics, terms), (terms @ self.log_spread).exp() * self.scale
+        spread = torch.where(torch.isfinite(spread), spread, 1.0)
+        power = torch.expm1((rest * spread).clamp(max=_LARGEST)) / spread
+        return torch.where(self.kept & (torch.arange(self.size) > 0), power, rest)
 
     def _standardised(self, statistics: Tensor, terms: Tensor) -> Tensor:
         return (statistics - terms @ self.mean) / ((terms @ self.log_spread).exp() * self.scale)

@@ -46,6 +46,7 @@ _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
 _MEANS_OF, _MEANS_ROUNDS, _MEANS_RIDGE = 768, 5, 0.01  # of the fit of the refinement: maps, steps, relative ridge
+_MEANS_FROM = 700  # training maps, below which there is none
 _MEANS_LENGTHS = (1.0, 0.5, 0.25)  # of a step
 _KEPT = 3.0  # weight of what is to stay beside what is to change
 _LOOKED_AT = 1024  # maps that say how generated ones fluctuate
@@ -255,9 +256,10 @@ class ZeldovichGenerator(MapGenerator):
     def _fit_means(self, samples: Samples, seed: int) -> None:
         """Change the refinement until the means of the views' statistics are those of training maps.
 
-        Power spectra of the density are to stay as they are: those that the filter is fitted to are means, these of
-        logarithms. Gauss-Newton steps with fixed noise, shorter where they lead too far, until they lead no further.
+        Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with fixed noise, shorter where they lead too far, until they lead no further.
         """
+        if len(samples) < _MEANS_FROM:
+            return  # their means would be accidents
         scene, refinement = self.scene(samples), self.refinement
         rows = torch.randint(len(scene), (_MEANS_OF,), generator=torch.Generator().manual_seed(seed))
         draft = scene.draw(rows, torch.Generator().manual_seed(seed))
