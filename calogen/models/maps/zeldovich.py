@@ -64,9 +64,11 @@ class ZeldovichGenerator(MapGenerator):
        conditions, and its pixels are mapped to latent normals. T is fitted so that the spectra of the maps are those of
        the training maps.
     3. A convolutional network, zero before training, adds to the normals what the critic finds missing.
-    4. The normals become densities with the distribution that the training maps have for the conditions.
+    4. Patterns of the normals (:class:`MapRefinement`) bring the means of peaks, Minkowski functionals, bispectra and
+       the spectrum of the logarithm to those of the training maps; projected training goes on with them.
+    5. The normals become densities with the distribution that the training maps have for the conditions.
 
-    Everything is periodic and works at any size. Steps 1, 2 and 4 are fitted, not trained.
+    Everything is periodic and works at any size. All but step 3 is fitted.
 
     Args:
         family: A map family.
@@ -256,7 +258,8 @@ class ZeldovichGenerator(MapGenerator):
     def _fit_means(self, samples: Samples, seed: int) -> None:
         """Change the refinement until the means of the views' statistics are those of training maps.
 
-        Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with fixed noise, shorter where they lead too far, until they lead no further.
+        Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with
+        fixed noise, shorter where they lead too far, until they lead no further.
         """
         if len(samples) < _MEANS_FROM:
             return  # their means would be accidents
