@@ -107,7 +107,7 @@ class Generator(nn.Module, ABC):
         raise ConfigError(
             f"network '{self.network}' cannot start from another surrogate",
             where="prior",
-            expected="network 'copula'",
+            expected="network 'copula' or 'zeldovich'",
             hint="train without `prior`",
         )
 

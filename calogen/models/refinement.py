@@ -17,6 +17,7 @@ from ..shards.samples import Samples
 
 _JOINT = 140  # views of a sample up to which a critic takes all of them at once
 _HIDDEN, _HIDDEN_OF_BLOCKS = (128, 128), (64, 64)  # widths of the hidden layers
+_FLOOR = 0.02  # of the variance of a view, below which it is not made larger
 _LABEL = 8  # numbers that tell blocks apart where it takes them one by one
 
 
@@ -71,6 +72,31 @@ class Draft(ABC):
     @abstractmethod
     def views(self, amplitudes: Tensor) -> Tensor:
         """Views (B, L, D) of the samples with patterns of these amplitudes, (B, L, A); differentiable."""
+
+    def slopes(self, amplitudes: Tensor) -> tuple[Tensor, Tensor]:
+        """Those views, and how they change with the amplitudes of their block, (B, L, D, A)."""
+        amplitudes = amplitudes.detach().requires_grad_()
+        views = self.views(amplitudes)
+        # Views are of their own block (two look at the next one, too), so one pass backwards serves all blocks.
+        passes = (torch.autograd.grad(view.sum(), amplitudes, retain_graph=True)[0] for view in views.unbind(2))
+        return views.detach(), torch.stack(list(passes), 2)
+
+
+def without_refinement(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Take a generator's refinement as it is where a state, of before there was one, has none.
+
+    A hook for :meth:`torch.nn.Module.register_load_state_dict_pre_hook`.
+    """
+    own = module.get_submodule("refinement").state_dict(prefix=f"{prefix}refinement.")
+    if not own.keys() & state.keys():
+        state.update(own)
+
+
+def whitening(values: Tensor) -> Tensor:
+    """The symmetric matrix (D, D) that makes values (N, D) with mean 0 uncorrelated, of variance 1."""
+    variances, axes = torch.linalg.eigh(values.T.double() @ values.double() / max(1, len(values)))
+    found: Tensor = axes @ torch.diag((variances.clamp(min=0) + _FLOOR).rsqrt()) @ axes.T
+    return found.float()
 
 
 class Scene(ABC):

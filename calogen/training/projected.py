@@ -245,15 +245,11 @@ class ProjectedTrainer(Trainer):
         drafts, found = [], []
         for some in rows.split(_AT_ONCE):
             draft = scene.draw(some, stream)
-            amplitudes = scene.refinement.amplitudes(draft.features).requires_grad_()
-            views = draft.views(amplitudes)
-            # Views are of their own block (two look at the next one, too), so one pass backwards serves all blocks.
-            passes = (torch.autograd.grad(view.sum(), amplitudes, retain_graph=True)[0] for view in views.unbind(2))
-            slopes = torch.stack(list(passes), 2).clamp(-_STEEPEST, _STEEPEST)
-            here = views.detach().requires_grad_()
+            views, slopes = draft.slopes(scene.refinement.amplitudes(draft.features))
+            here = views.clone().requires_grad_()
             (uphill,) = torch.autograd.grad(judge(here, draft.context).sum(), here)
             drafts.append(draft)
-            found.append((views.detach(), slopes, reach * uphill))
+            found.append((views, slopes.clamp(-_STEEPEST, _STEEPEST), reach * uphill))
         return Slopes(drafts, *(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +12,10 @@ from ...shards.samples import Samples
 from ..contract import Critic
 from ..layers import mlp
 from .generator import MapGenerator
-from .spectra import shell_power, shells
+from .spectra import log_bands, shell_power
 
 _KNEE = 0.02  # added to the density before its logarithm
 _SCALE = 16.0  # a change by one unit in every pixel of a map of 64 x 64 is four units of the views
-_BANDS = 12
 
 
 class PatchCritic(Critic):
@@ -47,7 +44,7 @@ class PatchCritic(Critic):
             nn.Conv2d(a + count, b, 3, stride=1 + (i > 0), padding=1, padding_mode="circular")
             for i, (a, b) in enumerate(zip(widths[:-1], channels, strict=True))
         )
-        bands = _bands(*self.family.sample_shape, torch.device("cpu"))[1]
+        bands = log_bands(*self.family.sample_shape, torch.device("cpu"))[1]
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("spread", torch.tensor(1.0))
         self.register_buffer("level", torch.zeros(2 * bands))
@@ -84,20 +81,10 @@ class PatchCritic(Critic):
 
     def _spectra(self, logs: Tensor) -> Tensor:
         """Logarithms of the power in bands, of ln density and of density, (B, 2 bands)."""
-        band, bands = _bands(*self.family.sample_shape, logs.device)
+        band, bands = log_bands(*self.family.sample_shape, logs.device)
         found = []
         for field in (logs, logs.exp() - 1):
             power = shell_power(field)
             total = power.new_zeros(len(power), bands).index_add(1, band, power)
             found.append(torch.log(total + 1e-6))
         return torch.cat(found, 1)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(mode=False)
-def _bands(height: int, width: int, device: torch.device) -> tuple[Tensor, int]:
-    """Band of every shell, (K,), and the number of bands; kept, since asking a tensor for it would wait for a GPU."""
-    last = int(shells(height, width)[0].max())
-    edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
-    band = torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)
-    return band.to(device), int(band.max()) + 1

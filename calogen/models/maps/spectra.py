@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .distributions import ridge
+
+_BANDS = 12  # of wave numbers, at most
 
 
 @lru_cache(maxsize=16)
@@ -40,6 +43,19 @@ def _binning(height: int, width: int, device: torch.device) -> tuple[Tensor, Ten
     number, weight = shells(height, width)
     modes_each = torch.bincount(number.flatten(), weight.flatten().double()).to(weight)
     return number.flatten().to(device), (weight / (height * width)).to(device), modes_each.to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def log_bands(height: int, width: int, device: torch.device) -> tuple[Tensor, int]:
+    """Band of every shell, (K,), even in ln k, the mean in the first; and the number of bands.
+
+    Kept, since asking a tensor for it would wait for a GPU.
+    """
+    last = int(shells(height, width)[0].max())
+    edges = torch.logspace(0, math.log10(max(last, 2)), min(_BANDS, last) + 1, device="cpu")
+    band = torch.bucketize(torch.arange(last + 1, device="cpu"), edges.unique()[:-1], right=True)
+    return band.to(device), int(band.max()) + 1
 
 
 def log_mean(values: Tensor, terms: Tensor, iterations: int = 20) -> Tensor:

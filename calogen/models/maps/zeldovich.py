@@ -15,13 +15,17 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
-from ..contract import Inference, OnArrays
+from ..contract import Generator, Inference, OnArrays
+from ..refinement import without_refinement
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
 from .linear import sheet_power
 from .matter import Grid, displaced
+from .patterns import MapRefinement
 from .residual import Residual
+from .scene import MapScene, MapSelection
 from .spectra import log_mean, shell_power, shells
+from .views import MapViews
 
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
@@ -41,6 +45,11 @@ _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
+_MEANS_OF, _MEANS_ROUNDS, _MEANS_RIDGE = 768, 5, 0.01  # of the fit of the refinement: maps, steps, relative ridge
+_MEANS_FROM = 700  # training maps, below which there is none
+_MEANS_LENGTHS = (1.0, 0.5, 0.25)  # of a step
+_KEPT = 3.0  # weight of what is to stay beside what is to change
+_LOOKED_AT = 1024  # maps that say how generated ones fluctuate
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 
 
@@ -55,9 +64,11 @@ class ZeldovichGenerator(MapGenerator):
        conditions, and its pixels are mapped to latent normals. T is fitted so that the spectra of the maps are those of
        the training maps.
     3. A convolutional network, zero before training, adds to the normals what the critic finds missing.
-    4. The normals become densities with the distribution that the training maps have for the conditions.
+    4. Patterns of the normals (:class:`MapRefinement`) bring the means of peaks, Minkowski functionals, bispectra and
+       the spectrum of the logarithm to those of the training maps; projected training goes on with them.
+    5. The normals become densities with the distribution that the training maps have for the conditions.
 
-    Everything is periodic and works at any size. Steps 1, 2 and 4 are fitted, not trained.
+    Everything is periodic and works at any size. All but step 3 is fitted.
 
     Args:
         family: A map family.
@@ -66,6 +77,7 @@ class ZeldovichGenerator(MapGenerator):
     """
 
     transform: DensityNormals
+    refinement: MapRefinement
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
@@ -85,6 +97,8 @@ class ZeldovichGenerator(MapGenerator):
         bands = int(shells(height, width)[0].max()) + 1
         self.register_buffer("transfer", torch.zeros(terms, bands))
         self.residual = Residual(len(self.conditions), channels)
+        self.refinement = MapRefinement(height, width, self.scaled_size)
+        self.register_load_state_dict_pre_hook(without_refinement)  # type: ignore[no-untyped-call]
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
@@ -95,10 +109,28 @@ class ZeldovichGenerator(MapGenerator):
         return OnArrays(partial(self._maps, self.residual.in_strips), max(1, _CACHED // self.family.voxels))
 
     def _maps(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
-        scaled = self.scaled(conditions)
-        terms, planes = features(scaled), self.planes(latent)
-        normals = self.start(planes, terms)
-        return self.transform.inverse(normals + network(normals, planes[:, -1], scaled), terms)
+        scaled, planes = self.scaled(conditions), self.planes(latent)
+        normals = self._normals(network, planes, scaled)
+        if self.refinement.active:
+            amplitudes = self.refinement.amplitudes(self.refinement.features(normals, scaled))
+            normals = self.refinement(normals, planes[:, -1], amplitudes)
+        return self.transform.inverse(normals, features(scaled))
+
+    def normals(self, planes: Tensor, scaled: Tensor) -> Tensor:
+        """Latent normals (B, H, W) before refinement, of noise (B, 3, H, W) given scaled conditions (B, D)."""
+        return self._normals(self.residual.in_strips, planes, scaled)
+
+    def _normals(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], planes: Tensor, scaled: Tensor) -> Tensor:
+        normals = self.start(planes, features(scaled))
+        return normals + network(normals, planes[:, -1], scaled)
+
+    def scenes(self, samples: Samples) -> tuple[MapScene]:
+        """Maps, and generated ones of the same cosmologies."""
+        return (MapScene(self, samples),)
+
+    def selection(self, critics: int) -> MapSelection:
+        """What chooses among maps of the same cosmology."""
+        return MapSelection(self, MapViews(*self.family.sample_shape, self.transform.scores.probit.shape[0]), critics)
 
     @torch.no_grad()
     def start(self, planes: Tensor, terms: Tensor) -> Tensor:
@@ -186,11 +218,87 @@ class ZeldovichGenerator(MapGenerator):
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit spectrum, point transforms and filter to training maps, 1 + delta."""
         maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
-        terms = features(self.scaled(columns))
+        scaled = self.scaled(columns)
+        terms = features(scaled)
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
+        self._standardise(scaled, seed)
+        self._fit_means(samples, seed)
+
+    @torch.no_grad()
+    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
+        """Take over a fitted generator, with the spectra and pixels of its own training maps; training goes on.
+
+        Raises:
+            ConfigError: If its residual network has other widths.
+        """
+        theirs, ours = prior.state_dict(), self.residual.state_dict(prefix="residual.")
+        if not (theirs["residual.last.weight"].any() or theirs["residual.last.bias"].any()):
+            theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("residual.")} | ours
+        try:
+            self.load_state_dict(theirs)
+        except RuntimeError:
+            raise ConfigError(
+                "the residual network of the surrogate to start from has other widths",
+                where="generator.channels",
+                hint="give those of its configuration",
+            ) from None
+        if not self.refinement.active:
+            self._standardise(self.scaled(torch.from_numpy(samples.conditions.array(self.conditions))), seed)
+            self._fit_means(samples, seed)
+
+    def _standardise(self, scaled: Tensor, seed: int) -> None:
+        """Tell the refinement how maps fluctuate, at some of the training conditions (N, D)."""
+        stream = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(scaled), (_LOOKED_AT,), generator=stream)
+        found = [self.normals(self.planes(self._stratified(len(c), stream)), c) for c in scaled[rows].split(_CHUNK)]
+        self.refinement.standardise(torch.cat(found))
+
+    def _fit_means(self, samples: Samples, seed: int) -> None:
+        """Change the refinement until the means of the views' statistics are those of training maps.
+
+        Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with
+        fixed noise, shorter where they lead too far, until they lead no further.
+        """
+        if len(samples) < _MEANS_FROM:
+            return  # their means would be accidents
+        scene, refinement = MapScene(self, samples), self.refinement
+        rows = torch.randint(len(scene), (_MEANS_OF,), generator=torch.Generator().manual_seed(seed))
+        draft = scene.draw(rows, torch.Generator().manual_seed(seed))
+        known = draft.features[:, 0, : refinement.known].double()
+        gram = known.T @ known + _MEANS_RIDGE * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
+        kept = scene.seen_by.kept
+        weight = torch.where(kept, _KEPT, 1.0).double()
+        goal = torch.where(kept, draft.statistics(refinement.amplitudes(draft.features)), 0.0)
+
+        def missing(step: Tensor | float) -> Tensor:
+            """What the means lack as a function of the conditions, weighted, (N, D), after a step."""
+            found = draft.statistics(refinement.amplitudes(draft.features, refinement.coefficients * 0 + step))
+            return known @ torch.linalg.solve(gram, known.T @ (goal - found).double()) * weight
+
+        left = missing(0.0)
+        for _ in range(_MEANS_ROUNDS):
+            with torch.enable_grad():
+                slopes = draft.statistic_slopes(refinement.amplitudes(draft.features))
+            design = torch.einsum("bda,bf->bdaf", slopes * weight[:, None].float(), known.float()).flatten(2)
+            normal, right = (
+                (design.flatten(0, 1).T @ other).double() for other in (design.flatten(0, 1), left.float().flatten())
+            )
+            shrink = _MEANS_RIDGE * (normal.diagonal() + 0.01 * normal.diagonal().mean() + 1e-12)
+            step = torch.zeros_like(refinement.coefficients)
+            step[0, :, : refinement.known] = torch.linalg.solve(normal + torch.diag(shrink), right).view(
+                -1, refinement.known
+            )
+            for length in _MEANS_LENGTHS:
+                after = missing(length * step)
+                if after.square().mean() < left.square().mean():
+                    break
+            else:
+                return
+            refinement.add(length * step)
+            left = after
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
         """Linear theory at some training conditions, as a function of all."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ...shards.samples import Samples
-from ..refinement import Draft, Refinement, Scene
+from ..refinement import Draft, Refinement, Scene, whitening
 from .energies import LEADING, MOST_LEADING, MOST_NORMAL, STATIONS, LayerEnergies
 from .transform import ShowerTransform
-from .views import limited, whitening
+from .views import limited
 
 _FARTHEST = 6.0  # standard deviations
 _PAIRS = LEADING * (LEADING + 1) // 2

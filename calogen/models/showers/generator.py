@@ -15,6 +15,7 @@ from ...shards.samples import Samples
 from ..conditions import scaled_size
 from ..contract import Array, Generator, Inference
 from ..layers import SLOPE, mlp
+from ..refinement import without_refinement
 from .counts import foremost, natural
 from .energy_scene import EnergyScene
 from .factors import LEAST_NOISE, fit_factors
@@ -88,7 +89,7 @@ class ShowerGenerator(Generator):
         self.register_buffer("power", torch.zeros(1 + drivers + drivers * (drivers + 1) // 2, voxels))
         self.noise = SharedNoise(window)
         self.refinement = ShapeRefinement(window, drivers, self.transform.voxels.places[0])
-        self.register_load_state_dict_pre_hook(_without_refinement)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(without_refinement)  # type: ignore[no-untyped-call]
         self.loadings = nn.Parameter(torch.zeros(voxels, latent))
         self.drift = nn.Parameter(torch.zeros(drivers, voxels, drifting))  # how those of the first factors change
         # Normals stay standard, whatever adversarial training does: without this, the occupancy of voxels that are
@@ -339,13 +340,6 @@ class ShowerGenerator(Generator):
         hottest = [part.argsort(descending=True, stable=True)[: self.core.shape[1]] for part in parts]
         core = torch.stack([h + start for h, start in zip(hottest, window.layer_bounds, strict=False)])
         return torch.sqrt(1 + _WEIGHT * torch.cat(parts)).float(), core
-
-
-def _without_refinement(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Take the refinement as it is where a state, of before there was one, has none."""
-    own = module.get_submodule("refinement").state_dict(prefix=f"{prefix}refinement.")
-    if not own.keys() & state.keys():
-        state.update(own)
 
 
 def _showers(data: Fitted) -> Iterator[tuple[slice, Tensor]]:

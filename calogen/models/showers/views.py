@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...families import Family
+from ..refinement import whitening
 from .patterns import GROUPS
 from .voxels import Given
 
@@ -20,7 +21,6 @@ _MANY = 100_000  # of them
 _FARTHEST = 6.0  # standard deviations
 _MOST = 4.0  # of a view in the end
 _LEAST, _NEVER = 1e-5, 1e9  # spread of a view; what makes one 0
-_FLOOR = 0.02  # of the variance of a view, below which it is not made larger
 _SHRINK = (3.0, 1e-4)  # of regressions: so many showers, and a part of all
 
 
@@ -166,10 +166,3 @@ def limited(views: Tensor) -> Tensor:
     """Views whose largest values are moderate."""
     # Rare showers far out must not outweigh all others: a critic of bounded slope would look at little else.
     return _MOST * torch.tanh(views / _MOST)
-
-
-def whitening(values: Tensor) -> Tensor:
-    """The symmetric matrix (D, D) that makes values (N, D) with mean 0 uncorrelated, of variance 1."""
-    variances, axes = torch.linalg.eigh(values.T.double() @ values.double() / max(1, len(values)))
-    found: Tensor = axes @ torch.diag((variances.clamp(min=0) + _FLOOR).rsqrt()) @ axes.T
-    return found.float()
