@@ -11,11 +11,13 @@ other that they live; elsewhere a rank that is far behind the others counts as h
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -492,6 +494,7 @@ class _Together(Ranks):
 
     def _explained(self) -> CalogenError:
         """What became of the others, when they could not be reached; the first rank that is left says so."""
+        atexit.register(_leave)
         failures, here = _within(_ROLL_CALL + 1, self._roll_call) or ({}, {self.rank, *range(1, self.size)})
         lost = [rank for rank in range(self.size) if rank not in here and rank not in failures]
         error = self._of_other(failures)
@@ -586,6 +589,14 @@ class _Pulse:
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
     """Raise an exception in another thread, as soon as it runs Python code again; none: no longer."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind and ctypes.py_object(kind))
+
+
+def _leave() -> None:
+    """End the process at once: with a peer gone, gloo's threads would spin for ever while Python is taken down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(RankError.exit_code)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T | None:
