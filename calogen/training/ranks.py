@@ -494,7 +494,6 @@ class _Together(Ranks):
 
     def _explained(self) -> CalogenError:
         """What became of the others, when they could not be reached; the first rank that is left says so."""
-        atexit.register(_leave)
         failures, here = _within(_ROLL_CALL + 1, self._roll_call) or ({}, {self.rank, *range(1, self.size)})
         lost = [rank for rank in range(self.size) if rank not in here and rank not in failures]
         error = self._of_other(failures)
@@ -504,6 +503,7 @@ class _Together(Ranks):
                 where="; ".join(self._who[rank] for rank in lost) or "the connection to the others broke",
                 hint="`resume=True` goes on from the last checkpoint, with any number of ranks",
             )
+        atexit.register(_leave, error.exit_code)
         if self.rank != min([self.rank, *here]):
             return _elsewhere(error.exit_code)
         for rank in lost:
@@ -591,12 +591,12 @@ def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind and ctypes.py_object(kind))
 
 
-def _leave() -> None:
+def _leave(code: int) -> None:
     """End the process at once: with a peer gone, gloo's threads would spin for ever while Python is taken down."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(RankError.exit_code)
+    os._exit(code)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T | None:
