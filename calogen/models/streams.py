@@ -26,7 +26,7 @@ class Share(NamedTuple):
         """This process's rows of one batch, or of several that follow each other along ``dim``."""
         if self.ranks == 1:
             return batches
-        parts = batches.unflatten(dim, (-1, self.ranks, self.rows))
+        parts: Tensor = batches.unflatten(dim, (-1, self.ranks, self.rows))
         return parts.select(dim + 1, self.rank).flatten(dim, dim + 1)
 
 

@@ -11,11 +11,13 @@ other that they live; elsewhere a rank that is far behind the others counts as h
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -501,6 +503,7 @@ class _Together(Ranks):
                 where="; ".join(self._who[rank] for rank in lost) or "the connection to the others broke",
                 hint="`resume=True` goes on from the last checkpoint, with any number of ranks",
             )
+        atexit.register(_leave, error.exit_code)
         if self.rank != min([self.rank, *here]):
             return _elsewhere(error.exit_code)
         for rank in lost:
@@ -586,6 +589,14 @@ class _Pulse:
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
     """Raise an exception in another thread, as soon as it runs Python code again; none: no longer."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind and ctypes.py_object(kind))
+
+
+def _leave(code: int) -> None:
+    """End the process at once: with a peer gone, gloo's threads would spin for ever while Python is taken down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T | None:

@@ -339,7 +339,6 @@ def test_ranks_that_were_not_started_alike_are_refused_and_leave_nothing(pair: L
         assert " 2: " in first[name].partition("\n")[0]
         assert second[name].startswith("ElsewhereError 2"), "only rank 0 says it"
         assert not first[f"{name} left"]
-        assert not second[f"{name} left"]
 
 
 def test_a_run_of_ranks_is_as_one_of_one_process_and_goes_on_with_one(pair: Launch, tmp_path: Path) -> None:
