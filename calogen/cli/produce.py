@@ -107,7 +107,7 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
 
     workers, cluster = sensible_workers(options["workers"], options["cluster"]), options["cluster"]
     options |= opening(options)
-    device = "cpu" if cluster and options["device"] == "auto" else options["device"]  # its workers may have no GPU
+    device: Any = "cpu" if cluster and options["device"] == "auto" else options["device"]  # its workers may have no GPU
     surrogate = Surrogate.load(model, device)
     if options["size"]:
         surrogate = surrogate.resized(options["size"])

@@ -27,7 +27,8 @@ class Share(NamedTuple):
         if self.ranks == 1:
             return batches
         parts: Tensor = batches.unflatten(dim, (-1, self.ranks, self.rows))
-        return parts.select(dim + 1, self.rank).flatten(dim, dim + 1)
+        mine: Tensor = parts.select(dim + 1, self.rank).flatten(dim, dim + 1)
+        return mine
 
 
 class Stream(torch.Generator):

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from ..cores import sensible_number, usable_cores
 from ..errors import CalogenError, ConfigError, ElsewhereError, RankError
@@ -277,14 +278,14 @@ class _Together(Ranks):
         timeout, address = timedelta(seconds=_MEETING), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
             url = f"env://?rank={self.rank}&world_size={self.size}"
-            self._store, _, _ = next(iter(dist.rendezvous(url, timeout=timeout)))
+            self._store, _, _ = next(iter(rendezvous(url, timeout=timeout)))
             me = {"host": socket.gethostname(), "process": os.getpid(), "parent": os.getppid()}
             self._store.set(f"rank/{self.rank}", json.dumps(me))
             self._known = [json.loads(self._store.get(f"rank/{other}")) for other in range(self.size)]
             self._who = [f"rank {i}, process {r['process']} on {r['host']}" for i, r in enumerate(self._known)]
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore("calogen", self._store),
+                store=PrefixStore("calogen", self._store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=_SILENCE),
@@ -355,10 +356,11 @@ class _Together(Ranks):
             training = {} if checkpoint is None else checkpoint.training_state()
         model = self._tensors({} if checkpoint is None else checkpoint.model)
         training = self._tensors(training)
-        card = self.told(checkpoint and (checkpoint.card.model_dump_json(), str(checkpoint.folder)))
-        if checkpoint is not None or card is None:
+        mine = None if checkpoint is None else [checkpoint.card.model_dump_json(), str(checkpoint.folder)]
+        told: list[str] | None = self.told(mine)
+        if checkpoint is not None or told is None:
             return checkpoint
-        return _Received(Card.model_validate_json(card[0]), model, Path(card[1]), training)
+        return _Received(Card.model_validate_json(told[0]), model, Path(told[1]), training)
 
     def _tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named tensors of rank 0, on the CPU."""
@@ -384,7 +386,7 @@ class _Together(Ranks):
                 module.gathered = self._gathered  # type: ignore[method-assign]
             if isinstance(module, BatchNorm):
                 module.__class__ = _SharedNorm
-                module.ranks = self
+                module.ranks = self  # type: ignore[assignment]
 
     def _gathered(self, rows: Tensor) -> Tensor:
         return rows if self.working_apart else self.every(rows).flatten(0, 1)
@@ -402,14 +404,14 @@ class _Together(Ranks):
         found = different and [different[0], repr(expected.get(different[0])), repr(mine.get(different[0]))]
         for other in range(self.size):
             if wrong := self.told(found, by=other):
-                error = ConfigError(
+                differing = ConfigError(
                     "the ranks were not started alike",
                     where=f"{self._who[other]}: {wrong[0]}",
                     expected=f"{wrong[1]}, as rank 0",
                     found=wrong[2],
                     hint=_AGREE,
                 )
-                raise error if self.first else _elsewhere(error.exit_code)
+                raise differing if self.first else _elsewhere(differing.exit_code)
 
     @contextmanager
     def apart(self, asked: Callable[[], int] | None = None) -> Iterator[None]:
@@ -429,9 +431,9 @@ class _Together(Ranks):
         if pulse.lost is not None:
             raise self._explained()
         if pulse.code:
-            error = failure or (self._reported() if self.first else _elsewhere(pulse.code))
+            known = failure or (self._reported() if self.first else _elsewhere(pulse.code))
             self._failed += 1
-            raise self._quiet(error)
+            raise self._quiet(known)
 
     def _reduced(self, busy: bool, code: int, got: int) -> tuple[bool, int]:
         """Whether any rank is busy, and the largest exit code; in the thread that gives signs of life."""

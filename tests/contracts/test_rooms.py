@@ -209,7 +209,7 @@ def test_the_library_does_not_speak_of_options() -> None:
 def test_every_file_that_contributing_names_is_there() -> None:
     files = [
         str(path.relative_to(ROOT))
-        for folder in ("calogen", "analysis", "tests")
+        for folder in ("calogen", "analysis", "docs", "tests")
         for path in (ROOT / folder).rglob("*.py")
     ]
     named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())

@@ -83,7 +83,7 @@ class MapRefinement(Refinement):
 
         one, quadratic, cubic = points[:, :, None, None].unbind(1)
         squared = capped.square()
-        change = one + quadratic * (squared - 1) + cubic * (capped * (squared - 3)) + banded(modes, linear)
+        change: Tensor = one + quadratic * (squared - 1) + cubic * (capped * (squared - 3)) + banded(modes, linear)
         for field, factors in zip(self._scaled_fields(modes, shape), modulated, strict=True):
             change = change + field * banded(modes, factors)
         texture = banded(grains, whole) + capped * banded(grains, times) + (squared - 1) * banded(grains, square)

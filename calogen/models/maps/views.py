@@ -44,6 +44,7 @@ class MapViews(nn.Module):
     scale: Tensor  # (D,)
     whitening: Tensor  # (D, D)
     kept: Tensor  # (D,) those of the density's mean and power spectrum
+    masks: Tensor  # (T, H, W / 2 + 1) modes of the largest scales and of some bands
 
     def __init__(self, height: int, width: int, terms: int) -> None:
         super().__init__()
@@ -151,7 +152,7 @@ class MapViews(nn.Module):
     def _triangles(self, field: Tensor, *, squeezed: bool = False) -> list[Tensor]:
         """Skewness in bands, and how much the power in bands follows the largest scales."""
         modes, found = torch.fft.rfft2(field), list[Tensor]()
-        large, *parts = (torch.fft.irfft2(modes * mask, s=field.shape[1:]) for mask in self.masks)
+        large, *parts = (torch.fft.irfft2(modes * mask, s=field.shape[1:]) for mask in self.masks.unbind(0))
         for part in parts:
             square = part.square()
             variance = square.mean((1, 2)).clamp(min=1e-12)

@@ -128,7 +128,7 @@ def erfc(x: F) -> F:
     t = ONE / fma(HALF, z, ONE)
     p = fma(fma(fma(fma(fma(_C0, t, _C1), t, _C2), t, _C3), t, _C4), t, _C5)
     p = fma(fma(fma(fma(p, t, _C6), t, _C7), t, _C8), t, _C9)
-    tail = t * exp(fma(-z, z, p))
+    tail: F = t * exp(fma(-z, z, p))
     return TWO - tail if x < ZERO else tail
 
 

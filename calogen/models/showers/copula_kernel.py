@@ -167,7 +167,8 @@ def _at_level(logs: Array, zone: int, levels: Array, values: Array) -> F:
     gap = levels[level + 1, layer] - levels[level, layer]
     above = clipped((logs[layer] - levels[level, layer]) / gap, ZERO, ONE)
     lower: F = values[level, zone]
-    return lower + above * (values[level + 1, zone] - lower)
+    found: F = lower + above * (values[level + 1, zone] - lower)
+    return found
 
 
 @kernel
