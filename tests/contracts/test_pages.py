@@ -116,6 +116,8 @@ PAGES: dict[str, dict[str, Run | Read]] = {
     "docs/training-well.md": {
         "simulation shards": Read("a picture, no program"),
         "calogen train --data ": Run(smaller=PHOTONS, slow=True),
+        "torchrun --nproc-per-node 4": Read("starts four processes; tests/training/test_ranks.py starts two"),
+        "#!/bin/bash": Read("needs a Slurm cluster"),
         "calogen train configs/classics/vae.toml": Run(
             smaller={"--data data/calogan-gamma": "--data data/calogan-eplus --steps 2"}, slow=True
         ),
@@ -124,11 +126,23 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "calogen generate ": Run(smaller={"-n 1000000": "-n 2000"}),
         "# Slurm: a job array": Read("needs a Slurm cluster"),
         "# HTCondor: a submit file": Read("a file for HTCondor, not for a shell"),
+        "dask scheduler ": Read("starts servers; tests/production/test_cluster.py does so"),
+        "# Slurm: 100 jobs of 4 cores": Read("needs a Slurm cluster"),
+        "# HTCondor: needs a file system": Read("needs HTCondor"),
         "calogen train ": Run(
             smaller={"data/calogan-gamma": "data/calogan-eplus", "--steps 4": "--steps 1", "-n 10000": "-n 100"},
             slow=True,
         ),
         "calogen bench ": Run(smaller={"-n 20000": "-n 2000"}, slow=True),
+    },
+    "docs/into-cpp-and-geant4.md": {
+        "calogen export calogan-gamma --format onnx": Run(slow=True),
+        "import numpy ": Run(slow=True),
+        "Ort::Env ": Read("needs ONNX Runtime's headers; tests/export/test_runtimes.py calls its library"),
+        "// Members: ": Read("needs Geant4"),
+        "g++ ": Run(before="calogen export calogan-gamma --format cpp --out c", slow=True),
+        "// members: ": Read("needs Geant4"),
+        "void make_hits": Read("needs Geant4"),
     },
     "docs/how-good-is-it.md": {
         "calogen simulate nbody ": Run(smaller={"-n 28800": "-n 240", "-n 144000": "-n 480"}, slow=True),
@@ -143,7 +157,20 @@ PROGRAMS = {
     "python": [sys.executable, "-c"],
     "toml": [sys.executable, "-c", "import sys, tomllib, calogen; calogen.Config.build(tomllib.loads(sys.argv[1]))"],
 }
-OTHERS = {"--array", "--cpus-per-task", "--wrap", "--nproc-per-node", "--no-python"}  # options of Slurm and torchrun
+OTHERS = {  # options of Slurm, torchrun, dask and ONNX Runtime's tools
+    *(
+        "--array",
+        "--cpus-per-task",
+        "--wrap",
+        "--nproc-per-node",
+        "--no-python",
+        "--ntasks-per-node",
+        "--nodes",
+        "--time",
+    ),
+    *("--signal", "--kill-on-bad-exit", "--gpus-per-task", "--gpus-per-node", "--max-restarts", "--scheduler-file"),
+    *("--nthreads", "--lifetime", "--lifetime-stagger", "--dim"),
+}
 INCLUDED = re.compile(r"^```\{include\}", re.MULTILINE)  # of such a page nothing is its own
 
 
