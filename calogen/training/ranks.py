@@ -39,7 +39,7 @@ from ..models.streams import Share
 from ..runs.checkpoint import Card, Checkpoint
 from ..runs.environment import environment
 
-_MEETING = 120.0  # seconds that ranks have to find each other
+_MEETING = 300.0  # seconds that ranks have to find each other
 _SILENCE = 20.0  # seconds that a rank may be behind the others, or not show that it lives
 _PULSE = 1.0  # seconds between signs of life
 _ROLL_CALL = 3.0  # seconds to say that one lives, once something failed
