@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import tiny, toy, write_folder
 
+from calogen.errors import ConfigError
 from calogen.families import FAMILIES, Family
 from calogen.models.maps import zeldovich
 from calogen.models.maps.spectra import shell_power
@@ -21,7 +22,7 @@ from calogen.training.projected import ProjectedTrainer
 from calogen.training.setup import prepare
 
 SMALL = Family.model_validate({**FAMILIES["nbody-64"].model_dump(), "pixels": (16, 16), "box_size": 16.0})
-ROUNDS = {"log_every": 1, "validate_every": 1, "checkpoint_every": 1, "validation_size": 64}
+ROUNDS = {"update": "projected", "log_every": 1, "validate_every": 1, "checkpoint_every": 1, "validation_size": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +46,12 @@ def run_of(**training: Any) -> Any:
     return tiny("map", training={**ROUNDS, "steps": 2, **training})
 
 
-def test_maps_are_trained_by_projection_where_there_are_enough(data: Path, tmp_path: Path, maps: Samples) -> None:
+def test_maps_are_trained_by_projection_where_asked_for(data: Path, tmp_path: Path, maps: Samples) -> None:
     assert prepare(run_of(), data).config.training.update == "projected"
+    assert prepare(run_of(update="auto"), data).config.training.update == "adam"
     few = write_folder(tmp_path / "few", maps.read(0, 900))
-    assert prepare(run_of(), few).config.training.update == "adam"
+    with pytest.raises(ConfigError, match="at least 1000"):
+        prepare(run_of(), few)
 
 
 def test_a_planted_defect_is_mended(data: Path, tmp_path: Path) -> None:
