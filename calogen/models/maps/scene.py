@@ -50,7 +50,7 @@ class MapScene(Scene):
         self.scaled = generator.scaled(torch.from_numpy(samples.conditions.array(generator.conditions)))
         terms = features(self.scaled)
         if views is None:
-            views = MapViews(*maps.shape[1:], terms.shape[1])
+            views = MapViews(maps.shape[1], maps.shape[2], terms.shape[1])
             views.fit(maps, terms)
         self.seen_by = views
         self.views, self.context = views(maps, terms)[:, None], self.scaled[:, None]

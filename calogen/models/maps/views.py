@@ -43,6 +43,7 @@ class MapViews(nn.Module):
     log_spread: Tensor  # (F, D)
     scale: Tensor  # (D,)
     whitening: Tensor  # (D, D)
+    masks: Tensor  # (1 + triangles, H, W // 2 + 1) modes of the largest scales, and of bands
     kept: Tensor  # (D,) those of the density's mean and power spectrum
 
     def __init__(self, height: int, width: int, terms: int) -> None:

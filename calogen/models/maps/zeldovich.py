@@ -131,7 +131,8 @@ class ZeldovichGenerator(MapGenerator):
 
     def selection(self, critics: int) -> MapSelection:
         """What chooses among maps of the same cosmology."""
-        return MapSelection(self, MapViews(*self.family.sample_shape, self.transform.scores.probit.shape[0]), critics)
+        height, width = self.family.sample_shape
+        return MapSelection(self, MapViews(height, width, self.transform.scores.probit.shape[0]), critics)
 
     @torch.no_grad()
     def start(self, planes: Tensor, terms: Tensor) -> Tensor:
@@ -278,7 +279,8 @@ class ZeldovichGenerator(MapGenerator):
         def missing(step: Tensor | float) -> Tensor:
             """What the means lack as a function of the conditions, weighted, (N, D), after a step."""
             found = draft.statistics(refinement.amplitudes(draft.features, refinement.coefficients * 0 + step))
-            return known @ torch.linalg.solve(gram, known.T @ (goal - found).double()) * weight
+            left: Tensor = known @ torch.linalg.solve(gram, known.T @ (goal - found).double()) * weight
+            return left
 
         left = missing(0.0)
         for _ in range(_MEANS_ROUNDS):
