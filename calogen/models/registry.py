@@ -27,7 +27,7 @@ class Network(NamedTuple):
 
     generator: str
     critic: str | None = None
-    training: Mapping[str, int] = MappingProxyType({})
+    training: Mapping[str, int | str] = MappingProxyType({})
 
     @property
     def generator_class(self) -> type[Generator]:
@@ -59,7 +59,9 @@ NETWORKS: dict[str, dict[str, Network]] = {
     },
     "map": {
         "zeldovich": Network(  # its fitted start is what it is best at: see docs/what-did-not-work.md
-            "maps.zeldovich.ZeldovichGenerator", "maps.patches.PatchCritic", {"steps": 0, "batch_size": 16}
+            "maps.zeldovich.ZeldovichGenerator",
+            "maps.patches.PatchCritic",
+            {"update": "adam", "steps": 0, "batch_size": 16},
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
     },

@@ -14,7 +14,7 @@ import torch
 from ..config import Config, Reading
 from ..errors import ConfigError, ShardError
 from ..families import Family, Symmetry
-from ..models.registry import build_critic, build_generator, network_name, pick_device, settled
+from ..models.registry import build_critic, build_generator, network_name, network_of, pick_device, settled
 from ..runs.checkpoint import Checkpoint
 from ..runs.find import load_model
 from ..shards.conditions import Conditions
@@ -168,8 +168,9 @@ def _update(config: Config, family: Family, names: Sequence[str], samples: int) 
         ConfigError: If it cannot learn as asked.
     """
     asked, objective = config.training.update, objective_of(family, config.generator.network, config.training.objective)
-    if asked == "adam":
-        return asked
+    usual = network_of(family, config.generator.network).training.get("update")
+    if asked == "adam" or (asked == "auto" and usual == "adam"):
+        return "adam"
     with torch.device("meta"):
         refined = build_generator(family, names, config.generator).refinement is not None
     smooth = objective is not None and objective.penalty is not None

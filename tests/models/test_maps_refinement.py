@@ -212,12 +212,11 @@ def test_the_fit_mends_the_means_of_views_and_keeps_the_power(
     """Judged with other noise than the fit's."""
     monkeypatch.setattr(zeldovich, "_MEANS_FROM", 100)
     monkeypatch.setattr(zeldovich, "_MEANS_OF", 400)
-    monkeypatch.setattr(zeldovich, "_MEANS_ROUNDS", 2)
     scene = generator.scenes(samples)[0]
     draft = scene.draw(torch.arange(400), torch.Generator().manual_seed(9))
     other = built()
     other.load_state_dict(generator.state_dict())
-    other._mend_means(samples, 1)
+    other._fit_means(samples, 1)
     assert other.refinement.active
     before, after = (draft.statistics(g.refinement.amplitudes(draft.features)).mean(0) for g in (generator, other))
     kept = scene.seen_by.kept

@@ -14,7 +14,7 @@ from .distributions import DensityNormals, features
 from .patterns import MapRefinement
 from .views import MapViews
 
-_CACHED = 1 << 18  # pixels worked on at a time
+_ROWS = 64  # maps at a time
 
 
 class Normals(Protocol):
@@ -83,8 +83,7 @@ class MapDraft(Draft):
 
     def __init__(self, scene: MapScene, planes: Tensor, scaled: Tensor) -> None:
         self._scene, self._terms = scene, features(scaled)
-        self._rows = max(1, _CACHED // planes[0, 0].numel())
-        parts = zip(planes.split(self._rows), scaled.split(self._rows), strict=True)
+        parts = zip(planes.split(_ROWS), scaled.split(_ROWS), strict=True)
         self._normals = torch.cat([scene.generator.normals(*part) for part in parts])
         self._noise = planes[:, -1].clone()
         self.features = scene.generator.refinement.features(self._normals, scaled)
@@ -130,7 +129,7 @@ class MapDraft(Draft):
     def _parts(self, amplitudes: Tensor) -> zip[tuple[Tensor, ...]]:
         """A few maps at a time: normals, noise, features of the conditions, amplitudes."""
         parts = (self._normals, self._noise, self._terms, amplitudes)
-        return zip(*(part.split(self._rows) for part in parts), strict=True)
+        return zip(*(part.split(_ROWS) for part in parts), strict=True)
 
 
 class MapSelection(Selection):

@@ -16,7 +16,7 @@ _TRIANGLES = 6  # bands of wave numbers whose skewness is a view
 _HEIGHTS = (0.2, 0.5, 0.85, 0.97, 0.995)  # quantiles of pixels above which peaks are counted, besides all
 _LEVELS = (0.05, 0.2, 0.5, 0.8, 0.93, 0.98, 0.997)  # at which Minkowski functionals are taken
 _SHARP, _EDGE = 0.03, 0.2  # in ln density: what soft comparisons of neighbours, and with thresholds, resolve
-_CACHED = 1 << 18  # pixels worked on at a time
+_ROWS = 64  # maps at a time
 _MANY = 2000  # maps that decide quantiles
 _FARTHEST, _MOST = 6.0, 4.0  # standard deviations of a statistic, and of a view
 _LARGEST = 3.0  # logarithm of a power spectrum over its usual value
@@ -43,8 +43,8 @@ class MapViews(nn.Module):
     log_spread: Tensor  # (F, D)
     scale: Tensor  # (D,)
     whitening: Tensor  # (D, D)
+    masks: Tensor  # (1 + triangles, H, W // 2 + 1) modes of the largest scales, and of bands
     kept: Tensor  # (D,) those of the density's mean and power spectrum
-    masks: Tensor  # (T, H, W / 2 + 1) modes of the largest scales and of some bands
 
     def __init__(self, height: int, width: int, terms: int) -> None:
         super().__init__()
@@ -97,8 +97,7 @@ class MapViews(nn.Module):
         return self._rest(self._measured(maps), terms)
 
     def _measured(self, maps: Tensor) -> Tensor:
-        parts = maps.split(max(1, _CACHED // maps[0].numel()))
-        return torch.cat([torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in parts])
+        return torch.cat([torch.stack(self.statistics(torch.log(some + _KNEE)), 1) for some in maps.split(_ROWS)])
 
     def slopes(self, maps: Tensor, terms: Tensor, *, standard: bool = True) -> tuple[Tensor, Tensor]:
         """Views (B, D), or statistics in standard deviations, and how they change with the maps, (B, D, H, W).

@@ -48,7 +48,6 @@ _CHUNK = 64  # maps that are fitted to at a time
 _MEANS_OF, _MEANS_ROUNDS, _MEANS_RIDGE = 768, 5, 0.01  # of the fit of the refinement: maps, steps, relative ridge
 _MEANS_FROM = 700  # training maps, below which there is none
 _MEANS_LENGTHS = (1.0, 0.5, 0.25)  # of a step
-_KEEPING, _KEPT_BY = 3, 0.4  # steps of the filter after it, and how much of what is missing each adds
 _KEPT = 3.0  # weight of what is to stay beside what is to change
 _LOOKED_AT = 1024  # maps that say how generated ones fluctuate
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
@@ -66,7 +65,8 @@ class ZeldovichGenerator(MapGenerator):
        the training maps.
     3. A convolutional network, zero before training, adds to the normals what the critic finds missing.
     4. Patterns of the normals (:class:`MapRefinement`) bring the means of peaks, Minkowski functionals, bispectra and
-       the spectrum of the logarithm to those of the training maps; projected training goes on with them.
+       the spectrum of the logarithm to those of the training maps where the fit starts from another surrogate;
+       projected training goes on with them.
     5. The normals become densities with the distribution that the training maps have for the conditions.
 
     Everything is periodic and works at any size. All but step 3 is fitted.
@@ -111,14 +111,11 @@ class ZeldovichGenerator(MapGenerator):
 
     def _maps(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
         scaled, planes = self.scaled(conditions), self.planes(latent)
-        normals = self._refined(self._normals(network, planes, scaled), planes[:, -1], scaled)
+        normals = self._normals(network, planes, scaled)
+        if self.refinement.active:
+            amplitudes = self.refinement.amplitudes(self.refinement.features(normals, scaled))
+            normals = self.refinement(normals, planes[:, -1], amplitudes)
         return self.transform.inverse(normals, features(scaled))
-
-    def _refined(self, normals: Tensor, noise: Tensor, scaled: Tensor) -> Tensor:
-        if not self.refinement.active:
-            return normals
-        amplitudes = self.refinement.amplitudes(self.refinement.features(normals, scaled))
-        return self.refinement(normals, noise, amplitudes)
 
     def normals(self, planes: Tensor, scaled: Tensor) -> Tensor:
         """Latent normals (B, H, W) before refinement, of noise (B, 3, H, W) given scaled conditions (B, D)."""
@@ -230,11 +227,13 @@ class ZeldovichGenerator(MapGenerator):
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
         self._standardise(scaled, seed)
-        self._mend_means(samples, seed)
 
     @torch.no_grad()
     def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
-        """Take over a fitted generator, with the spectra and pixels of its own training maps; training goes on.
+        """Take over a fitted generator, with the spectra and pixels of its own training maps.
+
+        Where it has no refinement yet, the means of peaks and the like are fitted to these samples: on blind maps peaks
+        are within 1 % instead of 3 to 8 % too few, but single shells of P(k) move by up to 4 %.
 
         Raises:
             ConfigError: If its residual network has other widths.
@@ -252,7 +251,7 @@ class ZeldovichGenerator(MapGenerator):
             ) from None
         if not self.refinement.active:
             self._standardise(self.scaled(torch.from_numpy(samples.conditions.array(self.conditions))), seed)
-            self._mend_means(samples, seed)
+            self._fit_means(samples, seed)
 
     def _standardise(self, scaled: Tensor, seed: int) -> None:
         """Tell the refinement how maps fluctuate, at some of the training conditions (N, D)."""
@@ -261,37 +260,14 @@ class ZeldovichGenerator(MapGenerator):
         found = [self.normals(self.planes(self._stratified(len(c), stream)), c) for c in scaled[rows].split(_CHUNK)]
         self.refinement.standardise(torch.cat(found))
 
-    def _mend_means(self, samples: Samples, seed: int) -> None:
-        """Fit the refinement, then adjust the filter until mean spectra of the same noise are what they were before."""
-        if len(samples) < _MEANS_FROM:
-            return  # their means would be accidents
-        scaled = self.scaled(torch.from_numpy(samples.conditions.array(self.conditions)))
-        stream = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(scaled), (_LOOKED_AT,), generator=stream)
-        chunks = scaled[rows].split(_CHUNK)
-        planes = [self.planes(self._stratified(len(c), stream)) for c in chunks]
-        matter = [self.matter(p, features(c)) for p, c in zip(planes, chunks, strict=True)]
-        terms = features(scaled[rows])
-
-        def power() -> Tensor:
-            found = []
-            for modes, noise, own in zip(matter, planes, chunks, strict=True):
-                normals = self.inner(self.filtered(modes, features(own)), features(own))
-                maps = self.transform.inverse(self._refined(normals, noise[:, -1], own), features(own))
-                found.append(shell_power(maps - 1))
-            return log_mean(torch.cat(found), terms)
-
-        before = power()
-        self._fit_means(samples, seed)
-        for _ in range(_KEEPING):
-            self.transfer += (_KEPT_BY * (before - power())).to(self.transfer.dtype)
-
     def _fit_means(self, samples: Samples, seed: int) -> None:
         """Change the refinement until the means of the views' statistics are those of training maps.
 
         Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with
         fixed noise, shorter where they lead too far, until they lead no further.
         """
+        if len(samples) < _MEANS_FROM:
+            return  # their means would be accidents
         scene, refinement = MapScene(self, samples), self.refinement
         rows = torch.randint(len(scene), (_MEANS_OF,), generator=torch.Generator().manual_seed(seed))
         draft = scene.draw(rows, torch.Generator().manual_seed(seed))
