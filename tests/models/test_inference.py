@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,15 +59,25 @@ def showers_of(family: Family, count: int, seed: int) -> Samples:
     return replace(samples, family=FRAMED, values=np.where(values < FRAMED.threshold, 0, values))
 
 
-def trained_like(case: str, seed: int = 1) -> ShowerGenerator:
-    """A fitted generator whose networks and statistics are somewhere training could have brought them."""
+def of_case(case: str) -> ShowerGenerator:
+    """The generator of a case."""
     family, names = CASES[case]
+    if case == AS_FITTED:
+        return fitted_to(family, names).eval()
+    return trained_like(family, names, unshared=case == UNSHARED)
+
+
+def fitted_to(family: Family, names: Sequence[str], seed: int = 1) -> ShowerGenerator:
     torch.manual_seed(seed)
     generator = build_generator(family, names, GeneratorConfig(latent=4, hidden=(8, 8)))
     assert isinstance(generator, ShowerGenerator)
     generator.fit(showers_of(family, 300, 0), 1)
-    if case == AS_FITTED:
-        return generator.eval()
+    return generator
+
+
+def trained_like(family: Family, names: Sequence[str], seed: int = 1, *, unshared: bool = False) -> ShowerGenerator:
+    """A fitted generator whose networks and statistics are somewhere training could have brought them."""
+    generator = fitted_to(family, names, seed)
     with torch.no_grad():
         for network in (generator.energies, generator.shapes):
             network[-1].weight.normal_(0, 0.05)
@@ -75,7 +85,7 @@ def trained_like(case: str, seed: int = 1) -> ShowerGenerator:
         generator.standardise.running_mean.normal_(0, 0.1)
         generator.standardise.running_var.uniform_(0.8, 1.3)
         generator.transform.voxels.line.uniform_(0.0, 0.1)
-        if case != UNSHARED:
+        if not unshared:
             generator.noise.shares.uniform_(-0.2, 0.4)
             generator.noise.apart.uniform_(0.0, 1.0)
         refinement = generator.refinement
@@ -90,7 +100,7 @@ def pair() -> Callable[[str], tuple[ShowerGenerator, CompiledShowers]]:
 
     def get(case: str) -> tuple[ShowerGenerator, CompiledShowers]:
         if case not in made:
-            generator = trained_like(case)
+            generator = of_case(case)
             made[case] = generator, generator.folded()
         return made[case]
 

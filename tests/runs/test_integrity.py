@@ -16,6 +16,7 @@ from support import SINGLE, Trained, command, edit_card, tiny, toy, write_folder
 
 from calogen import storage
 from calogen.errors import CheckpointError, ConfigError, DivergenceError
+from calogen.models.contract import OnArrays
 from calogen.runs.checkpoint import load_checkpoint, save_checkpoint, seal
 from calogen.runs.find import find_model
 from calogen.runs.folder import RunFolder
@@ -213,7 +214,12 @@ def test_weights_that_are_not_finite_are_not_loaded(trained: Trained, tmp_path: 
 
 def test_samples_that_are_not_finite_are_not_made(trained: Trained, tmp_path: Path) -> None:
     surrogate = Surrogate.load(trained.folder)
-    surrogate._folded = lambda latent, columns: np.full((len(latent), 504), np.inf, np.float32)
+
+    class Broken(OnArrays):
+        def __call__(self, latent: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            return np.full((len(latent), 504), np.inf, np.float32)
+
+    surrogate._folded = Broken(surrogate.module)
     with pytest.raises(CheckpointError, match="2 of 2 samples with NaN or infinite values"):
         surrogate.sample(ENERGY)
     with pytest.raises(CheckpointError, match="not finite"):

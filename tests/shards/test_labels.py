@@ -301,6 +301,7 @@ PARTICLE = particle("gamma", "e-", "e+")
         ("fixed:e+", [2, 2, 2, 2]),
         ("list:e+,gamma", [2, 0, 2, 0]),
         ("list: e+ , gamma", [2, 0, 2, 0]),
+        ("e+", [2, 2, 2, 2]),
         ("uniform", [0, 1, 1, 2]),
         ("uniform:e+,gamma", [2, 2, 0, 0]),
     ],
@@ -310,7 +311,7 @@ def test_specifications_name_labels(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["e+", "fixed", "fixed:", "fixed:e+,e-", "list", "uniform:", "log-uniform:e+,e-", "list:e+,", ""]
+    "text", ["tau", "fixed", "fixed:", "fixed:e+,e-", "list", "uniform:", "log-uniform:e+,e-", "list:e+,", ""]
 )
 def test_other_specifications_of_labels_are_refused(text: str) -> None:
     with pytest.raises(ConditionError, match="is not a specification of 'particle'"):

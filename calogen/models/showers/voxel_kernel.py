@@ -36,7 +36,7 @@ from .voxels import CLIP, FAINT
 _CLIP, _LOW, _MIDDLE = F(CLIP), F(LOW), F(MIDDLE)
 _FAINT_FROM, _FAINT_OVER = F(FAINT[0]), F(FAINT[1])
 _LEAST_ENERGY, _TINY = F(1e-9), F(1e-30)
-_LEAST_EXCESS, _MOST_LOG_SHARE = F(1e-4), F(10)
+_LEAST_EXCESS, _LEAST_LOG_SHARE, _MOST_LOG_SHARE = F(1e-4), F(-40), F(10)
 _FARTHEST = F(6)  # normals beyond which tails change no further
 _TIE, _LEAST_STEP, _NONE = F(TIE), F(1e-6), F(-1e3)
 _LANES = 16
@@ -243,7 +243,8 @@ def share_out(
                 for v in range(width):
                     made[v] += apart[r, low + v]
             for v in range(width):
-                share = exp(min(location[r, v] + exp(spread[r, v]) * made[v], _MOST_LOG_SHARE))
+                log_share = location[r, v] + exp(spread[r, v]) * made[v]
+                share = exp(clipped(log_share, _LEAST_LOG_SHARE, _MOST_LOG_SHARE))
                 made[v] = share if excess[v] > ZERO else ZERO
             _normalise(made, excess[:width], energies[r, layer], tables.threshold, lanes)
             if tables.half[layer] > ZERO:
