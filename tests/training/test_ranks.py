@@ -216,6 +216,7 @@ def checks(home: Path, ranks: Ranks, cases: list[Case]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from torchrun: here the others are to find out themselves
     endless = quick(steps=10**6)
     found = refusal(lambda: train(endless, data, home / "killed", should_stop=ask, ranks=ranks))
     (home / "killed.json").write_text(json.dumps([found, time.time()]))
