@@ -87,7 +87,7 @@ class MapRefinement(Refinement):
         for field, factors in zip(self._scaled_fields(modes, shape), modulated, strict=True):
             change = change + field * banded(modes, factors)
         texture = banded(grains, whole) + capped * banded(grains, times) + (squared - 1) * banded(grains, square)
-        return change + texture  # type: ignore[no-any-return]  # type: ignore[no-any-return]
+        return change + texture
 
     def patterns(self, normals: Tensor, noise: Tensor, amplitudes: Tensor) -> Tensor:
         """How the changed normals depend on each amplitude, (B, A, H, W), at some amplitudes."""
