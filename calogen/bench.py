@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ from .analysis.survey.streams import Streams
 from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
+from .export.cpp import timer
+from .export.onnx import onnx_engine
 from .models.conditions import scale_conditions
 from .models.contract import Inference, OnArrays
 from .models.showers.generator import ShowerGenerator
@@ -320,10 +324,20 @@ def _compiled_trained(surrogate: Surrogate, checkpoint: Checkpoint) -> Engine | 
     return _of_inference(surrogate, generator.folded())
 
 
+def _onnx(surrogate: Surrogate, checkpoint: Checkpoint) -> Engine | None:
+    generator = checkpoint.generator()
+    if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+        return None
+    with suppress(ConfigError):  # of networks that no graph expresses
+        return _of_inference(surrogate, onnx_engine(generator))
+    return None
+
+
 ENGINES: dict[str, Callable[[Surrogate, Checkpoint], Engine | None]] = {
     _MODULE: _module,
     _COMPILED: _compiled,
     _TRAINED: _compiled_trained,
+    "ONNX Runtime": _onnx,
 }
 """What runs a generator, by name, the one others are compared with first; none where it is not there."""
 
@@ -353,12 +367,23 @@ def _engine_times(surrogate: Surrogate, checkpoint: Checkpoint, batches: Sequenc
 
         times = np.array(_in_turn(_REPEATS + 1, *map(work, engines.values())))[1:]  # the first one warms up
         found.append(1e6 * times.min(0) / (calls * batch))
-    rows = np.array(found).T
+    rows = dict(zip(engines, np.array(found).T, strict=True)) | _header_times(checkpoint, batches)
+    first = rows[_MODULE]
     return _EngineTimes(
         batches,
-        {name: " / ".join(f"{t:,.1f}" for t in row) for name, row in zip(engines, rows, strict=True)},
-        {name: " / ".join(f"{t:.2f}" for t in rows[0] / row) for name, row in zip(engines, rows, strict=True)},
+        {name: " / ".join(f"{t:,.1f}" for t in row) for name, row in rows.items()},
+        {name: " / ".join(f"{t:.2f}" for t in first / row) for name, row in rows.items()},
     )
+
+
+def _header_times(checkpoint: Checkpoint, batches: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Microseconds a shower of the C++ header, where it can be compiled: a program of its own, which times itself."""
+    generator = checkpoint.generator()
+    if not isinstance(generator, ShowerGenerator):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        timed = timer(generator, checkpoint.card, Path(folder))
+        return {} if timed is None else {"C++ header": np.array([timed(batch) for batch in batches])}
 
 
 def _stages(surrogate: Surrogate, request: Request) -> dict[str, float]:
