@@ -42,10 +42,8 @@ _UNSEEN = 0.25  # of those samples, by which ridge and length of the step are ch
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _LENGTHS = (1.0, 0.5)
 _SHORTER = (1.0, 0.5, 0.25)  # of that step, tried until no view is harmed
-_WORSE = 3.0  # errors by which a view may not be further from validation samples than before ...
-_SLACK = (
-    0.5  # ... nor by this part of how far views are on average, beyond these errors: far away, most steps cost some
-)
+_WORSE = 3.0  # errors by which a view may not be further from validation samples than before
+_SLACK = 0.5  # of how far views are on average, beyond these errors: what the shortest step may cost besides
 _IDLE = 2  # rounds in a row that change nothing, after which there is nothing more to learn
 _CHANCE = 2.0  # errors of the AUC above 0.5
 
@@ -83,6 +81,7 @@ class Aspect:
         idle: Rounds in a row that changed nothing: one may be an accident of its critics.
         why: Why the last one of them did not.
         begun: Distances of views from validation samples at the start, (L, D).
+        away: How far views are from them now, on average, in errors.
     """
 
     scene: Scene
@@ -90,6 +89,7 @@ class Aspect:
     idle: int = 0
     why: str = ""
     begun: Tensor | None = None
+    away: float = 0.0
 
     @property
     def refinement(self) -> Refinement:
@@ -179,6 +179,8 @@ class ProjectedTrainer(Trainer):
             accepted = facts["share"] > 0 and harm <= _WORSE
             if accepted:
                 break
+        else:  # far from the data, the shortest step may cost a view what is little beside the distance
+            accepted = facts["share"] > 0 and harm <= _WORSE + _SLACK * max(0.0, aspect.away - _WORSE)
         facts = facts | {"length": shorter * facts["length"], "moved": shorter * facts["moved"]}
         if accepted:
             aspect.idle = 0
@@ -301,8 +303,8 @@ class ProjectedTrainer(Trainer):
         near, far = (_distance(torch.cat(views), reference) for views in (before, after))
         aspect.begun = near if aspect.begun is None else aspect.begun
         errors = math.sqrt(len(reference))
-        slack = _SLACK * max(0.0, float(near.square().mean().sqrt()) * errors - _WORSE)
-        return errors * float((far - torch.minimum(near, aspect.begun)).max()) - slack
+        aspect.away = errors * float(near.square().mean().sqrt())
+        return errors * float((far - torch.minimum(near, aspect.begun)).max())
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 

@@ -108,7 +108,9 @@ def both(generator: Generator, latents: np.ndarray, columns: np.ndarray) -> dict
 # ------------------------------------------------------------------------------------------------------------ the graph
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "shower frame" else case for case in CASES]
+)  # whose fit takes long; C++ and the compiled form have it in every run
 def test_a_graph_makes_the_showers_of_the_module(case: str) -> None:
     family, names = CASES[case]
     generator = trained(case)

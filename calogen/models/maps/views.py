@@ -20,6 +20,7 @@ _ROWS = 64  # maps at a time
 _MANY = 2000  # maps that decide quantiles
 _FARTHEST, _MOST = 6.0, 4.0  # standard deviations of a statistic, and of a view
 _LARGEST = 3.0  # logarithm of a power spectrum over its usual value
+_NEVER = 1e9  # spread of a view that never changes: makes it 0
 _LEAST = 1e-5  # spread of a statistic, below which it is 0
 
 
@@ -85,7 +86,7 @@ class MapViews(nn.Module):
         rest = raw - terms @ self.mean
         self.log_spread.copy_(regression(torch.log(rest.abs() + 1e-2 * rest.std(0) + 1e-6)))
         rest = rest / (terms @ self.log_spread).exp()
-        self.scale.copy_(torch.where(raw.std(0) > _LEAST, rest.square().mean(0).sqrt(), torch.inf))
+        self.scale.copy_(torch.where(raw.std(0) > _LEAST, rest.square().mean(0).sqrt(), _NEVER))
         self.whitening.copy_(whitening((rest / self.scale).clamp(-_FARTHEST, _FARTHEST)))
 
     def forward(self, maps: Tensor, terms: Tensor) -> Tensor:
