@@ -32,7 +32,7 @@ from .errors import CalogenError, ConfigError
 from .export.cpp import timer
 from .export.onnx import onnx_engine
 from .models.conditions import scale_conditions
-from .models.contract import Inference, OnArrays
+from .models.contract import Array, OnArrays
 from .models.showers.generator import ShowerGenerator
 from .production.requests import Request
 from .runs.checkpoint import Checkpoint
@@ -293,7 +293,7 @@ _MODULE, _COMPILED = "torch module", "as it runs here"
 _TRAINED = "as it runs here, with networks that do not end in zero"
 
 
-def _of_inference(surrogate: Surrogate, run: Inference) -> Engine:
+def _of_inference(surrogate: Surrogate, run: Callable[[Array, Array], Array]) -> Engine:
     """Noise, and what a form of the generator makes of it, a block at a time."""
 
     def make(conditions: NDArray[np.float32], start: int) -> None:
