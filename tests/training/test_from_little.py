@@ -46,22 +46,10 @@ def without_factors(generator: ShowerGenerator) -> None:
     generator.mixing.copy_(torch.eye(generator.mixing.shape[1]).expand_as(generator.mixing))
 
 
-def without_marginals(generator: ShowerGenerator) -> None:
-    """Leave the average shower alone: of every voxel its mean occupancy and share, and one spread for all."""
-    without_factors(generator)
-    voxels = generator.transform.voxels
-    for tensor in (voxels.occupancy, voxels.location, voxels.log_scale):
-        tensor[1:] = 0
-    voxels.log_scale[0] = voxels.log_scale[0].mean()
-    voxels.shape.copy_(voxels.shape.mean(2, keepdim=True).expand_as(voxels.shape))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize(
-    ("handicap", "rounds"), [(without_factors, 12), (without_marginals, 24)], ids=["no factors", "average shower"]
-)
-def test_projected_wgan_gp_recovers_what_a_start_lacks(handicap: object, rounds: int, tmp_path: Path) -> None:
+def test_projected_wgan_gp_recovers_what_a_start_without_factors_lacks(tmp_path: Path) -> None:
+    rounds = 12
     config = Config.build({"threads": 1, "conditions": ["incident_energy"], "training": {"steps": rounds}})
     reference = open_shards(PHOTONS / "test").read(0, 4000)
     trainer = loop.TrainingLoop.start(prepare(config, PHOTONS), tmp_path / "run", check=False).trainer
@@ -69,7 +57,7 @@ def test_projected_wgan_gp_recovers_what_a_start_lacks(handicap: object, rounds:
     assert isinstance(trainer.generator, ShowerGenerator)
     whole, full = defect(trainer.generator, reference)
     with torch.no_grad():
-        handicap(trainer.generator)  # type: ignore[operator]
+        without_factors(trainer.generator)
     trainer.arm()
     before, lacking = defect(trainer.generator, reference)
     done = 0
@@ -80,5 +68,5 @@ def test_projected_wgan_gp_recovers_what_a_start_lacks(handicap: object, rounds:
     share = (lacking - left) / (lacking - full)
     print(f"\nAUC of observables {before:.3f} -> {after:.3f} in {done} rounds; the fit has {whole:.3f}")
     print(f"{100 * share:.0f} % of what was taken away is recovered; ended: {trainer.finished or 'by rounds'}")
-    assert share > 0.2
+    assert share > 0.5
     assert after < before
