@@ -25,6 +25,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 suppress_warnings = ["myst.header"]  # cards and the changelog have titles of their own levels
