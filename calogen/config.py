@@ -65,7 +65,8 @@ class TrainingConfig(_Frozen):
             gradients through all its networks. ``auto``: projected where there is a refinement and there are training
             samples enough.
         objective: Losses of generator and critic, one of :data:`calogen.training.objectives.OBJECTIVES`; ``likelihood``
-            is for networks that have a loss of their own, and no critic.
+            is for networks that have a loss of their own, and no critic; ``matching`` compares batches by summary
+            statistics instead of a critic (network ``zeldovich``).
         steps: Generator updates in all; 0: the fitted start alone.
         time: Seconds that the run may take (none: limited by steps alone), data, fit and earlier sessions included, so
             that a resumed run has what is left of them. Not for the limit of a single job: schedulers end one by a

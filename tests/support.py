@@ -202,7 +202,7 @@ def write_folder(folder: Path, samples: Samples, each: int | None = None) -> Pat
     return folder
 
 
-_SIZES = {"latent": 4, "hidden": [8], "channels": [4, 4]}
+_SIZES = {"latent": 4, "hidden": [8], "channels": [8, 8]}
 
 
 def tiny(kind: str = "calorimeter", **changes: Any) -> Config:

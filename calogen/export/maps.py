@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..models.layers import SLOPE
 from ..models.maps import distributions, matter, zeldovich
-from ..models.maps.residual import Residual
+from ..models.maps.residual import Residual, Turned
 from ..models.maps.zeldovich import SHEETS, ZeldovichGenerator
 from .conditions import scaled_columns
 from .graph import Graph, Value, increasing, joined
@@ -246,22 +246,22 @@ class _Maps:
 
     def _network(self, residual: Residual, normals: Value) -> Value:
         """Normals with what the network adds; as they are, if its last layer is zero."""
-        last = residual.last
-        if not (last.weight.any() or last.bias is None or last.bias.any()):
+        if residual.silent:
             return normals
         plane = np.ones((1, self.height, self.width))
         known = [column.shaped(1, 1, 1) * plane for column in self.scaled]
         grid = joined([x.shaped(1, self.height, self.width) for x in (normals, self.planes[-1])] + known)
         width = 2 + len(known)
-        for i, level in enumerate(residual.levels):
+        for i, level in enumerate(residual.layers):
             made = self.graph.apply("LeakyRelu", self._convolved(grid, level), alpha=SLOPE)
-            outputs = len(level.weight)  # type: ignore[arg-type]
+            outputs = len(level.weight)
             grid = made + grid if i and outputs == width else made
             width = outputs
-        return normals + self._convolved(grid, last).shaped(self.height, self.width)
+        return normals + self._convolved(grid, residual.last).shaped(self.height, self.width)
 
-    def _convolved(self, grid: Value, layer: Any) -> Value:
+    def _convolved(self, grid: Value, layer: Turned) -> Value:
         """A circular convolution of 3 x 3."""
+        far = layer.spacing
         for axis, size in ((2, self.height), (3, self.width)):
-            grid = joined([grid.columns(size - 1, size, axis), grid, grid.columns(0, 1, axis)], axis)
-        return self.graph.apply("Conv", grid, array(layer.weight), array(layer.bias))
+            grid = joined([grid.columns(size - far, size, axis), grid, grid.columns(0, far, axis)], axis)
+        return self.graph.apply("Conv", grid, array(layer.weight), array(layer.bias), dilations=[far, far])

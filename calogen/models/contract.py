@@ -130,6 +130,14 @@ class Generator(nn.Module, ABC):
         """What chooses among samples, with so many critics, whose tensors are to be loaded; none: nothing can."""
         return None
 
+    def with_start(self, latent: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Samples, and the same without what gradients have taught: those of the fitted start.
+
+        Raises:
+            ConfigError: If this network has no fitted start.
+        """
+        raise ConfigError(f"network '{self.network}' has no fitted start to keep to", where="training.objective")
+
     @abstractmethod
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Samples (B, ...) in physical units from standard normals (B, Z) and conditions (B, C) in their units."""
@@ -183,6 +191,28 @@ class LikelihoodGenerator(Generator):
 
         Returns:
             Scalar with gradients to the parameters, a mean over rows.
+        """
+
+
+class Summaries(nn.Module, ABC):
+    """Judges batches of samples by summary statistics, without learning (objective ``matching``).
+
+    A class of summaries is called with the generator.
+    """
+
+    @abstractmethod
+    def fit(self, samples: Samples, scaled: Tensor) -> None:
+        """Standardise the statistics on training samples, in physical units, with their scaled conditions (N, D)."""
+
+    @abstractmethod
+    def forward(self, generated: Tensor, fitted: Tensor, reference: Tensor, scaled: Tensor) -> dict[str, Tensor]:
+        """Parts of what to minimise, scalars, by name.
+
+        Args:
+            generated: Samples (B, ...) in physical units; gradients go through them.
+            fitted: The same without what is learnt: see :meth:`Generator.with_start`.
+            reference: Training samples of the same conditions.
+            scaled: Those, (B, D).
         """
 
 

@@ -13,7 +13,7 @@ import torch
 from ..config import Config, CriticConfig, GeneratorConfig
 from ..errors import ConfigError, did_you_mean
 from ..families import Family
-from .contract import Critic, Generator
+from .contract import Critic, Generator, Summaries
 
 
 class Network(NamedTuple):
@@ -23,11 +23,13 @@ class Network(NamedTuple):
         generator: ``module.Class`` in this package.
         critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
         training: Settings of the training that suit it, where none are given.
+        summaries: ``module.Class`` of what judges batches by statistics; none: it cannot learn by ``matching``.
     """
 
     generator: str
     critic: str | None = None
-    training: Mapping[str, int | str] = MappingProxyType({})
+    training: Mapping[str, Any] = MappingProxyType({})
+    summaries: str | None = None
 
     @property
     def generator_class(self) -> type[Generator]:
@@ -58,10 +60,20 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "flow": Network("classics.flow.FlowGenerator"),
     },
     "map": {
-        "zeldovich": Network(  # its fitted start is what it is best at: see docs/what-did-not-work.md
+        "zeldovich": Network(
             "maps.zeldovich.ZeldovichGenerator",
             "maps.patches.PatchCritic",
-            {"update": "adam", "steps": 0, "batch_size": 16},
+            {
+                "objective": "matching",
+                "update": "adam",
+                "steps": 800,
+                "batch_size": 48,
+                "learning_rate": 2e-3,
+                "betas": (0.8, 0.99),
+                "ema": 0.98,
+                "decay": 0.9,
+            },
+            "maps.summaries.MapSummaries",
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
     },
@@ -112,8 +124,10 @@ def settled(config: Config, family: Family) -> Config:
     sections = {section: _filled(kind, section, getattr(config, section), name) for section, kind in classes.items()}
     given = config.training.model_fields_set
     suits = PROJECTED if config.training.update == "projected" else network.training
+    if config.training.objective != suits.get("objective", config.training.objective) and "objective" in given:
+        suits = {"update": "adam"}  # the others are for its usual objective
     if "time" in given:  # what ends the run is said
-        suits = {key: value for key, value in suits.items() if key.endswith("_every")}
+        suits = {key: value for key, value in suits.items() if key != "steps"}
     training = {key: value for key, value in suits.items() if key not in given}
     return config.updated({**sections, "generator": {"network": name, **sections["generator"]}, "training": training})
 
@@ -143,6 +157,19 @@ def build_critic(generator: Generator, config: CriticConfig, *, per_sample: bool
     """
     kind = network_of(generator.family, generator.network).critic_class
     return kind(generator, **_options(kind, config, per_sample=per_sample))
+
+
+def build_summaries(generator: Generator) -> Summaries:
+    """What judges batches of what ``generator`` makes by statistics, not yet fitted.
+
+    Raises:
+        ConfigError: If there is nothing.
+    """
+    place = network_of(generator.family, generator.network).summaries
+    if place is None:
+        raise ConfigError(f"network '{generator.network}' has no summaries", where="training.objective")
+    found: Summaries = _class(place)(generator)
+    return found
 
 
 def _class(place: str) -> Any:

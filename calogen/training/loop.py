@@ -32,7 +32,7 @@ from .objectives import objective_of
 from .projected import ProjectedTrainer
 from .ranks import Ranks, joined
 from .setup import Setup, prepare
-from .trainers import AdversarialTrainer, LikelihoodTrainer, Trainer
+from .trainers import AdversarialTrainer, LikelihoodTrainer, MatchingTrainer, Trainer
 
 _JUDGES = 10_000  # validation samples, at most, by which critics and projected steps are judged
 
@@ -326,7 +326,8 @@ class TrainingLoop:
         }
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         for name, network in trainer.networks.items():
-            if not wrong and not torch.stack([torch.isfinite(p).all() for p in network.parameters()]).all():
+            finite = [torch.isfinite(p).all() for p in network.parameters()]
+            if not wrong and finite and not torch.stack(finite).all():
                 wrong = [f"{name} weights"]
         if wrong:
             if self.ranks.first:
@@ -368,6 +369,8 @@ def build_trainer(setup: Setup, batches: Batches) -> Trainer:
     """What trains the generator of a run by its objective."""
     options = setup.config.training
     objective = objective_of(setup.family, setup.config.generator.network, options.objective)
+    if options.objective == "matching":
+        return MatchingTrainer(setup, batches)
     if objective is None:
         return LikelihoodTrainer(setup, batches)
     if options.update == "adam":

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from ..config import TrainingConfig
 from ..errors import ConfigError, did_you_mean
 from ..families import Family
-from ..models.registry import NETWORKS, network_name, network_of
+from ..models.registry import NETWORKS, Network, network_name, network_of
 from ..models.streams import drawn
 
 Judge = Callable[[Tensor, Tensor], Tensor]
@@ -138,8 +138,10 @@ OBJECTIVES: dict[str, Objective | None] = {
         weight=0.2,
     ),
     "likelihood": None,
+    "matching": None,
 }
-"""Objectives by name; none: the network has a loss of its own, and no critic."""
+"""Objectives by name; none: no critic learns. ``likelihood`` is a loss of the network's own, ``matching`` one of
+summary statistics (:class:`~calogen.models.contract.Summaries`)."""
 
 
 def objective_of(family: Family, network: str, name: str) -> Objective | None:
@@ -156,19 +158,26 @@ def objective_of(family: Family, network: str, name: str) -> Objective | None:
             found=name,
             hint=did_you_mean(name, OBJECTIVES),
         )
-    objective = OBJECTIVES[name]
-    has_critic = network_of(family, network).critic is not None
-    if has_critic == (objective is not None):
-        return objective
-    fitting = [key for key, other in OBJECTIVES.items() if (other is not None) == has_critic]
+    made = network_of(family, network)
+    if _suits(made, name):
+        return OBJECTIVES[name]
+    fitting = [key for key in OBJECTIVES if _suits(made, key)]
     reason, hint = "it has a loss of its own and no critic", f"set training.objective={fitting[0]}"
-    if has_critic:
+    if made.critic:
         reason = "it maps noise to samples, and the likelihood of a sample is not known"
         others = [key for key, other in NETWORKS[family.kind].items() if other.critic is None]
         hint += f", or take a network with a likelihood: {', '.join(others)}" if others else ""
+    if name == "matching":
+        reason = "there are no summary statistics for it"
     raise ConfigError(
         f"network '{network_name(family, network)}' cannot learn by '{name}': {reason}",
         where="generator.network, training.objective",
         found=name,
         hint=hint,
     )
+
+
+def _suits(network: Network, objective: str) -> bool:
+    if objective == "matching":
+        return network.summaries is not None
+    return (network.critic is None) == (objective == "likelihood")

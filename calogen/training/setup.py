@@ -244,6 +244,8 @@ def prepare(
     device = pick_device(config.device)
     if config.training.update == "projected":
         device, ranks = torch.device("cpu"), ALONE  # whose rounds take a minute there, in one process
+    elif config.training.objective == "matching":
+        ranks = ALONE  # means over a whole batch
     else:
         ranks.share(config.training.batch_size)  # or it says why not
     threads, device = ranks.threads(config.threads), ranks.device(device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..analysis.metrics.validation import judge
 from ..models.contract import Critic, Generator, LikelihoodGenerator
-from ..models.registry import build_critic, build_generator
+from ..models.registry import build_critic, build_generator, build_summaries
 from ..models.streams import Share, Stream, drawn
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
 from ..runs.folder import Record
@@ -24,6 +24,7 @@ from .setup import Setup
 
 _VALIDATION = 2**40  # the step whose random numbers every validation uses
 _CHUNK = 500  # samples at a time outside training
+_LONGEST = 1.0  # gradient in matching
 
 
 class Trainer(ABC):
@@ -158,13 +159,13 @@ class GradientTrainer(Trainer):
     def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
         """Update every network; returns scalars on the device for the log."""
 
-    @abstractmethod
-    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:
+    def _total(self, samples: Tensor, conditions: Tensor, stream: torch.Generator) -> Tensor:  # noqa: ARG002
         """What the networks make of samples with conditions, both in physical units: a sum over them."""
+        return samples.new_zeros(())
 
-    @abstractmethod
-    def _judged(self, trained: float, reference: float) -> Record:
+    def _judged(self, trained: float, reference: float) -> Record:  # noqa: ARG002
         """What the log should hold of the mean of :meth:`_total` over training and over validation samples."""
+        return {}
 
     def arm(self) -> None:
         """Move to the device and make average and optimisers; once fitted or loaded."""
@@ -183,6 +184,7 @@ class GradientTrainer(Trainer):
                 [p for p in network.parameters() if p.requires_grad], lr=self.rates[name], betas=self.options.betas
             )
             for name, network in self.networks.items()
+            if any(p.requires_grad for p in network.parameters())
         }
 
     def step(self, seconds: float = 0.0) -> dict[str, Tensor]:
@@ -205,13 +207,15 @@ class GradientTrainer(Trainer):
     def _augmented(self, stream: torch.Generator, conditions: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
         return self.augment(stream, conditions, *samples) if self.options.augment else (conditions, *samples)
 
-    def _descend(self, name: str, loss: Tensor, parameters: list[Tensor]) -> Tensor:
-        """One step of a network's optimiser; returns the norm of the gradient."""
+    def _descend(self, name: str, loss: Tensor, parameters: list[Tensor], longest: float = math.inf) -> Tensor:
+        """One step of a network's optimiser, its gradient no longer than ``longest``; returns its norm before that."""
         self.optimisers[name].zero_grad()
         loss.backward(inputs=parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.ranks.mean_gradients(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
+        if longest < math.inf:
+            torch._foreach_mul_(gradients, (longest / norm.clamp(min=1e-12)).clamp(max=1.0))
         self.optimisers[name].step()
         return norm
 
@@ -343,6 +347,31 @@ class LikelihoodTrainer(GradientTrainer):
 
     def _judged(self, trained: float, reference: float) -> Record:
         return {"loss": reference, "loss_gap": reference - trained}
+
+
+class MatchingTrainer(GradientTrainer):
+    """A generator whose batches are to have the summary statistics of the data: see :class:`Summaries`."""
+
+    def _others(self) -> dict[str, nn.Module]:
+        self.summaries = build_summaries(self.generator)
+        return {"summaries": self.summaries}
+
+    def fit(self) -> None:
+        """Fit the start of the generator and the standardisation of the statistics to the data."""
+        super().fit()
+        samples = self.batches.samples(self.setup.family)
+        columns = torch.from_numpy(samples.conditions.array(self.setup.conditions))
+        self.summaries.fit(samples, self.generator.scaled(columns))
+
+    def _update(self, stream: torch.Generator) -> dict[str, Tensor]:
+        reference, conditions = self.batches[self.done]
+        latent = torch.randn(len(conditions), self.generator.latent_size, generator=stream, device=conditions.device)
+        generated, fitted = self.generator.with_start(latent, conditions)
+        parts = self.summaries(generated, fitted, reference, self.generator.scaled(conditions))
+        loss = torch.stack(list(parts.values())).sum()
+        norm = self._descend("generator", loss, self.trained, _LONGEST)  # single batches differ much
+        found = {name: part.detach() for name, part in parts.items()}
+        return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
 
 
 def decay_factor(done: float, end: float, decay: float) -> float:

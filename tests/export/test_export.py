@@ -63,7 +63,7 @@ def trained_maps() -> ZeldovichGenerator:
     generator = map_surrogate()._generator
     assert isinstance(generator, ZeldovichGenerator)
     with torch.no_grad():
-        generator.residual.last.weight.normal_(0, 0.05)
+        generator.residual.last.kernel.normal_(0, 0.05)
         generator.residual.last.bias.normal_(0, 0.1)
     return generator
 

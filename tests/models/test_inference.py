@@ -249,10 +249,10 @@ def unfolded(surrogate: Surrogate) -> Surrogate:
 def map_surrogate() -> Surrogate:
     torch.manual_seed(2)
     names = [c.name for c in MAPS.conditions]
-    generator = build_generator(MAPS, names, GeneratorConfig(network="zeldovich", channels=(4, 4)))
+    generator = build_generator(MAPS, names, GeneratorConfig(network="zeldovich", channels=(8, 8)))
     generator.fit(toy(MAPS, 60), 1)
     ranges = tuple(ConditionRange(name=c.name, unit=c.unit, low=c.low, high=c.high) for c in MAPS.conditions)
-    config = Config.build({"generator": {"network": "zeldovich", "channels": [4, 4]}, "critic": {"channels": [4, 4]}})
+    config = Config.build({"generator": {"network": "zeldovich", "channels": [8, 8]}, "critic": {"channels": [4, 4]}})
     card = Card(family=MAPS, conditions=ranges, config=config, step=0)
     return Surrogate(Checkpoint(card, dict(generator.state_dict()), Path()))
 

@@ -157,15 +157,16 @@ def test_what_a_checkpoint_keeps_is_complete_and_settling_again_changes_nothing(
 
 
 def test_training_is_what_suits_the_network_where_nothing_is_given() -> None:
-    def training(**given: float) -> tuple[int, int]:
+    def training(**given: float | str) -> tuple[str, int, int]:
         found = settled(Config().updated({"training": given}), MAPS).training
-        return found.steps, found.batch_size
+        return found.objective, found.steps, found.batch_size
 
     usual = Config().training
-    assert training() == (0, 16)  # the fitted start of displaced matter
-    assert training(steps=7) == (7, 16)
-    assert training(batch_size=4) == (0, 4)
-    assert training(time=60) == (usual.steps, usual.batch_size)  # a time limit asks for steps
+    assert training() == ("matching", 800, 48)
+    assert training(steps=7) == ("matching", 7, 48)
+    assert training(batch_size=4) == ("matching", 800, 4)
+    assert training(time=60) == ("matching", usual.steps, 48)  # a time limit asks for steps
+    assert training(objective="wgan-gp") == ("wgan-gp", usual.steps, usual.batch_size)
     assert settled(Config(), FAMILIES["calogan"]).training == usual
 
 

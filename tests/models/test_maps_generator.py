@@ -27,7 +27,7 @@ from calogen.shards.samples import Samples
 from calogen.training.objectives import gradient_penalty
 
 NAMES = ("Omega_m", "sigma_8")
-SHAPE = GeneratorConfig(network="zeldovich", channels=(4, 4))
+SHAPE = GeneratorConfig(network="zeldovich", channels=(8, 8))
 
 
 def lognormal(count: int, seed: int, pixels: int = 32) -> Samples:
@@ -320,7 +320,7 @@ def test_the_rational_transform_is_inverted_exactly_and_says_what_it_clips() -> 
     assert share == float((maps > given.limit).double().mean()) > 0
     assert float(given.a) == pytest.approx(2e-4)
     assert float(given.inverse(given(maps)).max()) == pytest.approx(given.limit, rel=1e-3)
-    config = GeneratorConfig(network="dcgan", latent=2, channels=(4, 4), scale=2e-4)
+    config = GeneratorConfig(network="dcgan", latent=2, channels=(8, 8), scale=2e-4)
     generator = build_generator(samples.family, NAMES, config)
     generator.fit(samples, 1)
     assert "training pixels exceed 0.3998" in generator.remarks[0]

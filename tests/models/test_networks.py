@@ -18,7 +18,7 @@ from calogen.models.registry import build_critic, build_generator, pick_device
 from calogen.models.showers.generator import ShowerGenerator
 from calogen.models.showers.voxels import Given
 
-SHAPES = GeneratorConfig(latent=4, hidden=(8, 8), channels=(6, 4))
+SHAPES = GeneratorConfig(latent=4, hidden=(8, 8), channels=(8, 8))
 CRITIC = CriticConfig(hidden=(8,), channels=(4, 6))
 CONV = GeneratorConfig(network="dcgan", latent=4, channels=(6, 4))
 

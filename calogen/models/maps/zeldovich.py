@@ -16,16 +16,12 @@ from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
 from ..contract import Generator, Inference, OnArrays
-from ..refinement import without_refinement
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
 from .linear import sheet_power
 from .matter import Grid, displaced
-from .patterns import MapRefinement
 from .residual import Residual
-from .scene import MapScene, MapSelection
 from .spectra import log_mean, shell_power, shells
-from .views import MapViews
 
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
@@ -45,11 +41,6 @@ _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 _FIT_ROUNDS = ((0.0625, 0.45),) * 5 + ((0.5, 0.7),) * 2 + ((1.0, 0.8), (1.0, 0.0))
 _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
-_MEANS_OF, _MEANS_ROUNDS, _MEANS_RIDGE = 768, 5, 0.01  # of the fit of the refinement: maps, steps, relative ridge
-_MEANS_FROM = 700  # training maps, below which there is none
-_MEANS_LENGTHS = (1.0, 0.5, 0.25)  # of a step
-_KEPT = 3.0  # weight of what is to stay beside what is to change
-_LOOKED_AT = 1024  # maps that say how generated ones fluctuate
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 
 
@@ -63,11 +54,9 @@ class ZeldovichGenerator(MapGenerator):
     2. The logarithm of their density gets a texture outside voids, is filtered by exp T(k), with T a function of the
        conditions, and its pixels are mapped to latent normals. T is fitted so that the spectra of the maps are those of
        the training maps.
-    3. A convolutional network, zero before training, adds to the normals what the critic finds missing.
-    4. Patterns of the normals (:class:`MapRefinement`) bring the means of peaks, Minkowski functionals, bispectra and
-       the spectrum of the logarithm to those of the training maps where the fit starts from another surrogate;
-       projected training goes on with them.
-    5. The normals become densities with the distribution that the training maps have for the conditions.
+    3. A convolutional network, zero before training, adds to the normals what the maps still lack: peaks, the power of
+       their logarithm on small scales, the shape of filaments. It keeps the means of what the fit has right.
+    4. The normals become densities with the distribution that the training maps have for the conditions.
 
     Everything is periodic and works at any size. All but step 3 is fitted.
 
@@ -78,12 +67,11 @@ class ZeldovichGenerator(MapGenerator):
     """
 
     transform: DensityNormals
-    refinement: MapRefinement
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
 
-    def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (16, 16, 16)) -> None:
+    def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (24, 24, 24)) -> None:
         super().__init__(family, conditions)
         self.latent_size = self.coarse = (SHEETS + 1) * family.voxels  # a plane for every sheet, and one for texture
         height, width = family.sample_shape
@@ -98,8 +86,6 @@ class ZeldovichGenerator(MapGenerator):
         bands = int(shells(height, width)[0].max()) + 1
         self.register_buffer("transfer", torch.zeros(terms, bands))
         self.residual = Residual(len(self.conditions), channels)
-        self.refinement = MapRefinement(height, width, self.scaled_size)
-        self.register_load_state_dict_pre_hook(without_refinement)  # type: ignore[no-untyped-call]
 
     def forward(self, latent: Tensor, conditions: Tensor) -> Tensor:
         """Maps (B, H, W), 1 + delta, from standard normals (B, Z) and conditions (B, C) in their units."""
@@ -111,28 +97,15 @@ class ZeldovichGenerator(MapGenerator):
 
     def _maps(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], latent: Tensor, conditions: Tensor) -> Tensor:
         scaled, planes = self.scaled(conditions), self.planes(latent)
-        normals = self._normals(network, planes, scaled)
-        if self.refinement.active:
-            amplitudes = self.refinement.amplitudes(self.refinement.features(normals, scaled))
-            normals = self.refinement(normals, planes[:, -1], amplitudes)
-        return self.transform.inverse(normals, features(scaled))
-
-    def normals(self, planes: Tensor, scaled: Tensor) -> Tensor:
-        """Latent normals (B, H, W) before refinement, of noise (B, 3, H, W) given scaled conditions (B, D)."""
-        return self._normals(self.residual.in_strips, planes, scaled)
-
-    def _normals(self, network: Callable[[Tensor, Tensor, Tensor], Tensor], planes: Tensor, scaled: Tensor) -> Tensor:
         normals = self.start(planes, features(scaled))
-        return normals + network(normals, planes[:, -1], scaled)
+        return self.transform.inverse(normals + network(normals, planes[:, -1], scaled), features(scaled))
 
-    def scenes(self, samples: Samples) -> tuple[MapScene]:
-        """Maps, and generated ones of the same cosmologies."""
-        return (MapScene(self, samples),)
-
-    def selection(self, critics: int) -> MapSelection:
-        """What chooses among maps of the same cosmology."""
-        height, width = self.family.sample_shape
-        return MapSelection(self, MapViews(height, width, self.transform.scores.probit.shape[0]), critics)
+    def with_start(self, latent: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps, 1 + delta, and those without what the network adds."""
+        scaled, planes = self.scaled(conditions), self.planes(latent)
+        terms, normals = features(scaled), self.start(planes, features(scaled))
+        added = self.residual(normals, planes[:, -1], scaled)
+        return self.transform.inverse(normals + added, terms), self.transform.inverse(normals, terms)
 
     @torch.no_grad()
     def start(self, planes: Tensor, terms: Tensor) -> Tensor:
@@ -226,20 +199,16 @@ class ZeldovichGenerator(MapGenerator):
         self._fit_spectrum(columns, terms)
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
         self._fit_transfer(wanted, terms, seed)
-        self._standardise(scaled, seed)
 
     @torch.no_grad()
-    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:
+    def fit_from(self, prior: Generator, samples: Samples, seed: int) -> None:  # noqa: ARG002
         """Take over a fitted generator, with the spectra and pixels of its own training maps.
-
-        Where it has no refinement yet, the means of peaks and the like are fitted to these samples: on blind maps peaks
-        are within 1 % instead of 3 to 8 % too few, but single shells of P(k) move by up to 4 %.
 
         Raises:
             ConfigError: If its residual network has other widths.
         """
         theirs, ours = prior.state_dict(), self.residual.state_dict(prefix="residual.")
-        if not (theirs["residual.last.weight"].any() or theirs["residual.last.bias"].any()):
+        if not (theirs["residual.last.kernel"].any() or theirs["residual.last.shift"].any()):
             theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("residual.")} | ours
         try:
             self.load_state_dict(theirs)
@@ -249,61 +218,6 @@ class ZeldovichGenerator(MapGenerator):
                 where="generator.channels",
                 hint="give those of its configuration",
             ) from None
-        if not self.refinement.active:
-            self._standardise(self.scaled(torch.from_numpy(samples.conditions.array(self.conditions))), seed)
-            self._fit_means(samples, seed)
-
-    def _standardise(self, scaled: Tensor, seed: int) -> None:
-        """Tell the refinement how maps fluctuate, at some of the training conditions (N, D)."""
-        stream = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(scaled), (_LOOKED_AT,), generator=stream)
-        found = [self.normals(self.planes(self._stratified(len(c), stream)), c) for c in scaled[rows].split(_CHUNK)]
-        self.refinement.standardise(torch.cat(found))
-
-    def _fit_means(self, samples: Samples, seed: int) -> None:
-        """Change the refinement until the means of the views' statistics are those of training maps.
-
-        Power spectra of the density are to stay as they are: the filter is fitted to them. Gauss-Newton steps with
-        fixed noise, shorter where they lead too far, until they lead no further.
-        """
-        if len(samples) < _MEANS_FROM:
-            return  # their means would be accidents
-        scene, refinement = MapScene(self, samples), self.refinement
-        rows = torch.randint(len(scene), (_MEANS_OF,), generator=torch.Generator().manual_seed(seed))
-        draft = scene.draw(rows, torch.Generator().manual_seed(seed))
-        known = draft.features[:, 0, : refinement.known].double()
-        gram = known.T @ known + _MEANS_RIDGE * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
-        kept = scene.seen_by.kept
-        weight = torch.where(kept, _KEPT, 1.0).double()
-        goal = torch.where(kept, draft.statistics(refinement.amplitudes(draft.features)), 0.0)
-
-        def missing(step: Tensor | float) -> Tensor:
-            """What the means lack as a function of the conditions, weighted, (N, D), after a step."""
-            found = draft.statistics(refinement.amplitudes(draft.features, refinement.coefficients * 0 + step))
-            lacking: Tensor = known @ torch.linalg.solve(gram, known.T @ (goal - found).double()) * weight
-            return lacking
-
-        left = missing(0.0)
-        for _ in range(_MEANS_ROUNDS):
-            with torch.enable_grad():
-                slopes = draft.statistic_slopes(refinement.amplitudes(draft.features))
-            design = torch.einsum("bda,bf->bdaf", slopes * weight[:, None].float(), known.float()).flatten(2)
-            normal, right = (
-                (design.flatten(0, 1).T @ other).double() for other in (design.flatten(0, 1), left.float().flatten())
-            )
-            shrink = _MEANS_RIDGE * (normal.diagonal() + 0.01 * normal.diagonal().mean() + 1e-12)
-            step = torch.zeros_like(refinement.coefficients)
-            step[0, :, : refinement.known] = torch.linalg.solve(normal + torch.diag(shrink), right).view(
-                -1, refinement.known
-            )
-            for length in _MEANS_LENGTHS:
-                after = missing(length * step)
-                if after.square().mean() < left.square().mean():
-                    break
-            else:
-                return
-            refinement.add(length * step)
-            left = after
 
     def _fit_spectrum(self, columns: Tensor, terms: Tensor) -> None:
         """Linear theory at some training conditions, as a function of all."""
