@@ -165,7 +165,7 @@ def test_maps_learn_their_small_scales_and_keep_their_spectrum(samples: Samples,
     run.advance(25)
     after, kept = distance()
     assert after < 0.75 * before
-    torch.testing.assert_close(kept, torch.ones(8), rtol=0, atol=0.06)
+    torch.testing.assert_close(kept, torch.ones(8), rtol=0, atol=0.15)
 
 
 def test_a_network_without_summaries_says_so(tmp_path: Path, samples: Samples) -> None:
