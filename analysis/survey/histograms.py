@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -84,6 +85,12 @@ class Histograms:
                 block.sort()
                 for selection in np.flatnonzero(chosen):
                     found[selection] += _count_sorted(block, self._edges[name][selection])
+
+    def merge(self, other: Histograms) -> Histograms:
+        """Those of the samples of both, on the same edges."""
+        found = copy.copy(self)
+        found._counts = {n: [a + b for a, b in zip(each, other._counts[n], strict=True)] for n, each in self._counts.items()}
+        return found
 
     def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""
