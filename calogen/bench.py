@@ -546,7 +546,7 @@ def _pass_rates(showers: Samples, plan: SurveyPlan, workers: int, rounds: int) -
                 return sum(pool.map(rate, [1] * workers))
 
         found = np.array([(rate(1), rate(workers), apart()) for _ in range(rounds)])
-    one, together, side_by_side = np.median(found, axis=0)
+    one, together, _ = np.median(found, axis=0)
     name = f"{workers} workers"
     return {
         "pass over files, 1 worker": f"{one:,.0f} showers/s",

@@ -65,7 +65,7 @@ class Nearest:
 
     @property
     def chosen(self) -> tuple[NDArray[np.float32], Array]:
-        """A sample for each target in turn, (T, V), and where it is, (T, C); the same twice only if there are too few."""
+        """A sample for each target in turn, (T, V), and where it is, (T, C); one twice only if there are too few."""
         values = np.zeros((len(self._targets), self._voxels), dtype=np.float32)
         places, taken = np.full(self._targets.shape, np.nan), set[int]()
         for number, near in enumerate(self._near):

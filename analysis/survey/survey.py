@@ -1,7 +1,7 @@
 """What one streaming pass over samples keeps: a value that is bounded in memory, and that merges with others.
 
-A source is read in ranges, in one process or many; the survey of all is that of its ranges merged, and all that a report
-needs.
+A source is read in ranges, in one process or many; the survey of all is that of its ranges merged, and has all that a
+report needs.
 """
 
 from __future__ import annotations
