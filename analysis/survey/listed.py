@@ -18,7 +18,7 @@ class Block:
     """Samples of a source in the order of their positions there.
 
     Attributes:
-        columns: By name, what is known of each, (..., n); also their ``position``, and which are in ``kept``: ``whole``.
+        columns: By name, what is known of each, (..., n); also their ``position``, and ``whole``: if it is in ``kept``.
         conditions: By name, (n,).
         kept: Whole samples.
         spectra: Their voxel histograms, (kept, B + 2).

@@ -518,6 +518,27 @@ def ready(order: str, digest: str, here: str) -> Outcome:
     process, outcome = _hired(order, digest, here)
     if process:
         _IDLE.keep(order, process)
+    return outcome
+
+
+def do_task(worker: Any, order: str, digest: str, topic: str, task: bytes) -> Outcome:
+    """On a dask worker: have a process do a task.
+
+    Args:
+        worker: This dask worker.
+        order: The file with the work.
+        digest: Its SHA-256.
+        topic: Under which to tell how far the task is.
+        task: Pickled.
+    """
+    process, outcome = _hired(order, digest, worker.address)
+    if process is None:
+        return outcome
+    key = str(worker.get_current_task())
+    outcome = _done(process, pickle.loads(task), worker.address, lambda amount: worker.log_event(topic, [key, amount]))
+    if outcome[0] == "died":
+        return outcome
+    _IDLE.keep(order, process)
     given_up = outcome[0] == "finished" and outcome[1] is None
     return ("unseen", "the file is gone", worker.address) if given_up else outcome
 

@@ -315,7 +315,7 @@ class Shards:
     def _checked(
         self, file: Opened, piece: Piece, offset: int, start: int, stop: int
     ) -> tuple[NDArray[np.int64], Samples]:
-        """Samples start to stop of the collection, with their rows; all are in one piece, which begins at ``offset``."""
+        """Samples start to stop of the collection with their rows, all of one piece, which begins at ``offset``."""
         first, rows = start - offset, np.arange(start, stop)
         samples = read_rows(file, piece, first, stop - offset)
         if piece.path not in self._plausible:
