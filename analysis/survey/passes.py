@@ -12,11 +12,12 @@ import numpy as np
 
 from calogen import __version__
 from calogen.cores import usable_cores
-from calogen.errors import ConfigError, ProductionError, ShardError
+from calogen.errors import ConfigError, ProductionError
 from calogen.production.dask import connected
 from calogen.production.pool import Pool, TaskError
 from calogen.production.run import sensible_workers
 from calogen.shards.reader import Shards, Source
+from calogen.storage import tidied
 
 from .plan import SurveyPlan
 from .survey import Progress, Range, Survey, ranges, survey_range
@@ -99,8 +100,8 @@ def surveys(
     count = min(workers, len(there) // _FEWEST)
     try:
         if cluster is not None and there:
-            with connected(cluster) as dask:
-                dask.prepare(Surveyor(plan, files, versions=_versions()), Path(out or ""), ".survey")
+            with tidied(folder := Path(out or "")), connected(cluster) as dask:
+                dask.prepare(Surveyor(plan, files, versions=_versions()), folder, ".survey")
                 dask.run(there, merging)
         elif count > 1:
             Pool(Surveyor(plan, files), merging).run(there, count)
@@ -158,7 +159,7 @@ class _Merging:
             self._progress(source, done, self._total[source])
 
 
-def _explained(error: TaskError) -> ProductionError | ShardError:
+def _explained(error: TaskError) -> ProductionError:
     part: Range = error.task
     where = f"{part.source}, samples {part.start} to {part.stop - 1}"
     if not error.dead:

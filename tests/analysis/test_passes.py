@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from calogen.analysis import compare
 from calogen.analysis.survey import passes
 from calogen.analysis.survey import survey as surveying
 from calogen.analysis.survey.nearest import Nearest
@@ -169,8 +168,9 @@ def test_of_files_with_bad_rows_every_division_keeps_the_same(tmp_path, showers,
         data[[10, 200, 201]] = np.nan
         del file["showers"]
         file["showers"] = data
-    source = open_shards(folder / "*.h5", drop_bad=True)
-    found = [survey(open_shards(folder / "*.h5", drop_bad=True), plan, size=size) for size in (1, 10**9)]
+    (folder / "manifest.json").unlink()  # which knows the file's length
+    source = open_shards(folder, drop_bad=True)
+    found = [survey(open_shards(folder, drop_bad=True), plan, size=size) for size in (1, 10**9)]
     require_equal(*found, plan, rtol=1e-12)
     assert found[0].problems["dropped_samples"] == 3
     assert found[0].count == 997
@@ -207,14 +207,6 @@ def test_workers_change_nothing(files):
     for name in sources:
         require_equal(found[name], alone[name], plan)
         assert [done for done in seen if done[0] == name][-1][1:] == (len(sources[name]), len(sources[name]))
-
-
-@pytest.mark.usefixtures("many_ranges")
-def test_metrics_do_not_depend_on_workers(files):
-    one, two = (compare(files / "reference", files / "generated", bins=2, workers=n) for n in (1, 2))
-    assert {k: m.to_json() for k, m in one.metrics["generated"].items()} == {
-        k: m.to_json() for k, m in two.metrics["generated"].items()
-    }
 
 
 @pytest.mark.usefixtures("many_ranges")
@@ -282,3 +274,12 @@ def test_compare_takes_workers_on_the_command_line(files, tmp_path):
     assert done.code == 2
     assert "--workers" in done.err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_process_of_another_version_or_without_the_files_is_refused(files, plan):
+    sources = {"side": open_shards(files / "reference")}
+    ready = passes.Surveyor(plan, sources, versions=passes._versions())
+    ready.require_ready()
+    with pytest.raises(ConfigError, match="another version") as caught:
+        replace(ready, versions={"calogen": "0.0.1", "numpy": "1"}).require_ready()
+    assert "calogen 0.0.1" in str(caught.value)
