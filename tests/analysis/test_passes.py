@@ -193,6 +193,7 @@ def many_ranges(monkeypatch):
     """Ranges of one chunk as it is in worker processes, which do not know the small ones of this test."""
     monkeypatch.undo()
     monkeypatch.setattr(surveying, "_CHUNKS", 1)
+    monkeypatch.setattr(passes, "_FEWEST", 1)
 
 
 @pytest.mark.usefixtures("many_ranges")
