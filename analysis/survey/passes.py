@@ -128,7 +128,7 @@ class _Merging:
         self._total = Counter[str]()
         for part in parts:
             self._total[part.source] += part.samples
-        self._done = dict.fromkeys(self._total, 0)
+        self._done, self._told = dict.fromkeys(self._total, 0), dict[str, int]()
         self._under_way: dict[str, dict[int, int]] = {source: {} for source in self._total}
         self._waiting: dict[tuple[str, int], tuple[Range, Survey]] = {}
         self._next = dict.fromkeys(self._total, 0)
@@ -154,8 +154,9 @@ class _Merging:
         """Nothing: a signal is an exception."""
 
     def _tell(self, source: str) -> None:
-        if self._progress is not None:
-            done = self._done[source] + sum(self._under_way[source].values())
+        done = self._done[source] + sum(self._under_way[source].values())
+        if self._progress is not None and done != self._told.get(source):
+            self._told[source] = done
             self._progress(source, done, self._total[source])
 
 

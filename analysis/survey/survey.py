@@ -257,7 +257,7 @@ def ranges(source: Source, plan: SurveyPlan, title: str = "", *, size: int | Non
     Raises:
         ShardError: If there are no samples.
     """
-    count, rows = len(source), rows_at_once(plan.family)
+    count, rows = len(source), _rows_at_once(plan.family)
     if count == 0:
         raise ShardError("there are no samples to compare", where=title or None)
     order = np.random.default_rng([plan.seed, 1]).choice(count, size=min(count, plan.rows), replace=False)
@@ -311,7 +311,7 @@ def survey_range(
         problems["response_too_high"] = 0
     count, cut = 0, np.zeros(4)  # voxels and energy, before and removed
     with threadpool_limits(1, "blas"):  # products here are small: more threads would wait for each other
-        for places, chunk in source.placed_chunks(rows_at_once(family), part.start, part.stop):
+        for places, chunk in source.placed_chunks(_rows_at_once(family), part.start, part.stop):
             count += len(chunk)
             good = _finite(chunk, problems)
             mine = places[good]
@@ -365,8 +365,7 @@ def survey_range(
     )
 
 
-def rows_at_once(family: Family) -> int:
-    """Samples of a chunk."""
+def _rows_at_once(family: Family) -> int:
     return max(1, min(4096, _CHUNK_BYTES // (4 * family.voxels)))
 
 

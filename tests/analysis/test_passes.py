@@ -27,7 +27,7 @@ CHUNK = 32
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(surveying, "rows_at_once", lambda family: CHUNK)
+    monkeypatch.setattr(surveying, "_rows_at_once", lambda family: CHUNK)
 
 
 @pytest.fixture(scope="module")
