@@ -21,7 +21,6 @@ from calogen.families import varies
 
 from ..survey.histograms import count_sorted, float32_edges
 from .registry import Metric, Quantity
-from .sorted_kernel import pick
 
 Array = NDArray[np.float64]
 Columns = NDArray[np.floating]
@@ -292,6 +291,7 @@ def compare_1d(
     Returns:
         D(R1, G), D(R1, R2) and D(R1*, G*) of every split, (3, S), by quantity.
     """
+    from .sorted_kernel import pick  # imports numba
 
     def sorted_once(column: Columns) -> Callable[[NDArray[np.generic]], tuple[Columns, NDArray[np.int64]]]:
         order = np.argsort(column)

@@ -24,7 +24,6 @@ from .distances import CHI2, SLICED_W1, W1, Columns, halves, scale_of, several
 from .kinds import kind_of
 from .multivariate import CORRELATION, KPD, correlation_distance, fourth_power_kernel, scaled_by_largest, thinned
 from .registry import Key, Metric, Quantity
-from .sorted_kernel import walk_labels
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int8]  # (n, P): 1 for one side, -1 for the other, 0 for neither
@@ -156,6 +155,8 @@ def label_distances(values: Columns, labels: Labels, edges: Array | None = None)
     Returns:
         (P,) each; NaN where a side has no samples.
     """
+    from .sorted_kernel import walk_labels  # imports numba
+
     order = np.argsort(values)
     ordered = values[order].astype(np.float64)
     bins = np.zeros(len(ordered), np.int64) if edges is None else np.searchsorted(edges, ordered, side="right")
