@@ -153,19 +153,21 @@ def test_simulate_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
 def test_compare_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
     reference = write_folder(tmp_path / "reference", toy(SMALL, 500, seed=1), each=250)
     generated = write_folder(tmp_path / "generated", toy(SMALL, 300, seed=2))
-    found = {}
-    for name, options in (("one", ["--workers", 1]), ("many", ["--cluster", cluster.file])):
-        out = tmp_path / name
-        done = command("compare", reference, generated, "--bins", 2, "--out", out, *options)
-        assert done.code == 0, done.err
-        found[name] = json.loads((out / "metrics.json").read_text())
-        assert not [path for path in out.iterdir() if path.name.startswith(".")]
-    assert found["one"] == found["many"]
+    one = calogen.compare(reference, generated, bins=0, workers=1)
+    many = calogen.compare(reference, generated, bins=0, cluster=cluster.file, out=tmp_path / "shared")
+    assert one.to_json() == many.to_json()
+    assert not (tmp_path / "shared").exists()
     gone = open_shards(generated)
     (generated / "shard-000000.h5").unlink()
     with pytest.raises(ConfigError, match="a dask worker does not see the samples"):
         calogen.compare(open_shards(reference), gone, cluster=cluster.address, out=tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+    done = command(
+        "compare", reference, reference, "--out", tmp_path / "report", "--cluster", tmp_path / "nowhere.json"
+    )
+    assert done.code == 2
+    assert "no such cluster" in done.err
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_worker_that_is_killed_costs_a_comparison_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
