@@ -157,10 +157,10 @@ def test_compare_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
     many = calogen.compare(reference, generated, bins=0, cluster=cluster.file, out=tmp_path / "shared")
     assert one.to_json() == many.to_json()
     assert not (tmp_path / "shared").exists()
-    gone = open_shards(generated)
+    gone, plan = open_shards(generated), plan_comparison(open_shards(reference), bins=0, seed=0)
     (generated / "shard-000000.h5").unlink()
     with pytest.raises(ConfigError, match="a dask worker does not see the samples"):
-        calogen.compare(open_shards(reference), gone, cluster=cluster.address, out=tmp_path / "shared")
+        surveys({"gone": gone}, plan, cluster=cluster.address, out=tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
     done = command(
         "compare", reference, reference, "--out", tmp_path / "report", "--cluster", tmp_path / "nowhere.json"
