@@ -41,8 +41,9 @@ from .page.notes import (
 )
 from .page.verdict import verdict
 from .report import Report
+from .survey.passes import surveys
 from .survey.plan import KEPT, SurveyPlan, plan_comparison
-from .survey.survey import Progress, Survey, survey
+from .survey.survey import Progress, Survey
 
 if TYPE_CHECKING:
     from .metrics.classifiers import Classification
@@ -62,11 +63,15 @@ def compare(
     threshold: float | None = None,
     family: Family | None = None,
     reading: Reading | None = None,
+    workers: int | None = None,
+    cluster: str | Path | None = None,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare generated samples with the reference.
 
-    Each source is read once, in chunks; what is kept is bounded (:class:`calogen.analysis.survey.Survey`).
+    Each source is read once, in ranges; what is kept is bounded (:class:`calogen.analysis.survey.survey.Survey`) and
+    does not depend on who reads them.
 
     Showers of one side without incident energies (of a surrogate that is not conditioned on them) are compared without:
     no response, no bins of energy, whole showers in units of the reference's mean deposited energy.
@@ -89,10 +94,18 @@ def compare(
             highest that a side's family has.
         family: What the samples of paths are, where the files do not say.
         reading: What files that calogen did not write do not say of themselves.
+        workers: Processes that read files (default: all available cores). Small files, and samples in memory, are read
+            by this one.
+        cluster: Instead of them a dask cluster: the address of its scheduler, or its scheduler file. All its workers
+            must see the files.
+        out: A folder that the workers of ``cluster`` share with this process, in which they are told what to do
+            (default: the current one).
         progress: Called with the name of a source, samples done and samples in all.
 
     Raises:
-        ConfigError: If names of generated samples clash, or bins or seed are out of range.
+        ConfigError: If names of generated samples clash, bins or seed are out of range, or there are too many workers
+            for this machine or no such cluster.
+        ProductionError: If a worker died twice over the same samples, or the cluster's scheduler is gone.
         ShardError: If a source is empty, unreadable, unusable, too small, or of another family, or if maps of one
             realisation are both in the reference and in the training samples, or in what else was simulated.
     """
@@ -102,15 +115,15 @@ def compare(
     how = {"family": family, "reading": reading}
     sources = _opened({k: v for seeds in groups.values() for k, v in seeds.items()}, reference, training, how)
     plan = _plan(sources, members, bins, seed, classifier, threshold)
-    surveys = {title: survey(source, plan, title=title, progress=progress) for title, source in sources.items()}
-    base, learnt = surveys["reference"], surveys.get("training")
-    measured = {title: side for title, side in surveys.items() if title != "training"}
+    sides = surveys(sources, plan, workers=workers, cluster=cluster, out=out, progress=progress)
+    base, learnt = sides["reference"], sides.get("training")
+    measured = {title: side for title, side in sides.items() if title != "training"}
     energy = plan.family.energy if plan.has_energy else None
     fits, maps = resolution_fits(measured, energy) if energy else {}, _maps(measured, plan)
-    classified = _classified(base, {name: surveys[name] for name in members}, classifier, seed, progress)
+    classified = _classified(base, {name: sides[name] for name in members}, classifier, seed, progress)
     found: dict[str, dict[Key, Metric]] = {}
     for name in members:
-        side = surveys[name]
+        side = sides[name]
         found[name] = measure(base, side, plan, training=learnt)
         if fits:
             found[name] |= fit_metrics(fits["reference"], fits[name], min(base.count, side.count))
@@ -124,9 +137,9 @@ def compare(
     report = Report(
         plan=plan,
         reference=base,
-        generated={name: surveys[name] for name in members},
+        generated={name: sides[name] for name in members},
         metrics={name: over_seeds([found[member] for member in seeds]) for name, seeds in groups.items()},
-        notes=tuple(_notes(plan, sources, surveys, classified, found)),
+        notes=tuple(_notes(plan, sources, sides, classified, found)),
         training=learnt,
         settings={"bins": bins, "seed": seed, "classifier": classifier, "training": learnt is not None},
         seeds={name: tuple(seeds) for name, seeds in groups.items() if len(seeds) > 1},

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +25,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .analysis.survey.passes import Surveyor
 from .analysis.survey.plan import SurveyPlan, plan_comparison
 from .analysis.survey.streams import Streams
+from .analysis.survey.survey import Range, Survey, ranges
 from .config import Config
 from .cores import keep_memory, one_thread, sensible_number
 from .errors import CalogenError, ConfigError
@@ -34,6 +37,7 @@ from .export.onnx import onnx_engine
 from .models.conditions import scale_conditions
 from .models.contract import Array, OnArrays
 from .models.showers.generator import ShowerGenerator
+from .production.pool import Pool
 from .production.requests import Request
 from .runs.checkpoint import Checkpoint
 from .runs.environment import environment
@@ -42,7 +46,7 @@ from .sampling import Surrogate
 from .shards.hdf5 import compressed
 from .shards.samples import Samples
 from .shards.sources import open_shards
-from .shards.writer import samples_per_shard
+from .shards.writer import samples_per_shard, write_shard
 from .training.loop import TrainingLoop
 from .training.objectives import gradient_penalty
 from .training.setup import prepare
@@ -435,7 +439,13 @@ def _to_disk(surrogate: Surrogate, request: Request, workers: int) -> _ToDisk:
     return _ToDisk(rate, first[0] - begun, round(taken / request.samples), 1024 * memory)
 
 
-def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int = 3, threads: int = 2) -> Facts:
+def analysis_ratio(
+    data: Sequence[str] = (),
+    samples: int = 100_000,
+    rounds: int = 3,
+    threads: int = 2,
+    workers: int | None = None,
+) -> Facts:
     """Time the observables and histograms of showers in memory against the same, one feature after another in numpy.
 
     Both give every observable of every shower; histograms, under- and overflow included, of every observable, the
@@ -448,6 +458,8 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         samples: Showers.
         rounds: Rounds of each, in turn; the fastest of each is quoted.
         threads: Threads of calogen, as in a comparison; plain numpy has one.
+        workers: Time the pass over these showers in files, too: with one worker process, with so many, and with so many
+            passes of one worker each at the same time, which are as fast as this machine can be.
 
     Returns:
         Microseconds per shower of both, the ratio with its range over rounds, how many observables there are and how
@@ -460,6 +472,7 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         CalogenError: If the two do not agree.
     """
     sensible_number(threads, "`threads`")
+    sensible_number(workers, "`workers`")
     showers = _some_showers(data, samples)
     if not showers.family.layers:
         raise ConfigError("the plain analysis is of showers", found=f"maps of family '{showers.family.name}'")
@@ -479,6 +492,7 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         "ratio": round(min(plain_us) / min(ours_us), 2),
         "ratio range": [round(min(ratios), 2), round(max(ratios), 2)],
         **_agreement(**found),
+        **(_pass_rates(showers, plan, workers, rounds) if workers else {}),
         "family": showers.family.name,
         "showers": len(showers),
         "observables": len(found["ours"].observables),
@@ -487,6 +501,58 @@ def analysis_ratio(data: Sequence[str] = (), samples: int = 100_000, rounds: int
         "selections": len(plan.selections),
         "threads": threads,
         "numpy": np.__version__,
+    }
+
+
+class _PassTime:
+    """Follows a pass over files: showers a second once the first have been read, without the start of processes."""
+
+    def __init__(self, count: int) -> None:
+        self.merged: Survey | None = None
+        self._count, self._done, self._under_way = count, 0, dict[int, int]()
+        self._first: tuple[float, int] | None = None
+
+    def begun(self, task: Range, amount: int) -> None:
+        self._under_way[task.start] = amount
+        if amount and self._first is None:
+            self._first = time.perf_counter(), self._done + sum(self._under_way.values())
+
+    def finished(self, task: Range, result: Survey) -> None:
+        self.begun(task, task.samples)
+        self.merged = result if self.merged is None else self.merged.merge(result)
+
+    def stop_if_asked(self) -> None:
+        """Nobody asks."""
+
+    def rate(self) -> float:
+        begun, samples = self._first or (0.0, 0)
+        return (self._count - samples) / (time.perf_counter() - begun)
+
+
+def _pass_rates(showers: Samples, plan: SurveyPlan, workers: int, rounds: int) -> Facts:
+    """Showers a second of passes over files: with one worker, with several, and of several passes side by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(Path(folder) / "showers.h5", showers.chunks(), provenance={"bench": "analysis"}, count=len(showers))
+        source = open_shards(folder)
+        parts = ranges(source, plan, size=len(source) // (8 * workers))
+
+        def rate(count: int) -> float:
+            watch = _PassTime(len(source))
+            Pool(Surveyor(plan, {"": source}), watch).run(parts, count)
+            return watch.rate()
+
+        def apart() -> float:
+            with ThreadPoolExecutor(workers) as pool:
+                return sum(pool.map(rate, [1] * workers))
+
+        found = np.array([(rate(1), rate(workers), apart()) for _ in range(rounds)])
+    one, together, _ = np.median(found, axis=0)
+    name = f"{workers} workers"
+    return {
+        "pass over files, 1 worker": f"{one:,.0f} showers/s",
+        f"pass over files, {name}": f"{together:,.0f} showers/s",
+        f"ratio of {name} to 1": round(float(np.median(found[:, 1] / found[:, 0])), 2),
+        f"ratio of {workers} separate passes to 1": round(float(np.median(found[:, 2] / found[:, 0])), 2),
     }
 
 

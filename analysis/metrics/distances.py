@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from calogen.errors import ShardError
 from calogen.families import varies
 
+from ..survey.histograms import count_sorted, float32_edges
 from .registry import Metric, Quantity
 
 Array = NDArray[np.float64]
@@ -290,14 +291,17 @@ def compare_1d(
     Returns:
         D(R1, G), D(R1, R2) and D(R1*, G*) of every split, (3, S), by quantity.
     """
+    from .sorted_kernel import pick  # imports numba
 
     def sorted_once(column: Columns) -> Callable[[NDArray[np.generic]], tuple[Columns, NDArray[np.int64]]]:
-        order = np.argsort(column, kind="stable")
+        order = np.argsort(column)
         values = column[order]
+        bounds = float32_edges(edges) if values.dtype == np.float32 else edges
 
         def measured(picks: NDArray[np.generic]) -> tuple[Columns, NDArray[np.int64]]:
-            ordered = picks[:, order]
-            return _picked(values, ordered), _counts(values, ordered, edges)
+            found = np.empty((len(picks), draws.n + 1), values.dtype)
+            pick(values, order, picks, found)
+            return found[:, :-1], np.stack([count_sorted(row, bounds) for row in found[:, :-1]])
 
         return measured
 
@@ -311,27 +315,12 @@ def compare_1d(
     }
 
 
-def _picked(values: Columns, picks: NDArray[np.generic]) -> Columns:
-    """The samples of each split, as often as it has them, (S, n)."""
-    everywhere = np.broadcast_to(values, picks.shape)
-    chosen = everywhere[picks] if picks.dtype == bool else np.repeat(everywhere.ravel(), picks.ravel().astype(np.intp))
-    return np.asarray(chosen).reshape(len(picks), -1)
-
-
 def _width_ratio(reference: Columns, generated: Columns, resolution: float) -> Array:
     """Half width of the central 68 % of sorted values (S, n), generated over reference, minus 1; (S,)."""
     below, above = (round(q * (reference.shape[1] - 1)) for q in (0.16, 0.84))
     width, other = (np.subtract(x[:, above], x[:, below], dtype=np.float64) for x in (reference, generated))
     known = varies(width, np.abs(reference[:, [below, above]]).max(axis=1), resolution)
     return np.asarray(np.divide(other, width, out=np.full(len(width), np.nan), where=known) - 1)
-
-
-def _counts(values: Columns, picked: NDArray[np.generic], edges: Array) -> NDArray[np.int64]:
-    """Histogram of each split's samples with under- and overflow, (S, B + 2); bins are [low, high)."""
-    bounds = np.concatenate([[0], np.searchsorted(values, edges), [len(values)]])
-    running = np.zeros((len(picked), len(values) + 1), dtype=np.int64)
-    np.cumsum(picked, axis=1, out=running[:, 1:])
-    return np.diff(running[:, bounds], axis=1)
 
 
 def moment_differences(

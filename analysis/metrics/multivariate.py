@@ -31,7 +31,7 @@ _MANIFOLD_SAMPLES = 2000
 _MANIFOLD_ROWS = 20_000  # samples that the splits of density and coverage are drawn from
 _FEWEST_FRECHET = 50
 _FEWEST_KERNEL = 10
-_BLOCK = 256  # rows of a kernel matrix held at a time
+_BLOCK = 32  # rows of a kernel matrix held at a time: they stay in the cache
 _PHYSICS = "Fr\u00e9chet and kernel distance of observables (jetnet's definitions) with N samples a side."
 FPD = Quantity("fpd", "FPD", _PHYSICS, headline=True, large=True)
 KPD = Quantity("kpd", "KPD", _PHYSICS, headline=True, large=True)
@@ -163,16 +163,22 @@ def kernel_distance(a: Columns, b: Columns) -> float:
 
 def _kernel_mean(a: Columns, b: Columns) -> float:
     """Mean kernel of all pairs; of a sample with itself, of all pairs of different samples."""
+    columns = np.ascontiguousarray(b.T) / b.shape[1]
     total = 0.0
     for start in range(0, len(a), _BLOCK):
         block = a[start : start + _BLOCK]
         if a is b:  # each pair once: those within the block, then those with what follows
-            within = fourth_power_kernel(block, block)
-            total += float(within.sum() - np.trace(within))
-            total += 2 * float(fourth_power_kernel(block, b[start + len(block) :]).sum())
+            end = start + len(block)
+            within = (block @ columns[:, start:end] + 1) ** 4
+            total += float(within.sum() - np.trace(within)) + 2 * _sum_of_fourth_powers(block @ columns[:, end:] + 1)
         else:
-            total += float(fourth_power_kernel(block, b).sum())
+            total += _sum_of_fourth_powers(block @ columns + 1)
     return total / (len(a) * (len(b) - (a is b)))
+
+
+def _sum_of_fourth_powers(values: Columns) -> float:
+    squares = np.square(values, out=values).ravel()
+    return float(squares @ squares)
 
 
 def fourth_power_kernel(a: Columns, b: Columns) -> Columns:

@@ -155,22 +155,17 @@ def label_distances(values: Columns, labels: Labels, edges: Array | None = None)
     Returns:
         (P,) each; NaN where a side has no samples.
     """
-    order = np.argsort(values, kind="stable")
-    ordered, placed = values[order].astype(np.float64), labels[order]
-    sizes = [np.maximum((placed == side).sum(axis=0), 0) for side in (1, -1)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = [(1 / size).astype(np.float32) for size in sizes]
-        below = np.cumsum((placed > 0) * weights[0] - (placed < 0) * weights[1], axis=0, dtype=np.float32)
-    w1 = np.diff(ordered).astype(np.float32) @ np.abs(below[:-1])
-    if edges is None:
-        return w1.astype(np.float64), np.zeros(labels.shape[1])
-    bins = np.searchsorted(edges, ordered, side="right")
-    starts = np.flatnonzero(np.diff(bins, prepend=-1))
-    counts = [np.add.reduceat((placed == side).astype(np.int32), starts, axis=0) for side in (1, -1)]
-    a, b = (c.astype(np.float64) for c in counts)
-    both = a + b
-    terms = np.divide((sizes[1] * a - sizes[0] * b) ** 2, both, out=np.zeros_like(both), where=both > 0)
-    return w1.astype(np.float64), np.asarray(terms.sum(axis=0) / np.maximum(sizes[0] * sizes[1], 1))
+    from .sorted_kernel import walk_labels  # imports numba
+
+    order = np.argsort(values)
+    ordered = values[order].astype(np.float64)
+    bins = np.zeros(len(ordered), np.int64) if edges is None else np.searchsorted(edges, ordered, side="right")
+    sizes = np.array([np.count_nonzero(labels == side, axis=0) for side in (1, -1)])
+    weights = np.divide(1.0, sizes, out=np.full(sizes.shape, np.nan), where=sizes > 0)
+    w1, chi2 = np.zeros((2, labels.shape[1]))
+    walk_labels(ordered, bins, labels[order], weights, w1, chi2)
+    both = sizes.prod(axis=0)
+    return w1, np.where(both > 0, both * chi2, 0.0) if edges is not None else np.zeros_like(w1)
 
 
 def _correlation_distances(columns: Columns, labels: Labels, resolution: Array | float = 0.0) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -83,7 +84,15 @@ class Histograms:
                 block = values[rows[start : start + size]].ravel()
                 block.sort()
                 for selection in np.flatnonzero(chosen):
-                    found[selection] += _count_sorted(block, self._edges[name][selection])
+                    found[selection] += count_sorted(block, self._edges[name][selection])
+
+    def merge(self, other: Histograms) -> Histograms:
+        """Those of the samples of both, on the same edges."""
+        found = copy.copy(self)
+        found._counts = {}
+        for name, theirs in other._counts.items():
+            found._counts[name] = [a + b for a, b in zip(self._counts[name], theirs, strict=True)]
+        return found
 
     def counts(self, name: str, selection: int = 0) -> NDArray[np.int64]:
         """Contents with under- and overflow, (B + 2,)."""
@@ -96,8 +105,8 @@ def float32_edges(edges: Array) -> NDArray[np.float32]:
     return np.where(rounded < edges, np.nextafter(rounded, np.float32(np.inf)), rounded)
 
 
-def _count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Contents of a histogram of values in increasing order, with under- and overflow, (B + 2,)."""
+def count_sorted(values: NDArray[np.floating], edges: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Contents of bins [low, high) of values in increasing order, with under- and overflow, (B + 2,)."""
     below = values.searchsorted(edges)
     found = np.empty(len(edges) + 1, dtype=np.int64)
     found[0], found[-1] = below[0], len(values) - below[-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +89,12 @@ class Means:
                 block = flat[rows[start : start + size]]
                 self._sum[chosen] += np.ones(len(block)) @ block.astype(np.float64)
 
+    def merge(self, other: Means) -> Means:
+        """Those of the samples of both."""
+        found = copy.copy(self)
+        found.count, found._sum = self.count + other.count, self._sum + other._sum
+        return found
+
     @property
     def mean(self) -> Array:
         """Mean samples, (selections, V); zero for an empty selection."""
@@ -102,7 +110,7 @@ class Covariance:
 
     def __init__(self, voxels: int) -> None:
         self.count = 0
-        self._shift: NDArray[np.float32] | None = None
+        self._shift: NDArray[np.floating[Any]] | None = None
         self._sum = np.zeros(voxels)
         self._products = np.zeros((voxels, voxels))
 
@@ -117,6 +125,19 @@ class Covariance:
             block = vectors[start : start + 1024] - self._shift
             self._sum += block.sum(axis=0, dtype=np.float64)
             self._products += block.T @ block
+
+    def merge(self, other: Covariance) -> Covariance:
+        """That of the vectors of both.
+
+        Source: Chan, Golub and LeVeque 1979: products about each mean, and that of the difference of the means.
+        """
+        count, apart = self.count + other.count, other.mean - self.mean
+        found = Covariance(len(apart))
+        found.count = count
+        found._shift = (self.count * self.mean + other.count * other.mean) / max(count, 1)
+        between = self.count * other.count / max(count, 1) * np.outer(apart, apart)
+        found._products = self.count * self.covariance + other.count * other.covariance + between
+        return found
 
     @property
     def mean(self) -> Array:

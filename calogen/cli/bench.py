@@ -49,6 +49,7 @@ def bench_generate(as_json: bool, **options: Any) -> None:
 @click.option("-n", "samples", type=click.IntRange(min=1000), default=100_000, show_default=True, help="Showers.")
 @click.option("--rounds", type=_AT_LEAST_ONE, default=3, show_default=True)
 @click.option("--threads", type=_AT_LEAST_ONE, default=2, show_default=True, help="Of calogen; plain numpy has 1.")
+@click.option("--workers", type=_AT_LEAST_ONE, help="Time the pass over files, too, with 1 and so many processes.")
 @JSON
 def bench_analysis(as_json: bool, **options: Any) -> None:
     """Time observables and histograms against the same, one feature after another in plain numpy."""

@@ -47,6 +47,13 @@ if TYPE_CHECKING:
 @reads_files
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @STRICT
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that read files (default: all available cores).")
+@click.option(
+    "--cluster",
+    type=PLACE,
+    metavar="ADDRESS|FILE",
+    help="Read files on a running dask cluster: tcp://host:8786, or the scheduler file (instead of --workers).",
+)
 @click.option(
     "--fail-above",
     multiple=True,
@@ -79,10 +86,13 @@ def compare(
     from ..analysis import compare as run
     from ..analysis import save
     from ..analysis.inputs import open_side, require_settings
+    from ..analysis.page.save import STAGE
+    from ..production.run import sensible_workers
     from ..shards.sources import require_asked
 
     how = opening(options) | {"drop_bad": drop_bad, "strict": strict}
     require_settings(options["bins"], options["seed"], options["threshold"])
+    sensible_workers(options["workers"], options["cluster"])
     limits = _limits(fail_above)
     _require_report_folder(out)
     named = _named_samples(generated, how)
@@ -93,7 +103,7 @@ def compare(
     require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
     console = make_console(stderr=True)
     with stoppable(), console.status("comparing") if console.is_terminal else nullcontext():
-        report = run(source, named, training=learnt, **options)
+        report = run(source, named, training=learnt, out=out / STAGE, **options)
         save(report, out)
     print_report(report)
     echo(f"report: {out / 'report.html'}")

@@ -1,6 +1,6 @@
-"""The tasks of a production on a cluster of dask.distributed: tasks in, results out, as with the processes of a pool.
+"""Tasks on a cluster of dask.distributed: tasks in, results out, as with the processes of a pool.
 
-Every thread of a dask worker has a process of its own to make shards in, as the pool's workers are. So threads of one
+Every thread of a dask worker has a process of its own to do tasks in, as the pool's workers are. So threads of one
 worker do not wait for each other, a simulator that brings its process down takes no dask worker along, and numerical
 libraries have one thread, whatever else the dask worker does.
 """
@@ -21,26 +21,51 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import CalogenError, ConfigError, ProductionError, StorageError, require
-from ..shards.manifest import ShardRecord
 from ..storage import read_bounded, write_atomic
-from .maker import Job
 from .pool import TaskError, Watch, Worker
 
 _CONNECT_SECONDS = 10.0  # that a scheduler has to answer
 _LISTEN_SECONDS = 0.1
 _TELL_SECONDS = 1.0  # between two words from a shard that is being made: thousands may be
-_GATHER_SECONDS = 5.0  # that results of a few bytes have to arrive
+_GATHER_SECONDS, _GATHERED = 10.0, 32  # that results have to arrive, and how many are asked for at a time
 _STOP_SECONDS = 8.0  # that workers have to leave their shards
 _IDLE_SECONDS = 20.0  # after which a process without a task ends
 _FEWEST_AHEAD = 1000  # tasks that the scheduler knows at a time, at least
 _TRIES = 2  # of a shard
 _CHECK = "check"
 _LOGGERS = ("distributed", "distributed.client", "tornado.application")
+
+
+class Task(Protocol):
+    """Something to be done; can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; no two tasks of one work have the same name."""
+
+    @property
+    def samples(self) -> int:
+        """How far it is when it is done."""
+
+
+class Work(Protocol):
+    """Does tasks; can be pickled."""
+
+    def __call__(self, task: Any, tell: Callable[[int], None], /) -> Any:
+        """Do a task and return its result, which is not None; calls ``tell``, which may raise, with how far it is."""
+
+    def require_ready(self) -> None:
+        """Refuse a process in which results would be others.
+
+        Raises:
+            ConfigError: If this is one.
+        """
+
 
 Outcome = tuple[str, Any, str]
 """What became of a task, with details, and the dask worker it was on: ``finished`` with its result, ``failed`` with an
@@ -164,27 +189,27 @@ class Cluster:
         self._run = secrets.token_hex(4)
         self._order, self._digest = Path(), ""
         self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._under_way: dict[str, tuple[Any, ShardRecord]] = {}  # futures and tasks by key
+        self._under_way: dict[str, tuple[Any, Task]] = {}  # futures and tasks by key
         self._again: list[Any] = []  # futures that had ended, and whose results are still to come
         self._tries: Counter[str] = Counter()
 
-    def prepare(self, job: Job, out: Path, prefix: str) -> None:
-        """Hand the job to every worker that is there, in a file in the output folder, and have them try it.
+    def prepare(self, work: Work, out: Path, prefix: str) -> None:
+        """Hand the work to every worker that is there, in a file in the output folder, and have them try it.
 
         Workers that come later read it, too. They work as long as the file is there.
 
         Args:
-            job: Can be pickled.
+            work: Can be pickled.
             out: The output folder, which all workers must see.
             prefix: Of the file's name.
 
         Raises:
             ConfigError: If a worker does not see the folder, lacks calogen, or has other versions.
             StorageError: If the folder cannot be written.
-            ProductionError: If a worker cannot load the job.
+            ProductionError: If a worker cannot load the work.
         """
         self._order = out.absolute() / f"{prefix}.{self._run}"  # a new name: no file system remembers its absence
-        sent = pickle.dumps(Errand(job, self._order))
+        sent = pickle.dumps(Errand(work, self._order))
         self._digest = hashlib.sha256(sent).hexdigest()
         write_atomic(self._order, sent)
         with self._listening():
@@ -199,7 +224,7 @@ class Cluster:
             if answer[0] == "failed":
                 raise ProductionError("a worker failed", where=f"dask worker {address}", found=answer[1])
 
-    def run(self, tasks: Sequence[ShardRecord], watch: Watch) -> None:
+    def run(self, tasks: Sequence[Task], watch: Watch) -> None:
         """Do all tasks.
 
         Args:
@@ -266,21 +291,21 @@ class Cluster:
             hint = "start it and its workers again; the same command makes the rest, with or without a cluster"
             raise ProductionError("the dask scheduler is gone", where=self._address, hint=hint) from None
 
-    def _submit(self, tasks: Sequence[ShardRecord], **where: Any) -> None:
+    def _submit(self, tasks: Sequence[Task], **where: Any) -> None:
         if not tasks:
             return
         keys = [f"calogen-{self._run}-{task.name}-{self._tries[task.name]}" for task in tasks]
         same = [[argument] * len(tasks) for argument in (str(self._order), self._digest, self._topic)]
         with self._listening():
-            records = [astuple(task) for task in tasks]
-            futures = self._client.map(_make_shard_by_value(), *same, records, key=keys, pure=False, **where)
+            sent = [pickle.dumps(task) for task in tasks]  # the scheduler needs no calogen
+            futures = self._client.map(_do_task_by_value(), *same, sent, key=keys, pure=False, **where)
         for key, future, task in zip(keys, futures, tasks, strict=True):
             self._under_way[key] = future, task
             future.add_done_callback(self._heard.put)
 
-    def _hear(self) -> list[tuple[ShardRecord, Outcome]]:
+    def _hear(self) -> list[tuple[Task, Outcome]]:
         """What has become of tasks meanwhile; ``begun`` is how far one is."""
-        found, done = list[tuple[ShardRecord, Outcome]](), list[Any]()
+        found, done = list[tuple[Task, Outcome]](), list[Any]()
         with suppress(queue.Empty):
             heard = self._heard.get(timeout=_LISTEN_SECONDS)
             while True:
@@ -292,13 +317,13 @@ class Cluster:
                 heard = self._heard.get_nowait()
         done += [future for future in self._again if future.key in self._under_way]
         states = [(future, future.status) for future in done]
-        whole = [future for future, state in states if state == "finished"]
+        whole = [future for future, state in states if state == "finished"][:_GATHERED]
         with self._listening():
             if any(state == "cancelled" for _, state in states):
                 raise OSError
             outcomes = self._outcomes(whole) if whole else {}
         outcomes |= {future.key: _given_up(future) for future, state in states if state == "error"}
-        # A result whose worker died before it was asked for is lost: dask has the shard made again by itself.
+        # A result whose worker died before it was asked for is lost: dask has the task done again by itself.
         self._again = [future for future in done if future.key not in outcomes]
         for key, outcome in outcomes.items():
             future, task = self._under_way.pop(key)
@@ -318,7 +343,7 @@ class Cluster:
             return {}
         return dict(zip((future.key for future in whole), outcomes, strict=True))
 
-    def _once_more(self, task: ShardRecord, kind: str, message: Any, address: str) -> None:
+    def _once_more(self, task: Task, kind: str, message: Any, address: str) -> None:
         """Have a task that failed done on another worker, once."""
         if refusal := self._refusal(kind, message, address):
             raise refusal
@@ -383,41 +408,41 @@ def _ready_by_value() -> Callable[..., Any]:
     return sent
 
 
-def _make_shard_by_value() -> Callable[..., Any]:
-    """:func:`make_shard` as it is sent to workers."""
+def _do_task_by_value() -> Callable[..., Any]:
+    """:func:`do_task` as it is sent to workers."""
 
-    def sent(order: str, digest: str, topic: str, task: Any) -> Any:
+    def sent(order: str, digest: str, topic: str, task: bytes) -> Any:
         from distributed import get_worker
 
         try:
-            from calogen.production.dask import make_shard
+            from calogen.production.dask import do_task
         except ImportError as error:
             return "absent", str(error), get_worker().address
-        return make_shard(get_worker(), order, digest, topic, task)
+        return do_task(get_worker(), order, digest, topic, task)
 
     return sent
 
 
 @dataclass(frozen=True)
 class Errand:
-    """A job as the processes of a cluster do it.
+    """Work as the processes of a cluster do it.
 
     Attributes:
-        job: What to do.
-        order: The file that said so: once it is gone, nobody waits for the shard any more.
+        work: What to do.
+        order: The file that said so: once it is gone, nobody waits for results any more.
     """
 
-    job: Job
+    work: Work
     order: Path
 
-    def __call__(self, task: ShardRecord | str, tell: Callable[[int], None]) -> ShardRecord | None:
-        """Make a shard; none if it was given up. Or check that the versions here are those of the client.
+    def __call__(self, task: Task | str, tell: Callable[[int], None]) -> Any:
+        """Do a task; none if it was given up. Or check that results here are those that the client would get.
 
         Raises:
             ConfigError: If they are not.
         """
         if isinstance(task, str):
-            self._require_same_versions()
+            self.work.require_ready()
             return None
         looked = 0.0
 
@@ -432,32 +457,13 @@ class Errand:
             tell(done)
 
         try:
-            return self.job(task, look)
+            return self.work(task, look)
         except _GivenUp:
             return None
 
-    def _require_same_versions(self) -> None:
-        mine = json.loads(json.dumps(self.job.maker.describe()))
-        for key, theirs in self.job.provenance.items():
-            if key in mine and mine[key] != theirs:
-                expected, found = _differing(theirs, mine[key])
-                raise ConfigError(
-                    "a dask worker has another version",
-                    expected=f"{key}: {expected}",
-                    found=f"{key}: {found}",
-                    hint="start the workers from the environment of this command",
-                )
-
 
 class _GivenUp(Exception):
-    """Nobody waits for a shard any more."""
-
-
-def _differing(one: Any, other: Any) -> tuple[Any, Any]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-        one, other = (", ".join(f"{key} {table.get(key)}" for key in keys) for table in (one, other))
-    return str(one)[:200], str(other)[:200]
+    """Nobody waits for a result any more."""
 
 
 class _Idle:
@@ -515,25 +521,26 @@ def ready(order: str, digest: str, here: str) -> Outcome:
     return outcome
 
 
-def make_shard(worker: Any, order: str, digest: str, topic: str, task: Sequence[Any]) -> Outcome:
-    """On a dask worker: have a process make a shard.
+def do_task(worker: Any, order: str, digest: str, topic: str, task: bytes) -> Outcome:
+    """On a dask worker: have a process do a task.
 
     Args:
         worker: This dask worker.
         order: The file with the work.
         digest: Its SHA-256.
-        topic: Under which to tell how far the shard is.
-        task: Fields of its record.
+        topic: Under which to tell how far the task is.
+        task: Pickled.
     """
     process, outcome = _hired(order, digest, worker.address)
     if process is None:
         return outcome
     key = str(worker.get_current_task())
-    outcome = _done(process, ShardRecord(*task), worker.address, lambda amount: worker.log_event(topic, [key, amount]))
+    outcome = _done(process, pickle.loads(task), worker.address, lambda amount: worker.log_event(topic, [key, amount]))
     if outcome[0] == "died":
         return outcome
     _IDLE.keep(order, process)
-    return outcome if outcome[0] != "finished" or outcome[1] else ("unseen", "the file is gone", worker.address)
+    given_up = outcome[0] == "finished" and outcome[1] is None
+    return ("unseen", "the file is gone", worker.address) if given_up else outcome
 
 
 def _hired(order: str, digest: str, here: str) -> tuple[Worker | None, Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ProductionError
+from ..errors import ConfigError, ProductionError
 from ..families import Family
 from ..shards.manifest import ShardRecord
 from ..shards.samples import Samples
@@ -101,3 +102,27 @@ class Job:
             )
         seconds = round(time.monotonic() - begun, 3)
         return replace(made, seconds=seconds, clipped=clipped if ceiling is not None else None)
+
+    def require_ready(self) -> None:
+        """Refuse a process whose versions would make other samples.
+
+        Raises:
+            ConfigError: If they would.
+        """
+        mine = json.loads(json.dumps(self.maker.describe()))
+        for key, theirs in self.provenance.items():
+            if key in mine and mine[key] != theirs:
+                expected, found = _differing(theirs, mine[key])
+                raise ConfigError(
+                    "a dask worker has another version",
+                    expected=f"{key}: {expected}",
+                    found=f"{key}: {found}",
+                    hint="start the workers from the environment of this command",
+                )
+
+
+def _differing(one: Any, other: Any) -> tuple[Any, Any]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        one, other = (", ".join(f"{key} {table.get(key)}" for key in keys) for table in (one, other))
+    return str(one)[:200], str(other)[:200]

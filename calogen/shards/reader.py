@@ -114,6 +114,11 @@ class Shards:
                 return replace(read_rows(file, piece, 0, 0), provenance=self.provenance)
         return Samples.concatenate(parts, values[:filled])
 
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The row with which each file begins, and how many rows there are; chunks end at these."""
+        return self._bounds
+
     def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
         """Samples start to stop in order, at most ``size`` at a time.
 
@@ -121,6 +126,16 @@ class Shards:
 
         Raises:
             ShardError: If a file is damaged or a row is bad and ``drop_bad`` is off.
+        """
+        return (samples for _, samples in self.placed_chunks(size, start, stop) if len(samples))
+
+    def placed_chunks(
+        self, size: int = 4096, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Samples]]:
+        """The same, each with the rows (N,) that its samples have here; of bad rows only, with none.
+
+        Raises:
+            ShardError: As :meth:`chunks`.
         """
         sample_bytes = 4 * self.family.voxels
         size = max(1, min(size, SLAB_BYTES // sample_bytes))
@@ -134,10 +149,9 @@ class Shards:
             with open_rows(piece.path, piece.layout) as file:
                 for first in range(start, end, size):
                     piece.require_unchanged()  # before it is read, so that nothing worse is said of it, and after
-                    samples = self._checked(file, piece, offset, first, min(first + size, end))
+                    found = self._checked(file, piece, offset, first, min(first + size, end))
                     piece.require_unchanged()
-                    if len(samples):
-                        yield samples
+                    yield found
 
     def digest(self) -> str:
         """SHA-256 of the data's identity: file names, rows, and each file's own SHA-256, hexadecimal."""
@@ -268,6 +282,11 @@ class Shards:
         ]
         return Origins(parts, self._place, self._prints)
 
+    def __getstate__(self) -> dict[str, Any]:
+        if any(piece.layout.counted for piece in self.pieces):
+            _ = self._boxes  # found once, before others get it
+        return vars(self)
+
     @cached_property
     def _boxes(self) -> NDArray[np.int64] | None:
         return self.origins().boxes
@@ -293,9 +312,11 @@ class Shards:
         piece = self.pieces[number]
         return f"{piece.path}, row {piece.row(row - self._bounds[number])}"
 
-    def _checked(self, file: Opened, piece: Piece, offset: int, start: int, stop: int) -> Samples:
-        """Samples start to stop of the collection, which all lie in one piece; it begins at ``offset``."""
-        first = start - offset
+    def _checked(
+        self, file: Opened, piece: Piece, offset: int, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], Samples]:
+        """Samples start to stop of the collection with their rows, all of one piece, which begins at ``offset``."""
+        first, rows = start - offset, np.arange(start, stop)
         samples = read_rows(file, piece, first, stop - offset)
         if piece.path not in self._plausible:
             check_response(file, piece, samples if first == 0 else None)
@@ -307,11 +328,11 @@ class Shards:
             samples = replace(samples, extras={**samples.extras, **own})
         bad = bad_rows(samples)
         if not bad.any():
-            return samples
+            return rows, samples
         if not self.drop_bad:
             raise bad_error(file, piece, samples, bad, first)
-        self._bad_rows.update((np.flatnonzero(bad) + start).tolist())
-        return samples.select(~bad)
+        self._bad_rows.update(rows[bad].tolist())
+        return rows[~bad], samples.select(~bad)
 
 
 Source = Shards | Samples

@@ -127,9 +127,21 @@ class Samples:
 
     def chunks(self, size: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[Samples]:
         """Samples start to stop in order, ``size`` at a time."""
+        return (samples for _, samples in self.placed_chunks(size, start, stop))
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The first row and how many there are: as of one file."""
+        return 0, len(self)
+
+    def placed_chunks(
+        self, size: int = 4096, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], Samples]]:
+        """The same, each with its rows (N,)."""
         end = len(self) if stop is None else min(stop, len(self))
         for first in range(start, end, size):
-            yield self.read(first, min(first + size, end))
+            last = min(first + size, end)
+            yield np.arange(first, last), self.read(first, last)
 
 
 def distinct(provenance: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -127,6 +127,7 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "# Slurm: a job array": Read("needs a Slurm cluster"),
         "# HTCondor: a submit file": Read("a file for HTCondor, not for a shell"),
         "dask scheduler ": Read("starts servers; tests/production/test_cluster.py does so"),
+        "calogen compare ": Read("needs a cluster and a million showers; tests/analysis/test_passes.py compares fewer"),
         "# Slurm: 100 jobs of 4 cores": Read("needs a Slurm cluster"),
         "# HTCondor: needs a file system": Read("needs HTCondor"),
         "calogen train ": Run(

@@ -20,7 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Counted, command, everything_in
+from calogen.analysis.survey import survey
+from calogen.analysis.survey.passes import surveys
+from calogen.analysis.survey.plan import plan_comparison
+from support import SMALL, Counted, command, everything_in, toy, write_folder
 
 import calogen
 from calogen.errors import ConfigError, Interrupted, ProductionError
@@ -29,6 +32,7 @@ from calogen.production.plan import Production
 from calogen.production.run import produce
 from calogen.shards.inspect import verify
 from calogen.shards.manifest import read_manifest
+from calogen.shards.sources import open_shards
 
 TOTAL, SHARD = 8_000, 1000
 SLOW = Counted(pause=0.01)  # a shard takes 0.16 s
@@ -144,6 +148,50 @@ def test_simulate_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
     request = {"energy": "uniform:1:100GeV"}
     calogen.simulate("toy", tmp_path / "two", 600, seed=3, shard_size=200, conditions=request, workers=1)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_compare_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
+    reference = write_folder(tmp_path / "reference", toy(SMALL, 500, seed=1), each=250)
+    generated = write_folder(tmp_path / "generated", toy(SMALL, 300, seed=2))
+    one = calogen.compare(reference, generated, bins=0, workers=1)
+    many = calogen.compare(reference, generated, bins=0, cluster=cluster.file, out=tmp_path / "shared")
+    assert one.to_json() == many.to_json()
+    assert not (tmp_path / "shared").exists()
+    gone, plan = open_shards(generated), plan_comparison(open_shards(reference), bins=0, seed=0)
+    (generated / "shard-000000.h5").unlink()
+    with pytest.raises(ConfigError, match="a dask worker does not see the samples"):
+        surveys({"gone": gone}, plan, cluster=cluster.address, out=tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    done = command(
+        "compare", reference, reference, "--out", tmp_path / "report", "--cluster", tmp_path / "nowhere.json"
+    )
+    assert done.code == 2
+    assert "no such cluster" in done.err
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_worker_that_is_killed_costs_a_comparison_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(survey, "_CHUNKS", 1)  # ranges of 4096 showers
+    sides = {
+        name: open_shards(write_folder(tmp_path / name, toy(SMALL, 20_000, seed=5))) for name in ("first", "second")
+    }
+    plan = plan_comparison(sides["first"], bins=2, seed=0)
+    alone = surveys(sides, plan, workers=1)
+    with dask_cluster(tmp_path / "dask") as own:
+
+        def kill_once(*_: Any) -> None:
+            if own.workers[0].poll() is None:
+                own.workers[0].kill()
+
+        found = surveys(sides, plan, cluster=own.file, out=tmp_path, progress=kill_once)
+        assert own.workers[0].wait() == -signal.SIGKILL
+    for name, side in alone.items():
+        np.testing.assert_array_equal(found[name].table, side.table)
+        np.testing.assert_array_equal(found[name].means.mean, side.means.mean)
+        np.testing.assert_array_equal(found[name].kept.values, side.kept.values)
+        assert found[name].problems == side.problems
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dask", "first", "second"]
 
 
 def test_generate_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
