@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -306,9 +307,33 @@ def _truths(given: Any, kept: Any, key: str = "") -> Iterator[tuple[str, bool]]:
                 yield from _truths(given[name], kept[name], f"{key}.{name}".lstrip("."))
 
 
+_MEANT = {
+    **dict.fromkeys(("lr", "rate", "learningrate", "lrg", "generatorlr", "steplength"), "training.learning_rate"),
+    **dict.fromkeys(("lrd", "criticlr", "discriminatorlr", "criticrate"), "training.critic_learning_rate"),
+    **dict.fromkeys(("epochs", "iterations", "maxsteps", "numsteps", "maxepochs", "rounds"), "training.steps"),
+    **dict.fromkeys(("batch", "bs", "minibatch", "numbatch"), "training.batch_size"),
+    **dict.fromkeys(("ncritic", "criticiters", "criticiterations", "dsteps", "ndis"), "training.critic_steps"),
+    **dict.fromkeys(("gp", "gpweight", "lambdagp", "lambda", "gradientpenalty", "gplambda"), "training.penalty"),
+    **dict.fromkeys(("maxtime", "walltime", "timelimit", "seconds"), "training.time"),
+    **dict.fromkeys(("earlystopping", "earlystop"), "training.patience"),
+    **dict.fromkeys(("loss", "gan", "losstype"), "training.objective"),
+    **dict.fromkeys(("optimizer", "optimiser", "adam"), "training.update"),
+    **dict.fromkeys(("emadecay", "averaging"), "training.ema"),
+    **dict.fromkeys(("latentdim", "zdim", "nz", "noise", "noisedim", "latentsize"), "generator.latent"),
+    **dict.fromkeys(("layers", "hiddendim", "hiddenlayers", "width", "widths", "units"), "generator.hidden"),
+    **dict.fromkeys(("model", "architecture", "arch", "backbone", "net"), "generator.network"),
+    **dict.fromkeys(("conditional", "condition", "labels", "cond"), "conditions"),
+    **dict.fromkeys(("randomseed", "rng"), "seed"),
+    **dict.fromkeys(("gpu", "cuda", "accelerator"), "device"),
+    **dict.fromkeys(("numthreads", "workers", "cpus", "cores", "nthreads"), "threads"),
+}
+"""What other programs call the settings, without signs between the words."""
+
+
 def _known(location: tuple[Any, ...]) -> Iterable[str]:
     """Names of the fields beside the one at ``location``."""
-    model: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
+    section = Config.model_fields.get(str(location[0]))
+    model: Any = Config if len(location) == 1 or section is None else section.annotation
     return getattr(Family if location[0] == "family" else model, "model_fields", ())
 
 
@@ -320,11 +345,13 @@ def _explain(error: ValidationError) -> ConfigError:
         first = next((e for e in error.errors() if "Family" in e["loc"]), first)
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        return ConfigError(
-            f"unknown configuration key '{key}'",
-            where=key,
-            hint=did_you_mean(str(location[-1]), _known(location)),
-        )
+        words = [str(location[-1]), *(first["input"] if isinstance(first["input"], dict) else ())]
+        found = (_MEANT.get(re.sub(r"[^a-z]", "", str(word).lower())) for word in reversed(words))
+        meant = next(filter(None, found), None)
+        hint = did_you_mean(str(location[-1]), _known(location)) or ""
+        if meant is not None and not hint.startswith("did you mean"):
+            hint = f"did you mean '{meant}'?"
+        return ConfigError(f"unknown configuration key '{key}'", where=key, hint=hint or None)
     found = first.get("input")
     if isinstance(found, float) and not math.isfinite(found):
         found = str(found)

@@ -19,7 +19,7 @@ from calogen.shards.samples import Samples
 
 from ..observables.statistics import FLOOR_PIXEL, row_counts
 from .histograms import Histograms, float32_edges
-from .plan import PROJECTIONS, SurveyPlan, directions, read_out
+from .plan import PROJECTIONS, SurveyPlan, directions, example_scale, read_out
 from .selections import Selection
 from .streams import Covariance, Means, Streams
 
@@ -138,7 +138,6 @@ class _Examples:
 
     def __init__(self, plan: SurveyPlan) -> None:
         self._plan, self._targets = plan, plan.targets
-        self._scale = np.maximum(np.abs(plan.targets).mean(axis=0), 1e-30)
         self.values = np.zeros((len(plan.targets), plan.family.voxels), dtype=np.float32)
         self.conditions = np.full(plan.targets.shape, np.nan)
         self._distance = np.full(len(plan.targets), np.inf)
@@ -148,9 +147,9 @@ class _Examples:
     def fill(self, samples: Samples) -> None:
         """Look at the next samples."""
         count = len(samples)
-        mine = self._places(samples)
+        mine, scale = self._places(samples)
         for t, target in enumerate(self._targets):
-            away = np.sum(((mine - target) / self._scale) ** 2, axis=1)
+            away = np.sum(((mine - target) / scale) ** 2, axis=1)
             others = np.delete(self._rows, t) - self._seen
             others = others[others >= 0]
             if len(others) < count:  # the same sample twice would look like copies
@@ -161,13 +160,16 @@ class _Examples:
                 self.values[t], self.conditions[t] = samples.values[best].ravel(), mine[best]
         self._seen += count
 
-    def _places(self, samples: Samples) -> NDArray[np.floating[Any]]:
-        """What the targets are of: deposited energies (N, 1), or conditions (N, C)."""
+    def _places(self, samples: Samples) -> tuple[NDArray[np.floating[Any]], Array]:
+        """What the targets are of: deposited energies (N, 1), or conditions (N, C); and their scale, (C,)."""
         if not self._plan.has_energy:
-            return np.asarray(samples.values.sum(axis=1, dtype=np.float64)[:, None])
+            scale = np.maximum(np.abs(self._targets).mean(axis=0), 1e-30)
+            return np.asarray(samples.values.sum(axis=1, dtype=np.float64)[:, None]), scale
         known = [c.name for c in samples.family.conditions if c.name in samples.conditions]
-        columns = [samples.conditions[name] for name in known[: self._targets.shape[1]]]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(samples), 0))
+        known = known[: self._targets.shape[1]]
+        columns = [samples.conditions[name] for name in known]
+        places = np.stack(columns, axis=1) if columns else np.zeros((len(samples), 0))
+        return places, example_scale(self._plan.family, known)
 
 
 def survey(source: Source, plan: SurveyPlan, *, title: str = "", progress: Progress | None = None) -> Survey:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import click
 
 from ..errors import ShardError
+from ..stages import reporting
 from .options import FOLDER, JSON, PLACE, STRICT, of_command, opening, reads_files, show
-from .terminal import columns, echo
+from .terminal import columns, echo, stage_progress
 
 
 @click.command()
@@ -98,5 +99,7 @@ def gallery(model: str, out: Path, seed: int, device: Literal["auto", "cpu", "cu
     from ..gallery import save_gallery
     from ..sampling import Surrogate
 
-    for path in save_gallery(Surrogate.load(model, device), out, seed=seed):
+    with stage_progress("gallery") as progress, reporting(progress):
+        written = save_gallery(Surrogate.load(model, device), out, seed=seed)
+    for path in written:
         echo(path)

@@ -111,7 +111,10 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "calogen train --data data/calogan-gamma --energy-conditioned --holdout": Run(
             smaller={"--data data/calogan-gamma": "--data data/calogan-eplus", "--like": "-n 500 --like"}, slow=True
         ),
-        'eval "$(_CALOGEN_COMPLETE': Run(),
+        'eval "$(calogen completion': Run(),
+        "calogen generate calogan-gamma --like data/calogan-gamma/test -n 2000": Run(
+            smaller={"-n 2000": "-n 200", "--table": "--bins 1 --table"}, slow=True
+        ),
     },
     "docs/training-well.md": {
         "simulation shards": Read("a picture, no program"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
+from ...stages import counted
 from ..contract import Generator, Inference, OnArrays
 from ..refinement import without_refinement
 from .distributions import ConditionalDistribution, DensityNormals, features
@@ -284,7 +285,7 @@ class ZeldovichGenerator(MapGenerator):
             return lacking
 
         left = missing(0.0)
-        for _ in range(_MEANS_ROUNDS):
+        for _ in counted("fitting means of views", range(_MEANS_ROUNDS), _MEANS_ROUNDS):
             with torch.enable_grad():
                 slopes = draft.statistic_slopes(refinement.amplitudes(draft.features))
             design = torch.einsum("bda,bf->bdaf", slopes * weight[:, None].float(), known.float()).flatten(2)
@@ -332,7 +333,7 @@ class ZeldovichGenerator(MapGenerator):
         # A fixed-point iteration in ln power. The point transform is not linear, so what a filter lacks is not quite
         # what has to be added to it, hence rates below 1. Early rounds look at few of the maps.
         self.transfer.zero_()
-        for used, rate in _FIT_ROUNDS:
+        for used, rate in counted("fitting displacements", _FIT_ROUNDS, len(_FIT_ROUNDS)):
             some = slice(0, max(_FIT_LEAST, round(used * len(chunks))))
             fields = [self.filtered(m, c) for m, c in zip(matter[some], chunks[some], strict=True)]
             own = torch.cat(chunks[some])
