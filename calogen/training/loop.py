@@ -22,6 +22,7 @@ from ..errors import DivergenceError, Interrupted, ShardError
 from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
+from ..runs.events import Events
 from ..runs.folder import Record, RunFolder, resumable
 from ..sampling import Surrogate
 from ..shards.reader import Shards
@@ -183,6 +184,7 @@ class TrainingLoop:
         self.sums: dict[str, Tensor] = {}
         self.begun = self.since = time.monotonic()
         self.counted = 0
+        self.events: Events | None = None
         self.before = 0.0  # seconds of the sessions before this one
 
     @classmethod
@@ -238,6 +240,8 @@ class TrainingLoop:
         loop.begun = begun
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            if options.tensorboard and ranks.first:
+                loop.events = Events(folder.path, resumed=trainer.done)
             with ranks.apart():
                 if ranks.first:
                     folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
@@ -257,6 +261,7 @@ class TrainingLoop:
             with ranks.apart():
                 if ranks.first:
                     folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
+                    loop.events = Events(folder.path) if options.tensorboard else None
             for note in facts["notes"]:
                 loop._tell({"step": 0, "note": note})
             if facts["dropped"]:
@@ -324,6 +329,8 @@ class TrainingLoop:
 
     def finished(self) -> Finished:
         """Steps, best score, log, and the step of the best checkpoint."""
+        if self.events is not None:
+            self.events.close()
         best = (self.folder.best() if self.ranks.first else None) or {}
         return self.trainer.done, best.get("score"), tuple(self.records), best.get("step")
 
@@ -340,6 +347,8 @@ class TrainingLoop:
         self.records.append(record)
         if self.ranks.first:
             self.folder.log(record)
+            if self.events is not None:
+                self.events.write(record)
             self.progress(record)
 
     def _log(self, *, validate: bool) -> None:

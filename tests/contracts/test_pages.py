@@ -95,9 +95,11 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         ),
     },
     "docs/cookbook.md": {
-        "calogen generate ": Run(smaller={"--like": "-n 2000 --like"}, slow=True),
+        "calogen generate calogan-gamma --like data/calogan-gamma/test --out": Run(
+            smaller={"--like": "-n 2000 --like"}, slow=True
+        ),
         "import awkward ": Read("pandas and awkward are not among calogen's dependencies"),
-        "import json": Run(
+        "import calogen\nfrom calogen.runs": Run(
             smaller={
                 "(1e-4, 3e-4, 1e-3)": "(1e-4,)",
                 '"steps": 300, "validate_every": 100': '"steps": 4, "validate_every": 2',
@@ -110,6 +112,9 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         ),
         "calogen train --data data/calogan-gamma --energy-conditioned --holdout": Run(
             smaller={"--data data/calogan-gamma": "--data data/calogan-eplus", "--like": "-n 500 --like"}, slow=True
+        ),
+        "calogen train --data data/calogan-gamma --energy-conditioned --set training.tensorboard": Read(
+            "tensorboard serves until it is stopped; tests/runs/test_beside.py reads the events"
         ),
         'eval "$(calogen completion': Run(),
         "calogen generate calogan-gamma --like data/calogan-gamma/test -n 2000": Run(
