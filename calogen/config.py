@@ -90,6 +90,8 @@ class TrainingConfig(_Frozen):
         validation_size: Samples of the validation split used for the score.
         checkpoint_every: Steps between checkpoints.
         patience: Stop after so many validations in a row without a better score (none: never).
+        reuse_fit: Whether to take the fit of an earlier run with the same data, settings and code from the user's cache
+            folder, and to keep fits that took long there.
         tensorboard: Whether to write the log as TensorBoard events, too (``pip install "calogen[tensorboard]"``).
         memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
     """
@@ -115,6 +117,7 @@ class TrainingConfig(_Frozen):
     validation_size: int = Field(default=2000, ge=16)
     checkpoint_every: int = Field(default=500, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    reuse_fit: bool = True
     tensorboard: bool = False
     memory: int = Field(default=4 * 2**30, ge=2**20)
 

@@ -31,6 +31,7 @@ from ..stages import reporting, stage
 from ..storage import locked, tidied
 from .batches import Batches, held_out
 from .health import alarm, without_progress
+from .kept import fitted
 from .objectives import objective_of
 from .projected import ProjectedTrainer
 from .ranks import Ranks, joined
@@ -252,17 +253,19 @@ class TrainingLoop:
             if warning:
                 loop._tell({"step": trainer.done, "warning": warning})
         else:
+            kept = (0.0, "")
             with ranks.apart():
                 if ranks.first:
                     stage("fitting")
-                    trainer.fit()
+                    kept = fitted(trainer, setup)
+            loop.before, reused = ranks.told(kept)
             ranks.copy(trainer.networks)
             trainer.arm()
             with ranks.apart():
                 if ranks.first:
                     folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
                     loop.events = Events(folder.path) if options.tensorboard else None
-            for note in facts["notes"]:
+            for note in (*facts["notes"], *([reused] if reused else ())):
                 loop._tell({"step": 0, "note": note})
             if facts["dropped"]:
                 rows = len(setup.training) + min(options.validation_size, len(setup.validation))
@@ -271,7 +274,8 @@ class TrainingLoop:
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
             if check:
-                facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
+                seconds = loop.before + time.monotonic() - begun  # what the fit took counts, whenever it was made
+                facts = {"step": 0, "steps": options.steps, "seconds": round(seconds, 3)}
                 facts |= {"symmetries": "; ".join(map(str, verdicts))} if verdicts else {}
                 stage("validating the fitted start")
                 validated, floor = trainer.validate(loop.validation), Record()
