@@ -20,7 +20,12 @@ def amount(value: float | None) -> str:
 
 
 def with_error(value: float | None, error: float | None) -> str:
-    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones."""
+    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones.
+
+    Example:
+        >>> with_error(0.12345, 0.0123)
+        '0.123 ± 0.012'
+    """
     if value is None or error is None or error == 0 or not math.isfinite(error):
         return number(value)
     places = 1 - math.floor(math.log10(error))
@@ -33,7 +38,12 @@ def with_error(value: float | None, error: float | None) -> str:
 
 
 def in_brackets(value: float | None, error: float | None) -> str:
-    """Value and error as papers have it, that of the last digits in brackets: ``0.123(12)``, ``12.3(1.5)``."""
+    """Value and error as papers have it, that of the last digits in brackets.
+
+    Example:
+        >>> in_brackets(0.12345, 0.0123), in_brackets(12.34, 1.5)
+        ('0.123(12)', '12.3(1.5)')
+    """
     text = with_error(value, error)
     mantissa, sign, rest = text.partition(" ± ")
     if not sign:

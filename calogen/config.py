@@ -353,10 +353,9 @@ def _explain(error: ValidationError) -> ConfigError:
         words = [str(location[-1]), *(first["input"] if isinstance(first["input"], dict) else ())]
         found = (_MEANT.get(re.sub(r"[^a-z]", "", str(word).lower())) for word in reversed(words))
         meant = next(filter(None, found), None)
-        hint = did_you_mean(str(location[-1]), _known(location)) or ""
-        if meant is not None and not hint.startswith("did you mean"):
-            hint = f"did you mean '{meant}'?"
-        return ConfigError(f"unknown configuration key '{key}'", where=key, hint=hint or None)
+        near = did_you_mean(str(location[-1]), _known(location))
+        hint = f"did you mean '{meant}'?" if meant is not None else near
+        return ConfigError(f"unknown configuration key '{key}'", where=key, hint=hint)
     found = first.get("input")
     if isinstance(found, float) and not math.isfinite(found):
         found = str(found)

@@ -66,7 +66,7 @@ class Commands(click.Group):
             mine = context.invoked_subcommand or ""
             options = options_of(self.commands[mine]) if mine else {}
             if "settings" in options:  # of simulate: the engine's options are not its own
-                options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()}
+                options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()} | {"n": options["samples"]}
             others = {
                 option.name: f"{context.command_path} {name} {max(option.opts, key=len)}"
                 for name, command in self.commands.items()

@@ -115,7 +115,8 @@ def simulate(
     """Write a folder of simulated samples, or finish one.
 
     Example:
-        >>> simulate("geant4", "showers", 1000, particle="gamma", conditions={"energy": "uniform:1:100GeV"})
+        >>> simulate("toy", "showers", 100, seed=1, conditions={"energy": "uniform:1:100GeV"}, workers=1).name
+        'showers'
 
     Args:
         engine: ``geant4``, ``nbody`` or ``toy``.
