@@ -351,8 +351,8 @@ def _explain(error: ValidationError) -> ConfigError:
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         words = [str(location[-1]), *(first["input"] if isinstance(first["input"], dict) else ())]
-        found = (_MEANT.get(re.sub(r"[^a-z]", "", str(word).lower())) for word in reversed(words))
-        meant = next(filter(None, found), None)
+        named = (_MEANT.get(re.sub(r"[^a-z]", "", str(word).lower())) for word in reversed(words))
+        meant = next(filter(None, named), None)
         near = did_you_mean(str(location[-1]), _known(location))
         hint = f"did you mean '{meant}'?" if meant is not None else near
         return ConfigError(f"unknown configuration key '{key}'", where=key, hint=hint)

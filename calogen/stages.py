@@ -30,7 +30,7 @@ def reporting(listener: Listener | None) -> Iterator[None]:
         reading: 1 of 3
 
     Args:
-        listener: Told every stage; None changes nothing.
+        listener: Hears of every stage; None changes nothing.
     """
     token = _LISTENER.set(listener or _LISTENER.get())
     try:

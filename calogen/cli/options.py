@@ -72,7 +72,7 @@ class Commands(click.Group):
                 for name, command in self.commands.items()
                 for option in command.params
             }
-            for part in ("what", "where", "expected", "hint"):
+            for part in ("what", "where", "expected", "found", "hint"):
                 if isinstance(text := getattr(error, part), str):  # what to do may be to run another command
                     setattr(error, part, as_options(text, {**others, **options} if part == "hint" else options))
             raise

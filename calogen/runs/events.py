@@ -29,7 +29,7 @@ class Events:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if resumed is None else resumed + 1
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)
 
     def write(self, record: Record) -> None:
         """Write the numbers of a record; notes and warnings become texts."""
