@@ -178,8 +178,13 @@ def gigabytes(number: int) -> str:
 
 
 @contextmanager
-def _live_line(verb: str) -> Iterator[Progress | None]:
-    """A line that is drawn anew as work goes on, with one task; None where there is no terminal."""
+def _live_line(verb: str, *, passing: bool = False) -> Iterator[Progress | None]:
+    """A line that is drawn anew as work goes on, with one task; None where there is no terminal.
+
+    Args:
+        verb: What is done, at first.
+        passing: Whether it goes when the work is done.
+    """
     console = make_console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -194,7 +199,7 @@ def _live_line(verb: str) -> Iterator[Progress | None]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[facts]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=passing) as bar:
         bar.add_task(verb, total=None, counted="", facts="")
         yield bar
 
@@ -247,7 +252,7 @@ def _so_far(what: str, done: int, of: int) -> str:
 @contextmanager
 def stage_progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
     """What work is doing and how far it is: a live line on a terminal, a plain line now and then elsewhere."""
-    with _live_line(verb) as bar:
+    with _live_line(verb, passing=True) as bar:
         if bar is not None:
             yield lambda what, done, of: _show(bar, f"{verb}: {what}", done, of)
             return
