@@ -27,20 +27,20 @@ class Costs:
         objective: What it was trained by.
         parameters: Numbers fitted or trained in the generator.
         training_steps: Generator updates, or rounds of projected training.
-        best_step: Of the checkpoint that the samples were made with.
         training_seconds: Time of all of them, fitting and validations included.
         training_device: What they ran on.
         samples_per_second: Written by one process, from latent numbers to the compressed file.
+        best_step: Of the checkpoint that the samples were made with.
     """
 
     network: str | None = None
     objective: str | None = None
     parameters: int | None = None
     training_steps: int | None = None
-    best_step: int | None = None
     training_seconds: float | None = None
     training_device: str | None = None
     samples_per_second: float | None = None
+    best_step: int | None = None
 
     @classmethod
     def of(cls, source: Source) -> Costs:
