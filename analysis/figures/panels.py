@@ -152,8 +152,8 @@ def explained(label: str, *, band: str = "", **line: Any) -> Any:
 def beyond() -> list[Any]:
     """Entries of a legend for what is off the scales of histograms."""
     arrows = "\N{BLACK LEFT-POINTING SMALL TRIANGLE} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
-    arrow = {"marker": "^", "fillstyle": "none", "color": REFERENCE_COLOUR, "markersize": 4}
-    return [explained(f"{arrows} beyond: reference | generated"), explained("ratio off its scale", **arrow)]
+    off = explained("ratio off its scale", marker="^", fillstyle="none", color=REFERENCE_COLOUR, markersize=4)
+    return [explained(f"{arrows} beyond: reference | generated"), off]
 
 
 def _grid(
@@ -399,7 +399,8 @@ def selection_title(family: Family, selection: Selection) -> str:
     """Which samples, as figures say it: conditions by their symbols."""
     title = selection.title
     for condition in family.conditions:
-        title = re.sub(rf"(?<![\w$]){re.escape(condition.name)}(?!\w)", lambda _, c=condition: symbol(c), title)
+        name = re.compile(rf"(?<![\w$]){re.escape(condition.name)}(?!\w)")
+        title = symbol(condition).join(name.split(title))
     return title
 
 

@@ -58,7 +58,10 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
     sources = {"reference": report.reference, **report.generated}
     if report.training is not None:
         sources["training"] = report.training
-    drawn = [(*words, base64.b64encode(png).decode(), _shown_width(png)) for *words, png in figures]
+    drawn = [
+        (name, title, caption, base64.b64encode(png).decode(), _shown_width(png))
+        for name, title, caption, png in figures
+    ]
     return _template().render(
         report=report,
         sides=list(_sides(report)),
