@@ -78,8 +78,7 @@ def _farthest(report: Report) -> Drawing:
         if offset == offsets[0]:
             axes.barh(rows, floor, height=0.8, color=FILL, label="floor: reference against itself")
             axes.errorbar(floor, rows, xerr=spread, fmt="none", ecolor=REFERENCE_COLOUR, elinewidth=0.8)
-        points = axes.errorbar(value, rows + offset, xerr=error, fmt=look.marker, label=title, color=look.colour)
-        points.lines[0].set_markersize(4)
+        axes.errorbar(value, rows + offset, xerr=error, fmt=look.marker, label=title, color=look.colour, markersize=4)
     axes.set_yticks(places, [report.observables[name].label for name in names], fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(left=0)
