@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
@@ -36,8 +36,8 @@ _TITLES = {  # of figures of observables, by what the observables name as their 
 
 def draw(report: Report) -> Iterator[Drawing]:
     """All figures of a report, one at a time."""
-    kinds = FIGURES[report.family.kind]
-    for make in counted("drawing", kinds, len(kinds)):
+    makers = FIGURES[report.family.kind].values()
+    for make in counted("drawing", makers, len(makers)):
         yield from styled(make(report))
 
 
@@ -56,15 +56,17 @@ def draw_one(report: Report, name: str) -> Drawing:
     bins = {selection.name: selection for selection in report.plan.selections}
     if observable in report.observables and (selection := bins.get(where.removesuffix("]"))) is not None:
         return next(styled(_single(report, observable, selection)))
-    for drawing in draw(report):
-        if drawing.name == name:
-            return drawing
+    makers = FIGURES[report.family.kind]
+    for make in [make for begin, make in makers.items() if name.startswith(begin)]:
+        for drawing in styled(make(report)):
+            if drawing.name == name:
+                return drawing
     raise ConfigError(
         f"there is no observable or figure '{name}'",
         where="`figures`",
         expected="an observable, as in response, or a figure by the name of its file",
         found=name,
-        hint=did_you_mean(observable, report.observables),
+        hint=did_you_mean(observable, {*report.observables, *makers}),
     )
 
 
@@ -154,34 +156,41 @@ def _distances(report: Report) -> Iterator[Drawing]:
         yield Drawing(f"distances{suffix}", f"Distances of {title}", caption, figure)
 
 
-_COMMON = (_observables, _spectrum, _correlations, _distances, training.history)
-FIGURES: dict[str, tuple[Callable[[Report], Iterator[Drawing]], ...]] = {
-    "calorimeter": (
-        overview.overview,
-        showers.response,
-        showers.by_energy,
-        showers.held_out,
-        showers.longitudinal,
-        showers.radial,
-        showers.mean_showers,
-        showers.examples,
-        showers.voxel_correlations,
-        *_COMMON,
-    ),
-    "map": (
-        overview.overview,
-        maps.wall,
-        maps.fields,
-        maps.power,
-        maps.responses,
-        maps.pixels,
-        maps.peaks,
-        maps.bispectrum,
-        maps.minkowski,
-        maps.inferred,
-        maps.cross,
-        maps.correlations,
-        *_COMMON,
-    ),
+Figures = Mapping[str, Callable[[Report], Iterator[Drawing]]]
+_COMMON: Figures = {
+    "observables": _observables,
+    "spectrum": _spectrum,
+    "correlations": _correlations,
+    "distances": _distances,
+    "training-history": training.history,
 }
-"""Every figure of a report, in order; to add one, add the function that makes it."""
+FIGURES: Mapping[str, Figures] = {
+    "calorimeter": {
+        "overview": overview.overview,
+        "response": showers.response,
+        "by-energy": showers.by_energy,
+        "held-out": showers.held_out,
+        "longitudinal": showers.longitudinal,
+        "radial": showers.radial,
+        "mean-showers": showers.mean_showers,
+        "examples": showers.examples,
+        "voxel-correlations": showers.voxel_correlations,
+        **_COMMON,
+    },
+    "map": {
+        "overview": overview.overview,
+        "maps": maps.wall,
+        "field": maps.fields,
+        "power": maps.power,
+        "response": maps.responses,
+        "pixels": maps.pixels,
+        "peaks": maps.peaks,
+        "bispectrum": maps.bispectrum,
+        "minkowski": maps.minkowski,
+        "inferred": maps.inferred,
+        "cross": maps.cross,
+        "power-correlations": maps.correlations,
+        **_COMMON,
+    },
+}
+"""Every figure of a report, in order, by what the names of its files begin with; to add one, add the function here."""

@@ -237,7 +237,7 @@ def test_surrogates_side_by_side(seeds, report):
     )
     page = render(seeds, [])
     assert "Side by side" in page
-    assert "500 samples of 2 seeds" in page
+    assert "500 showers of 2 seeds" in page
 
 
 def test_a_table_for_a_paper_has_the_rows_that_were_asked_for(report):

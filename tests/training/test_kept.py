@@ -35,7 +35,7 @@ def test_a_kept_fit_gives_the_same_bits_and_a_damaged_one_is_made_anew(
     second = train(scan, data, tmp_path / "second")
     assert not notes(first)
     assert len(notes(second)) == 1
-    start, again = first.records[0], next(record for record in second.records if "score" in record)
+    start, again = (next(record for record in run.records if "score" in record) for run in (first, second))
     assert start["score"] == again["score"]
     assert again["seconds"] > 0.5 * start["seconds"]  # the time of the fit counts whenever it was made
     (tensors,) = (tmp_path / "cache" / "calogen" / "fits").glob("*.safetensors")
@@ -61,7 +61,7 @@ def test_a_name_is_that_of_all_that_decides_and_of_nothing_else(data: Path, tmp_
     different = [
         name(),
         name(other),
-        name(seed=1),
+        name(seed=7),
         name(conditions=["incident_energy"]),
         name(holdout={"incident_energy": (2e4, 3e4)}),
         name(symmetries=[]),
