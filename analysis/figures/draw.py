@@ -132,6 +132,7 @@ def _distances(report: Report) -> Iterator[Drawing]:
         if len(names) > 50:
             rows = np.sort(np.argsort(-np.nan_to_num(np.nanmax(np.nan_to_num(pulls), axis=1)))[:40])
         figure = Figure(figsize=(3.6 + 1.15 * len(chosen), 1.4 + 0.2 * len(rows)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr]
         axes = figure.add_subplot()
         limit = float(np.clip(np.nanmax(np.abs(pulls[rows]), initial=1.0), 5, 30))
         norm = TwoSlopeNorm(0.0, -limit, limit)

@@ -19,7 +19,9 @@ from . import values as views
 from .panels import FILL, REFERENCE_COLOUR, Drawing, draw_curves, draw_histograms, look_of, middle_edges, ratio_grid
 
 _SIZE = (5.2, 4.1)  # inches
+_PLACE = (0.44, 0.12, 0.54, 0.78)  # of the panel of distances: room for names on the left
 _ROWS = 10  # observables listed
+_LONG = 36  # letters of a name beyond which it has two lines
 _SHELLS = 4  # of them values of the power spectrum: neighbours vary together
 
 
@@ -55,6 +57,12 @@ def _familiar(report: Report) -> Drawing:
     return Drawing("overview", "Deposited energy", "All showers.", figure)
 
 
+def _folded(label: str) -> str:
+    """A long label in two lines."""
+    at = label.rfind(", ") if len(label) > _LONG and "," in label else label.find(" (") if len(label) > _LONG else -1
+    return label if at < 0 else f"{label[: at + 1].rstrip()}\n{label[at + 1 :].lstrip()}"
+
+
 def _farthest(report: Report) -> Drawing:
     """Distances of the observables farthest above their floors, beside these floors."""
     found = {
@@ -65,8 +73,8 @@ def _farthest(report: Report) -> Drawing:
     names = sorted(pulls, key=lambda name: -pulls[name])
     shells = [name for name in names if report.observables[name].wave_number][_SHELLS:]
     names = [name for name in names if name not in shells][:_ROWS][::-1]
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes: Axes = figure.add_subplot()
+    figure = Figure(figsize=_SIZE)
+    axes: Axes = figure.add_axes(_PLACE)
     titles, places = ["reference", *report.metrics], np.arange(len(names))
     offsets = np.linspace(0.25, -0.25, len(found)) if len(found) > 1 else [0.0]
     for offset, (title, metrics) in zip(offsets, found.items(), strict=True):
@@ -79,12 +87,12 @@ def _farthest(report: Report) -> Drawing:
             axes.barh(rows, floor, height=0.8, color=FILL, label="floor: reference against itself")
             axes.errorbar(floor, rows, xerr=spread, fmt="none", ecolor=REFERENCE_COLOUR, elinewidth=0.8)
         axes.errorbar(value, rows + offset, xerr=error, fmt=look.marker, label=title, color=look.colour, markersize=4)
-    axes.set_yticks(places, [report.observables[name].label for name in names], fontsize=7.5)
+    axes.set_yticks(places, [_folded(report.observables[name].label) for name in names], fontsize=7.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("Wasserstein distance / standard deviation")
-    figure.legend(loc="outside upper center", ncols=2)
+    figure.legend(loc="upper center", ncols=2)
     caption = (
         f"The {len(names)} observables farthest above their floors in uncertainties; distances in standard deviations "
         "of the reference. Where a point reaches the end of its bar within its error, the surrogate is as near as two "

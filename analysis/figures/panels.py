@@ -369,7 +369,7 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     titles = list(found)
     several = len(titles) > 2
     columns = len(titles) if several else 3
-    height = 7.4 if turned else 5.6  # turned labels need room below
+    height = 6.9 if turned else 5.6  # turned labels need room below
     figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
     panels = list(figure.subplots(1 + several, columns, squeeze=False).flat)
     if several:
