@@ -140,7 +140,10 @@ def test_a_damaged_or_foreign_line_of_the_log_is_skipped_and_said(line: bytes, t
     log.write_bytes(line + b"\n" + log.read_bytes())
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
-    assert told[0]["warning"] == "skipped 1 damaged or foreign line(s) of log.jsonl"
+    assert (
+        next(filter(None, (record.get("warning") for record in told)))
+        == "skipped 1 damaged or foreign line(s) of log.jsonl"
+    )
     assert command("info", run).code == 0
 
 
@@ -150,7 +153,9 @@ def test_numbers_of_the_log_that_the_checkpoint_does_not_remember_are_said(train
     (run / "log.jsonl").write_text("\n".join([*lines[:-1], json.dumps(record), ""]))
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
-    assert "other numbers than the checkpoint remembers of 1 validation(s)" in told[0]["warning"]
+    assert "other numbers than the checkpoint remembers of 1 validation(s)" in next(
+        filter(None, (record.get("warning") for record in told))
+    )
 
 
 @pytest.mark.parametrize(
