@@ -144,10 +144,7 @@ def test_a_damaged_or_foreign_line_of_the_log_is_skipped_and_said(line: bytes, t
     log.write_bytes(line + b"\n" + log.read_bytes())
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
-    assert (
-        next(filter(None, (record.get("warning") for record in told)))
-        == "skipped 1 damaged or foreign line(s) of log.jsonl"
-    )
+    assert warnings(told)[0] == "skipped 1 damaged or foreign line(s) of log.jsonl"
     assert command("info", run).code == 0
 
 
