@@ -66,7 +66,7 @@ def fitted(trainer: Trainer, setup: Setup) -> tuple[float, str]:
 
 def fit_name(setup: Setup) -> str:
     """The digest of everything that decides a fit."""
-    config = setup.config.model_dump(mode="json", exclude={"training": _LATER, "threads": True, "device": True})
+    config = setup.config.model_dump(mode="json", exclude={"training": set(_LATER), "threads": True, "device": True})
     prior = None if setup.prior is None else setup.prior.card
     return digest_of({
         "data": setup.training.digest(),

@@ -165,7 +165,8 @@ PROGRAMS = {
     "python": [sys.executable, "-c"],
     "toml": [sys.executable, "-c", "import sys, tomllib, calogen; calogen.Config.build(tomllib.loads(sys.argv[1]))"],
 }
-OTHERS = {  # options of Slurm, torchrun, dask and ONNX Runtime's tools
+OTHERS = {
+    "--logdir",  # options of Slurm, torchrun, dask and ONNX Runtime's tools
     *(
         "--array",
         "--cpus-per-task",
