@@ -165,9 +165,9 @@ PROGRAMS = {
     "python": [sys.executable, "-c"],
     "toml": [sys.executable, "-c", "import sys, tomllib, calogen; calogen.Config.build(tomllib.loads(sys.argv[1]))"],
 }
-OTHERS = {
-    "--logdir",  # options of Slurm, torchrun, dask and ONNX Runtime's tools
+OTHERS = {  # options of Slurm, torchrun, dask, TensorBoard and ONNX Runtime's tools
     *(
+        "--logdir",
         "--array",
         "--cpus-per-task",
         "--wrap",
