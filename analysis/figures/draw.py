@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from calogen.errors import ConfigError, did_you_mean
 from calogen.stages import counted
@@ -131,8 +132,8 @@ def _distances(report: Report) -> Iterator[Drawing]:
         rows = np.arange(len(names))
         if len(names) > 50:
             rows = np.sort(np.argsort(-np.nan_to_num(np.nanmax(np.nan_to_num(pulls), axis=1)))[:40])
-        figure = Figure(figsize=(3.6 + 1.15 * len(chosen), 1.4 + 0.2 * len(rows)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr]
+        size = (3.6 + 1.15 * len(chosen), 1.4 + 0.2 * len(rows))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12))
         axes = figure.add_subplot()
         limit = float(np.clip(np.nanmax(np.abs(pulls[rows]), initial=1.0), 5, 30))
         norm = TwoSlopeNorm(0.0, -limit, limit)
