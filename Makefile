@@ -13,7 +13,7 @@ CLASSIC_SECONDS := 600
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,export,flow,geant4,nbody]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,cluster,export,flow,geant4,nbody,tensorboard]"
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -19,6 +19,7 @@ from calogen.shards.reader import Shards, Source
 from calogen.shards.realisations import require_apart, require_new
 from calogen.shards.samples import Samples
 from calogen.shards.sources import require_asked
+from calogen.stages import reporting, stage
 
 from .inputs import open_side, require_same, require_settings, require_usable
 from .metrics.conditioning import fit_metrics, held_out_selections, resolution_fits
@@ -28,7 +29,7 @@ from .metrics.maps import MapStatistics, map_metrics, map_statistics
 from .metrics.measure import measure
 from .metrics.movers import energy_mover_metrics
 from .metrics.registry import Key, Metric, Metrics
-from .origins import Costs, trained_with
+from .origins import Costs, place_of, trained_with
 from .page.notes import (
     axis_notes,
     condition_notes,
@@ -100,7 +101,8 @@ def compare(
             must see the files.
         out: A folder that the workers of ``cluster`` share with this process, in which they are told what to do
             (default: the current one).
-        progress: Called with the name of a source, samples done and samples in all.
+        progress: Called with what is done, how much of it, and of how much (0: nobody knows): the name of a source
+            with samples read and samples in all, then what is measured.
 
     Raises:
         ConfigError: If names of generated samples clash, bins or seed are out of range, or there are too many workers
@@ -109,18 +111,36 @@ def compare(
         ShardError: If a source is empty, unreadable, unusable, too small, or of another family, or if maps of one
             realisation are both in the reference and in the training samples, or in what else was simulated.
     """
+    with reporting(progress):
+        how = {"family": family, "reading": reading}
+        readers = {"workers": workers, "cluster": cluster, "out": out}
+        return _compare(reference, generated, bins, seed, training, classifier, threshold, how, readers)
+
+
+def _compare(
+    reference: Given,
+    generated: Given | Mapping[str, Given | Sequence[Given]],
+    bins: int,
+    seed: int,
+    training: Given | None,
+    classifier: Recipe,
+    threshold: float | None,
+    how: Mapping[str, Any],
+    readers: Mapping[str, Any],
+) -> Report:
+    """The same; stages go to whoever listens."""
     require_settings(bins, seed, threshold)
     groups = _named(generated)
     members = [member for seeds in groups.values() for member in seeds]
-    how = {"family": family, "reading": reading}
+    stage("opening the samples")
     sources = _opened({k: v for seeds in groups.values() for k, v in seeds.items()}, reference, training, how)
     plan = _plan(sources, members, bins, seed, classifier, threshold)
-    sides = surveys(sources, plan, workers=workers, cluster=cluster, out=out, progress=progress)
+    sides = surveys(sources, plan, **readers, progress=stage)
     base, learnt = sides["reference"], sides.get("training")
     measured = {title: side for title, side in sides.items() if title != "training"}
     energy = plan.family.energy if plan.has_energy else None
     fits, maps = resolution_fits(measured, energy) if energy else {}, _maps(measured, plan)
-    classified = _classified(base, {name: sides[name] for name in members}, classifier, seed, progress)
+    classified = _classified(base, {name: sides[name] for name in members}, classifier, seed, stage)
     found: dict[str, dict[Key, Metric]] = {}
     for name in members:
         side = sides[name]
@@ -130,6 +150,7 @@ def compare(
             with suppress(ShardError):  # too few showers to calibrate with have nothing to say
                 found[name] |= calibration(base.kept, side.kept, seed=seed, bins=bins)
         if maps:
+            stage(f"measuring the maps of {name}")
             found[name] |= map_metrics(maps["reference"], maps[name], plan)
         if name in classified:
             found[name] |= classified[name].metrics | energy_mover_metrics(base.kept, side.kept, plan)
@@ -148,8 +169,17 @@ def compare(
         classifications=classified,
         maps=maps,
         costs={"reference": Costs.of(sources["reference"]), **costs},
+        painter=_paint,
+        places={side: place_of(sources[side]) for side in ("reference", *groups) if side in sources},
     )
     return replace(report, verdicts={name: verdict(report, name).headline for name in report.metrics})
+
+
+def _paint(report: Report, name: str, path: Path) -> Path:
+    """Draw one figure; matplotlib is brought in by whoever wants it."""
+    from .page.save import draw_figure
+
+    return draw_figure(report, name, path)
 
 
 def _named(generated: Given | Mapping[str, Given | Sequence[Given]]) -> dict[str, dict[str, Given]]:
@@ -244,6 +274,7 @@ def _maps(sides: Mapping[str, Survey], plan: SurveyPlan) -> dict[str, MapStatist
     """What is measured on the maps of every side, with the reference's yardstick; nothing of showers."""
     found: dict[str, MapStatistics] = {}
     for title, side in sides.items() if kind_of(plan.family).ensembles else ():
+        stage(f"statistics of the maps of {title}")
         found[title] = map_statistics(side, plan, found.get("reference"))
     return found
 

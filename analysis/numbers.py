@@ -19,20 +19,39 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def with_error(value: float | None, error: float | None, plus_minus: str = " ± ") -> str:
-    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones."""
+def with_error(value: float | None, error: float | None) -> str:
+    """Value and error with as many digits as the error's two allow; powers of ten are taken out of tiny ones.
+
+    Example:
+        >>> with_error(0.12345, 0.0123)
+        '0.123 ± 0.012'
+    """
     if value is None or error is None or error == 0 or not math.isfinite(error):
         return number(value)
     places = 1 - math.floor(math.log10(error))
     power = math.floor(math.log10(max(abs(value), error)))
     if places <= 6 or power == 0:  # nothing can be taken out of 3 and an error of rounding
         places = min(max(0, places), 15)
-        return f"{value:.{places}f}{plus_minus}{error:.{places}f}"
-    scaled = with_error(value * 10.0**-power, error * 10.0**-power, plus_minus)
+        return f"{value:.{places}f} ± {error:.{places}f}"
+    scaled = with_error(value * 10.0**-power, error * 10.0**-power)
     return f"({scaled})e{power}"
 
 
-PLUS_MINUS = r" \pm "
+def in_brackets(value: float | None, error: float | None) -> str:
+    """Value and error as papers have it, that of the last digits in brackets.
+
+    Example:
+        >>> in_brackets(0.12345, 0.0123), in_brackets(12.34, 1.5)
+        ('0.123(12)', '12.3(1.5)')
+    """
+    text = with_error(value, error)
+    mantissa, sign, rest = text.partition(" ± ")
+    if not sign:
+        return text
+    spread, _, power = rest.partition(")")
+    # An error of 1 or more keeps its point: 12.3(15) could be one of 15.
+    shown = spread if float(spread) >= 1 else spread.replace(".", "").lstrip("0") or "0"
+    return f"{mantissa.lstrip('(')}({shown}){power}"
 
 
 def percent(value: float | None, error: float | None) -> str:

@@ -26,10 +26,11 @@ class Costs:
         network: Of the generator.
         objective: What it was trained by.
         parameters: Numbers fitted or trained in the generator.
-        training_steps: Generator updates.
+        training_steps: Generator updates, or rounds of projected training.
         training_seconds: Time of all of them, fitting and validations included.
         training_device: What they ran on.
         samples_per_second: Written by one process, from latent numbers to the compressed file.
+        best_step: Of the checkpoint that the samples were made with.
     """
 
     network: str | None = None
@@ -39,6 +40,7 @@ class Costs:
     training_seconds: float | None = None
     training_device: str | None = None
     samples_per_second: float | None = None
+    best_step: int | None = None
 
     @classmethod
     def of(cls, source: Source) -> Costs:
@@ -52,6 +54,7 @@ class Costs:
             objective=_text(entry.get("objective")),
             parameters=_whole(entry.get("parameters")),
             training_steps=_whole(history[-1].get("step")) if history else None,
+            best_step=_whole(entry.get("checkpoint_step")),
             training_seconds=_number(history[-1].get("seconds")) if history else None,
             training_device=f"{device}, {facts.get('threads')} thread(s)" if device == "cpu" else _text(device),
             samples_per_second=_rate(getattr(source, "files", ())),
@@ -65,7 +68,7 @@ class Costs:
             values = [getattr(costs, key) for costs in several]
             if all(value == first for value in values):
                 merged[key] = first
-            elif None not in values and not isinstance(first, str):
+            elif None not in values and not isinstance(first, str) and key != "best_step":
                 mean = float(np.mean(values))
                 merged[key] = round(mean) if isinstance(first, int) else mean
         return cls(**merged)
@@ -73,6 +76,30 @@ class Costs:
     def known(self) -> dict[str, Any]:
         """Those that something says."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def chosen_checkpoint(best: int | None, steps: int | None) -> str:
+    """Which checkpoint of a run is used, for people; empty where that is not known.
+
+    Args:
+        best: Step of the checkpoint.
+        steps: Steps of the run.
+    """
+    if best is None or steps is None:
+        return ""
+    if best:
+        return f"best checkpoint: step {best} of {steps}"
+    return "step 0: the fitted start" + ("; training did not improve on it" if steps else " alone, without training")
+
+
+def place_of(source: Source) -> str:
+    """Where samples come from, in a few words: the last two parts of their path, or memory."""
+    files = getattr(source, "files", ())
+    if not files:
+        return "in memory"
+    folders = {path.parent for path in files}
+    place = files[0] if len(files) == 1 and not files[0].name.startswith("shard-") else files[0].parent
+    return "/".join(place.absolute().parts[-2:]) if len(folders) == 1 else f"{len(files)} files"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from calogen.errors import ConfigError, GateError, did_you_mean
 from calogen.families import Family
 
 from .metrics.conditioning import Fits
-from .metrics.maps import MapStatistics
+from .metrics.maps import FEWEST, MapStatistics
 from .metrics.permutation import P_VALUE
 from .metrics.registry import Metric, Metrics
 from .numbers import number, with_error
+from .observables.maps import wave_numbers
 from .observables.observable import Observable
 from .origins import Costs
 from .survey.plan import SurveyPlan
+from .survey.selections import ALL
 from .survey.survey import Survey, histogram
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from .metrics.classifiers import Classification
 
+Painter = Callable[["Report", str, Path], Path]
 SCHEMA = 1
 _NEAR = 12  # metrics named when one is not known
 SCHEMA_DOCS = {
@@ -43,7 +47,9 @@ SCHEMA_DOCS = {
     "reference": "provenance: one entry for each kind of file; samples: how many; resolution: fits of sigma/E = "
     "a/sqrt(E) (+) b/E (+) c, E in GeV, terms stochastic (a), noise (b), constant (c), for the half width of the "
     "central 68 % over the median (core_resolution) and standard deviation over mean (rms_resolution).",
-    "training": "The same of the training samples, null if none were given.",
+    "power": "Of maps, beside 'samples' of each side: mean P(k) of all maps and of each quarter of the conditions' "
+    "plane, its error, and between which values the central 68 % of single maps lie; k are the wave numbers.",
+    "training": "Provenance and samples of the training samples, null if none were given.",
     "generated": "By name: provenance, samples, resolution, metrics, classifier (null if none was asked for), costs, "
     "verdict (what it comes to, in a sentence), "
     "and for several seeds of one surrogate 'seeds', each with its own; metrics are then means over seeds, and their "
@@ -81,6 +87,8 @@ class Report:
         maps: Statistics of density maps by side, like ``fits``; empty for showers.
         costs: What training and generation cost, by names in ``metrics`` and ``reference``, where the files say.
         verdicts: What each surrogate comes to, in a sentence, by names in ``metrics``.
+        painter: Draws one figure into a file: a report draws nothing itself.
+        places: Where the samples of each side come from, in a few words, by names in ``metrics`` and ``reference``.
     """
 
     plan: SurveyPlan
@@ -97,6 +105,8 @@ class Report:
     maps: Mapping[str, MapStatistics] = field(default_factory=dict)
     costs: Mapping[str, Costs] = field(default_factory=dict)
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    painter: Painter | None = field(default=None, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
@@ -129,6 +139,22 @@ class Report:
             ConfigError: If there is no such observable or bin.
         """
         return histogram(self.plan, self.sides, name, selection)
+
+    def figure(self, name: str, path: str | Path) -> Path:
+        """Draw one figure.
+
+        Args:
+            name: Of an observable, whose histograms are drawn with their ratio: ``response``, or in a bin of the
+                conditions, ``response[1:25.75GeV]``; or of a figure of the report, as its file is called.
+            path: ``.pdf``, ``.png`` or ``.svg``.
+
+        Raises:
+            ConfigError: If there is no such observable or figure, or the format is unknown.
+            StorageError: If the file cannot be written.
+        """
+        if self.painter is None:
+            raise ConfigError("this report draws no figures", hint="make it with calogen.compare")
+        return self.painter(self, name, Path(path))
 
     def __repr__(self) -> str:
         sides = ", ".join(f"{name} {self.count(name)}" for name in self.metrics)
@@ -195,6 +221,7 @@ class Report:
             "notes": self.notes,
             "reference": {
                 **_source_json(self.reference),
+                **self._curves_json("reference"),
                 "resolution": self._fits_json("reference"),
                 "costs": self._costs_json("reference"),
             },
@@ -228,10 +255,31 @@ class Report:
         }
         return {
             **_source_json(self.generated[name]),
+            **self._curves_json(name),
             "resolution": self._fits_json(name),
             "classifier": classifier,
             "metrics": _metrics_json(self.seed_metrics.get(name) or self.metrics[name]),
         }
+
+    def _curves_json(self, name: str) -> dict[str, Any]:
+        """Power spectra of one side's maps, of all of them and in quarters of the conditions' plane; else nothing."""
+        if name not in self.maps:
+            return {}
+        maps, k = self.maps[name].power, wave_numbers(self.family)
+        units = ("h/Mpc", "(Mpc/h)^2") if self.family.box_size else ("1/pixel", "pixel^2")
+        found: dict[str, Any] = {"k": k.tolist(), "unit": units[1], "k_unit": units[0]}
+        for part in (ALL, *self.maps["reference"].yardstick.quarters):
+            members = maps.members(part)
+            if np.count_nonzero(members) < FEWEST and part is not ALL:
+                continue
+            curve, single = maps.curve(k, maps.columns["power"], members), maps.columns["power"][members]
+            found[part.name or "all"] = {
+                "maps": len(single),
+                "mean": curve.y.tolist(),
+                "error": curve.error.tolist(),
+                "central_68": np.quantile(single.astype(np.float64), (0.16, 0.84), axis=0).tolist(),
+            }
+        return {"power": found}
 
     def _costs_json(self, name: str) -> dict[str, Any]:
         return self.costs[name].known() if name in self.costs else {}

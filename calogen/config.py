@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -90,6 +91,9 @@ class TrainingConfig(_Frozen):
         validation_size: Samples of the validation split used for the score.
         checkpoint_every: Steps between checkpoints.
         patience: Stop after so many validations in a row without a better score (none: never).
+        reuse_fit: Whether to take the fit of an earlier run with the same data, settings and code from the user's cache
+            folder, and to keep fits that took long there.
+        tensorboard: Whether to write the log as TensorBoard events, too (``pip install "calogen[tensorboard]"``).
         memory: Bytes of training data to hold in memory at a time; more is streamed in windows.
     """
 
@@ -114,6 +118,8 @@ class TrainingConfig(_Frozen):
     validation_size: int = Field(default=2000, ge=16)
     checkpoint_every: int = Field(default=500, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    reuse_fit: bool = True
+    tensorboard: bool = False
     memory: int = Field(default=4 * 2**30, ge=2**20)
 
 
@@ -307,9 +313,33 @@ def _truths(given: Any, kept: Any, key: str = "") -> Iterator[tuple[str, bool]]:
                 yield from _truths(given[name], kept[name], f"{key}.{name}".lstrip("."))
 
 
+_MEANT = {
+    **dict.fromkeys(("lr", "rate", "learningrate", "lrg", "generatorlr", "steplength"), "training.learning_rate"),
+    **dict.fromkeys(("lrd", "criticlr", "discriminatorlr", "criticrate"), "training.critic_learning_rate"),
+    **dict.fromkeys(("epochs", "iterations", "maxsteps", "numsteps", "maxepochs", "rounds"), "training.steps"),
+    **dict.fromkeys(("batch", "bs", "minibatch", "numbatch"), "training.batch_size"),
+    **dict.fromkeys(("ncritic", "criticiters", "criticiterations", "dsteps", "ndis"), "training.critic_steps"),
+    **dict.fromkeys(("gp", "gpweight", "lambdagp", "lambda", "gradientpenalty", "gplambda"), "training.penalty"),
+    **dict.fromkeys(("maxtime", "walltime", "timelimit", "seconds"), "training.time"),
+    **dict.fromkeys(("earlystopping", "earlystop"), "training.patience"),
+    **dict.fromkeys(("loss", "gan", "losstype"), "training.objective"),
+    **dict.fromkeys(("optimizer", "optimiser", "adam"), "training.update"),
+    **dict.fromkeys(("emadecay", "averaging"), "training.ema"),
+    **dict.fromkeys(("latentdim", "zdim", "nz", "noise", "noisedim", "latentsize"), "generator.latent"),
+    **dict.fromkeys(("layers", "hiddendim", "hiddenlayers", "width", "widths", "units"), "generator.hidden"),
+    **dict.fromkeys(("model", "architecture", "arch", "backbone", "net"), "generator.network"),
+    **dict.fromkeys(("conditional", "condition", "labels", "cond"), "conditions"),
+    **dict.fromkeys(("randomseed", "rng"), "seed"),
+    **dict.fromkeys(("gpu", "cuda", "accelerator"), "device"),
+    **dict.fromkeys(("numthreads", "workers", "cpus", "cores", "nthreads"), "threads"),
+}
+"""What other programs call the settings, without signs between the words."""
+
+
 def _known(location: tuple[Any, ...]) -> Iterable[str]:
     """Names of the fields beside the one at ``location``."""
-    model: Any = Config if len(location) == 1 else Config.model_fields[location[0]].annotation
+    section = Config.model_fields.get(str(location[0]))
+    model: Any = Config if len(location) == 1 or section is None else section.annotation
     return getattr(Family if location[0] == "family" else model, "model_fields", ())
 
 
@@ -321,11 +351,12 @@ def _explain(error: ValidationError) -> ConfigError:
         first = next((e for e in error.errors() if "Family" in e["loc"]), first)
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        return ConfigError(
-            f"unknown configuration key '{key}'",
-            where=key,
-            hint=did_you_mean(str(location[-1]), _known(location)),
-        )
+        words = [str(location[-1]), *(first["input"] if isinstance(first["input"], dict) else ())]
+        named = (_MEANT.get(re.sub(r"[^a-z]", "", str(word).lower())) for word in reversed(words))
+        meant = next(filter(None, named), None)
+        near = did_you_mean(str(location[-1]), _known(location))
+        hint = f"did you mean '{meant}'?" if meant is not None else near
+        return ConfigError(f"unknown configuration key '{key}'", where=key, hint=hint)
     found = first.get("input")
     if isinstance(found, float) and not math.isfinite(found):
         found = str(found)

@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .families import Condition
 from .sampling import Surrogate
 from .shards.samples import Samples
+from .stages import stage
 from .storage import require_writable, write_atomic
 
 _FRAMES = 7
@@ -59,7 +60,9 @@ def save_gallery(surrogate: Surrogate, folder: Path, *, seed: int = 0) -> list[P
     """
     require_writable(folder)
     written = []
-    for drawing in draw_gallery(surrogate, seed=seed):
+    stage("generating samples for the first figure")
+    for number, drawing in enumerate(draw_gallery(surrogate, seed=seed), 1):
+        stage(f"drawing {drawing.title.lower()}", number, 0)
         for kind in ("pdf", "png"):
             path = folder / f"{drawing.name}.{kind}"
             write_atomic(path, encode(drawing, kind))

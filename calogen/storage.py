@@ -38,6 +38,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def cache_folder(name: str) -> Path | None:
+    """A folder for what can be made again, of this user alone: in ``XDG_CACHE_HOME``, else in ``~/.cache``.
+
+    Args:
+        name: Below ``calogen``.
+
+    Returns:
+        The folder, or None where there can be none, or others may write to it.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calogen" / name
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        facts = folder.stat()
+    except (OSError, RuntimeError):  # no home
+        return None
+    mine = facts.st_uid == os.geteuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if mine and os.access(folder, os.W_OK | os.X_OK) else None
+
+
 def require_writable(folder: Path) -> None:
     """Refuses an output folder that could not be made or written, before hours of work for it.
 

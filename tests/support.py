@@ -252,10 +252,11 @@ def command(*arguments: object) -> Outcome:
     """A command of the command line, through its entry point in this process; errors that escape it fail the test."""
     import pytest
 
-    from calogen.cli import main
+    from calogen.cli import main, terminal
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(terminal, "PLAIN_SECONDS", 1e6)  # no lines that only a slow machine prints
         patch.setattr(sys, "argv", ["calogen", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()

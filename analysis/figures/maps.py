@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,17 +28,21 @@ from .panels import (
     draw_frames,
     draw_lines,
     draw_map,
+    explained,
     log_norm,
     log_scale,
     look_of,
     matrices,
+    middle_edges,
     plain_grid,
     ratio_grid,
+    selection_title,
     value_texts,
 )
 
 Array = NDArray[np.float64]
 _LARGE = 128  # pixels a side from which a map is worth a figure of its own
+_SINGLE_MAPS, _DASHES = "#e3e3e3", (0, (4, 3))
 _WANTED = 0.1  # deviation that ratio panels mark
 _QUARTERS = "All maps, and the quarters of the conditions' plane. Errors from the scatter between realisations or maps."
 
@@ -47,42 +52,51 @@ def _length(report: Report) -> tuple[str, str]:
     return ("Mpc/h", "h/Mpc") if report.family.box_size else ("pixel", "1/pixel")
 
 
-def _edges(x: Array) -> Array:
-    """Edges of bins around increasing positive points, (K + 1,)."""
-    if len(x) < 2:
-        return np.asarray(x[0] * np.array([0.9, 1.1]))
-    steps = np.sqrt(x[1:] * x[:-1])
-    return np.concatenate([[x[0] ** 2 / steps[0]], steps, [x[-1] ** 2 / steps[-1]]])
-
-
-def _plane(report: Report, labels: tuple[str, str]) -> tuple[Figure, list[tuple[Selection, Axes, Axes]]]:
+def _plane(
+    report: Report, labels: tuple[str, str], more: Sequence[Any] = ()
+) -> tuple[Figure, list[tuple[Selection, Axes, Axes]]]:
     """A panel with its ratio for all maps and for each quarter of the conditions' plane, both axes named."""
     chosen = views.plane(report)
-    figure, panels = ratio_grid(report, len(chosen), label=labels[1])
+    figure, panels = ratio_grid(report, len(chosen), label=labels[1], more=more)
     for (main, ratio), selection in zip(panels, chosen, strict=True):
-        main.set_title(selection.title + (f"  ({selection.name})" if selection.name else ""), loc="left")
+        number = f"  ({selection.name})" if selection.name else ""
+        main.set_title(selection_title(report.family, selection) + number, loc="left")
         ratio.set(xlabel=labels[0], xscale="log")
     return figure, [(selection, *axes) for selection, axes in zip(chosen, panels, strict=True)]
+
+
+def _limits(lines: Iterable[Array]) -> tuple[float, float]:
+    """A range of ratios in which some lines stay, from 0.65 to 1.35 to three times as wide."""
+    far = max((float(np.nanmax(np.abs(line - 1))) for line in lines if np.isfinite(line).any()), default=0.0)
+    half = float(np.clip(1.1 * far, 0.35, 0.95))
+    return 1 - half, 1 + half
 
 
 def power(report: Report) -> Iterator[Drawing]:
     """Power spectra, their scatter and their ratios."""
     k, unit = wave_numbers(report.family), "(Mpc/h)$^2$" if report.family.box_size else "pixel$^2$"
-    figure, panels = _plane(report, (f"k [{_length(report)[1]}]", f"P(k) [{unit}]"))
+    more = [
+        explained("central 68 % of maps (generated: thin lines)", band=_SINGLE_MAPS),
+        explained("scatter of maps / that of the reference", linestyle=":", color="black", linewidth=0.9),
+        explained("\N{PLUS-MINUS SIGN}10 %", linestyle=_DASHES, color=REFERENCE_COLOUR, linewidth=0.5),
+    ]
+    figure, panels = _plane(report, (f"k [{_length(report)[1]}]", f"P(k) [{unit}]"), more)
     for selection, main, ratio in panels:
         curves = views.map_curves(report, "power", k, selection)
         ranges = views.power_range(report, selection)
-        titles, edges = list(curves), _edges(k)
+        titles, edges = list(curves), middle_edges(k)
         low, high = ranges[titles[0]]
-        main.stairs(high, edges, baseline=low, fill=True, color="#e3e3e3")
-        draw_curves(main, ratio, edges, curves, (0.65, 1.35))
+        main.stairs(high, edges, baseline=low, fill=True, color=_SINGLE_MAPS)
+        scatters = views.scatter_ratios(report, selection)
+        limits = _limits(scatters.values())
+        draw_curves(main, ratio, edges, curves, limits)
         for title, ends in list(ranges.items())[1:]:
             look = look_of(titles, title)
             main.plot(k, ends.T, color=look.colour, linewidth=0.7, linestyle=look.line)
-        for title, scatter in views.scatter_ratios(report, selection).items():
-            ratio.plot(k, scatter, color=look_of(titles, title).colour, linewidth=0.9, linestyle=":")
+        for title, scatter in scatters.items():
+            ratio.plot(k, np.clip(scatter, *limits), color=look_of(titles, title).colour, linewidth=0.9, linestyle=":")
         for end in (1 - _WANTED, 1 + _WANTED):
-            ratio.axhline(end, color=REFERENCE_COLOUR, linewidth=0.5, linestyle=(0, (4, 3)))
+            ratio.axhline(end, color=REFERENCE_COLOUR, linewidth=0.5, linestyle=_DASHES)
         main.set_yscale("log")
     caption = (
         "Mean power spectrum of the maps' overdensity, in all of them and in the quarters of the conditions' plane. "
@@ -113,7 +127,7 @@ def bispectrum(report: Report) -> Iterator[Drawing]:
     _, k = bispectrum_bands(report.family.sample_shape[:2], report.family.box_size)
     unit = "(Mpc/h)$^4$" if report.family.box_size else "pixel$^4$"
     labels = f"k [{_length(report)[1]}]", f"B(k, k, k) [{unit}]"
-    figure = _in_bins(report, labels, lambda s: (_edges(k), views.map_curves(report, "bispectrum", k, s)))
+    figure = _in_bins(report, labels, lambda s: (middle_edges(k), views.map_curves(report, "bispectrum", k, s)))
     caption = (
         "Mean bispectrum of equilateral triangles: what a field has beyond its power spectrum. It is dominated by the "
         "few largest haloes, so its uncertainty is large."
@@ -130,7 +144,7 @@ def _in_bins(
         edges, curves = make(selection)
         draw_curves(main, ratio, edges, curves, (0.5, 1.5))
         if np.mean(curves["reference"].y > 0) > 0.5:
-            log_scale(main, [curves["reference"].y])
+            log_scale(main, [curve.y for curve in curves.values()])
     return figure
 
 
@@ -176,7 +190,8 @@ def inferred(report: Report) -> Iterator[Drawing]:
     found = views.inferred(report)
     if not found:
         return
-    figure, panels = plain_grid(report, len(found))
+    more = [explained("inferred = true", linestyle="--", color=REFERENCE_COLOUR, linewidth=0.6)]
+    figure, panels = plain_grid(report, len(found), more)
     for axes, (name, (edges, curves)) in zip(panels, found.items(), strict=True):
         _, label = report.family.condition(name).axis
         draw_lines(axes, curves, xlabel=f"true {label}", ylabel=f"mean inferred {label}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,13 +24,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from calogen.errors import ConfigError
 from calogen.families import Condition, Family, Layer
+from calogen.storage import write_atomic
 
 from ..metrics.conditioning import Curve
 from ..observables.catalogue import voxel_of
 from ..observables.observable import Observable
 from ..report import Report
 from ..survey.histograms import is_logarithmic
+from ..survey.selections import Selection
 from . import values as views
 from .values import Histogram
 
@@ -42,6 +46,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 0.7)), (0
 FILL = "#d9d9d9"
 _RATIO_RANGE = (0.5, 1.5)
 _MOST_LAYERS = 5  # drawn of a sample
+_FORMATS: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
 _SMALL = 3.5  # inches that a panel with few labels is narrower than
 _STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("report.mplstyle"), use_default_template=False)
 
@@ -54,6 +59,19 @@ class Drawing:
     title: str
     caption: str
     figure: Figure
+
+
+def draw_into(path: str | Path, drawing: Drawing) -> Path:
+    """Write a figure in the format that the file's name says: ``.pdf``, ``.png`` or ``.svg``.
+
+    Raises:
+        ConfigError: If it says another.
+    """
+    path = Path(path)
+    if (kind := path.suffix.removeprefix(".").lower()) not in _FORMATS:
+        raise ConfigError("unknown format of a figure", where=path, expected=", ".join(_FORMATS), found=path.suffix)
+    write_atomic(path, encode(drawing, kind))
+    return path
 
 
 def styled(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
@@ -69,13 +87,12 @@ def styled(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
 def encode(drawing: Drawing, kind: str) -> bytes:
     """The figure as a file, ``png``, ``pdf`` or ``svg``; equal drawings give equal bytes."""
     stream = io.BytesIO()
-    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context(_STYLE):
         engine = drawing.figure.get_layout_engine()
         if engine is not None:  # arrange the panels once, not for every format
             engine.execute(drawing.figure)
             drawing.figure.set_layout_engine("none")
-        drawing.figure.savefig(stream, format=kind, metadata=dates[kind])
+        drawing.figure.savefig(stream, format=kind, metadata=_FORMATS[kind])
     return stream.getvalue()
 
 
@@ -85,7 +102,12 @@ Panels = list[tuple[Axes, Axes]]
 
 
 def ratio_grid(
-    report: Report, count: int, columns: int = 3, size: tuple[float, float] = (3.7, 3.6), label: str = "density"
+    report: Report,
+    count: int,
+    columns: int = 3,
+    size: tuple[float, float] = (3.7, 3.6),
+    label: str = "density",
+    more: Sequence[Any] = (),
 ) -> tuple[Figure, Panels]:
     """A figure with a legend and some panels, each with a panel of ratios that shares its horizontal axis.
 
@@ -95,8 +117,9 @@ def ratio_grid(
         columns: Panels side by side, at most.
         size: Width and height of a panel with its labels, in inches.
         label: Of the vertical axes of the first column.
+        more: What else the legend explains, as :func:`explained` makes it.
     """
-    figure, places = _grid(report, count, columns, size)
+    figure, places = _grid(report, count, columns, size, more)
     panels = []
     for k, (x, y, across, up) in enumerate(places):
         lower = 0.27 * up
@@ -104,7 +127,9 @@ def ratio_grid(
         main = figure.add_axes((x, y + lower, across, up - lower))
         main.sharex(ratio)
         main.tick_params(labelbottom=False)
-        ratio.yaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no label where the panels touch
+        ratio.yaxis.set_major_locator(
+            MaxNLocator(4, prune="both", steps=[1, 2, 2.5, 5, 10])
+        )  # no label where the panels touch
         ratio.axhline(1.0, color=REFERENCE_COLOUR, linewidth=0.8)
         if k % columns == 0:
             main.set_ylabel(label)
@@ -113,20 +138,32 @@ def ratio_grid(
     return figure, panels
 
 
-def plain_grid(report: Report, count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with a legend and some panels without ratios, three in a row."""
-    figure, places = _grid(report, count, 3, (3.7, 3.1))
+def plain_grid(report: Report, count: int, more: Sequence[Any] = ()) -> tuple[Figure, list[Axes]]:
+    """A figure with a legend and some panels without ratios, three in a row; ``more`` as in :func:`ratio_grid`."""
+    figure, places = _grid(report, count, 3, (3.7, 3.1), more)
     return figure, [figure.add_axes(place) for place in places]
 
 
+def explained(label: str, *, band: str = "", **line: Any) -> Any:
+    """An entry of a legend: a band of some colour, or a line; neither shows words alone."""
+    return Patch(color=band, label=label) if band else Line2D([], [], label=label, **({"linestyle": "none"} | line))
+
+
+def beyond() -> list[Any]:
+    """Entries of a legend for what is off the scales of histograms."""
+    arrows = "\N{BLACK LEFT-POINTING SMALL TRIANGLE} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+    off = explained("ratio off its scale", marker="^", fillstyle="none", color=REFERENCE_COLOUR, markersize=4)
+    return [explained(f"{arrows} beyond: reference | generated"), off]
+
+
 def _grid(
-    report: Report, count: int, columns: int, size: tuple[float, float]
+    report: Report, count: int, columns: int, size: tuple[float, float], more: Sequence[Any]
 ) -> tuple[Figure, list[tuple[float, float, float, float]]]:
     """A figure with a legend and rectangles for panels: of one size, they need no layout engine, which takes long."""
     columns, left = min(columns, count), 0.58 if size[0] < _SMALL else 0.78  # room for the labels
     rows = -(-count // columns)
     width = size[0] * columns + 0.1
-    entries = _legend_entries(report)
+    entries = [*_legend_entries(report), *more]
     fit = min(len(entries), max(1, int(width / (0.085 * (max(len(e.get_label()) for e in entries) + 6)))))
     height = size[1] * rows + 0.35 + 0.19 * (-(-len(entries) // fit) - 1)
     figure = Figure(figsize=(width, height))
@@ -309,6 +346,14 @@ def draw_lines(axes: Axes, curves: Mapping[str, Curve], **labels: Any) -> None:
     axes.set(**labels)
 
 
+def middle_edges(x: Array) -> Array:
+    """Edges of bins around increasing positive points, (K + 1,)."""
+    if len(x) < 2:
+        return np.asarray(x[0] * np.array([0.9, 1.1]))
+    steps = np.sqrt(x[1:] * x[:-1])
+    return np.concatenate([[x[0] ** 2 / steps[0]], steps, [x[-1] ** 2 / steps[-1]]])
+
+
 def ratio_range(ratios: Sequence[Curve]) -> tuple[float, float]:
     """A range around 1 that shows the points of some ratios, from 0.2 % to 50 %."""
     far = [np.nanmax(np.abs(r.y - 1) + r.error) for r in ratios if np.isfinite(r.y).any()]
@@ -324,7 +369,7 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
     titles = list(found)
     several = len(titles) > 2
     columns = len(titles) if several else 3
-    height = 6.4 if turned else 5.6  # turned labels need room below
+    height = 6.9 if turned else 5.6  # turned labels need room below
     figure = Figure(figsize=(4.3 * columns, height * (1 + several)), layout="constrained")
     panels = list(figure.subplots(1 + several, columns, squeeze=False).flat)
     if several:
@@ -348,6 +393,15 @@ def matrices(found: Mapping[str, Array], ticks: Sequence[int], labels: Sequence[
 def symbol(condition: Condition) -> str:
     """What stands for a condition in figures, in mathtext."""
     return condition.axis[1].removesuffix(f" [{condition.shown(math.inf)[1]}]")
+
+
+def selection_title(family: Family, selection: Selection) -> str:
+    """Which samples, as figures say it: conditions by their symbols."""
+    title = selection.title
+    for condition in family.conditions:
+        name = re.compile(rf"(?<![\w$]){re.escape(condition.name)}(?!\w)")
+        title = symbol(condition).join(name.split(title))
+    return title
 
 
 def value_text(condition: Condition, value: float) -> str:

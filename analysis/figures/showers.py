@@ -18,20 +18,25 @@ from ..report import Report
 from ..survey.selections import Selection
 from . import values as views
 from .panels import (
+    REFERENCE_COLOUR,
     Drawing,
+    beyond,
     draw_curves,
     draw_frames,
     draw_histograms,
     draw_layer,
+    explained,
     log_norm,
     log_scale,
     look_of,
     matrices,
     ratio_grid,
+    selection_title,
     value_texts,
 )
 
 Array = NDArray[np.float64]
+_HELD_OUT = "#fbf5ea"
 
 
 def response(report: Report) -> Iterator[Drawing]:
@@ -46,7 +51,10 @@ def response(report: Report) -> Iterator[Drawing]:
         (relative_spread, "rms_resolution", "resolution: st. dev. / mean"),
     )
     gaps = [s for s in report.plan.selections if isinstance(s, HeldOut) and s.inside and s.held == condition.name]
-    figure, panels = ratio_grid(report, 3, 3, (4.1, 4.2))
+    more = [explained("fit: a/\u221aE \u2295 b/E \u2295 c, E in GeV", linestyle="-", color=REFERENCE_COLOUR)]
+    if gaps:
+        more.append(explained("held out of training", band=_HELD_OUT))
+    figure, panels = ratio_grid(report, 3, 3, (4.3, 4.2), more=more)
     for (main, ratio), (statistic, kind, title) in zip(panels, statistics, strict=True):
         edges, curves = views.condition_curves(report, "response", condition, statistic)
         draw_curves(main, ratio, edges * factor, {t: replace(c, x=c.x * factor) for t, c in curves.items()})
@@ -55,7 +63,7 @@ def response(report: Report) -> Iterator[Drawing]:
         if kind:
             _draw_fits(main, report, kind, edges, factor)
         for axes, gap in product((main, ratio), gaps):
-            axes.axvspan(gap.low * factor, gap.high * factor, color="#c98a00", alpha=0.08, linewidth=0)
+            axes.axvspan(gap.low * factor, gap.high * factor, color=_HELD_OUT, linewidth=0, zorder=0)
         ratio.set_ylabel("ratio", loc="center")
         ratio.set_xlabel(label)
     caption = (
@@ -78,7 +86,7 @@ def _draw_fits(main: Axes, report: Report, kind: str, edges: Array, factor: floa
     for row, (title, text) in enumerate(lines):
         colour = look_of(titles, title).colour
         main.text(
-            0.97, 0.96 - 0.062 * row, text, color=colour, fontsize=7, ha="right", va="top", transform=main.transAxes
+            0.985, 0.97 - 0.055 * row, text, color=colour, fontsize=6.2, ha="right", va="top", transform=main.transAxes
         )
 
 
@@ -106,11 +114,11 @@ def _in_selections(
     filled = [s for s in selections if views.filled(report, s)]
     if not filled or not report.plan.has_energy:
         return
-    figure, panels = ratio_grid(report, len(names) * len(filled), len(filled), (2.9, 2.75))
+    figure, panels = ratio_grid(report, len(names) * len(filled), len(filled), (2.9, 2.75), more=beyond())
     for (main, ratio), (name, selection) in zip(panels, product(names, filled), strict=True):
         draw_histograms(main, ratio, views.observable_histograms(report, name, selection), report.observables[name])
         if name == names[0]:
-            main.set_title(selection.title, loc="left", pad=12)
+            main.set_title(selection_title(report.family, selection), loc="left", pad=12)
     yield Drawing(file, title, caption, figure)
 
 

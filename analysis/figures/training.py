@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..origins import History
+from ..origins import History, chosen_checkpoint
 from ..report import Report
 from . import values as views
 from .panels import REFERENCE_COLOUR, Drawing, look_of
@@ -56,8 +56,9 @@ def history(report: Report) -> Iterator[Drawing]:
 
 
 def _ending(name: str, history: History) -> str:
-    used = "" if history.chosen is None else f"step {history.chosen} of "
-    return f"{name}: {used}{history.steps[-1]:.0f} steps in {history.seconds[-1]:,.0f} s"
+    steps = int(history.steps[-1])
+    used = chosen_checkpoint(history.chosen, steps)
+    return f"{name}: {used or f'{steps} steps'}, in {history.seconds[-1]:,.0f} s"
 
 
 def _draw(axes: Axes, key: str, found: Sequence[tuple[str, str, History]], report: Report) -> None:

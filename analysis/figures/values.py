@@ -203,6 +203,10 @@ def fits_of(report: Report, kind: str) -> dict[str, list[ResolutionFit]]:
     return _by_side(report, lambda m: report.fits.get(m, {}).get(kind), lambda fits: [f for f in fits if f is not None])
 
 
+FIT_UNITS = ("%\N{SQUARE ROOT}GeV", "%GeV", "%")
+"""Units of the terms a, b and c of a resolution."""
+
+
 def fit_terms(fits: Sequence[ResolutionFit]) -> list[tuple[float, float]]:
     """Each fitted term with its error; of several seeds the mean, with the spread between seeds in the error."""
     terms, errors = np.array([fit.terms for fit in fits]), np.array([fit.errors for fit in fits])
@@ -212,9 +216,9 @@ def fit_terms(fits: Sequence[ResolutionFit]) -> list[tuple[float, float]]:
 
 
 def fit_text(fits: Sequence[ResolutionFit]) -> str:
-    """The terms of a fit in percent: a, b and c with their errors."""
-    named = zip("abc", fit_terms(fits), strict=True)
-    return ", ".join(f"{name} = {with_error(100 * value, 100 * error)}" for name, (value, error) in named)
+    """The terms of a fit: a, b and c with their errors and units, E in GeV."""
+    named = zip("abc", FIT_UNITS, fit_terms(fits), strict=True)
+    return ",  ".join(f"{name} = {with_error(100 * value, 100 * error)} {unit}" for name, unit, (value, error) in named)
 
 
 def longitudinal(report: Report) -> dict[str, Curve]:

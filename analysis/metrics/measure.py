@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from calogen.stages import counted, stage
+
 from ..survey.histograms import observable_edges
 from ..survey.plan import SurveyPlan
 from ..survey.selections import ALL
@@ -82,9 +84,12 @@ def measure(
         training: What the surrogate was trained on, if generated samples shall be looked for in it.
     """
     sides = reference, generated, plan
-    found = observable_metrics(*sides) | earth_mover_metrics(*sides) | spectrum_metrics(*sides)
+    found = observable_metrics(*sides)
+    stage("whole samples and voxels")
+    found |= earth_mover_metrics(*sides) | spectrum_metrics(*sides)
     if min(reference.table.shape[1], generated.table.shape[1]) >= FEWEST:
-        for part in PARTS:
+        for number, part in enumerate(PARTS):
+            stage(part.__name__.replace("_", " "), number, len(PARTS))
             found |= part(*sides)
         if training is not None:
             found |= memorisation(reference, generated, training, plan)
@@ -99,7 +104,8 @@ def observable_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -
     found: dict[Key, Metric] = {}
     scaled: list[Array] = []
     binned = any(s.condition for s in plan.selections)
-    for number, selection in enumerate(plan.selections):
+    count = len(plan.selections)
+    for number, selection in enumerate(counted("observables, bin by bin", plan.selections, count)):
         mine, other = (np.flatnonzero(side.members(selection)) for side in (reference, generated))
         if min(len(mine), len(other)) < FEWEST:
             continue

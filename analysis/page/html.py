@@ -12,12 +12,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..figures import values as views
+from ..metrics.kinds import kind_of
 from ..metrics.registry import Key, Metrics
 from ..numbers import number, with_error
+from ..origins import Costs, chosen_checkpoint
 from ..report import Report
 from .tables import SideBySide, cost_table, pull_text, unit_text, value_text
 from .verdict import NEAR_FLOOR, verdict
 
+_LONG = 12  # rows of a table that is folded
+_OVERVIEW = "overview"  # what the names of the figures of the first screen begin with
 _ROWS_SHOWN = 3000  # of one surrogate; more would make the page slow, metrics.json has them all
 
 
@@ -37,6 +41,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str
 
+    @property
+    def folded(self) -> bool:
+        """Whether it is long, and unfolds when asked for."""
+        return len(self.rows) > _LONG
+
 
 def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> str:
     """The page as HTML.
@@ -49,11 +58,17 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
     sources = {"reference": report.reference, **report.generated}
     if report.training is not None:
         sources["training"] = report.training
+    drawn = [
+        (name, title, caption, base64.b64encode(png).decode(), _shown_width(png))
+        for name, title, caption, png in figures
+    ]
     return _template().render(
         report=report,
+        sides=list(_sides(report)),
+        first=[figure for figure in drawn if figure[0].startswith(_OVERVIEW)],
         verdicts=[verdict(report, name) for name in report.metrics],
         tables=[table for table in _tables(report) if table.rows],
-        figures=[(*words, base64.b64encode(png).decode(), _shown_width(png)) for *words, png in figures],
+        figures=[figure for figure in drawn if not figure[0].startswith(_OVERVIEW)],
         glossary=_glossary(report),
         rows=rows,
         left_out=sum(map(len, report.metrics.values())) - len(rows),
@@ -61,6 +76,19 @@ def render(report: Report, figures: Sequence[tuple[str, str, str, bytes]]) -> st
         provenance={name: _provenance(side.provenance) for name, side in sources.items()},
         near=NEAR_FLOOR,
     )
+
+
+def _sides(report: Report) -> Iterator[tuple[str, str]]:
+    """Who is compared: the name of each side, and how many samples from where."""
+    noun = kind_of(report.family).noun
+    for name in (*report.metrics, "reference"):
+        count = report.reference.count if name == "reference" else report.count(name)
+        costs, seeds = report.costs.get(name, Costs()), report.seeds.get(name, ())
+        facts = [f"{count:,} {noun}" + (f" of {len(seeds)} seeds" if seeds else ""), report.places.get(name, "")]
+        facts += [costs.network or "", chosen_checkpoint(costs.best_step, costs.training_steps)]
+        yield name, ", ".join(filter(None, facts))
+    if report.training is not None:
+        yield "training", f"{report.training.count:,} {noun}"
 
 
 def _shown_width(png: bytes) -> int:
@@ -129,7 +157,8 @@ def _resolution(report: Report) -> Table:
             if fits:
                 terms = [with_error(100 * value, 100 * error) for value, error in views.fit_terms(fits)]
                 rows.append((word, title, *terms, ", ".join(f"{fit.chi2:.1f}/{fit.ndf}" for fit in fits)))
-    header = ("resolution", "side", "a [% \N{SQUARE ROOT}GeV]", "b [% GeV]", "c [%]", "chi2/ndf")
+    header = ("resolution", "side", *(f"{name} [{unit}]" for name, unit in zip("abc", views.FIT_UNITS, strict=True)))
+    header += ("chi2/ndf",)
     caption = (
         "Fits of a/\N{SQUARE ROOT}E \N{CIRCLED PLUS} b/E \N{CIRCLED PLUS} c to the resolution in bins of the incident "
         "energy. The error of a term at 0 is what one standard deviation allows."

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from calogen.errors import StorageError
 from calogen.storage import remedy, sync_folder, tidied, write_atomic
 
-from ..figures.draw import draw
-from ..figures.panels import encode
+from ..figures.draw import draw, draw_one
+from ..figures.panels import draw_into, encode
 from ..report import Report
 from .html import render
 from .tables import SideBySide
@@ -22,7 +23,12 @@ FILES = ("table.csv", "table.tex", "figures", "metrics.json", "report.html")
 """What a report is made of."""
 
 
-def save(report: Report, out: str | Path) -> Path:
+def draw_figure(report: Report, name: str, path: Path) -> Path:
+    """Draw one figure into a file, as :meth:`Report.figure` says."""
+    return draw_into(path, draw_one(report, name))
+
+
+def save(report: Report, out: str | Path, *, table: Sequence[str] = (), figures: Sequence[str] = ()) -> Path:
     """Write ``metrics.json``, ``report.html``, ``table.csv``, ``table.tex`` and ``figures/*.pdf`` and ``*.png``.
 
     All of them are written beside their places first, and take them together: until then an earlier report stays whole.
@@ -30,30 +36,35 @@ def save(report: Report, out: str | Path) -> Path:
     Args:
         report: What a comparison found.
         out: The folder, made if absent; files of an earlier report are replaced.
+        table: Rows of ``table.csv`` and ``table.tex``, in order: observables, whose Wasserstein distance is meant, or
+            keys of metrics. None: the headline metrics, the worst observables, costs.
+        figures: What to draw: observables, or figures by name. None: all figures.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
+        ConfigError: If there is no such observable, metric or figure; nothing is written then.
         StorageError: If the file system refuses.
     """
     out = Path(out)
+    side_by_side = SideBySide.of(report, table)
+    drawings = [draw_one(report, name) for name in figures] if figures else draw(report)
     stage = out / STAGE
     with tidied(out):
         try:
             shutil.rmtree(stage, ignore_errors=True)  # of a writer that was killed
             text = json.dumps(report.to_json(), indent=1, allow_nan=False, default=str)
             write_atomic(stage / "metrics.json", text.encode())
-            table = SideBySide.of(report)
-            write_atomic(stage / "table.csv", table.to_csv().encode())
-            write_atomic(stage / "table.tex", table.to_latex().encode())
-            figures = []
-            for figure in draw(report):
+            write_atomic(stage / "table.csv", side_by_side.to_csv().encode())
+            write_atomic(stage / "table.tex", side_by_side.to_latex().encode())
+            pictures = []
+            for figure in drawings:
                 png = encode(figure, "png")
                 write_atomic(stage / "figures" / f"{figure.name}.pdf", encode(figure, "pdf"))
                 write_atomic(stage / "figures" / f"{figure.name}.png", png)
-                figures.append((figure.name, figure.title, figure.caption, png))
-            write_atomic(stage / "report.html", render(report, figures).encode())
+                pictures.append((figure.name, figure.title, figure.caption, png))
+            write_atomic(stage / "report.html", render(report, pictures).encode())
             try:
                 _swap(stage, out)
             except KeyboardInterrupt:  # half of a report would be worse than a moment's delay

@@ -23,7 +23,26 @@ from .tables import value_text, worst
 NEAR_FLOOR = 3.0  # pulls below may be chance
 _CLASSIFIER = "auc/worst"
 _NAMED = 3  # quantities that the headline names
+_LOOKED_FOR = (_CLASSIFIER, SCORE.name, EQUIVALENT.name)
+_LARGE = 4  # numbers beside the headline
 _REPEATS = 1e-3  # p-value of memorisation below which nobody should use the surrogate
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number worth a large print.
+
+    Attributes:
+        value: The number with its error.
+        title: What it is.
+        floor: What reference against reference gives.
+        far: Whether it is farther from its floor than chance allows.
+    """
+
+    value: str
+    title: str
+    floor: str
+    far: bool
 
 
 @dataclass(frozen=True)
@@ -34,13 +53,13 @@ class Verdict:
         name: The surrogate.
         headline: One sentence.
         details: Further sentences.
-        numbers: Figures worth a large print: value and what it is.
+        numbers: Those worth a large print, a few.
     """
 
     name: str
     headline: str
     details: tuple[str, ...]
-    numbers: tuple[tuple[str, str], ...]
+    numbers: tuple[Figure, ...]
 
 
 def verdict(report: Report, name: str) -> Verdict:
@@ -186,10 +205,16 @@ def _held_out(report: Report, found: Metrics) -> Iterator[str]:
             yield f"{gap.title[0].upper()}{gap.title[1:]} the observables are {away}."
 
 
-def _numbers(found: Metrics) -> Iterator[tuple[str, str]]:
-    """The metrics that a reader looks for first."""
-    for key, metric in found.items():
-        if key.quantity.large and key.selection is ALL and metric.value is not None:
-            of = f", {key.size} samples" if key.size else ""
-            shown = value_text(metric) if metric.lower_limit else number(metric.value, 3)
-            yield shown, f"{key.quantity.title}{of}; floor {number(metric.floor, 3)}"
+def _numbers(found: Metrics) -> Iterator[Figure]:
+    """The metrics that a reader looks for first, then what is farthest above its floor: four at most."""
+    large = [key for key, m in found.items() if key.quantity.large and key.selection == ALL and m.value is not None]
+    first = {quantity: rank for rank, quantity in enumerate(_LOOKED_FOR)}
+    # Of one quantity at several sample sizes the largest says most.
+    single = {key.quantity: key for key in sorted(large, key=lambda key: key.size)}.values()
+    for key in sorted(single, key=lambda key: (first.get(key.quantity.name, len(first)), -found[key].far))[:_LARGE]:
+        metric = found[key]
+        of = f", {key.size} samples" if key.size else ""
+        own = key.quantity == EQUIVALENT or not metric.unit or metric.unit in key.quantity.title  # said by its title
+        unit = "" if own else f" {metric.unit}"
+        far = not metric.lower_limit and (metric.pull or 0.0) >= NEAR_FLOOR
+        yield Figure(value_text(metric), f"{key.quantity.title}{of}{unit}", number(metric.floor, 3), far)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calogen.shards.samples import Samples
 
-from .plan import SurveyPlan
+from .plan import SurveyPlan, example_scale
 
 Array = NDArray[np.float64]
 
@@ -24,14 +24,13 @@ class Nearest:
 
     def __init__(self, plan: SurveyPlan) -> None:
         self._targets, self._deposited = plan.targets, not plan.has_energy
-        self._voxels = plan.family.voxels
+        self._family, self._voxels = plan.family, plan.family.voxels
         self._near = [list[tuple[float, int]]() for _ in plan.targets]  # distance and position, in increasing order
         self._samples: dict[int, tuple[NDArray[np.float32], Array]] = {}  # by position, with where it is
 
     def fill(self, samples: Samples, positions: NDArray[np.int64]) -> None:
         """Look at samples at some positions, (N,), of their source."""
-        places = self._places(samples)
-        scale = np.maximum(np.abs(self._targets).mean(axis=0), 1e-30)
+        places, scale = self._places(samples)
         looked_at = set[int]()
         for number, target in enumerate(self._targets):
             away = np.sum(((places - target) / scale) ** 2, axis=1)
@@ -75,10 +74,13 @@ class Nearest:
                 values[number], places[number] = self._samples[position]
         return values, places
 
-    def _places(self, samples: Samples) -> NDArray[np.floating[Any]]:
-        """What the targets are of: deposited energies (N, 1), or conditions (N, C)."""
+    def _places(self, samples: Samples) -> tuple[NDArray[np.floating[Any]], Array]:
+        """What the targets are of, deposited energies (N, 1) or conditions (N, C), and their scale, (C,)."""
         if self._deposited:
-            return np.asarray(samples.values.sum(axis=1, dtype=np.float64)[:, None])
+            scale = np.maximum(np.abs(self._targets).mean(axis=0), 1e-30)
+            return np.asarray(samples.values.sum(axis=1, dtype=np.float64)[:, None]), scale
         known = [c.name for c in samples.family.conditions if c.name in samples.conditions]
-        columns = [samples.conditions[name] for name in known[: self._targets.shape[1]]]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(samples), 0))
+        known = known[: self._targets.shape[1]]
+        columns = [samples.conditions[name] for name in known]
+        places = np.stack(columns, axis=1) if columns else np.zeros((len(samples), 0))
+        return places, example_scale(self._family, known)

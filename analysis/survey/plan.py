@@ -212,14 +212,38 @@ def _glance(
 
 
 def _example_targets(family: Family, conditions: Mapping[str, NDArray[np.floating[Any]]]) -> Array:
-    """Conditions at which samples are shown: quantiles of the first, medians of the others, labels in turn; (T, C)."""
-    columns = [
+    """Conditions at which samples are shown, (T, C), all of them those of a reference sample.
+
+    Nearest to quantiles of the first, medians of the others, labels in turn: samples that were generated at the
+    reference's conditions then have the very same.
+    """
+    known = [c for c in family.conditions if c.name in conditions]
+    if not known:
+        return np.zeros((len(_QUANTILES), 0))
+    wanted = [
         np.resize(np.unique(conditions[c.name]), len(_QUANTILES)).astype(np.float64)
         if c.labels
         else np.quantile(conditions[c.name], np.full_like(_QUANTILES, 0.5) if position else _QUANTILES)
-        for position, c in enumerate(c for c in family.conditions if c.name in conditions)
+        for position, c in enumerate(known)
     ]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(_QUANTILES), 0))
+    places = np.stack([conditions[c.name].astype(np.float64) for c in known], axis=1)
+    scale = example_scale(family, [c.name for c in known])
+    rows: list[int] = []
+    for target in np.stack(wanted, axis=1):
+        away = np.sum(((places - target) / scale) ** 2, axis=1)
+        if len(rows) < len(places):
+            away[rows] = np.inf  # each sample is shown once
+        rows.append(int(np.argmin(away)))
+    return places[rows]
+
+
+def example_scale(family: Family, names: Sequence[str]) -> Array:
+    """What a difference in each condition is compared with when samples are matched, (C,).
+
+    Ranges, of the first condition a twentieth: it says most about how a sample looks. Labels must be equal.
+    """
+    ranges = [1e-3 if c.labels else (c.high - c.low) or 1.0 for c in map(family.condition, names)]
+    return np.array([*(0.05 * scale for scale in ranges[:1]), *ranges[1:]])
 
 
 def directions(dimensions: int, count: int, seed: int) -> Array:

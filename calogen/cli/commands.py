@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import CalogenError, ElsewhereError, StorageError
 from .bench import bench
 from .compare import compare
+from .completion import completion
 from .export import export
 from .look import gallery, info, verify
 from .options import Commands
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (train, generate, simulate, compare, export, gallery, info, verify, bench):
+for command in (train, generate, simulate, compare, export, gallery, info, verify, bench, completion):
     cli.add_command(command)
 
 

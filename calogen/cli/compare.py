@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError
+from ..stages import reporting
 from .options import FOLDER, PLACE, STRICT, at_home, opening, printable, reads_files
-from .terminal import echo, make_console, print_report, stoppable
+from .terminal import echo, print_report, stage_progress, stoppable
 
 if TYPE_CHECKING:
+    from ..analysis.report import Report
     from ..shards.reader import Shards
 
 
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     metavar="E",
     help="Read-out threshold in the family's unit, applied to every side (default: the family's; 0: none).",
 )
+@click.option(
+    "--table",
+    metavar="NAME,...",
+    help="Rows of table.tex and table.csv: observables, or keys of metrics.json, as in response,width,fpd_400.",
+)
+@click.option("--figures", metavar="NAME,...", help="Draw only these: observables, or figures by their names.")
 @reads_files
 @click.option("--drop-bad", is_flag=True, help="Drop and count bad rows instead of refusing the file.")
 @STRICT
@@ -68,6 +75,8 @@ def compare(
     drop_bad: bool,
     strict: bool,
     fail_above: tuple[str, ...],
+    table: str | None,
+    figures: str | None,
     **options: Any,
 ) -> None:
     """Compare generated samples with a reference.
@@ -84,7 +93,6 @@ def compare(
     calogen compare data/calogan-gamma gan=one gan=two flow=three --classifier light --out report
     """
     from ..analysis import compare as run
-    from ..analysis import save
     from ..analysis.inputs import open_side, require_settings
     from ..analysis.page.save import STAGE
     from ..production.run import sensible_workers
@@ -101,13 +109,31 @@ def compare(
     learnt = None if training is None else open_side(training, "train", like, **how)
     known = [shards for seeds in named.values() for shards in seeds]
     require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
-    console = make_console(stderr=True)
-    with stoppable(), console.status("comparing") if console.is_terminal else nullcontext():
+    with stoppable(), stage_progress("comparing") as progress, reporting(progress):
         report = run(source, named, training=learnt, out=out / STAGE, **options)
-        save(report, out)
+        wrong = _save(report, out, table=_names(table), figures=_names(figures))
     print_report(report)
     echo(f"report: {out / 'report.html'}")
+    if wrong is not None:
+        raise wrong
     report.check(limits)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _save(report: Report, out: Path, **chosen: list[str]) -> ConfigError | None:
+    """Save a report; what is wrong with its chosen rows and figures, after minutes of work, costs only these."""
+    from ..analysis import save
+
+    try:
+        save(report, out, **chosen)
+    except ConfigError as error:
+        save(report, out)
+        error.hint = "; ".join(filter(None, (error.hint, "the report is written with its usual rows and figures")))
+        return error
+    return None
 
 
 def _named_samples(texts: tuple[str, ...], how: dict[str, Any]) -> dict[str, list[Shards]]:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from ..errors import ShardError
+from ..errors import ConfigError, ShardError
+from ..stages import reporting
 from .options import FOLDER, JSON, PLACE, STRICT, of_command, opening, reads_files, show
-from .terminal import columns, echo
+from .terminal import columns, echo, stage_progress
 
 
 @click.command()
-@click.argument("path", type=PLACE)
+@click.argument("paths", metavar="PATH...", type=PLACE, nargs=-1, required=True)
 @STRICT
 @JSON
 @reads_files
-def info(path: str, strict: bool, as_json: bool, **options: Any) -> None:
-    """Describe data or a model.
+def info(paths: tuple[str, ...], strict: bool, as_json: bool, **options: Any) -> None:
+    """Describe data or a model, or put runs side by side.
 
     PATH is a shard, a glob or a folder, a CaloGAN, CaloChallenge or CAMELS file (of one particle: PATH,particle=e+); a
     run, a checkpoint, or a surrogate that comes with calogen. All of the data is read: ranges, and what is damaged.
+    Several runs come as one table: settings that differ, scores, times and best steps.
 
     \b
     calogen info data/calogan-gamma
     calogen info calogan-gamma
+    calogen info scan/*
     """
+    if len(paths) > 1:
+        _side_by_side(paths, as_json=as_json)
+        return
+    (path,) = paths
     from ..runs.find import describe_model, is_model
     from ..shards.inspect import describe
 
@@ -43,6 +51,21 @@ def info(path: str, strict: bool, as_json: bool, **options: Any) -> None:
         raise ShardError("nothing of it can be read", where=path)
     if strict and (lacking := facts.get("missing")):
         raise ShardError("samples are missing", where=path, found=lacking[0], hint="make or fetch the rest")
+
+
+def _side_by_side(paths: tuple[str, ...], *, as_json: bool) -> None:
+    """Several runs as one table."""
+    from ..runs.beside import table
+    from ..runs.find import is_model
+
+    if data := [path for path in paths if not is_model(path)]:
+        what = "only runs are put side by side"
+        raise ConfigError(what, expected="runs, checkpoints or surrogates", found=data[0], hint="describe it alone")
+    found = table(paths)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        columns("", found)
 
 
 def _main(facts: dict[str, Any]) -> dict[str, Any]:
@@ -98,5 +121,7 @@ def gallery(model: str, out: Path, seed: int, device: Literal["auto", "cpu", "cu
     from ..gallery import save_gallery
     from ..sampling import Surrogate
 
-    for path in save_gallery(Surrogate.load(model, device), out, seed=seed):
+    with stage_progress("gallery") as progress, reporting(progress):
+        written = save_gallery(Surrogate.load(model, device), out, seed=seed)
+    for path in written:
         echo(path)

@@ -66,13 +66,13 @@ class Commands(click.Group):
             mine = context.invoked_subcommand or ""
             options = options_of(self.commands[mine]) if mine else {}
             if "settings" in options:  # of simulate: the engine's options are not its own
-                options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()}
+                options |= {name: f"--set {name}" for name in _OF_ENGINES - options.keys()} | {"n": options["samples"]}
             others = {
                 option.name: f"{context.command_path} {name} {max(option.opts, key=len)}"
                 for name, command in self.commands.items()
                 for option in command.params
             }
-            for part in ("what", "where", "expected", "hint"):
+            for part in ("what", "where", "expected", "found", "hint"):
                 if isinstance(text := getattr(error, part), str):  # what to do may be to run another command
                     setattr(error, part, as_options(text, {**others, **options} if part == "hint" else options))
             raise

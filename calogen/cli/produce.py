@@ -204,8 +204,41 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     return request
 
 
-@click.command()
-@click.argument("engine", metavar="ENGINE", type=click.Choice(["geant4", "nbody", "toy"]))
+class _Simulate(click.Command):
+    """Its help, asked for after the name of an engine, is about that engine."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Note which engine help is wanted of."""
+        named = [word for word in args if word in _ENGINES]
+        if named and {"-h", "--help"} & set(args):
+            context.meta[_ENGINE] = named[0]
+        return super().parse_args(context, args)
+
+    def format_help(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Usage, then what the engine does and its own options, then those of all engines."""
+        name = context.meta.get(_ENGINE)
+        if name is None:
+            super().format_help(context, formatter)
+            return
+        from ..simulators import engine_class
+
+        described = engine_class(name).described()
+        formatter.write_usage(f"{context.command_path} {name}", "[OPTIONS]")
+        for paragraph in described.about:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(paragraph)
+        with formatter.section(f"Options of {name}, each as --set OPTION=VALUE"):
+            formatter.write_dl([(f"{key}={usual}", meaning) for key, usual, meaning in described.options])
+        self.format_options(context, formatter)
+
+
+_ENGINES = ("geant4", "nbody", "toy")
+_ENGINE = "calogen.engine"  # the engine that help is asked for
+
+
+@click.command(cls=_Simulate)
+@click.argument("engine", metavar="ENGINE", type=click.Choice(_ENGINES))
 @click.option(
     "--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished call. Required but for --check."
 )
@@ -224,7 +257,8 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, **options: Any) -> None:
     """Make reference samples, or finish what an earlier call began.
 
-    ENGINE, with what it can be --set to and its conditions; what is not named keeps its default:
+    ENGINE, with what it can be --set to and its conditions; what is not named keeps its default (`calogen simulate
+    ENGINE --help` says more):
 
     \b
     geant4   real showers; pip install "calogen[geant4]"

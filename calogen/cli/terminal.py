@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
 
     from ..analysis.report import Report
 
-_WORDS = ("generated", "metric", "unit", "network", "objective", "trained on", "")  # titles of columns with words
+_WORDS = (
+    "generated",
+    "metric",
+    "unit",
+    "network",
+    "objective",
+    "checkpoint",
+    "trained on",
+    "",
+)  # titles of columns with words
 _SENTENCES = {"symmetries", "warning", "stopped", "note"}  # of a training log, shown whole
 _SOON = 0.01  # seconds after which an exception that was lost is raised again
-_PLAIN_SECONDS = 30.0  # between lines of progress where there is no terminal
+PLAIN_SECONDS = 10.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -167,46 +178,124 @@ def gigabytes(number: int) -> str:
 
 
 @contextmanager
-def _live_line(verb: str) -> Iterator[Progress | None]:
-    """A line that is drawn anew as work goes on, with one task; None where there is no terminal."""
+def _live_line(verb: str, *, passing: bool = False) -> Iterator[Progress | None]:
+    """A line that is drawn anew as work goes on, with one task; None where there is no terminal.
+
+    Args:
+        verb: What is done, at first.
+        passing: Whether it goes when the work is done.
+    """
     console = make_console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
+        SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[counted]}"),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[facts]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        bar.add_task(verb, total=None, facts="")
+    with Progress(*columns, console=console, transient=passing) as bar:
+        bar.add_task(verb, total=None, counted="", facts="")
         yield bar
+
+
+def _show(bar: Progress, what: str, done: int, of: int, facts: str = "") -> None:
+    """Draw the line anew: what is done, how far it is."""
+    counted = f"{done:,} of {of:,}" if of else ""
+    task = bar.tasks[0]
+    if task.description != plain(what) or (task.total or 0) != of:  # a bar of its own
+        bar.update(task.id, description=plain(what), total=of or None)
+    bar.update(task.id, completed=done, counted=counted, facts=facts)
+
+
+class _PlainLines:
+    """Lines for log files: what is going on, whenever nothing has been said for some seconds."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb, self.said = verb, verb
+        self.begun = self.last = time.monotonic()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> _PlainLines:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def now(self, what: str) -> None:
+        """What is going on; printed when its time has come."""
+        self.said = what
+
+    def line(self, text: str) -> None:
+        """Print a line at once."""
+        self.last = time.monotonic()
+        echo(text, err=True)
+
+    def _wait(self) -> None:
+        while not self.ended.wait(max(0.01, self.last + PLAIN_SECONDS - time.monotonic())):
+            if time.monotonic() >= self.last + PLAIN_SECONDS:
+                self.line(f"{self.said}  {time.monotonic() - self.begun:.0f} s")
+
+
+def _so_far(what: str, done: int, of: int) -> str:
+    return f"{what}: {done:,} of {of:,}" if of else what
+
+
+@contextmanager
+def stage_progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """What work is doing and how far it is: a live line on a terminal, a plain line now and then elsewhere."""
+    with _live_line(verb, passing=True) as bar:
+        if bar is not None:
+            yield lambda what, done, of: _show(bar, f"{verb}: {what}", done, of)
+            return
+        with _PlainLines(verb) as lines:
+            yield lambda what, done, of: lines.now(_so_far(f"{verb}: {what}", done, of))
 
 
 @contextmanager
 def training_progress(written: Callable[[object], str]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A live line on a terminal, plain lines elsewhere; ``written`` is how notes and warnings are shown."""
-    with _live_line("fitting") as bar:
+    with _live_line("opening the data") as bar:
         if bar is None:
-            yield lambda record: _plain_line({k: written(v) if k in _SENTENCES else v for k, v in record.items()})
+            with _PlainLines("opening the data") as lines:
+                yield lambda record: _plain_record(lines, record, written)
             return
         from rich.text import Text
 
         shown: dict[str, str] = {}
 
         def note(record: dict[str, Any]) -> None:
+            if "stage" in record:
+                _show(bar, *(record[key] for key in ("stage", "done", "of")))
+                return
             for word in _SENTENCES & record.keys():
                 bar.console.print(Text(f"{word}: ", "yellow"), Text(plain(written(record[word]))), sep="")
             shown.update(_facts(record))
             facts = "  ".join(f"[dim]{key}[/] {value}" for key, value in shown.items())
-            task, total = bar.task_ids[0], record.get("steps")
-            bar.update(task, description="training", total=total, completed=record["step"], facts=facts)
+            _show(bar, "training", record["step"], record.get("steps") or int(bar.tasks[0].total or 0), facts)
 
         yield note
+
+
+def _plain_record(lines: _PlainLines, record: dict[str, Any], written: Callable[[object], str]) -> None:
+    if "stage" in record:
+        lines.now(_so_far(record["stage"], record["done"], record["of"]))
+        return
+    for word in _SENTENCES & record.keys():
+        lines.line(f"{word}: {written(record[word])}")
+    facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
+    if "seconds" in record:
+        lines.line(f"step {record['step']}  {record['seconds']:.0f} s  {facts}")
+    if "steps" in record:
+        lines.now(_so_far("training", record["step"], record["steps"]))
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
@@ -219,43 +308,37 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
     return {label: format(record[key], form) for key, (label, form) in names.items() if key in record}
 
 
-def _plain_line(record: dict[str, Any]) -> None:
-    for word in _SENTENCES & record.keys():
-        echo(f"{word}: {record[word]}", err=True)
-    if "seconds" in record:
-        facts = "  ".join(f"{key} {value}" for key, value in _facts(record).items())
-        click.echo(f"step {record['step']}  {record['seconds']:.0f} s  {facts}", err=True)
-
-
 @contextmanager
 def sample_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """A live line on a terminal, a plain line twice a minute elsewhere."""
+    """A live line on a terminal, plain lines elsewhere: samples done, rate and time left."""
     with _live_line(verb) as bar:
-        if bar is None:
-            yield _plain_progress(verb)
+        if bar is not None:
+
+            def note(done: int, total: int) -> None:
+                left = bar.tasks[0].time_remaining
+                facts = [_per_second(speed)] if (speed := bar.tasks[0].speed) else []
+                _show(bar, verb, done, total, "  ".join([*facts, *([f"{left / 60:.1f} min left"] if left else [])]))
+
+            yield note
             return
-
-        def note(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(bar.task_ids[0], total=total, completed=done, facts=_per_second(speed) if speed else "")
-
-        yield note
+        with _PlainLines(verb) as lines:
+            yield _plain_progress(verb, lines)
 
 
-def _plain_progress(verb: str) -> Callable[[int, int], None]:
+def _plain_progress(verb: str, lines: _PlainLines) -> Callable[[int, int], None]:
     """Samples done, rate and time left, for log files."""
     last, made = time.monotonic(), 0
 
     def note(done: int, total: int) -> None:
         nonlocal last, made
         now = time.monotonic()
-        if now - last < _PLAIN_SECONDS or done <= made:
+        if now - last < 1 or done <= made:
             return
-        # Since the last line: what an earlier run made and this one only checks must not count as speed for long.
+        # Of the last seconds: what an earlier run made and this one only checks must not count as speed for long.
         rate = (done - made) / (now - last)
         last, made = now, done
         left = f"{(total - done) / rate / 60:.1f} min left"
-        click.echo(f"{verb}: {done} of {total}, {_per_second(rate)}, {left}", err=True)
+        lines.now(f"{verb}: {done} of {total}, {_per_second(rate)}, {left}")
 
     return note
 

@@ -115,12 +115,12 @@ def train(
 
 def _said(settings: Config, run: Run) -> None:
     """Say how a run ended."""
-    best = f"best score {run.score:.4f}" if run.score is not None else "not validated"
     limit, wanted = settings.training.time, settings.training.steps
     if limit is not None and run.step < wanted and not any("stopped" in record for record in run.records[-1:]):
         what = f"the run's time limit of {limit:g} s, fitting included, ended training"
         echo(f"note: {what} after {run.step} of {wanted} steps; --resume with a longer --time goes on", err=True)
-    echo(f"trained {run.step} steps, {best}: {run.folder}")
+    echo(f"trained {run.step} steps: {run.folder}")
+    echo(run.outcome)
 
 
 def _train_config(path: Path | None, options: dict[str, Any], data: list[str]) -> Config:

@@ -33,7 +33,10 @@ _AXIS_UNITS = {"impact": {"mm": 1.0}, "angle": {"rad": 1.0, "deg": math.pi / 180
 _POSITIVE = ("Omega_m", "sigma_8")  # no universe is without matter, or smooth
 _BEHAVIOUR: dict[str, Behaviour] = {"impact_x": "x", "impact_y": "y", "phi": "azimuth", "theta": "still"}
 _FULL_TURN = {"deg": 360.0, "rad": 2 * math.pi}
-_SYMBOLS = {"Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$"}
+_SYMBOLS = {
+    "Omega_m": r"$\Omega_m$", "sigma_8": r"$\sigma_8$", "impact_x": r"$x_\mathrm{impact}$",
+    "impact_y": r"$y_\mathrm{impact}$", "theta": r"$\theta$", "phi": r"$\phi$",
+}  # fmt: skip
 
 
 class Frozen(BaseModel):

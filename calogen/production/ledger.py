@@ -67,7 +67,9 @@ def _require_same(mine: dict[str, Any], theirs: dict[str, Any], path: Path) -> N
         )
     if different == "production" and isinstance(other, dict):
         what = "the output folder was begun with other options"
-        ours, other = (", ".join(_ARGUMENTS.get(k, k).format(v) for k, v in a.items()) for a in (ours or {}, other))
+        # The size of files follows from the number of samples and of parts: where these differ, nobody has typed it.
+        typed = [key for key in ("total", "parts") if key in other] or list(other)
+        ours, other = (", ".join(_ARGUMENTS.get(k, k).format(a.get(k)) for k in typed) for a in (ours or {}, other))
     raise ConfigError(
         what,
         where=path,

@@ -6,6 +6,7 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from ..analysis.origins import chosen_checkpoint
 from ..errors import CheckpointError, did_you_mean
 from .checkpoint import Checkpoint, load_checkpoint, seal
 from .folder import RunFolder
@@ -121,6 +122,9 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "conditions": {c.name: str(c) for c in card.conditions},
         "symmetries": list(card.family.symmetries),
         "step": card.step,
+        "outcome": chosen_checkpoint(
+            card.step, max(card.step, *(int(one.get("step") or 0) for one in card.history), 0)
+        ),
         "validation score": card.score,
         "held out of training": {name: list(ends) for name, ends in card.holdout.items()},
         "network": card.config.generator.network,

@@ -26,7 +26,10 @@ _HISTORY = (
 )
 _NUMBERS = ("seconds", "score")  # what is computed with; a number or null
 _MOST_NUMBER = 1e300  # NaN is not below it, either
-_START = re.compile(r"\.lock|config\.json|run\.json|log\.jsonl|(log\.jsonl|best\.json)\.part|checkpoints")
+_START = re.compile(
+    r"\.lock|config\.json|run\.json|log\.jsonl|events\.out\..*|(log\.jsonl|best\.json)\.part|checkpoints"
+)
+_MAY_CHANGE = {"steps", "time", "log_every", "memory", "patience", "tensorboard", "reuse_fit"}  # when a run is resumed
 _MOST_HISTORY = 64  # validations a checkpoint remembers: they go into every shard made with it
 
 
@@ -325,7 +328,7 @@ def resumable(folder: RunFolder, config: Config, facts: Record) -> tuple[Checkpo
 
 def _fixed(config: Config) -> Record:
     """The settings that must be the same when a run is resumed, by name."""
-    training = config.training.model_dump(exclude={"steps", "time", "log_every", "memory", "patience"})
+    training = config.training.model_dump(exclude=_MAY_CHANGE)
     others = config.model_dump(exclude={"device", "threads", "training"})
     return others | {f"training.{key}": value for key, value in training.items()}
 

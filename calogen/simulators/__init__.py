@@ -46,11 +46,9 @@ def build(
         ConfigError: If the engine or an option is unknown or wrong, or the engine's extra is not installed.
         ConditionError: If a condition cannot be simulated.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"unknown engine '{name}'", found=name, hint=did_you_mean(name, ENGINES))
+    engine = engine_class(name)
     if samples < 1:
         raise ConfigError("at least one sample", where="`samples`", found=samples)
-    engine: type[Engine] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
     given = {key: value for key, value in options.items() if value is not None}
     if "samples" in engine.model_fields:
         given["samples"] = samples
@@ -58,6 +56,18 @@ def build(
         return engine(seed=seed, conditions=dict(conditions or {}), **given)
     except ValidationError as error:
         raise _explained(name, engine, error) from None
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The class of an engine by its name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"unknown engine '{name}'", found=name, hint=did_you_mean(name, ENGINES))
+    found: type[Engine] = getattr(importlib.import_module(f".{name}", __name__), ENGINES[name])
+    return found
 
 
 def plan(engine: Engine, samples: int, *, shard_size: int | None = None, part: Part | None = None) -> Production:
@@ -105,7 +115,8 @@ def simulate(
     """Write a folder of simulated samples, or finish one.
 
     Example:
-        >>> simulate("geant4", "showers", 1000, particle="gamma", conditions={"energy": "uniform:1:100GeV"})
+        >>> simulate("toy", "showers", 100, seed=1, conditions={"energy": "uniform:1:100GeV"}, workers=1).name
+        'showers'
 
     Args:
         engine: ``geant4``, ``nbody`` or ``toy``.
@@ -144,8 +155,7 @@ def _explained(name: str, engine: type[Engine], error: ValidationError) -> Confi
     first = error.errors()[0]
     option = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":
-        inner = ("seed", "conditions", "samples", "detector", "model")
-        known = [field.alias or key for key, field in engine.model_fields.items() if key not in inner]
+        known = [key for key, _, _ in engine.described().options]
         return ConfigError(f"'{name}' has no option '{option}'", found=option, hint=did_you_mean(str(option), known))
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"engine '{name}': {message}", where=option, found=first["input"] if option else None)

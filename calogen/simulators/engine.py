@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,20 @@ from ..production.requests import Request, Spec, by_name
 from ..shards.samples import Samples
 
 _STREAM = 2  # of a seed; requests draw conditions from stream 1
+_RESOLVED = ("samples", "detector", "model")  # fields that are no options: they follow from these
 _EVERY_INDEX = 2**62  # specifications know no last sample
+
+
+class Described(NamedTuple):
+    """What an engine is, for people.
+
+    Attributes:
+        about: Paragraphs.
+        options: Name, default and meaning of each option of its own.
+    """
+
+    about: list[str]
+    options: list[tuple[str, str, str]]
 
 
 class Engine(BaseModel, ABC):
@@ -40,6 +55,20 @@ class Engine(BaseModel, ABC):
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     conditions: dict[str, str | float] = {}
+
+    @classmethod
+    def described(cls) -> Described:
+        """What it does and its own options, from its docstring."""
+        text = re.sub(r"`+([^`]*)`+", r"\1", inspect.cleandoc(cls.__doc__ or "")).replace("**", "")
+        about, _, listed = text.partition("\nAttributes:\n")
+        found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^\S|\Z)", listed, re.DOTALL | re.MULTILINE)
+        meanings = {name: " ".join(meaning.split()) for name, meaning in found}
+        options = []
+        for name, field in cls.model_fields.items():
+            if name in meanings and name not in _RESOLVED:
+                usual = "..." if field.default is None else f"{field.default}"
+                options.append((field.alias or name, usual, meanings[name]))
+        return Described([" ".join(part.split()) for part in about.split("\n\n")], options)
 
     @property
     @abstractmethod

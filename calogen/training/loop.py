@@ -15,19 +15,23 @@ import torch
 from torch import Tensor
 
 from ..analysis.metrics.validation import FLOORS, score_floor
+from ..analysis.origins import chosen_checkpoint
 from ..analysis.survey.plan import read_out
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
 from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange
 from ..runs.environment import environment
+from ..runs.events import Events
 from ..runs.folder import Record, RunFolder, resumable
 from ..sampling import Surrogate
 from ..shards.reader import Shards
 from ..shards.samples import Samples
+from ..stages import reporting, stage
 from ..storage import locked, tidied
 from .batches import Batches, held_out
 from .health import alarm, without_progress
+from .kept import fitted
 from .objectives import objective_of
 from .projected import ProjectedTrainer
 from .ranks import Ranks, joined
@@ -46,12 +50,14 @@ class Run:
         step: Generator updates done.
         score: Best validation score.
         records: The log.
+        best_step: Of the checkpoint with that score, which is the one that is used.
     """
 
     folder: Path
     step: int
     score: float | None
     records: tuple[Record, ...]
+    best_step: int | None = None
 
     def surrogate(self, device: Literal["auto", "cpu", "cuda"] = "cpu") -> Surrogate:
         """The best checkpoint, ready to sample."""
@@ -59,7 +65,16 @@ class Run:
 
     def __repr__(self) -> str:
         score = "no score" if self.score is None else f"best score {self.score:.4f}"
-        return f"Run({self.folder}: {self.step} steps, {score})"
+        return f"Run({self.folder}: {self.step} steps, {score} at step {self.best_step})"
+
+    @property
+    def outcome(self) -> str:
+        """What training came to: which checkpoint is used, its score, and the start's."""
+        start = next((r["score"] for r in self.records if r["step"] == 0 and r.get("score") is not None), None)
+        said, *rest = (chosen_checkpoint(self.best_step, self.step) or "no checkpoint was validated").split(";")
+        score = "" if self.score is None else f", score {self.score:.4f}"
+        before = f" (the start's: {start:.4f})" if start is not None and self.best_step else ""
+        return ";".join([f"{said}{score}{before}", *rest])
 
 
 def train(
@@ -80,7 +95,9 @@ def train(
         data: As for :func:`prepare`.
         out: Run folder; must be empty or absent unless ``resume``.
         resume: Continue from the last checkpoint in ``out``, or start again what was stopped before its first one.
-        progress: Called with every log record and, between records, with ``{"step", "steps"}``.
+        progress: Called with every log record; between records with ``{"step", "steps"}``; and from the first second
+            on, while data are read, fitted and judged, with ``{"step": 0, "stage", "done", "of"}``: what is done, how
+            much of it, and of how much (0: nobody knows).
         should_stop: Asked after every step; a signal number stops the run after a checkpoint.
         strict: Refuse data of which parts or samples are missing; else the log and the provenance say so.
         ranks: The processes that train, where they have met already.
@@ -104,10 +121,12 @@ def train(
             return train(config, data, out, resume=resume, ranks=ranks, **told)
     folder, ask = RunFolder(Path(out)), should_stop or (lambda: 0)
     ranks.require_same({"configuration": config.model_dump(mode="json"), "resume": resume, "strict": strict})
-    with ranks.apart():
-        setup = prepare(config, data, strict=strict, ranks=ranks)
-    torch.set_num_threads(setup.threads)
     with ExitStack() as stack:
+        stack.enter_context(reporting(_stages(progress) if progress is not None and ranks.first else None))
+        stage("opening the data")
+        with ranks.apart():
+            setup = prepare(config, data, strict=strict, ranks=ranks)
+        torch.set_num_threads(setup.threads)
         with ranks.apart():
             if ranks.first:
                 if not resume:
@@ -122,15 +141,22 @@ def train(
             found = loop.finished()
         else:
             found = _on_first(setup, ranks, out, resume=resume, progress=progress, should_stop=ask)
-    step, score, records = ranks.told(found)
-    return Run(folder.path, step, score, tuple(records))
+    step, score, records, best = ranks.told(found)
+    return Run(folder.path, step, score, tuple(records), best)
 
 
-def _on_first(
-    setup: Setup, ranks: Ranks, out: str | Path, *, should_stop: Callable[[], int], **how: Any
-) -> tuple[int, float | None, tuple[Record, ...]]:
+def _stages(progress: Callable[[Record], None]) -> Callable[[str, int, int], None]:
+    """Hands stages of work on as records."""
+    return lambda what, done, of: progress({"step": 0, "stage": what, "done": done, "of": of})
+
+
+Finished = tuple[int, float | None, tuple[Record, ...], int | None]
+"""Steps, best score, log, step of the best checkpoint."""
+
+
+def _on_first(setup: Setup, ranks: Ranks, out: str | Path, *, should_stop: Callable[[], int], **how: Any) -> Finished:
     """A run that is one process's, on rank 0; the others wait, and pass on the signals that they get."""
-    found: tuple[int, float | None, tuple[Record, ...]] = (0, None, ())
+    found: Finished = (0, None, (), None)
     with ranks.apart(should_stop):
         if ranks.first:
             loop = TrainingLoop.start(setup, out, **how)
@@ -159,6 +185,7 @@ class TrainingLoop:
         self.sums: dict[str, Tensor] = {}
         self.begun = self.since = time.monotonic()
         self.counted = 0
+        self.events: Events | None = None
         self.before = 0.0  # seconds of the sessions before this one
 
     @classmethod
@@ -183,6 +210,7 @@ class TrainingLoop:
         folder, facts, options, ranks = RunFolder(Path(out)), _facts(setup), setup.config.training, setup.ranks
         begun, resume = time.monotonic(), ranks.told(resume and not folder.begun)
         checkpoint, warning, verdicts = None, "", list[Verdict]()
+        stage("reading the data")
         with ranks.apart():
             if resume and ranks.first:
                 checkpoint, warning = resumable(folder, setup.config, facts)
@@ -201,6 +229,7 @@ class TrainingLoop:
             validation, bad = _validation_samples(setup)
             facts["dropped"] = setup.training.dropped + bad
             if not resume and setup.family.layers and ranks.first:
+                stage("testing symmetries")
                 verdicts = judge(batches.samples(setup.family), setup.conditions)
         checkpoint = ranks.passed(checkpoint)
         if checkpoint is not None:
@@ -212,6 +241,8 @@ class TrainingLoop:
         loop.begun = begun
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            if options.tensorboard and ranks.first:
+                loop.events = Events(folder.path, resumed=trainer.done)
             with ranks.apart():
                 if ranks.first:
                     folder.judge(checkpoint.card)  # the kill may have come between checkpoint and verdict
@@ -222,15 +253,19 @@ class TrainingLoop:
             if warning:
                 loop._tell({"step": trainer.done, "warning": warning})
         else:
+            kept = (0.0, "")
             with ranks.apart():
                 if ranks.first:
-                    trainer.fit()
+                    stage("fitting")
+                    kept = fitted(trainer, setup)
+            loop.before, reused = ranks.told(kept)
             ranks.copy(trainer.networks)
             trainer.arm()
             with ranks.apart():
                 if ranks.first:
                     folder.create(setup.config, facts)  # only now: data that cannot be used leave nothing behind
-            for note in facts["notes"]:
+                    loop.events = Events(folder.path) if options.tensorboard else None
+            for note in (*facts["notes"], *([reused] if reused else ())):
                 loop._tell({"step": 0, "note": note})
             if facts["dropped"]:
                 rows = len(setup.training) + min(options.validation_size, len(setup.validation))
@@ -239,8 +274,10 @@ class TrainingLoop:
             for remark in trainer.generator.remarks:
                 loop._tell({"step": 0, "warning": remark})
             if check:
-                facts = {"step": 0, "steps": options.steps, "seconds": round(time.monotonic() - begun, 3)}
+                seconds = loop.before + time.monotonic() - begun  # what the fit took counts, whenever it was made
+                facts = {"step": 0, "steps": options.steps, "seconds": round(seconds, 3)}
                 facts |= {"symmetries": "; ".join(map(str, verdicts))} if verdicts else {}
+                stage("validating the fitted start")
                 validated, floor = trainer.validate(loop.validation), Record()
                 with ranks.apart():
                     if ranks.first:
@@ -294,10 +331,12 @@ class TrainingLoop:
         mine = self.before + time.monotonic() - self.begun
         return mine if self.trainer.options.time is None else self.ranks.most(mine)
 
-    def finished(self) -> tuple[int, float | None, tuple[Record, ...]]:
-        """Steps, best score and log."""
-        best = self.folder.best() if self.ranks.first else None
-        return self.trainer.done, best["score"] if best else None, tuple(self.records)
+    def finished(self) -> Finished:
+        """Steps, best score, log, and the step of the best checkpoint."""
+        if self.events is not None:
+            self.events.close()
+        best = (self.folder.best() if self.ranks.first else None) or {}
+        return self.trainer.done, best.get("score"), tuple(self.records), best.get("step")
 
     def note(self, text: str) -> None:
         """Write a note into the log."""
@@ -312,6 +351,8 @@ class TrainingLoop:
         self.records.append(record)
         if self.ranks.first:
             self.folder.log(record)
+            if self.events is not None:
+                self.events.write(record)
             self.progress(record)
 
     def _log(self, *, validate: bool) -> None:

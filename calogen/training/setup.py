@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..config import Config, Reading
-from ..errors import ConfigError, ShardError
+from ..errors import ConfigError, ShardError, require
 from ..families import Family, Symmetry
 from ..models.registry import build_critic, build_generator, network_name, network_of, pick_device, settled
 from ..runs.checkpoint import Checkpoint
@@ -239,6 +239,8 @@ def prepare(
         for name in names:  # conditions on the scale that its numbers are for
             family = family.with_condition(prior.card.family.condition(name))
     objective_of(family, config.generator.network, config.training.objective)  # or it says why they do not fit
+    if config.training.tensorboard:
+        require("tensorboard", "tensorboard")
     config = config.updated({"training": {"update": _update(config, family, names, len(training))}})
     config = settled(config.updated({"family": family, "conditions": names}), family)
     device = pick_device(config.device)

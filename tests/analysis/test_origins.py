@@ -14,7 +14,7 @@ from calogen.analysis.comparison import compare
 from calogen.analysis.figures import training
 from calogen.analysis.figures.panels import encode, look_of, styled
 from calogen.analysis.metrics.validation import score, score_floor
-from calogen.analysis.origins import Costs, History
+from calogen.analysis.origins import Costs, History, chosen_checkpoint
 from calogen.analysis.page.html import render
 from calogen.analysis.page.tables import SideBySide
 from support import SMALL, Trained, toy, write_folder
@@ -45,7 +45,7 @@ def made(count: int, seed: int, **changes: object) -> Samples:
 
 
 def test_costs_are_what_provenance_and_manifest_say(trained: Trained, tmp_path: Path) -> None:
-    assert Costs.of(made(2, 0)) == Costs("mlp", "wgan-gp", 1234, 20, 4.5, "cpu, 2 thread(s)", None)
+    assert Costs.of(made(2, 0)) == Costs("mlp", "wgan-gp", 1234, 20, 4.5, "cpu, 2 thread(s)", None, 10)
     surrogate = Surrogate.load(trained.folder)
     out = surrogate.generate(tmp_path / "a", {"incident_energy": "fixed:50GeV"}, 2100, shard_size=700, workers=1)
     costs = Costs.of(open_shards(out))
@@ -102,11 +102,13 @@ def test_reports_draw_histories_and_tell_costs_side_by_side() -> None:
     report = compare(toy(SMALL, 200), {"gan": made(200, 1), "vae": others}, bins=1)
     (drawing,) = styled(training.history(report))
     assert encode(drawing, "png").startswith(b"\x89PNG")
-    assert "gan: step 10 of 20 steps in 4 s" in drawing.caption
+    assert "gan: best checkpoint: step 10 of 20, in 4 s" in drawing.caption
     labels = [axes.get_ylabel() for axes in drawing.figure.axes]
     assert len(labels) == 3
     page = render(report, [])
     assert "Cost" in page
+    assert "<td>step 10 of 20</td>" in page
+    assert "best checkpoint: step 10 of 20" in page.partition("<section")[0]  # on the first screen
     assert "history" not in page.partition('id="provenance"')[2]
     rows = {row[0]: row for row in csv.reader(io.StringIO(SideBySide.of(report).to_csv()))}
     assert rows["training_seconds"][1:3] == ["s", "4.5"]
@@ -129,6 +131,20 @@ def test_the_floor_of_a_score_is_that_of_independent_samples() -> None:
     assert score(reference, shifted) > floor + 5 * error
     assert score_floor(reference, others.read(0, 299)) is None
     assert score_floor(reference, others.read(0, 599)) == (pytest.approx(expected[0]), None)
+
+
+@pytest.mark.parametrize(
+    ("best", "steps", "said"),
+    [
+        (250, 600, "best checkpoint: step 250 of 600"),
+        (0, 600, "step 0: the fitted start; training did not improve on it"),
+        (0, 0, "step 0: the fitted start alone, without training"),
+        (None, 3, ""),
+        (3, None, ""),
+    ],
+)
+def test_what_training_came_to_is_said(best: int | None, steps: int | None, said: str) -> None:
+    assert chosen_checkpoint(best, steps) == said
 
 
 def test_shards_of_samples_carry_the_history_of_their_surrogate(trained: Trained, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ import csv
 import io
 import json
 import re
+import shutil
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
+from html import unescape
 from itertools import islice
 
 import numpy as np
@@ -24,7 +28,7 @@ from calogen.analysis.metrics.conditioning import mean_of
 from calogen.analysis.metrics.distances import scale_of, wasserstein_1d
 from calogen.analysis.metrics.registry import Key, Metric
 from calogen.analysis.metrics.validation import score
-from calogen.analysis.numbers import with_error
+from calogen.analysis.numbers import in_brackets, with_error
 from calogen.analysis.observables.catalogue import observe
 from calogen.analysis.page.html import render
 from calogen.analysis.page.save import save
@@ -226,12 +230,62 @@ def test_surrogates_side_by_side(seeds, report):
         value = seeds.metrics["gan"][line["metric"]].value
         assert line["gan value"] == ("" if value is None else str(value))
     latex = table.to_latex().splitlines()
-    assert latex[2] == r"metric & unit & floor & gan & flow \\"
-    assert all(line.count(" & ") == 4 for line in latex[4:-2])
-    assert any(line.startswith(r"sliced\_w1 & of incident energy & ") for line in latex)
+    assert latex[1:4] == [r"\toprule", r" & gan & flow & floor \\", r"\midrule"]
+    assert all(line.count(" & ") == 3 for line in latex[4:-2])
+    assert any(
+        line.startswith("sliced Wasserstein distance of whole samples [of incident energy] & $") for line in latex
+    )
     page = render(seeds, [])
     assert "Side by side" in page
-    assert "500 samples of 2 seeds" in page
+    assert "500 showers of 2 seeds" in page
+
+
+def test_a_table_for_a_paper_has_the_rows_that_were_asked_for(report):
+    table = SideBySide.of(report, ["response", "width_x_1", "fraction", "mean/response[1:25.75GeV]"])
+    keys = [
+        "w1_sd/response",
+        "w1_sd/width_x_1",
+        *(f"w1_sd/fraction_{i}" for i in range(3)),
+        "mean/response[1:25.75GeV]",
+    ]
+    assert [key for key, _ in table.rows] == keys
+    lines = table.to_latex().splitlines()[4:-2]
+    scaled = report.metrics["scaled"]["w1_sd/response"]
+    shown = in_brackets(scaled.value, scaled.error)
+    assert lines[0].startswith(r"$E_\mathrm{tot}\,/\,E_\mathrm{inc}$, Wasserstein distance [$\sigma_\mathrm{ref}$] & $")
+    assert f"${shown}$" in lines[0]
+    assert lines[-1].startswith(r"$E_\mathrm{tot}\,/\,E_\mathrm{inc}$, ")
+    assert "1 to 25.75 GeV & $" in lines[-1]
+    with pytest.raises(ConfigError, match=r"(?s)no metric or observable 'responce'.*did you mean 'response'"):
+        SideBySide.of(report, ["responce"])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.12345, 0.0123, "0.123(12)"),
+        (12.3456, 1.5, "12.3(1.5)"),
+        (1234.5, 56, "1234(56)"),
+        (-3.2e-9, 1.5e-9, "-3.2(1.5)e-9"),
+        (0.00321, 0.00011, "0.00321(11)"),
+        (0.5, None, "0.5"),
+    ],
+)
+def test_errors_are_put_into_brackets(value, error, text):
+    assert in_brackets(value, error) == text
+
+
+def test_one_figure_is_one_call(report, tmp_path):
+    for name in ("response", "response[1:25.75GeV]", "overview"):
+        assert report.figure(name, tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ConfigError, match="no observable or figure 'responce'"):
+        report.figure("responce", tmp_path / "one.pdf")
+    with pytest.raises(ConfigError, match="unknown format"):
+        report.figure("response", tmp_path / "one.jpeg")
+    save(report, tmp_path / "out", table=["response"], figures=["response", "width_x_1"])
+    names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert names == ["response.pdf", "response.png", "width_x_1.pdf", "width_x_1.png"]
+    assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -527,7 +581,9 @@ def test_paths_are_opened_and_progress_is_told():
         progress=lambda *step: told.append(step),
     )
     assert list(found.generated) == ["calogan_eplus_64"]
-    assert told == [("reference", 64, 64), ("calogan_eplus_64", 64, 64)]
+    assert told[0] == ("opening the samples", 0, 0)
+    assert [step for step in told if step[1] == 64] == [("reference", 64, 64), ("calogan_eplus_64", 64, 64)]
+    assert ("overall", 6, 7) in told
     shards = open_shards(ORACLES / "calogan_gamma_64.h5")
     assert compare(shards, shards, bins=0).metrics["generated"]["w1/response"].n == 32
 
@@ -595,6 +651,70 @@ def test_the_page_needs_nothing_else(report, tmp_path):
     assert "&lt;a&gt; &amp; b" in page  # provenance is text, whatever it says
     assert "<a> & b" not in page
     assert page.count("<tr") > 1000
+
+
+_LOOK = """
+<!doctype html><iframe id="page" style="width: 400px; height: 800px"></iframe><pre id="found"></pre><script>
+const frame = document.getElementById("page");
+frame.srcdoc = PAGE;
+frame.onload = () => {
+  const page = frame.contentDocument, window = frame.contentWindow, found = {};
+  const body = page.querySelector("#all tbody"), first = column => Number(body.rows[0].cells[column].dataset.v);
+  const head = title => [...page.querySelectorAll("#all th")].find(th => th.textContent === title);
+  found.wide = page.documentElement.scrollWidth;
+  found.headline = page.querySelector(".headline").getBoundingClientRect().bottom;
+  found.open = page.querySelector("#metrics details").open;
+  head("value").click();
+  found.largest = first(4);
+  head("value").click();
+  found.smallest = [...body.rows].map(row => row.cells[4].dataset.v).find(v => v !== "");
+  page.getElementById("words").value = "w1_sd response";
+  page.getElementById("words").oninput();
+  found.shown = [...body.rows].filter(row => !row.hidden).length;
+  window.dispatchEvent(new window.Event("beforeprint"));
+  found.unfolded = page.querySelectorAll("details.printed:not([open])").length;
+  document.getElementById("found").textContent = JSON.stringify(found);
+};
+</script>
+"""
+
+
+def test_the_page_works_in_a_browser_at_the_width_of_a_phone_and_on_paper(report, tmp_path):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    page = render(
+        report, [("wide", "Wide", "A caption.", _png(2000, 100)), ("overview", "First", "A.", _png(700, 500))]
+    )
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "look.html").write_text(_LOOK.replace("PAGE", json.dumps(page).replace("</", "<\\/")))
+    headless = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+
+    def run(*options):
+        return subprocess.run([*headless, *options], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    dom = run("--virtual-time-budget=20000", "--dump-dom", (tmp_path / "look.html").as_uri())
+    found = json.loads(unescape(re.search(r'<pre id="found">(.*?)</pre>', dom)[1]))
+    values = [m.value for metrics in report.metrics.values() for m in metrics.values() if m.value is not None]
+    assert found["wide"] <= 400  # no page to be moved sideways
+    assert found["headline"] < 800  # seen first
+    assert found["open"] is False
+    assert found["largest"] == pytest.approx(max(values), rel=1e-4)
+    assert float(found["smallest"]) == pytest.approx(min(values), rel=1e-4)
+    assert found["shown"] == sum(
+        key.startswith("w1_sd/response") for metrics in report.metrics.values() for key in metrics
+    )
+    assert found["unfolded"] == 0
+    run(f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", (tmp_path / "report.html").as_uri())
+    assert 2 <= (tmp_path / "report.pdf").read_bytes().count(b"/Type /Page\n") <= 40  # without thousands of rows
+
+
+def _png(width, height):
+    """A grey picture."""
+    rows = zlib.compress((b"\0" + b"\xc0" * width) * height)
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def test_a_saved_report_has_its_files(tmp_path, monkeypatch):

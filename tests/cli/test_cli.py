@@ -151,7 +151,11 @@ def test_training_prints_plain_lines_and_where_the_run_is(home: Path, tmp_path: 
     out = tmp_path / "run"
     done = command("train", home / "tiny.toml", "--data", home / "data", "--out", out, *options)
     assert done.code == 0, done.err
-    assert re.fullmatch(rf"trained 2 steps, best score [\d.]+: {re.escape(str(out))}\n", done.out)
+    first, last = done.out.splitlines()
+    assert first == f"trained 2 steps: {out}"
+    best = json.loads((out / "best.json").read_text())
+    said = f"best checkpoint: step {best['step']} of 2" if best["step"] else "step 0: the fitted start"
+    assert last.startswith(f"{said}, score {best['score']:.4f}")
     lines = done.err.splitlines()
     assert lines[0].startswith("symmetries: ")
     assert [line.split()[:2] for line in lines[1:]] == [["step", "0"], ["step", "2"]]

@@ -95,9 +95,11 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         ),
     },
     "docs/cookbook.md": {
-        "calogen generate ": Run(smaller={"--like": "-n 2000 --like"}, slow=True),
+        "calogen generate calogan-gamma --like data/calogan-gamma/test --out": Run(
+            smaller={"--like": "-n 2000 --like"}, slow=True
+        ),
         "import awkward ": Read("pandas and awkward are not among calogen's dependencies"),
-        "import json": Run(
+        "import calogen\nfrom calogen.runs": Run(
             smaller={
                 "(1e-4, 3e-4, 1e-3)": "(1e-4,)",
                 '"steps": 300, "validate_every": 100': '"steps": 4, "validate_every": 2',
@@ -111,7 +113,13 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "calogen train --data data/calogan-gamma --energy-conditioned --holdout": Run(
             smaller={"--data data/calogan-gamma": "--data data/calogan-eplus", "--like": "-n 500 --like"}, slow=True
         ),
-        'eval "$(_CALOGEN_COMPLETE': Run(),
+        "calogen train --data data/calogan-gamma --energy-conditioned --set training.tensorboard": Read(
+            "tensorboard serves until it is stopped; tests/runs/test_beside.py reads the events"
+        ),
+        'eval "$(calogen completion': Run(),
+        "calogen generate calogan-gamma --like data/calogan-gamma/test -n 2000": Run(
+            smaller={"-n 2000": "-n 200", "--table": "--bins 1 --table"}, slow=True
+        ),
     },
     "docs/training-well.md": {
         "simulation shards": Read("a picture, no program"),
@@ -158,8 +166,9 @@ PROGRAMS = {
     "python": [sys.executable, "-c"],
     "toml": [sys.executable, "-c", "import sys, tomllib, calogen; calogen.Config.build(tomllib.loads(sys.argv[1]))"],
 }
-OTHERS = {  # options of Slurm, torchrun, dask and ONNX Runtime's tools
+OTHERS = {  # options of Slurm, torchrun, dask, TensorBoard and ONNX Runtime's tools
     *(
+        "--logdir",
         "--array",
         "--cpus-per-task",
         "--wrap",

@@ -134,13 +134,17 @@ def test_a_training_state_of_another_step_seed_configuration_or_data_is_not_resu
         load_checkpoint(folder).training_state()
 
 
+def warnings(told: list[dict[str, Any]]) -> list[str]:
+    return [record["warning"] for record in told if "warning" in record]
+
+
 @pytest.mark.parametrize("line", [b"\xff\x00", b"5", b"[1]", b"null", b'{"step": "x"}', b'{"step": 1, "score": "x"}'])
 def test_a_damaged_or_foreign_line_of_the_log_is_skipped_and_said(line: bytes, trained: Trained, run: Path) -> None:
     log = run / "log.jsonl"
     log.write_bytes(line + b"\n" + log.read_bytes())
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
-    assert told[0]["warning"] == "skipped 1 damaged or foreign line(s) of log.jsonl"
+    assert warnings(told)[0] == "skipped 1 damaged or foreign line(s) of log.jsonl"
     assert command("info", run).code == 0
 
 
@@ -150,7 +154,7 @@ def test_numbers_of_the_log_that_the_checkpoint_does_not_remember_are_said(train
     (run / "log.jsonl").write_text("\n".join([*lines[:-1], json.dumps(record), ""]))
     told: list[dict[str, Any]] = []
     train(trained.config, trained.data, run, resume=True, progress=told.append)
-    assert "other numbers than the checkpoint remembers of 1 validation(s)" in told[0]["warning"]
+    assert "other numbers than the checkpoint remembers of 1 validation(s)" in warnings(told)[0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...families import Family
 from ...shards.samples import Samples
+from ...stages import counted
 from ..contract import Generator, Inference, OnArrays
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
@@ -246,7 +247,7 @@ class ZeldovichGenerator(MapGenerator):
         # A fixed-point iteration in ln power. The point transform is not linear, so what a filter lacks is not quite
         # what has to be added to it, hence rates below 1. Early rounds look at few of the maps.
         self.transfer.zero_()
-        for used, rate in _FIT_ROUNDS:
+        for used, rate in counted("fitting displacements", _FIT_ROUNDS, len(_FIT_ROUNDS)):
             some = slice(0, max(_FIT_LEAST, round(used * len(chunks))))
             fields = [self.filtered(m, c) for m, c in zip(matter[some], chunks[some], strict=True)]
             own = torch.cat(chunks[some])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...stages import counted
 from .fitting import inverse_tail, normal_tail
 
 LEAST_NOISE = 0.02  # variance of a voxel's own beside common factors
@@ -73,7 +74,7 @@ def fit_factors(
     loadings, noise = normals.new_zeros(voxels, rank), normals.new_full((voxels, 1), 0.5)
     mixing = torch.eye(core.shape[1]).repeat(len(core), 1, 1)
     axes = torch.randn(voxels, min(voxels, rank + _SPARE), generator=generator, dtype=normals.dtype)
-    for _ in range(_ROUNDS):
+    for _ in counted("fitting correlations of voxels", range(_ROUNDS), _ROUNDS):
         for rows, _ in chunks:
             normals[rows] = _drawn(normals[rows], ceiling[rows], loadings, core, mixing, generator)
         correlations = _second_moments(normals, chunks)

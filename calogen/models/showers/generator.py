@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...families import Family
 from ...shards.samples import Samples
+from ...stages import stage
 from ..conditions import scaled_size
 from ..contract import Array, Generator, Inference
 from ..layers import SLOPE, mlp
@@ -170,6 +171,7 @@ class ShowerGenerator(Generator):
         generator = torch.Generator().manual_seed(seed)
         self._fit_correlations(data, generator)
 
+        stage("fitting neighbours and hits", 0, _CORRECTIONS + 1)
         self.noise.prepare(data.energies, self.core)
         pairs = self._pairs(data, _showers(data))
         self._fit_noise(data, generator, pairs, _STEPS)
@@ -177,7 +179,8 @@ class ShowerGenerator(Generator):
 
         # Shares are normalised in the end, which changes them: the fit is corrected for that.
         target = copy.deepcopy(self.transform.voxels).double()
-        for _ in range(_CORRECTIONS):
+        for number in range(_CORRECTIONS):
+            stage("fitting neighbours and hits", number + 1, _CORRECTIONS + 1)
             self._fit_apart(data, generator)
             self._correct(target, data, generator)
             self._fit_noise(data, generator, pairs, _STEPS[-2:])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import ShardError
 from ...families import Family, Motion
 from ...shards.samples import Samples
+from ...stages import stage
 from ..conditions import scale_conditions
 from .energies import LayerEnergies
 from .frame import CROSSED, SIZE, Cells, ShowerFrame, frame_of
@@ -171,7 +172,9 @@ class ShowerTransform(nn.Module):
             ShardError: If fewer than 16 showers have energy.
         """
         if self.frame is not None:
+            stage("fitting the axes of showers")
             self.frame.fit(*_with_energy(samples, self.conditions))
+        stage("fitting layer energies")
         fitted = self.prepared(samples)
         self.fit_energies(fitted)
         self.voxels.double().fit(fitted.showers, fitted.energies, fitted.views, fitted.seen)

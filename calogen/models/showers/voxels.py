@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...families import Family
+from ...stages import counted
 from ..conditions import energy_column, scale_conditions, scaled_size
 from .counts import HitCounts
 from .fitting import fit_least_squares, fit_logistic, inverse_tail, normal_tail
@@ -317,7 +318,8 @@ class VoxelShares(nn.Module):
         # numbers are written to each image, whose features are linear in those of the showers themselves.
         lowest = torch.cat([view.orders for view in views]).amin(0)
         nearest = [self.near(view.conditions).argmax(1) for view in views]
-        for i, part in enumerate(self.family.layer_slices):
+        slices = self.family.layer_slices
+        for i, part in enumerate(counted("fitting voxels, layer by layer", slices, len(slices))):
             rows = energies[:, i] > 0
             if not rows.any():
                 self.occupancy[0, part] = -30.0
