@@ -212,6 +212,13 @@ class Cluster:
         sent = pickle.dumps(Errand(work, self._order))
         self._digest = hashlib.sha256(sent).hexdigest()
         write_atomic(self._order, sent)
+        try:
+            self._try_everywhere()
+        except BaseException:
+            self._order.unlink(missing_ok=True)
+            raise
+
+    def _try_everywhere(self) -> None:
         with self._listening():
             answers = self._client.run(_ready_by_value(), str(self._order), self._digest, on_error="return")
         for address, answer in answers.items():

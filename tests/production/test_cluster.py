@@ -162,9 +162,8 @@ def test_compare_on_a_cluster(cluster: Dask, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a dask worker does not see the samples"):
         surveys({"gone": gone}, plan, cluster=cluster.address, out=tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
-    done = command(
-        "compare", reference, reference, "--out", tmp_path / "report", "--cluster", tmp_path / "nowhere.json"
-    )
+    options = ["--out", tmp_path / "report", "--cluster", tmp_path / "nowhere.json"]
+    done = command("compare", reference, f"twin={reference}", *options)
     assert done.code == 2
     assert "no such cluster" in done.err
     assert not (tmp_path / "report").exists()
