@@ -154,7 +154,7 @@ def surveys(request):
     plan = plan_comparison(samples[0], bins=2, seed=0)
     reference, same = (survey(s, plan) for s in samples)
     other = survey(samples[1], plan)
-    other.table *= 3
+    other.table[:] *= 3
     return plan, reference, same, other
 
 

@@ -15,7 +15,7 @@ from calogen.analysis.survey import passes
 from calogen.analysis.survey import survey as surveying
 from calogen.analysis.survey.nearest import Nearest
 from calogen.analysis.survey.passes import surveys
-from calogen.analysis.survey.plan import plan_comparison
+from calogen.analysis.survey.plan import example_scale, plan_comparison
 from calogen.analysis.survey.survey import Range, Survey, ranges, survey, survey_range
 from support import MAPS, SMALL, command, toy, write_folder
 
@@ -139,7 +139,7 @@ def test_examples_are_the_nearest_of_all_and_none_twice(showers, plan):
     flat = showers.values.reshape(1000, -1)
     rows = [int(np.flatnonzero((np.where(flat < 0.5, 0, flat) == value).all(axis=1))[0]) for value in values]
     assert len(set(rows)) == 4
-    scale = np.abs(targets).mean(axis=0)
+    scale = example_scale(showers.family, ["incident_energy", "angle"])
     there = np.stack([energies, showers.conditions["angle"]], axis=1)
     good = np.isfinite(flat).all(axis=1)
     for number, target in enumerate(targets):

@@ -549,6 +549,10 @@ class AllBad:
     def __len__(self):
         return len(self._samples)
 
+    @property
+    def bounds(self):
+        return 0, len(self)
+
     def read(self, start=0, stop=None):
         return self._samples.read(0, 0)
 
@@ -718,7 +722,7 @@ def _png(width, height):
 
 
 def test_a_saved_report_has_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("calogen.analysis.page.save.draw", lambda report: islice(draw(report), 2))
+    monkeypatch.setattr("calogen.analysis.page.save.draw", lambda report: islice(draw(report), 4))
     found = compare(toy("nbody-64", 60), toy("nbody-64", 60, seed=1), bins=0)
     page = save(found, tmp_path / "out")
     names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
