@@ -58,9 +58,8 @@ def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Makes progress believe that it writes to a terminal."""
     screen = io.StringIO()
-    for module in ("cli.terminal", "cli.compare"):
-        console = Console(file=screen, force_terminal=True, width=120)
-        monkeypatch.setattr(f"calogen.{module}.make_console", lambda console=console, **_: console)
+    console = Console(file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr("calogen.cli.terminal.make_console", lambda **_: console)
     return screen
 
 
