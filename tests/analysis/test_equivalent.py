@@ -141,7 +141,7 @@ def test_reports_say_it():
     assert r"\geq" in SideBySide.of(found).to_latex()
     assert any("worth at least" in text for text in verdict(found, "good").details)
     assert any(" ± " in text for text in verdict(found, "bad").details if "is worth" in text)
-    assert any(shown.startswith("≥") for shown, _ in verdict(found, "good").numbers)
+    assert any(shown.value.startswith("≥") for shown in verdict(found, "good").numbers)
 
 
 def test_a_few_samples_say_nothing(base):

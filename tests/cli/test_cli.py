@@ -241,13 +241,14 @@ def test_a_signal_ends_training_soon_after_a_checkpoint_that_can_be_resumed(home
 def test_control_c_ends_training_and_generating_with_its_own_exit_code(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(*_: object) -> None:
-        # Not while the samples are planned; and a second time would end the process at once.
-        if signal.getsignal(signal.SIGINT) not in (before, signal.SIG_DFL):
+    def press(*given: object) -> None:
+        # Not while the start is fitted or the samples are planned; and a second time would end the process at once.
+        fitting = any(isinstance(record, dict) and not record.get("step") for record in given)
+        if not fitting and signal.getsignal(signal.SIGINT) not in (before, signal.SIG_DFL):
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("calogen.cli.terminal._plain_line", press)
+    monkeypatch.setattr("calogen.cli.terminal._plain_record", press)
     done = command("train", home / "tiny.toml", "--data", home / "data", "--out", tmp_path / "run")
     assert done.code == 130
     assert "after step 1; the run can be resumed" in done.err
