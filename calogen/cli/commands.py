@@ -15,7 +15,7 @@ from .compare import compare
 from .export import export
 from .look import gallery, info, verify
 from .options import Commands
-from .produce import generate, simulate
+from .produce import generate, simulate, translate
 from .terminal import Stopped, echo
 from .train import train
 
@@ -33,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (train, generate, simulate, compare, export, gallery, info, verify, bench):
+for command in (train, generate, translate, simulate, compare, export, gallery, info, verify, bench):
     cli.add_command(command)
 
 

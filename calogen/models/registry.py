@@ -23,11 +23,13 @@ class Network(NamedTuple):
         generator: ``module.Class`` in this package.
         critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
         training: Settings of the training that suit it, where none are given.
+        paired: It makes maps from those of low resolution that come with them; others make no use of these.
     """
 
     generator: str
     critic: str | None = None
     training: Mapping[str, int | str] = MappingProxyType({})
+    paired: bool = False
 
     @property
     def generator_class(self) -> type[Generator]:
@@ -64,6 +66,12 @@ NETWORKS: dict[str, dict[str, Network]] = {
             {"update": "adam", "steps": 0, "batch_size": 16},
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
+        "super-resolution": Network(
+            "maps.translation.Translator",
+            "maps.translation.PairCritic",
+            {"update": "adam", "batch_size": 16, "steps": 400, "critic_steps": 3},
+            paired=True,
+        ),
     },
 }
 """Networks by the kind of family they serve and by name. To add one is to add an entry here, and its file."""
