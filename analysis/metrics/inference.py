@@ -268,7 +268,7 @@ def inference(
         asked = _summaries(reference, plan, tested), _columns(reference, names)[tested]
         found[title] = judge_posterior(networks, *asked, seed)
     notes = [
-        f"inference: posteriors learnt from {sizes['generated']} generated maps and {sizes['simulated']} simulated ones "
+        f"inference: learnt from {sizes['generated']} generated maps and {sizes['simulated']} simulated ones "
         f"of {len(np.unique(groups))} boxes, judged on {len(tested)} simulated maps of as many other boxes; prior "
         + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ends.items() if name in names)
     ]

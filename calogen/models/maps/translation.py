@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu, pad, pixel_shuffle, pixel_unshuffle
@@ -197,9 +198,9 @@ def power_table(maps: Tensor) -> Tensor:
     for nodes, part in ((first, 1 - share.double()), (first + 1, share.double())):
         sums[0].index_add_(0, nodes, part * weight * power)
         sums[1].index_add_(0, nodes, part * weight)
-    known = sums[1] > 0
-    found = torch.where(known, sums[0] / sums[1].clamp(min=1e-9), 0.0)
-    return torch.where(known, found, found[known][-1]).to(maps.dtype)
+    known = sums[1].numpy() > 0  # small maps have no modes near some nodes
+    found = np.interp(np.arange(_NODES), np.flatnonzero(known), (sums[0] / sums[1]).numpy()[known])
+    return torch.from_numpy(found).to(maps.dtype)
 
 
 def _places(height: int, width: int, nodes: int) -> tuple[Tensor, Tensor]:
