@@ -29,7 +29,7 @@ _KNEE = 0.02  # added to the density before its logarithm
 _NODES = 24  # of tables over |k|, from 0 to the corner of Fourier space
 _QUANTILES, _ENDS = 65, 4.0  # nodes of the residuals' distribution, from - to + so many standard deviations
 _BATCH, _RATE = 16, 3e-3  # of the fit by likelihood
-_FIT = 600  # its steps, at most
+_FIT = 500  # its steps, at most
 _CALIBRATED, _ROUNDS = 512, 6  # maps by which power is adjusted, and how often
 _NARROWEST, _WIDEST = -5.0, 1.0  # logarithm of the spread of a pixel
 _VIEW = 16.0  # a change by one unit in every pixel of a map of 64 x 64 is four units of the views
@@ -247,8 +247,8 @@ class Translator(MapGenerator):
         self,
         family: Family,
         conditions: Sequence[str],
-        channels: Sequence[int] = (24, 24, 24, 24),
-        hidden: Sequence[int] = (24, 24),
+        channels: Sequence[int] = (16, 16, 16, 16),
+        hidden: Sequence[int] = (16, 16),
     ) -> None:
         super().__init__(family, conditions)
         self.low, self.factor = family.low, family.factor  # or it says that there are none
