@@ -78,7 +78,8 @@ def test_a_filter_changes_the_power_it_should_whatever_the_size() -> None:
     noise = torch.randn(40, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(power_table(noise), torch.ones(24), atol=0.15)
     table = torch.linspace(0.5, 2, 24)
-    assert torch.allclose(power_table(filtered(noise, table)) / power_table(noise), table**2, rtol=0.1)
+    ratio = power_table(filtered(noise, table)) / power_table(noise)
+    assert torch.allclose(ratio[1:], table[1:] ** 2, rtol=0.08)  # maps of 32 pixels have no modes near the first node
     tiled = noise.tile(1, 2, 3)
     assert torch.allclose(filtered(tiled, table), filtered(noise, table).tile(1, 2, 3), atol=1e-4)
 

@@ -28,9 +28,10 @@ from .spectra import log_bands, shell_power, shells
 _KNEE = 0.02  # added to the density before its logarithm
 _NODES = 24  # of tables over |k|, from 0 to the corner of Fourier space
 _QUANTILES, _ENDS = 65, 4.0  # nodes of the residuals' distribution, from - to + so many standard deviations
+_GROUPS = (0.25, 0.5, 0.75, 0.9, 0.97, 0.993, 0.999)  # shares of pixels between groups of predicted brightness
 _BATCH, _RATE = 16, 3e-3  # of the fit by likelihood
 _FIT = 500  # its steps, at most
-_CALIBRATED, _ROUNDS = 512, 6  # maps by which power is adjusted, and how often
+_CALIBRATED, _ROUNDS = 768, 6  # maps by which power is adjusted, and how often
 _NARROWEST, _WIDEST = -5.0, 1.0  # logarithm of the spread of a pixel
 _VIEW = 16.0  # a change by one unit in every pixel of a map of 64 x 64 is four units of the views
 _CACHED = 1 << 18  # pixels worked on at a time
@@ -56,8 +57,9 @@ def _circular(inputs: int, outputs: int, *, zero: bool = False, stride: int = 1)
 class Start(nn.Module):
     """Logarithms of the density as a Gaussian field about a mean, pixel by pixel, both functions of the low map.
 
-    A residual is its spread times a function of a Gaussian field of unit variance, whose spectrum is fitted; at last a
-    filter of the logarithms gives the density the power it should have.
+    A residual is its spread times a function of a Gaussian field of unit variance, whose spectrum is fitted; bright
+    pixels have another function than dark ones. At last a filter of the logarithms gives the density the power it
+    should have.
 
     Args:
         conditions: Columns of scaled conditions.
@@ -67,7 +69,8 @@ class Start(nn.Module):
 
     mean: Tensor
     width: Tensor
-    quantiles: Tensor  # (Q,)
+    centres: Tensor  # (G,) predicted logarithms in the middle of groups of pixels
+    quantiles: Tensor  # (G, Q)
     noise: Tensor  # (K,) amplitudes of noise over |k|
     filter: Tensor  # (K,)
     shift: Tensor
@@ -80,7 +83,8 @@ class Start(nn.Module):
         self.head = _circular(widths[-1], 2 * factor**2, zero=True)
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("width", torch.tensor(1.0))
-        self.register_buffer("quantiles", torch.linspace(-_ENDS, _ENDS, _QUANTILES))
+        self.register_buffer("centres", torch.arange(len(_GROUPS) + 1.0))
+        self.register_buffer("quantiles", torch.linspace(-_ENDS, _ENDS, _QUANTILES).repeat(len(_GROUPS) + 1, 1))
         self.register_buffer("noise", torch.ones(_NODES))
         self.register_buffer("filter", torch.ones(_NODES))
         self.register_buffer("shift", torch.tensor(0.0))
@@ -104,11 +108,18 @@ class Start(nn.Module):
         mean = upsampled(x, self.factor) * self.width + self.mean + mean
         return mean, (spread - 1).clamp(_NARROWEST, _WIDEST), grid
 
-    def residual(self, noise: Tensor) -> Tensor:
-        """Residuals in units of their spread, (B, H, W), from standard normals (B, H, W)."""
+    def residual(self, noise: Tensor, mean: Tensor) -> Tensor:
+        """Residuals in units of their spread, (B, H, W), from standard normals and predicted logarithms, the same."""
         place = (filtered(noise, self.noise).clamp(-_ENDS, _ENDS) + _ENDS) * ((_QUANTILES - 1) / (2 * _ENDS))
-        first = place.detach().long().clamp(max=_QUANTILES - 2)
-        return torch.lerp(self.quantiles[first], self.quantiles[first + 1], place - first)
+        first = place.long().clamp(max=_QUANTILES - 2)
+        group = torch.bucketize(mean.detach().contiguous(), self.centres[1:-1].contiguous())
+        step = (self.centres[group + 1] - self.centres[group]).clamp(min=1e-6)
+        share = ((mean - self.centres[group]) / step).clamp(0, 1)
+        below, above = (
+            torch.lerp(self.quantiles[some, first], self.quantiles[some, first + 1], place - first)
+            for some in (group, group + 1)
+        )
+        return torch.lerp(below, above, share)
 
     def density(self, logs: Tensor) -> Tensor:
         """Densities of logarithms, (B, H, W) both."""
@@ -150,15 +161,20 @@ class Start(nn.Module):
         rows = _spread_rows(len(low))
         mean, spread, _ = self.predicted(self.standard(low[rows]), scaled[rows])
         residual = (torch.log(high[rows] + _KNEE) - mean) * torch.exp(-spread)
-        normal = torch.linspace(-_ENDS, _ENDS, _QUANTILES, dtype=torch.float64)
-        ordered = residual.flatten().double().sort().values
-        ranks = torch.special.ndtr(normal) * (len(ordered) - 1)
-        first = ranks.long().clamp(max=len(ordered) - 2)
-        self.quantiles.copy_(torch.lerp(ordered[first], ordered[first + 1], ranks - first))
-        gaussian = torch.empty_like(ordered)  # each residual's own normal, by its rank
-        gaussian[residual.flatten().argsort()] = torch.special.ndtri(
-            (torch.arange(len(ordered), dtype=torch.float64) + 0.5) / len(ordered)
-        )
+        normal = torch.special.ndtr(torch.linspace(-_ENDS, _ENDS, _QUANTILES, dtype=torch.float64))
+        values, order = residual.flatten().double(), mean.flatten().argsort()
+        count, last = len(values), len(_GROUPS)
+        inner = (min(round(share * count), count - 2 * (last - i)) for i, share in enumerate(_GROUPS))
+        edges = [0, *inner, count]  # at least two pixels in each
+        gaussian = torch.empty_like(values)  # each residual's own normal, by its rank in its group
+        for number, (start, stop) in enumerate(pairwise(edges)):
+            group = order[start:stop]
+            ordered, rank = values[group].sort()
+            places = normal * (len(group) - 1)
+            first = places.long().clamp(max=len(group) - 2)
+            self.quantiles[number] = torch.lerp(ordered[first], ordered[first + 1], places - first).float()
+            self.centres[number] = mean.flatten()[group].mean()
+            gaussian[group[rank]] = torch.special.ndtri((torch.arange(len(group)).double() + 0.5) / len(group))
         self.noise.copy_(power_table(gaussian.float().view_as(residual)).clamp(min=0).sqrt())
         unit = filtered(torch.randn(64, *high.shape[1:], generator=torch.Generator().manual_seed(0)), self.noise)
         self.noise.div_(unit.std())
@@ -169,12 +185,14 @@ class Start(nn.Module):
         rows = _spread_rows(len(low))
         mean, spread, _ = self.predicted(self.standard(low[rows]), scaled[rows])
         noise = torch.randn(mean.shape, generator=stream)
-        logs, wanted = mean + torch.exp(spread) * self.residual(noise), power_table(high[rows])
+        logs = mean + torch.exp(spread) * self.residual(noise, mean)
+        # Each map counts in proportion to what its low map lets expect: else a few bright ones would decide alone.
+        weight = 1 / low[rows].square().mean((1, 2), keepdim=True).sqrt()
+        wanted = weight * high[rows]
         for _ in range(_ROUNDS):
-            made = self.density(logs)
-            ratio = wanted / power_table(made).clamp(min=1e-12)
+            ratio = power_table(wanted) / power_table(weight * self.density(logs)).clamp(min=1e-12)
             self.filter.mul_(ratio.clamp(0.25, 4.0) ** 0.35)  # less than a square root: shells act on each other
-            self.shift.add_(torch.log(high[rows].mean() / self.density(logs).mean()))
+            self.shift.add_(torch.log(wanted.mean() / (weight * self.density(logs)).mean()))
 
 
 def filtered(maps: Tensor, table: Tensor) -> Tensor:
@@ -279,7 +297,7 @@ class Translator(MapGenerator):
         scaled, x = self.grids(self.scaled(conditions))
         noise, start = latent.unflatten(1, self.family.sample_shape), self.transform
         mean, spread, known = start.predicted(x, scaled)
-        drawn = torch.exp(spread) * start.residual(noise)
+        drawn = torch.exp(spread) * start.residual(noise, mean)
         grid = torch.cat([known, *(pixel_unshuffle(part[:, None], self.factor) for part in (drawn, noise))], 1)
         for i, level in enumerate(self.added):
             made = leaky_relu(level(grid), SLOPE)
