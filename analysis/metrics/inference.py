@@ -124,7 +124,8 @@ class Posterior(nn.Module):
         sharp = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         parts = weight + sharp - 0.5 * apart.square().sum(-1) - 0.5 * self.count * math.log(2 * math.pi)
         inside = nn.functional.logsigmoid(logits) + nn.functional.logsigmoid(-logits)  # log of d theta / d logit
-        return torch.logsumexp(parts, -1) - inside.sum(-1)
+        found: Tensor = torch.logsumexp(parts, -1) - inside.sum(-1)
+        return found
 
     def draw(self, mixture: tuple[Tensor, Tensor, Tensor], count: int, stream: torch.Generator) -> Tensor:
         """Logits (N, count, C)."""

@@ -64,7 +64,7 @@ def fidelity(pairs: Samples, outputs: Sequence[NDArray[np.floating]]) -> Fidelit
     shells = Shells.of(family.sample_shape, family.box_size)
 
     def cross(a: NDArray[np.complex128], b: NDArray[np.complex128]) -> Array:
-        return shells.mean((a * b.conj()).real).mean(0)
+        return np.asarray(shells.mean((a * b.conj()).real).mean(0), np.float64)
 
     true, low, one, mean = (
         scipy.fft.rfft2(np.asarray(maps, np.float64))

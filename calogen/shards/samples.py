@@ -67,8 +67,10 @@ class Samples:
         found = {"family": family, "values": values, "conditions": columns, "extras": extras}
         low = extras.get(LOW)
         if low is not None and low.shape[1:] != family.low_pixels:
-            expected = ("N", *family.low_pixels) if family.low_pixels else f"none: '{family.name}' has no pairs"
-            raise ShardError("maps of low resolution do not fit the family", expected=expected, found=low.shape)
+            size = (
+                f"(N, h, w) = (N, *{family.low_pixels})" if family.low_pixels else f"none: '{family.name}' has no pairs"
+            )
+            raise ShardError("maps of low resolution do not fit the family", expected=size, found=low.shape)
         vars(self).update(found, kind=kind, provenance=provenance)  # not by assignment: they are frozen
 
     def __len__(self) -> int:

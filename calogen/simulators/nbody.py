@@ -270,7 +270,7 @@ def displacements(
 def _coarse(modes: NDArray[Any], n: int) -> NDArray[Any]:
     """Modes of white noise on a coarser mesh of n^3 cells, the scatter in each cell still 1; none at its Nyquist."""
     rows = np.r_[0 : n // 2, -(n // 2) : 0]
-    kept = modes[np.ix_(rows, rows, np.arange(n // 2 + 1))] * np.float32((n / len(modes)) ** 1.5)
+    kept: NDArray[Any] = modes[np.ix_(rows, rows, np.arange(n // 2 + 1))] * np.float32((n / len(modes)) ** 1.5)
     kept[n // 2], kept[:, n // 2], kept[:, :, n // 2] = 0, 0, 0
     return kept
 

@@ -136,7 +136,7 @@ class Batches:
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """``count`` rows spread over the current window (all when absent), physical units."""
         rows = len(self._values)
-        chosen = slice(None)
+        chosen: slice | Tensor = slice(None)
         if count is not None and count < rows:
             chosen = torch.linspace(0, rows - 1, count, dtype=torch.float64).long()
         values, inputs = (rows[chosen].cpu().numpy() for rows in (self._values, self._conditions))

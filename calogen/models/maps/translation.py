@@ -197,15 +197,16 @@ class Start(nn.Module):
 
 def filtered(maps: Tensor, table: Tensor) -> Tensor:
     """Maps (B, H, W) whose modes are multiplied by a table (K,) over |k|; their means are left alone."""
-    first, share = _places(*maps.shape[1:], len(table))
+    first, share = _places(len(table), *maps.shape[1:])
     factor = torch.lerp(table[first], table[first + 1], share.to(table))
     factor[0, 0] = 1.0
-    return torch.fft.irfft2(torch.fft.rfft2(maps) * factor, s=maps.shape[1:])
+    found: Tensor = torch.fft.irfft2(torch.fft.rfft2(maps) * factor, s=maps.shape[1:])
+    return found
 
 
 def power_table(maps: Tensor) -> Tensor:
     """Mean power of maps (N, H, W) at the nodes of a table over |k|, (K,): 1 for white noise of unit variance."""
-    first, share = (part.flatten().to(maps.device) for part in _places(*maps.shape[1:], _NODES))
+    first, share = (part.flatten().to(maps.device) for part in _places(_NODES, *maps.shape[1:]))
     modes = sum(torch.fft.rfft2(some).abs().square().sum(0).double() for some in maps.split(64))
     assert isinstance(modes, Tensor)
     _, weight = shells(*maps.shape[1:])
@@ -221,7 +222,7 @@ def power_table(maps: Tensor) -> Tensor:
     return torch.from_numpy(found).to(maps.dtype)
 
 
-def _places(height: int, width: int, nodes: int) -> tuple[Tensor, Tensor]:
+def _places(nodes: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Where the modes of ``rfft2`` lie in a table over |k|: node before, and share of the way to the next."""
     k = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)) * ((nodes - 1) * math.sqrt(2))
     first = k.long().clamp(max=nodes - 2)
