@@ -134,7 +134,8 @@ class Posterior(nn.Module):
         rows = torch.arange(len(weight))[:, None]
         noise = torch.randn(*chosen.shape, self.count, 1, generator=stream)
         solved = torch.linalg.solve_triangular(factor[rows, chosen], noise, upper=False)
-        return mean[rows, chosen] + solved[..., 0]
+        found: Tensor = mean[rows, chosen] + solved[..., 0]
+        return found
 
 
 def fit_posterior(

@@ -68,7 +68,9 @@ class Samples:
         low = extras.get(LOW)
         if low is not None and low.shape[1:] != family.low_pixels:
             size = (
-                f"(N, h, w) = (N, *{family.low_pixels})" if family.low_pixels else f"none: '{family.name}' has no pairs"
+                f"(N, h, w) with {family.low_pixels} pixels"
+                if family.low_pixels
+                else f"none: '{family.name}' has no pairs"
             )
             raise ShardError("maps of low resolution do not fit the family", expected=size, found=low.shape)
         vars(self).update(found, kind=kind, provenance=provenance)  # not by assignment: they are frozen
