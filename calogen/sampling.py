@@ -375,7 +375,7 @@ class Surrogate:
             raise ConfigError(
                 "the surrogate makes maps of high resolution from maps of low resolution, which it was not given",
                 found=self.family.summary,
-                hint="`calogen translate MODEL --data LOW --out DIR`, or surrogate.translate(maps)",
+                hint="calogen translate, or surrogate.translate(maps)",
             )
 
     def translate(

@@ -260,7 +260,7 @@ class Family(Frozen):
         if self.low_pixels is None:
             raise ConfigError(
                 f"family '{self.name}' has no maps of low resolution",
-                expected="pairs, as `calogen simulate nbody --pairs` makes them",
+                expected="a family of pairs, each map with one of low resolution beside it",
             )
         return self.model_copy(update={"pixels": self.low_pixels, "low_pixels": None, "name": f"{self.name}-low"})
 

@@ -177,7 +177,7 @@ def _paired(config: Config, family: Family) -> Family:
             where="generator.network",
             expected=f"a dataset '{LOW}' beside the maps",
             found=family.summary,
-            hint="simulate them with `calogen simulate nbody --pairs`, or take another network",
+            hint="simulate them with `pairs=2`, or take another network",
         )
     return family
 

@@ -207,8 +207,7 @@ def filtered(maps: Tensor, table: Tensor) -> Tensor:
 def power_table(maps: Tensor) -> Tensor:
     """Mean power of maps (N, H, W) at the nodes of a table over |k|, (K,): 1 for white noise of unit variance."""
     first, share = (part.flatten().to(maps.device) for part in _places(_NODES, *maps.shape[1:]))
-    modes = sum(torch.fft.rfft2(some).abs().square().sum(0).double() for some in maps.split(64))
-    assert isinstance(modes, Tensor)
+    modes = torch.stack([torch.fft.rfft2(some).abs().square().sum(0).double() for some in maps.split(64)]).sum(0)
     _, weight = shells(*maps.shape[1:])
     weight = weight.flatten().double().clone()
     weight[0] = 0.0  # the mean is no scatter
