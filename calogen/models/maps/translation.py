@@ -31,7 +31,9 @@ _QUANTILES, _ENDS = 65, 4.0  # nodes of the residuals' distribution, from - to +
 _GROUPS = (0.25, 0.5, 0.75, 0.9, 0.97, 0.993, 0.999)  # shares of pixels between groups of predicted brightness
 _BATCH, _RATE = 16, 3e-3  # of the fit by likelihood
 _FIT = 500  # its steps, at most
-_CALIBRATED, _ROUNDS = 768, 6  # maps by which power is adjusted, and how often
+_CALIBRATED, _ROUNDS = 2400, 6  # maps by which power is adjusted, and how often
+_ROWS = 64  # maps that pass the network at a time in the fit's calibration
+_CLASSES = 4  # of low maps by their contrast, each with a filter of its own
 _NARROWEST, _WIDEST = -5.0, 1.0  # logarithm of the spread of a pixel
 _VIEW = 16.0  # a change by one unit in every pixel of a map of 64 x 64 is four units of the views
 _CACHED = 1 << 18  # pixels worked on at a time
@@ -59,7 +61,7 @@ class Start(nn.Module):
 
     A residual is its spread times a function of a Gaussian field of unit variance, whose spectrum is fitted; bright
     pixels have another function than dark ones. At last a filter of the logarithms gives the density the power it
-    should have.
+    should have, which depends on the contrast of the low map.
 
     Args:
         conditions: Columns of scaled conditions.
@@ -72,8 +74,9 @@ class Start(nn.Module):
     centres: Tensor  # (G,) predicted logarithms in the middle of groups of pixels
     quantiles: Tensor  # (G, Q)
     noise: Tensor  # (K,) amplitudes of noise over |k|
-    filter: Tensor  # (K,)
-    shift: Tensor
+    contrasts: Tensor  # (C,) logarithms of the rms density of typical low maps
+    filter: Tensor  # (C, K)
+    shift: Tensor  # (C,)
 
     def __init__(self, conditions: int, factor: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -86,8 +89,9 @@ class Start(nn.Module):
         self.register_buffer("centres", torch.arange(len(_GROUPS) + 1.0))
         self.register_buffer("quantiles", torch.linspace(-_ENDS, _ENDS, _QUANTILES).repeat(len(_GROUPS) + 1, 1))
         self.register_buffer("noise", torch.ones(_NODES))
-        self.register_buffer("filter", torch.ones(_NODES))
-        self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("contrasts", torch.arange(float(_CLASSES)))
+        self.register_buffer("filter", torch.ones(_CLASSES, _NODES))
+        self.register_buffer("shift", torch.zeros(_CLASSES))
 
     def standard(self, low: Tensor) -> Tensor:
         """Logarithms of low maps (B, h, w), standardised."""
@@ -108,6 +112,12 @@ class Start(nn.Module):
         mean = upsampled(x, self.factor) * self.width + self.mean + mean
         return mean, (spread - 1).clamp(_NARROWEST, _WIDEST), grid
 
+    def _predictions(self, low: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the spread of many maps, some at a time: all channels of all would take much memory."""
+        parts = zip(self.standard(low).split(_ROWS), scaled.split(_ROWS), strict=True)
+        mean, spread = zip(*(self.predicted(*part)[:2] for part in parts), strict=True)
+        return torch.cat(mean), torch.cat(spread)
+
     def residual(self, noise: Tensor, mean: Tensor) -> Tensor:
         """Residuals in units of their spread, (B, H, W), from standard normals and predicted logarithms, the same."""
         place = (filtered(noise, self.noise).clamp(-_ENDS, _ENDS) + _ENDS) * ((_QUANTILES - 1) / (2 * _ENDS))
@@ -121,9 +131,13 @@ class Start(nn.Module):
         )
         return torch.lerp(below, above, share)
 
-    def density(self, logs: Tensor) -> Tensor:
-        """Densities of logarithms, (B, H, W) both."""
-        return (torch.exp(filtered(logs, self.filter) + self.shift) - _KNEE).clamp(min=0)
+    def density(self, logs: Tensor, x: Tensor) -> Tensor:
+        """Densities of logarithms, (B, H, W) both, that go with standardised low maps (B, h, w)."""
+        place = (_contrast(x, self.mean, self.width)[:, None] - self.contrasts[:-1]) / self.contrasts.diff()
+        share = place.clamp(0, 1)  # of the way from each class to the next
+        table = self.filter[0] + share @ self.filter.diff(dim=0)
+        shift = self.shift[0] + share @ self.shift.diff()
+        return (torch.exp(filtered(logs, table) + shift[:, None, None]) - _KNEE).clamp(min=0)
 
     def fit(self, low: Tensor, high: Tensor, scaled: Tensor, seed: int) -> None:
         """Fit all to pairs.
@@ -159,7 +173,7 @@ class Start(nn.Module):
     def _fit_residuals(self, low: Tensor, high: Tensor, scaled: Tensor) -> None:
         """The distribution of residuals, and the spectrum of the Gaussian field behind them."""
         rows = _spread_rows(len(low))
-        mean, spread, _ = self.predicted(self.standard(low[rows]), scaled[rows])
+        mean, spread = self._predictions(low[rows], scaled[rows])
         residual = (torch.log(high[rows] + _KNEE) - mean) * torch.exp(-spread)
         normal = torch.special.ndtr(torch.linspace(-_ENDS, _ENDS, _QUANTILES, dtype=torch.float64))
         values, order = residual.flatten().double(), mean.flatten().argsort()
@@ -183,23 +197,39 @@ class Start(nn.Module):
     def _calibrate(self, low: Tensor, high: Tensor, scaled: Tensor, stream: torch.Generator) -> None:
         """Filter and shift that give generated densities the mean and power of the simulated ones."""
         rows = _spread_rows(len(low))
-        mean, spread, _ = self.predicted(self.standard(low[rows]), scaled[rows])
+        mean, spread = self._predictions(low[rows], scaled[rows])
         noise = torch.randn(mean.shape, generator=stream)
         logs = mean + torch.exp(spread) * self.residual(noise, mean)
         # Each map counts in proportion to what its low map lets expect: else a few bright ones would decide alone.
-        weight = 1 / low[rows].square().mean((1, 2), keepdim=True).sqrt()
+        x = self.standard(low[rows])
+        contrast = _contrast(x, self.mean, self.width)
+        weight = torch.exp(-contrast)[:, None, None]
         wanted = weight * high[rows]
+        classes = [part for part in contrast.argsort().tensor_split(_CLASSES) if len(part)]
+        middles = torch.stack([contrast[part].mean() for part in classes])
+        steps = torch.arange(_CLASSES) * 1e-3  # where there are few maps, or all are alike
+        self.contrasts.copy_(middles[torch.arange(_CLASSES).clamp(max=len(middles) - 1)] + steps)
         for _ in range(_ROUNDS):
-            ratio = power_table(wanted) / power_table(weight * self.density(logs)).clamp(min=1e-12)
-            self.filter.mul_(ratio.clamp(0.25, 4.0) ** 0.35)  # less than a square root: shells act on each other
-            self.shift.add_(torch.log(wanted.mean() / (weight * self.density(logs)).mean()))
+            made = weight * self.density(logs, x)
+            for number, part in enumerate(classes):
+                ratio = power_table(wanted[part]) / power_table(made[part]).clamp(min=1e-12)
+                # Less than a square root: shells act on each other.
+                self.filter[number].mul_(ratio.clamp(0.25, 4.0) ** 0.35)
+            made = weight * self.density(logs, x)
+            for number, part in enumerate(classes):
+                self.shift[number].add_(torch.log(wanted[part].mean() / made[part].mean()))
+
+
+def _contrast(x: Tensor, mean: Tensor, width: Tensor) -> Tensor:
+    """Logarithm of the rms density (B,) of standardised low maps (B, h, w)."""
+    return torch.log((torch.exp(x * width + mean) - _KNEE).square().mean((1, 2))) / 2
 
 
 def filtered(maps: Tensor, table: Tensor) -> Tensor:
-    """Maps (B, H, W) whose modes are multiplied by a table (K,) over |k|; their means are left alone."""
-    first, share = _places(len(table), *maps.shape[1:])
-    factor = torch.lerp(table[first], table[first + 1], share.to(table))
-    factor[0, 0] = 1.0
+    """Maps (B, H, W) whose modes are multiplied by a table over |k|, (K,) or (B, K); their means are left alone."""
+    first, share = _places(table.shape[-1], *maps.shape[1:])
+    factor = torch.lerp(table[..., first], table[..., first + 1], share.to(table))
+    factor[..., 0, 0] = 1.0
     found: Tensor = torch.fft.irfft2(torch.fft.rfft2(maps) * factor, s=maps.shape[1:])
     return found
 
@@ -302,7 +332,7 @@ class Translator(MapGenerator):
         for i, level in enumerate(self.added):
             made = leaky_relu(level(grid), SLOPE)
             grid = made + grid if i and made.shape == grid.shape else made
-        return start.density(mean + drawn + pixel_shuffle(self.last(grid), self.factor)[:, 0])
+        return start.density(mean + drawn + pixel_shuffle(self.last(grid), self.factor)[:, 0], x)
 
     def fit(self, samples: Samples, seed: int) -> None:
         """Fit the start to pairs."""
