@@ -14,6 +14,7 @@ from ..errors import ShardError
 from ..families import Family
 from ..models.conditions import given_samples, inputs_of
 from ..models.streams import drawn
+from ..shards.conditions import Conditions
 from ..shards.reader import Shards
 from ..shards.samples import Samples
 from .ranks import ALONE, Ranks
@@ -141,6 +142,11 @@ class Batches:
             chosen = torch.linspace(0, rows - 1, count, dtype=torch.float64).long()
         values, inputs = (rows[chosen].cpu().numpy() for rows in (self._values, self._conditions))
         return given_samples(family, values, inputs, self._names)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Those of all rows of the current window."""
+        return Conditions(self._names, self._conditions[:, : len(self._names)].cpu().numpy())
 
 
 def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
