@@ -61,6 +61,7 @@ def compare(
     seed: int = 0,
     training: Given | None = None,
     classifier: Recipe = "none",
+    inference: bool = False,
     threshold: float | None = None,
     family: Family | None = None,
     reading: Reading | None = None,
@@ -91,6 +92,8 @@ def compare(
             ``train/`` that one.
         classifier: Two-sample classifiers: ``none``, ``light`` (minutes) or ``calochallenge`` (its recipe; hours).
             Either adds the energy mover's distance between showers, too (seconds).
+        inference: Learn posteriors of the conditions from generated maps and from simulated ones (those of
+            ``training``, else half of the reference's boxes), and ask both about simulated maps, one of each box.
         threshold: Read-out threshold in the family's unit: smaller voxels of either side are taken as 0. None: the
             highest that a side's family has.
         family: What the samples of paths are, where the files do not say.
@@ -114,7 +117,7 @@ def compare(
     with reporting(progress):
         how = {"family": family, "reading": reading}
         readers = {"workers": workers, "cluster": cluster, "out": out}
-        return _compare(reference, generated, bins, seed, training, classifier, threshold, how, readers)
+        return _compare(reference, generated, bins, seed, training, classifier, threshold, inference, how, readers)
 
 
 def _compare(
@@ -125,6 +128,7 @@ def _compare(
     training: Given | None,
     classifier: Recipe,
     threshold: float | None,
+    inference: bool,
     how: Mapping[str, Any],
     readers: Mapping[str, Any],
 ) -> Report:
@@ -141,6 +145,7 @@ def _compare(
     energy = plan.family.energy if plan.has_energy else None
     fits, maps = resolution_fits(measured, energy) if energy else {}, _maps(measured, plan)
     classified = _classified(base, {name: sides[name] for name in members}, classifier, seed, stage)
+    inferred = _inferred(base, {name: sides[name] for name in members}, plan, learnt) if inference else {}
     found: dict[str, dict[Key, Metric]] = {}
     for name in members:
         side = sides[name]
@@ -152,6 +157,8 @@ def _compare(
         if maps:
             stage(f"measuring the maps of {name}")
             found[name] |= map_metrics(maps["reference"], maps[name], plan)
+        if inference:
+            found[name] |= inferred[name][0]
         if name in classified:
             found[name] |= classified[name].metrics | energy_mover_metrics(base.kept, side.kept, plan)
     costs = {name: Costs.mean([Costs.of(sources[member]) for member in seeds]) for name, seeds in groups.items()}
@@ -160,9 +167,18 @@ def _compare(
         reference=base,
         generated={name: sides[name] for name in members},
         metrics={name: over_seeds([found[member] for member in seeds]) for name, seeds in groups.items()},
-        notes=tuple(_notes(plan, sources, sides, classified, found)),
+        notes=(
+            *_notes(plan, sources, sides, classified, found),
+            *(f"{name}: {note}" for name, (_, notes) in inferred.items() for note in notes),
+        ),
         training=learnt,
-        settings={"bins": bins, "seed": seed, "classifier": classifier, "training": learnt is not None},
+        settings={
+            "bins": bins,
+            "seed": seed,
+            "classifier": classifier,
+            "training": learnt is not None,
+            **({"inference": True} if inference else {}),
+        },
         seeds={name: tuple(seeds) for name, seeds in groups.items() if len(seeds) > 1},
         seed_metrics={m: Metrics(found[m]) for seeds in groups.values() if len(seeds) > 1 for m in seeds},
         fits=fits,
@@ -290,6 +306,21 @@ def _classified(
         name: classify(base.kept, side.kept, recipe=recipe, seed=seed, progress=progress)
         for name, side in sides.items()
     }
+
+
+def _inferred(
+    base: Survey, sides: Mapping[str, Survey], plan: SurveyPlan, learnt: Survey | None
+) -> dict[str, tuple[dict[Key, Metric], list[str]]]:
+    """Metrics of posteriors and what must be said of them, by names of generated samples.
+
+    Raises:
+        ConfigError: If the samples are showers, or there are too few boxes.
+    """
+    if not kind_of(plan.family).ensembles:
+        raise ConfigError("inference is of maps", where="`inference`", found=f"family '{plan.family.name}'")
+    from .metrics.inference import inference
+
+    return {name: inference(base, side, plan, learnt, seed=plan.seed) for name, side in sides.items()}
 
 
 def _notes(

@@ -40,7 +40,7 @@ SCHEMA_DOCS = {
     "schema": "Version of this layout; additions do not change it.",
     "docs": "This description.",
     "family": "Name of the family: geometry, units and conditions.",
-    "settings": "What the comparison was asked for: bins, seed, classifier, training.",
+    "settings": "What the comparison was asked for: bins, seed, classifier, training; inference.",
     "bins": "Ranges of conditions in which everything is repeated, [low, high) in the condition's unit; 'name' is what "
     "keys print in square brackets; 'inside' tells a held-out range (true) from everything but it (false).",
     "notes": "Sentences to read before believing any number.",

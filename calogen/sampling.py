@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import CheckpointError, ConditionError, ConfigError, did_you_mean
+from .errors import CheckpointError, ConditionError, ConfigError, ShardError, did_you_mean
 from .export import export, licence_of
 from .families import Family
 from .models.contract import Generator, OnArrays
 from .models.maps.generator import MapGenerator
+from .models.maps.translation import Translator
 from .models.refinement import Selection
 from .models.registry import pick_device
 from .production.ledger import begun_with, check_folder
@@ -39,10 +40,12 @@ from .runs.find import load_model
 from .shards.conditions import Conditions
 from .shards.hdf5 import MANTISSA, compressed, rounded
 from .shards.layouts.find import written_format
-from .shards.samples import Samples
+from .shards.reader import Shards
+from .shards.samples import Samples, low_maps
 from .shards.writer import SHARD_BYTES, samples_per_shard
 
 BLOCK = ALIGNMENT
+_SMALLEST = 4  # pixels a side of a low map
 _MOST_CANDIDATES = 64  # for a sample
 _FLAT = 1e-3  # scatter of pixels, of their mean: less is no map
 _FEW = 128  # rows of a block of samples that take long to compute
@@ -125,6 +128,43 @@ class Generation:
         return Samples(self.family, rounded(values()[keep], self.mantissa_bits), conditions, kind="generated")
 
 
+@dataclass(frozen=True)
+class Translation:
+    """A :class:`calogen.production.maker.Maker` of maps of high resolution, in the order of those of low resolution.
+
+    Attributes:
+        surrogate: Makes them, of the size wanted.
+        low: Samples whose maps, or the low ones of whose pairs, are translated.
+        seed: Of latents.
+        extrapolate: Allow conditions outside the trained range.
+    """
+
+    surrogate: Surrogate
+    low: Shards
+    seed: int = 0
+    extrapolate: bool = False
+
+    @property
+    def family(self) -> Family:
+        """What is made."""
+        return self.surrogate.family.unpaired()
+
+    def describe(self) -> dict[str, Any]:
+        """Where the maps come from: checkpoint, seed, low maps, versions."""
+        known = Generation(self.surrogate, Request(len(self.low), {}), self.seed).describe()
+        return {**known, "translated": self.low.digest()}
+
+    def pieces(self, start: int, stop: int) -> Iterator[Samples]:
+        """Maps start to stop, in blocks aligned to the global index."""
+        rows = self.surrogate.block
+        for low in range(start - start % rows, stop, rows):
+            first, last = max(start, low), min(stop, low + rows)
+            given = self.low.read(low, min(low + rows, len(self.low)))
+            values = self.surrogate._translated(low_maps(given), given.conditions, self.seed, low, self.extrapolate)
+            keep = slice(first - low, last - low)
+            yield Samples(self.family, values[keep], given.conditions[keep], kind="generated")
+
+
 class Surrogate:
     """A trained generator.
 
@@ -184,8 +224,12 @@ class Surrogate:
             raise ConfigError(
                 "a map of that size does not fit into memory", where="`size`", expected=expected, found=size
             )
+        return self._with(self._generator.resized(size))
+
+    def _with(self, generator: Generator) -> Surrogate:
+        """The same surrogate with its generator for maps of another size."""
         other = copy.copy(self)
-        other._generator = self._generator.resized(size)
+        other._generator = generator
         other.card = self.card.model_copy(update={"family": other._generator.family})
         other._folded = other._generator.folded() if self._folded else None
         other.block = min(self.block, max(1, _BLOCK_NUMBERS // other.family.voxels))
@@ -292,6 +336,7 @@ class Surrogate:
         Raises:
             ConditionError: Missing, unknown, not finite or out of range; lengths that differ.
         """
+        self._require_free()
         seed, request = _seed(seed), Request.of(self.family, conditions or {}, n)
         self._check_names(request.names)
         if request.samples < 0:
@@ -304,12 +349,145 @@ class Surrogate:
         origin = Generation(self, request, seed).describe()
         return Samples(self.family, values, known, kind="generated", provenance=(origin,))
 
+    def simulator(self, *, extrapolate: bool = False) -> Simulator:
+        """The surrogate as a simulator of parameters, for ``sbi``, LtU-ILI and others that infer with simulations.
+
+        Example:
+            >>> simulator = Surrogate.load("nbody-64").simulator()
+            >>> maps = simulator(torch.tensor([[0.3, 0.8]]), seed=1)  # (1, 64, 64)
+
+        Args:
+            extrapolate: Allow parameters outside the trained range.
+        """
+        self._require_free()
+        return Simulator(self, extrapolate)
+
     def _sampled(self, conditions: Conditions, seed: int) -> NDArray[np.float32]:
         if self._selection is None:
             return self.decode(self.latents(conditions.rows, seed=seed), conditions.array())
         starts = range(0, conditions.rows, self.block)
         parts = [self.launch(conditions[slice(i, i + self.block)], seed, i)() for i in starts]
         return np.concatenate(parts) if parts else self.decode(self.latents(0), conditions.array())
+
+    def _require_free(self) -> None:
+        """Refuse to make maps of nothing where the surrogate makes them of others."""
+        if self.family.low_pixels:
+            raise ConfigError(
+                "the surrogate makes maps of high resolution from maps of low resolution, which it was not given",
+                found=self.family.summary,
+                hint="calogen translate, or surrogate.translate(maps)",
+            )
+
+    def translate(
+        self,
+        maps: NDArray[np.floating[Any]] | Samples,
+        seed: int = 0,
+        conditions: Mapping[str, Any] | None = None,
+        *,
+        extrapolate: bool = False,
+    ) -> NDArray[np.float32]:
+        """Maps of high resolution from those of low resolution.
+
+        Example:
+            >>> high = Surrogate.load("run").translate(low, seed=1)  # doctest: +SKIP
+
+        Args:
+            maps: Low maps (N, h, w), 1 + delta, periodic, of any size, with the pixels that the surrogate was trained
+                on; or samples of such maps, or of pairs.
+            seed: Of the noise; other seeds are other maps that go with the same low ones.
+            conditions: Those of the surrogate by name, as for :meth:`sample` (default: those that samples have).
+            extrapolate: Allow conditions outside the trained range.
+
+        Returns:
+            (N, f h, f w), 1 + delta, of the same box.
+
+        Raises:
+            ConfigError: If the surrogate is not one of pairs, or pixels or depth are others than it was trained on.
+            ConditionError: Conditions missing, unknown or out of range.
+            ShardError: If the maps are no densities.
+        """
+        low = self.family.low  # or it says that there are none
+        if isinstance(maps, Samples):
+            other = self._of_maps(maps.family)
+            values, known = low_maps(maps), maps.conditions
+        else:
+            values = np.asarray(maps, np.float32)
+            if values.ndim != 3 or min(values.shape[1:], default=0) < _SMALLEST:
+                expected = f"(N, h, w), both sides at least {_SMALLEST} pixels"
+                raise ShardError("low maps have another shape", where="`maps`", expected=expected, found=values.shape)
+            box = low.box_size / low.sample_shape[0] * values.shape[1]
+            other = self._of_maps(low.model_copy(update={"pixels": values.shape[1:], "box_size": box}))
+            known = Conditions((), np.zeros((len(values), 0)))
+        if conditions is not None:
+            request = Request.of(self.family, conditions, len(values))
+            self._check_names(request.names)
+            known = request.conditions(self.conditions, _seed(seed), 0, len(values))
+        return other._translated(values, known, _seed(seed), 0, extrapolate)
+
+    def plan_translation(
+        self,
+        out: str | Path,
+        data: Shards,
+        *,
+        seed: int = 0,
+        shard_size: int | None = None,
+        part: Part | None = None,
+        extrapolate: bool = False,
+    ) -> Production:
+        """What translating a folder of maps will make; arguments and errors as for :meth:`translate`."""
+        maker = Translation(self._of_maps(data.family), data, _seed(seed), extrapolate)
+        total, part = _samples(len(data)), part or Part()
+        size = begun_with(Path(out), total, part) or maker.surrogate._usual_size(total, part)
+        production = Production(maker, total, shard_size or size, part, threaded=self._device.type != "cpu")
+        check_folder(production, Path(out))
+        maker.surrogate._inputs(low_maps(data.read(0, 1)), data.all_conditions(), extrapolate)  # or it says what lacks
+        return replace(production, sample_bytes=4.0 * maker.family.voxels)
+
+    def _of_maps(self, family: Family) -> Surrogate:
+        """The same surrogate for low maps of a family, or of a family's pairs; refused if their pixels are others."""
+        mine, theirs = self.family.low, family.low if family.low_pixels else family
+        if theirs.unit != mine.unit or theirs.pixels is None:
+            raise ConfigError("these are not such maps", where="low maps", expected=mine.summary, found=theirs.summary)
+        pixel, other = (f.box_size / f.sample_shape[0] for f in (mine, theirs))
+        for what, wanted, found in (("pixels", pixel, other), ("depth", mine.depth, theirs.depth)):
+            if found and not math.isclose(wanted, found, rel_tol=1e-3):
+                raise ConfigError(
+                    f"low maps have another {what} than those that the surrogate was trained on",
+                    where=theirs.summary,
+                    expected=f"{wanted:g} Mpc/h",
+                    found=f"{found:g} Mpc/h",
+                    hint="translate maps of the same simulation and projection, or train on such pairs",
+                )
+        shape = (theirs.sample_shape[0] * self.family.factor, theirs.sample_shape[1] * self.family.factor)
+        if shape == self.family.pixels or not isinstance(self._generator, Translator):
+            return self
+        return self._with(self._generator.shaped(shape))
+
+    def _inputs(self, low: NDArray[np.float32], conditions: Conditions, extrapolate: bool) -> NDArray[np.float32]:
+        """What the generator is given: conditions and low maps, checked; conditions may be those of more maps."""
+        self._check_names([*conditions.only([name for name in self.conditions if name in conditions])])
+        self.check(conditions.only(self.conditions), extrapolate=extrapolate)
+        typical = float(np.median(low.mean(axis=(1, 2)))) if low.size else 1.0
+        if low.size and not (low.min() >= 0 and low.max() < np.inf and 0.1 <= typical <= 10):
+            raise ShardError(
+                "low maps are not densities over the mean density of their box",
+                expected="finite values of 1 + delta, with a mean of a typical map of 0.1 to 10",
+                found=f"values from {low.min():.4g} to {low.max():.4g}, mean {typical:.4g}",
+            )
+        columns = conditions.array(self.conditions)[: len(low)]
+        return np.concatenate([columns, low.reshape(len(low), -1)], 1)
+
+    def _translated(
+        self, low: NDArray[np.float32], conditions: Conditions, seed: int, start: int, extrapolate: bool
+    ) -> NDArray[np.float32]:
+        """Maps (n, H, W) of low maps (n, h, w), which are those from ``start`` on of all with this seed."""
+        inputs = self._inputs(low, conditions, extrapolate)
+        parts = [
+            self._launched(self.latents(len(some), seed=seed, start=start + first), some)()
+            for first in range(0, len(inputs), self.block)
+            for some in [inputs[first : first + self.block]]
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, *self.family.sample_shape), np.float32)
 
     def _check_names(self, names: Iterable[str]) -> None:
         names, known = set(names), self.conditions
@@ -438,6 +616,8 @@ class Surrogate:
         for i, c in enumerate(self.card.conditions):
             numbers = c.numbers(self.family.condition(c.name))
             columns[:, i] = rng.choice(numbers, self.block) if c.labels else rng.uniform(c.low, c.high, self.block)
+        if self.family.low_pixels:
+            columns = np.concatenate([columns, np.ones((self.block, self.family.low.voxels), np.float32)], 1)
         return self._folded or OnArrays(self._generator), (latent, columns)
 
     def _gated(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -498,6 +678,7 @@ class Surrogate:
         extrapolate: bool = False,
     ) -> Production:
         """Everything :meth:`generate` checks before it writes; arguments and errors as there."""
+        self._require_free()
         if not isinstance(request, Request):
             request = Request.of(self.family, request, n if n is None else _samples(n))
         elif n not in (None, request.samples):
@@ -571,6 +752,60 @@ class Surrogate:
         production = self.plan(out, request, n, **options)
         how: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
         return produce(production, Path(out), workers=workers, cluster=cluster, **how)
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """Samples of parameters, tensors in and out.
+
+    Attributes:
+        surrogate: Makes the samples.
+        extrapolate: Allow parameters outside the trained range.
+    """
+
+    surrogate: Surrogate
+    extrapolate: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the columns of parameters are, in their order."""
+        return self.surrogate.conditions
+
+    @property
+    def low(self) -> torch.Tensor:
+        """Lower ends of the trained range, (C,): with :attr:`high` the box of a uniform prior."""
+        return torch.tensor([c.low for c in self.surrogate.card.conditions], dtype=torch.float32)
+
+    @property
+    def high(self) -> torch.Tensor:
+        """Upper ends of it, (C,)."""
+        return torch.tensor([c.high for c in self.surrogate.card.conditions], dtype=torch.float32)
+
+    def __call__(self, theta: torch.Tensor | NDArray[np.floating[Any]], seed: int | None = None) -> torch.Tensor:
+        """Samples (B, ...) in physical units, on the CPU, of parameters (B, C) in their units; one of (C,).
+
+        Args:
+            theta: Parameters, columns in the order of :attr:`names`.
+            seed: Of the noise: equal parameters and seeds give equal samples. None: drawn from torch's own random
+                numbers, so that ``torch.manual_seed`` decides it, and every call makes others.
+
+        Raises:
+            ConditionError: If there are more or fewer columns, or a parameter is not finite or out of range.
+        """
+        given = torch.as_tensor(theta).detach().to("cpu", torch.float32)
+        rows = given[None] if given.dim() == 1 else given
+        if rows.dim() != 2 or rows.shape[1] != len(self.names):
+            raise ConditionError(
+                "the parameters have another shape",
+                where="theta",
+                expected=f"(B, {len(self.names)}): {', '.join(self.names) or 'no conditions'}",
+                found=tuple(given.shape),
+            )
+        conditions = Conditions(self.names, rows.numpy())
+        self.surrogate.check(conditions, extrapolate=self.extrapolate)
+        number = int(torch.randint(2**62, ())) if seed is None else _seed(seed)
+        made = torch.from_numpy(self.surrogate._sampled(conditions, number))
+        return made[0] if given.dim() == 1 else made
 
 
 class Options(TypedDict, total=False):

@@ -16,7 +16,7 @@ from .completion import completion
 from .export import export
 from .look import gallery, info, verify
 from .options import Commands
-from .produce import generate, simulate
+from .produce import generate, simulate, translate
 from .terminal import Stopped, echo
 from .train import train
 
@@ -34,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (train, generate, simulate, compare, export, gallery, info, verify, bench, completion):
+for command in (train, generate, translate, simulate, compare, export, gallery, info, verify, bench, completion):
     cli.add_command(command)
 
 

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     help="Train classifiers to tell the two apart: light takes minutes, calochallenge (its recipe) hours.",
 )
 @click.option(
+    "--inference",
+    is_flag=True,
+    help="Learn posteriors of the conditions from generated and from simulated maps; ask both about simulated maps.",
+)
+@click.option(
     "--threshold",
     type=float,
     metavar="E",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConditionError, ConfigError
-from .options import FOLDER, PART, PLACE, condition_pairs, opening, pairs, reads_files, tell
+from .options import FOLDER, PART, PLACE, STRICT, condition_pairs, opening, pairs, reads_files, tell
 from .terminal import echo, gigabytes, sample_progress, signals, table
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..production.plan import Production
     from ..production.requests import Request
     from ..sampling import Surrogate
+    from ..shards.reader import Shards
 
+_CHECKED, _OUTPUTS = 480, 8  # pairs looked at, and maps made of each low one
 _ENERGIES = "Incident energies: fixed:50GeV, uniform:1:100GeV, log-uniform:1:100GeV or list:1,5,10GeV (in turn)."
 _SAME = "The same of any condition (may be repeated): sigma_8=uniform:0.6:1, particle=list:gamma,e+, impact_x=fixed:2."
 _CLUSTER = "Make them on a running dask cluster: tcp://host:8786, or the scheduler file (instead of --workers)."
@@ -204,6 +206,67 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
     return request
 
 
+@click.command()
+@click.argument("model", type=PLACE)
+@click.option("--data", required=True, type=PLACE, metavar="PATH", help="Maps of low resolution, or pairs of maps.")
+@click.option("--out", "-o", type=FOLDER, help="Folder; empty, absent, or of an unfinished call. Not with --check.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--check", is_flag=True, help="Translate some pairs, print how well, and write nothing.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: all available cores).")
+@click.option("--part", type=PART, metavar="I/N", help=_PARTS)
+@click.option("--shard-size", type=click.IntRange(min=1), help="Maps per file (default: at most 128 MiB of maps).")
+@click.option("--extrapolate", is_flag=True, help="Allow conditions outside the trained range.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@reads_files
+@STRICT
+def translate(model: str, data: str, out: Path | None, check: bool, dry_run: bool, **options: Any) -> None:
+    """Make maps of high resolution from maps of low resolution.
+
+    MODEL is a run that learned from pairs (network 'super-resolution'): a run folder or a checkpoint folder. Map i
+    depends on the checkpoint, the seed, the low map i and i alone; maps may have any size, but must have the pixels and
+    the depth of those that it was trained on.
+
+    
+    calogen simulate nbody --pairs -n 4800 --out pairs
+    calogen train configs/super-resolution.toml --data pairs --out run
+    calogen translate run --data low --out high
+    """
+    from ..production.run import sensible_workers
+    from ..sampling import Surrogate
+    from ..shards.sources import open_shards
+
+    how = opening(options)
+    surrogate = Surrogate.load(model)
+    shards = open_shards(data, strict=options.pop("strict"), **how)
+    for note in shards.notes:
+        tell(note)
+    if check:
+        _print_fidelity(surrogate, shards, options["seed"])
+        return
+    if out is None:
+        raise ConfigError("say where to write the maps", where="calogen translate", expected="--out, or --check")
+    workers = sensible_workers(options.pop("workers"), None)
+    plan = surrogate.plan_translation(out, shards, **options)
+    size = f"at most {gigabytes(plan.raw_bytes)}, before compression"
+    _make("translate", plan, out, dry_run, workers, None, size, {"of": data})
+
+
+def _print_fidelity(surrogate: Surrogate, shards: Shards, seed: int) -> None:
+    """How maps made of the low maps of pairs compare with the high ones."""
+    from ..analysis.metrics.resolution import fidelity
+
+    if not shards.family.low_pixels:
+        what = "the data hold no maps of high resolution to compare with"
+        raise ConfigError(what, where="--check", found=shards.family.summary, hint="give pairs of maps")
+    some = shards.thinned(_CHECKED).read(0, _CHECKED)
+    outputs = [surrogate.translate(some, seed + i) for i in range(_OUTPUTS)]
+    found = fidelity(some, outputs)
+    echo(f"{len(some)} pairs; k in h/Mpc; low: interpolated; r: correlation of modes with those of the true map")
+    echo("      k   P / P true   low: P / P true   r   r of the mean of 8   low: r")
+    for k, one, low, r, mean, other in zip(*found, strict=True):
+        echo(f"  {k:5.2f}   {one:10.3f}   {low:15.3f}   {r:.3f}   {mean:16.3f}   {other:.3f}")
+
+
 class _Simulate(click.Command):
     """Its help, asked for after the name of an engine, is about that engine."""
 
@@ -252,6 +315,9 @@ _ENGINE = "calogen.engine"  # the engine that help is asked for
     metavar="OPTION=VALUE",
     help="Any other option of the engine (may be repeated): steps=40.",
 )
+@click.option(
+    "--pairs", is_flag=True, help="Beside each map that of a run with half the resolution and the same phases (nbody)."
+)
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")
 def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, **options: Any) -> None:
@@ -265,7 +331,7 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
              options     geometry=calogan|2|3|FILE.toml, signal=all|active, physics=option1|standard, cut=0.7 [mm]
              conditions  incident_energy, impact_x, impact_y [mm], theta, phi [deg]
     nbody    density maps, 3 * slabs of each box; pip install "calogen[nbody]"
-             options     pixels=64, box=64 [Mpc/h], slabs=8, steps=20
+             options     pixels=64, box=64 [Mpc/h], slabs=8, steps=20, pairs=1 (2: as --pairs; 4: a quarter)
              conditions  Omega_m, sigma_8
     toy      showers or maps with known moments, for tests and teaching
              options     family=NAME|FILE.toml, and of maps field=lognormal|gaussian, amplitude=0.8
@@ -281,7 +347,8 @@ def simulate(engine: str, out: Path | None, samples: int | None, dry_run: bool, 
     from ..production.run import sensible_workers
 
     particle = [f"particle={options['particle']}"] if options["particle"] is not None else []
-    settings = pairs([*options["settings"], *particle], "--set")
+    half = ["pairs=2"] if options["pairs"] else []
+    settings = pairs([*options["settings"], *particle, *half], "--set")
     conditions = condition_pairs(options["conditions"], options["energy"])
     if not options["check"] and (out is None or samples is None):
         raise ConfigError("say how many samples to make, and where", where="calogen simulate", expected="-n and --out")

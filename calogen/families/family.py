@@ -35,6 +35,8 @@ class Family(Frozen):
         layers: Calorimeter layers in the order in which their voxels follow each other.
         pixels: Map size (H, W).
         box_size: Side of the map in Mpc/h (0 when it has none).
+        low_pixels: Size (h, w) of the map of the same box at low resolution that each map comes with, pixels of which
+            cover several of its own; none: maps are no pairs.
         depth: What a map is projected through, in Mpc/h (0 when nothing says).
         threshold: Read-out threshold in ``unit``; generated voxels below it are exactly zero.
         symmetries: Of maps: exact symmetries of the simulation. Of showers: those that are used. Training replaces
@@ -52,6 +54,7 @@ class Family(Frozen):
     conditions: tuple[Condition, ...] = ()
     layers: tuple[Layer, ...] = ()
     pixels: tuple[int, int] | None = None
+    low_pixels: tuple[int, int] | None = None
     box_size: float = Field(default=0.0, ge=0)
     depth: float = Field(default=0.0, ge=0)
     threshold: float = Field(default=0.0, ge=0)
@@ -83,6 +86,12 @@ class Family(Frozen):
             raise ValueError("symmetries of maps are 'mirror-x', 'mirror-y', 'roll' and 'turn'")
         if self.kind == "map" and any(c.labels for c in self.conditions):
             raise ValueError("conditions of maps are numbers: they are judged by how maps change with them")
+        if self.low_pixels is not None:
+            if self.pixels is None:
+                raise ValueError("only maps come in pairs of low and high resolution")
+            rest = [high % low if low > 0 else 1 for high, low in zip(self.pixels, self.low_pixels, strict=True)]
+            if any(rest) or self.pixels[0] * self.low_pixels[1] != self.pixels[1] * self.low_pixels[0]:
+                raise ValueError(f"maps of {self.pixels} pixels are no multiple of those of {self.low_pixels}")
         names = [c.name for c in self.conditions]
         if len(set(names)) != len(names):
             raise ValueError(f"condition names must differ, got {names}")
@@ -231,6 +240,29 @@ class Family(Frozen):
     def is_density(self) -> bool:
         """Whether samples are densities over the mean density of their box."""
         return self.kind == "map" and self.unit == DENSITY
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a side one of low resolution covers; 1 where there are no pairs."""
+        return self.pixels[0] // self.low_pixels[0] if self.pixels and self.low_pixels else 1
+
+    def unpaired(self) -> Family:
+        """The family of the maps alone."""
+        return self if self.low_pixels is None else self.model_copy(update={"low_pixels": None})
+
+    @property
+    def low(self) -> Family:
+        """The family of the maps of low resolution alone.
+
+        Raises:
+            ConfigError: If there are none.
+        """
+        if self.low_pixels is None:
+            raise ConfigError(
+                f"family '{self.name}' has no maps of low resolution",
+                expected="a family of pairs, each map with one of low resolution beside it",
+            )
+        return self.model_copy(update={"pixels": self.low_pixels, "low_pixels": None, "name": f"{self.name}-low"})
 
     @property
     def summary(self) -> str:

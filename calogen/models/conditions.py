@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..families import Family
+from ..shards.conditions import Conditions
+from ..shards.samples import LOW, Samples
 
 
 def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Tensor:
@@ -45,6 +47,30 @@ def scale_conditions(family: Family, names: Sequence[str], values: Tensor) -> Te
         columns[column], *others = table[codes].unbind(1)
         columns += others
     return torch.stack(columns, 1)
+
+
+def inputs_of(samples: Samples, names: Sequence[str], family: Family) -> NDArray[np.float32]:
+    """What a network is given of samples: the named conditions, then the pixels of the map of low resolution.
+
+    Args:
+        samples: In physical units.
+        names: Of the conditions, in the order of the columns.
+        family: What the network makes; only where it has pairs are there such pixels.
+
+    Returns:
+        (N, C), and (N, C + h w) of pairs.
+    """
+    columns = samples.conditions.array(names)
+    if family.low_pixels is None:
+        return columns
+    return np.concatenate([columns, samples.extras[LOW].reshape(len(samples), -1).astype(np.float32)], 1)
+
+
+def given_samples(family: Family, values: ArrayLike, inputs: NDArray[np.float32], names: Sequence[str]) -> Samples:
+    """Samples (N, ...) and what :func:`inputs_of` makes of them, together again."""
+    columns, low = np.split(inputs, [len(names)], 1)
+    extras = {LOW: low.reshape(-1, *family.low_pixels)} if family.low_pixels else {}
+    return Samples(family, values, Conditions(tuple(names), columns), extras)
 
 
 def scaled_size(family: Family, names: Sequence[str]) -> int:

@@ -24,12 +24,14 @@ class Network(NamedTuple):
         critic: The same; none: it learns by its likelihood, as a :class:`LikelihoodGenerator`.
         training: Settings of the training that suit it, where none are given.
         summaries: ``module.Class`` of what judges batches by statistics; none: it cannot learn by ``matching``.
+        paired: It makes maps from those of low resolution that come with them; others make no use of these.
     """
 
     generator: str
     critic: str | None = None
     training: Mapping[str, Any] = MappingProxyType({})
     summaries: str | None = None
+    paired: bool = False
 
     @property
     def generator_class(self) -> type[Generator]:
@@ -76,6 +78,12 @@ NETWORKS: dict[str, dict[str, Network]] = {
             "maps.summaries.MapSummaries",
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
+        "super-resolution": Network(
+            "maps.translation.Translator",
+            "maps.translation.PairCritic",
+            {"update": "adam", "batch_size": 16, "steps": 100, "critic_steps": 3},
+            paired=True,
+        ),
     },
 }
 """Networks by the kind of family they serve and by name. To add one is to add an entry here, and its file."""

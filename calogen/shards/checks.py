@@ -12,7 +12,7 @@ from ..families import ENERGY_UNITS, conversion
 from .layouts.layout import Opened
 from .layouts.stacks import Stack
 from .pieces import SLAB_BYTES, Piece, read_conditions, read_rows, rows_of
-from .samples import Samples
+from .samples import LOW, Samples
 
 _LOWEST_RESPONSE = 0.003  # far below any sampling fraction: a factor 1000 in the units
 _HIGHEST_LOOSE_RESPONSE = 30.0  # a bad model or a few showers may be far off, but not by a factor 1000
@@ -21,6 +21,7 @@ _IMPOSSIBLE = 0.05  # share of showers with more than is plausible, from which t
 _SPREAD, _CORRELATED = 2.0, 0.3  # ... where energies vary by more than a factor; what showers in order have at least
 _NO_VOIDS, _NO_CONTRAST = 0.6, 0.25  # lowest pixel over the mean of a map, and scatter: smoother is no density
 _FOREIGN_DENSITIES = (0.3, 3.0)  # the same of files of others, which may be in any unit
+_RELATED, _KNEE = 0.5, 0.02  # correlation of maps of a pair; added to a density before its logarithm
 _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
 
 
@@ -33,6 +34,8 @@ def bad_rows(samples: Samples) -> NDArray[np.bool_]:
     if not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both; one cheap pass when all is well
         flat = values.reshape(len(values), -1)
         bad |= ~((flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf))
+    if (low := samples.extras.get(LOW)) is not None and not (low.min() >= 0 and low.max() < np.inf):
+        bad |= ~((low.min(axis=(1, 2)) >= 0) & (low.max(axis=(1, 2)) < np.inf))
     for name, array in samples.conditions.items():
         bad |= ~samples.family.condition(name).possible(array)
     return bad
@@ -51,6 +54,9 @@ def bad_error(file: Opened, piece: Piece, samples: Samples, bad: NDArray[np.bool
         if column.labels:  # the file's own
             wrong = float(rows_of(file, piece, dataset, start + row, start + row + 1).ravel()[0])
             expected = ", ".join(f"{number} ({label})" for number, label in enumerate(column.labels))
+    elif LOW in one.extras and not bad_rows(replace(one, extras={}))[0]:
+        dataset, expected = LOW, "finite values that are not negative"
+        wrong = float(one.extras[LOW][~((one.extras[LOW] >= 0) & (one.extras[LOW] < np.inf))][0])
     else:
         voxel = int(np.flatnonzero(~((one.values >= 0) & (one.values < np.inf)))[0])
         several = len(piece.layout.values) > 1
@@ -206,6 +212,31 @@ def check_conditions(file: Opened, piece: Piece) -> None:
                 found=found,
                 hint=hint,
             )
+
+
+def check_pairs(piece: Piece, samples: Samples) -> None:
+    """Refuses maps of low and high resolution that are not of the same boxes: on the scale of low pixels they agree.
+
+    Raises:
+        ShardError: If most of the maps have little to do with the other of their pair.
+    """
+    low, factor = samples.extras.get(LOW), samples.family.factor
+    if low is None or not len(samples):
+        return
+    good = ~bad_rows(samples)
+    coarse = samples.values[good].reshape(-1, low.shape[1], factor, low.shape[2], factor).mean((2, 4), np.float64)
+    sides = [np.log(side + _KNEE).reshape(len(side), -1) for side in (coarse, low[good].astype(np.float64))]
+    sides = [side - side.mean(1, keepdims=True) for side in sides]
+    norms = np.sqrt((sides[0] ** 2).sum(1) * (sides[1] ** 2).sum(1))
+    found = (sides[0] * sides[1]).sum(1)[norms > 0] / norms[norms > 0]
+    if len(found) and float(np.median(found)) < _RELATED:
+        raise ShardError(
+            "maps of low and high resolution do not belong together",
+            where=f"{piece.path}, datasets {piece.layout.values[0]} and {LOW}",
+            expected=f"a correlation of at least {_RELATED:g} between their logarithms, pixel by pixel of the low maps",
+            found=f"a median of {np.median(found):.2f} in {len(found)} pairs",
+            hint="both must be of the same box, phases, axis and slab, in the same order and orientation",
+        )
 
 
 def check_density(file: Opened, piece: Piece, samples: Samples) -> None:

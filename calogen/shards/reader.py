@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import ShardError
 from ..families import Family
 from ..storage import sha256_of
-from .checks import bad_error, bad_rows, check_conditions, check_density, check_response
+from .checks import bad_error, bad_rows, check_conditions, check_density, check_pairs, check_response
 from .conditions import Conditions
 from .layouts.find import open_rows
 from .layouts.layout import Layout, Opened
@@ -322,6 +322,7 @@ class Shards:
             check_response(file, piece, samples if first == 0 else None)
             check_conditions(file, piece)
             check_density(file, piece, samples)
+            check_pairs(piece, samples)
             self._plausible.add(piece.path)
         if piece.layout.counted and self._boxes is not None:  # numbers of its own in each file
             own = {_ID: self._boxes[start:stop]} if _ID in samples.extras else {}
@@ -346,6 +347,12 @@ def _check_alike(first: Layout, path: Path, piece: Piece) -> None:
     names, other_names = ([column.name for column in layout.conditions] for layout in (first, other))
     for what, mine, theirs, same in (
         ("family", first.family.summary, other.family.summary, first.family.same_samples(other.family)),
+        (
+            "sizes at low resolution",
+            first.family.low_pixels,
+            other.family.low_pixels,
+            first.family.low_pixels == other.family.low_pixels,
+        ),
         ("kind", first.kind, other.kind, first.kind == other.kind),
         ("conditions", names, other_names, set(names) == set(other_names)),
         *(

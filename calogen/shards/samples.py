@@ -15,6 +15,9 @@ from ..families import Family
 from .conditions import Conditions
 from .realisations import Origin, Origins, prints_of
 
+LOW = "low"
+"""The extra that holds maps of low resolution, (N, h, w), of the same boxes as the maps."""
+
 
 @dataclass(frozen=True, eq=False, init=False)
 class Samples:
@@ -24,7 +27,8 @@ class Samples:
         family: What the samples are.
         values: Voxel energies or pixels in the family's unit, ``(N, *family.sample_shape)``.
         conditions: Physics parameters in the family's units (MeV for energies); made of any mapping of columns (N,).
-        extras: Optional arrays by name: ``realisation_id`` (N,), ``weights`` (N,).
+        extras: Optional arrays by name: ``realisation_id`` (N,), ``weights`` (N,), and :data:`LOW`, which families of
+            pairs have.
         kind: ``reference`` or ``generated``.
         provenance: Where the samples come from.
 
@@ -61,6 +65,14 @@ class Samples:
                     f"'{name}' and the samples differ in length", expected=len(values), found=len(array), where=name
                 )
         found = {"family": family, "values": values, "conditions": columns, "extras": extras}
+        low = extras.get(LOW)
+        if low is not None and low.shape[1:] != family.low_pixels:
+            size = (
+                f"(N, h, w) with {family.low_pixels} pixels"
+                if family.low_pixels
+                else f"none: '{family.name}' has no pairs"
+            )
+            raise ShardError("maps of low resolution do not fit the family", expected=size, found=low.shape)
         vars(self).update(found, kind=kind, provenance=provenance)  # not by assignment: they are frozen
 
     def __len__(self) -> int:
@@ -142,6 +154,11 @@ class Samples:
         for first in range(start, end, size):
             last = min(first + size, end)
             yield np.arange(first, last), self.read(first, last)
+
+
+def low_maps(samples: Samples) -> NDArray[np.float32]:
+    """The maps of low resolution (N, h, w): those of pairs, or all that there are."""
+    return np.asarray(samples.extras[LOW] if samples.family.low_pixels else samples.values, np.float32)
 
 
 def distinct(provenance: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:

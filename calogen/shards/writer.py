@@ -16,7 +16,7 @@ from ..errors import ShardError
 from ..families import Family
 from ..storage import write_atomic
 from .hdf5 import RowWriter, hdf5_image
-from .layouts.find import INDEX_EXTRAS, written_format
+from .layouts.find import EXTRAS, written_format
 from .layouts.header import write_attributes
 from .manifest import ShardRecord
 from .samples import Samples
@@ -69,9 +69,9 @@ def write_shard(
     first = next(pieces, None)
     if first is None or not len(first):
         raise ShardError("a shard needs at least one sample", where=path)
-    unknown = set(first.extras) - set(INDEX_EXTRAS)
+    unknown = set(first.extras) - set(EXTRAS)
     if unknown:
-        raise ShardError("a shard cannot hold these extras", where=path, expected=INDEX_EXTRAS, found=sorted(unknown))
+        raise ShardError("a shard cannot hold these extras", where=path, expected=EXTRAS, found=sorted(unknown))
     total = len(first) if count is None else count
     chosen = written_format(layout, first.family, list(first.conditions))
 

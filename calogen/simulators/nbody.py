@@ -23,7 +23,7 @@ from scipy.integrate import solve_ivp
 from ..errors import ConfigError, require
 from ..families import FAMILIES, Family
 from ..models.maps.linear import FIDUCIAL, variance_8
-from ..shards.samples import Samples
+from ..shards.samples import LOW, Samples
 from .engine import Drawn, Engine, checked_block, stream
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ Power = Callable[[NDArray[Any]], NDArray[np.float64]]
 _AMPLITUDE = 2e-9  # A_s of linear theory, before scaling to sigma_8
 _FORCE_MESH = 2  # force cells per particle, a side
 _A_START = 0.05
+_FEWEST_LOW = 8  # pixels a side of a map of low resolution
 _LIMITS = {"Omega_m": (0.06, 1.0), "sigma_8": (0.2, 1.5)}
 _STREAM_OF_DESIGN = 2**63  # no realisation has this index
 
@@ -52,6 +53,8 @@ class NBody(Engine):
         box: Side of the box in Mpc/h.
         slabs: Slabs a box is cut into along each axis.
         steps: Time steps.
+        pairs: Beside each map goes, as ``low``, that of a run of the same initial conditions with so many times fewer
+            particles, force cells and pixels a side; 1: there is none.
     """
 
     blocks_a_shard: ClassVar[int] = 20
@@ -61,6 +64,7 @@ class NBody(Engine):
     box: float = Field(default=64.0, ge=8, le=4000)
     slabs: int = Field(default=8, ge=1)
     steps: int = Field(default=20, ge=5, le=500)
+    pairs: int = Field(default=1, ge=1, le=8)
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +80,13 @@ class NBody(Engine):
                 where="slabs",
                 expected=f"a divisor of {self.pixels}",
                 found=self.slabs,
+            )
+        if self.pixels % (self.pairs * self.slabs) or self.pixels // self.pairs < _FEWEST_LOW:
+            raise ConfigError(
+                "the maps of low resolution must have whole pixels in every slab",
+                where="pairs",
+                expected=f"a divisor of {self.pixels} / {self.slabs}, with at least {_FEWEST_LOW} pixels a side left",
+                found=self.pairs,
             )
         for module in ("numba", "camb"):
             require(module, "nbody")
@@ -93,6 +104,8 @@ class NBody(Engine):
         """``nbody-64``, or the same in another size."""
         usual = FAMILIES["nbody-64"]
         conditions = tuple(self.drawn.ranged(c.name) for c in usual.conditions)
+        if self.pairs > 1:
+            usual = usual.model_copy(update={"low_pixels": (self.pixels // self.pairs,) * 2})
         if (self.pixels, self.box, self.slabs) == (64, 64.0, 8):
             return usual.model_copy(update={"conditions": conditions})
         size = f"{self.pixels} x {self.pixels} pixels of {self.box / self.pixels:g} Mpc/h"
@@ -149,6 +162,7 @@ class NBody(Engine):
             "realisation_id": "seed of the realisation's random field",
             "force_mesh": _FORCE_MESH * self.pixels,
             "steps": self.steps,
+            **({"low": f"{(self.pixels // self.pairs) ** 3} particles, the same phases"} if self.pairs > 1 else {}),
             "a_start": _A_START,
             "deposit": "cloud in cell, particle lattice refined x2 a side",
             "seed": self.seed,
@@ -169,17 +183,25 @@ class NBody(Engine):
                 found=stop,
             )
         maps = np.zeros((len(boxes), self.block, self.pixels, self.pixels), np.float32)
+        few = self.pixels // self.pairs
+        low = np.zeros((len(boxes), self.block, few, few), np.float32)
         for i, realisation in enumerate(boxes):
             omega_m, sigma_8 = (float(self.design[name][realisation]) for name in ("Omega_m", "sigma_8"))
             power, seed = linear_power(omega_m, sigma_8), self.realisation_id(realisation)
             x = evolve(power, omega_m, self.pixels, self.box, seed=seed, steps=self.steps)
             maps[i] = project(x, self.pixels, self.box, self.slabs)
+            if self.pairs > 1:
+                x = evolve(power, omega_m, few, self.box, seed=seed, steps=self.steps, phases=self.pixels)
+                low[i] = project(x, few, self.box, self.slabs, fine=self.pixels)
         rows = np.repeat(np.asarray(boxes, np.int64), self.block)
         return Samples(
             self.family,
             maps.reshape(-1, self.pixels, self.pixels),
             {name: values[rows].astype(np.float32) for name, values in self.design.items()},
-            extras={"realisation_id": np.array([self.realisation_id(r) for r in rows.tolist()], np.int64)},
+            extras={
+                "realisation_id": np.array([self.realisation_id(r) for r in rows.tolist()], np.int64),
+                **({LOW: low.reshape(-1, few, few)} if self.pairs > 1 else {}),
+            },
             kind="reference",
             provenance=(self.describe(),),
         )
@@ -202,7 +224,9 @@ class NBody(Engine):
 # ------------------------------------------------------------------------------------------------ the simulation
 
 
-def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) -> tuple[Mesh, Mesh]:
+def displacements(
+    power: Power, n: int, box: float, seed: int, sign: int = 0, phases: int | None = None
+) -> tuple[Mesh, Mesh]:
     """First and second order Lagrangian displacements, scaled to D = 1.
 
     Args:
@@ -212,6 +236,7 @@ def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) ->
         seed: Of the Gaussian field.
         sign: +1 or -1 fixes every amplitude at its mean and flips the field (Angulo & Pontzen 2016, arXiv:1603.05253):
             the mean of such a pair nearly cancels cosmic variance. For checks; 0 is Gaussian.
+        phases: Modes are those of a run of the same seed with so many particles a side, as far as there are such here.
 
     Returns:
         In Mpc/h, (n^3, 3) each.
@@ -230,7 +255,10 @@ def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) ->
     square[0, 0, 0] = 1
     amplitude = np.sqrt(power(np.sqrt(square)) * n**3 / box**3).astype(np.float32)
     amplitude[0, 0, 0] = 0
-    modes = scipy.fft.rfftn(np.random.default_rng(seed).standard_normal((n, n, n), np.float32))
+    fine = phases or n
+    modes = scipy.fft.rfftn(np.random.default_rng(seed).standard_normal((fine, fine, fine), np.float32))
+    if fine > n:
+        modes = _coarse(modes, n)
     if sign:
         modes *= sign * n**1.5 / np.maximum(abs(modes), 1e-20)
     first = modes * amplitude / square
@@ -239,8 +267,25 @@ def displacements(power: Power, n: int, box: float, seed: int, sign: int = 0) ->
     return gradient(first), gradient(-scipy.fft.rfftn(minors[0] + minors[1] + minors[2]) / square)
 
 
+def _coarse(modes: NDArray[Any], n: int) -> NDArray[Any]:
+    """Modes of white noise on a coarser mesh of n^3 cells, the scatter in each cell still 1; none at its Nyquist."""
+    rows = np.r_[0 : n // 2, -(n // 2) : 0]
+    kept: NDArray[Any] = modes[np.ix_(rows, rows, np.arange(n // 2 + 1))] * np.float32((n / len(modes)) ** 1.5)
+    kept[n // 2], kept[:, n // 2], kept[:, :, n // 2] = 0, 0, 0
+    return kept
+
+
 def evolve(
-    power: Power, omega_m: float, n: int, box: float, *, seed: int, steps: int, sign: int = 0, a_start: float = _A_START
+    power: Power,
+    omega_m: float,
+    n: int,
+    box: float,
+    *,
+    seed: int,
+    steps: int,
+    sign: int = 0,
+    phases: int | None = None,
+    a_start: float = _A_START,
 ) -> Mesh:
     """Particles at z = 0.
 
@@ -252,6 +297,7 @@ def evolve(
         seed: Of the initial field.
         steps: Drift-kick-drift steps, equal in the growth factor.
         sign: See :func:`displacements`.
+        phases: The same.
         a_start: Scale factor of the initial conditions.
 
     Returns:
@@ -260,7 +306,7 @@ def evolve(
     from . import mesh
 
     growth, m = Growth(omega_m), _FORCE_MESH * n
-    first, second = displacements(power, n, box, seed, sign)
+    first, second = displacements(power, n, box, seed, sign, phases)
     early = growth.first(a_start)
     x: Mesh = (
         mesh.lattice(n, box).reshape(-1, 3) + np.float32(early) * first + np.float32(growth.second(early)) * second
@@ -309,7 +355,7 @@ def refine(x: Mesh, n: int, box: float) -> Mesh:
     return (moved + lattice(2 * n, box)).reshape(-1, 3)
 
 
-def project(x: Mesh, pixels: int, box: float, slabs: int) -> Mesh:
+def project(x: Mesh, pixels: int, box: float, slabs: int, fine: int | None = None) -> Mesh:
     """Surface density over the box's mean, (3 * slabs, pixels, pixels), slabs along x, then y, then z.
 
     Args:
@@ -317,10 +363,13 @@ def project(x: Mesh, pixels: int, box: float, slabs: int) -> Mesh:
         pixels: Pixels a side.
         box: Side in Mpc/h.
         slabs: Slabs along each axis.
+        fine: A pixel covers exactly those that it is cut into in maps of so many pixels a side.
     """
     from .mesh import deposit
 
-    density = deposit(refine(x, pixels, box), pixels, pixels / box)
+    # Matter at a grid point is all in one pixel: the middle of a pixel lies there, and that of finer ones elsewhere.
+    shift = (box / pixels - box / (fine or pixels)) / 2
+    density = deposit(refine(x, pixels, box) - np.float32(shift), pixels, pixels / box)
     density /= density.mean(dtype=np.float64)
     split = [np.moveaxis(density, axis, 0).reshape(slabs, -1, pixels, pixels).mean(1) for axis in range(3)]
     return np.concatenate(split)

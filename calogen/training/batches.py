@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ShardError
 from ..families import Family
+from ..models.conditions import given_samples, inputs_of
 from ..models.streams import drawn
 from ..shards.conditions import Conditions
 from ..shards.reader import Shards
@@ -29,6 +30,7 @@ class Batches:
         shards: Training data.
         conditions: Names of the conditions, in the order of the columns.
         batch_size: Samples per batch.
+        family: What is made of them; none: that of the shards. Its maps of low resolution are columns, too.
         seed: Of the order.
         device: Where batches go.
         memory: Bytes of samples to hold at a time.
@@ -49,12 +51,13 @@ class Batches:
         *,
         seed: int,
         device: torch.device,
+        family: Family | None = None,
         memory: int = 4 * 2**30,
         holdout: Mapping[str, tuple[float, float]] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self._shards = shards
-        self._names = tuple(conditions)
+        self._names, self._family = tuple(conditions), family or shards.family
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
@@ -123,7 +126,7 @@ class Batches:
                 samples = self._shards.read(start, stop)
                 keep = ~held_out(samples, self._holdout)
                 values.append(torch.from_numpy(samples.values[keep]))
-                conditions.append(torch.from_numpy(samples.conditions.array(self._names)[keep]))
+                conditions.append(torch.from_numpy(inputs_of(samples, self._names, self._family)[keep]))
                 looked_at += stop - start
             if any(map(len, values)):
                 break
@@ -134,15 +137,16 @@ class Batches:
     def samples(self, family: Family, count: int | None = None) -> Samples:
         """``count`` rows spread over the current window (all when absent), physical units."""
         rows = len(self._values)
-        if count is None or count >= rows:
-            return Samples(family, self._values.cpu().numpy(), self.conditions)
-        chosen = torch.linspace(0, rows - 1, count, dtype=torch.float64).long()
-        return Samples(family, self._values[chosen].cpu().numpy(), self.conditions[chosen.numpy()])
+        chosen: slice | Tensor = slice(None)
+        if count is not None and count < rows:
+            chosen = torch.linspace(0, rows - 1, count, dtype=torch.float64).long()
+        values, inputs = (rows[chosen].cpu().numpy() for rows in (self._values, self._conditions))
+        return given_samples(family, values, inputs, self._names)
 
     @property
     def conditions(self) -> Conditions:
         """Those of all rows of the current window."""
-        return Conditions(self._names, self._conditions.cpu().numpy())
+        return Conditions(self._names, self._conditions[:, : len(self._names)].cpu().numpy())
 
 
 def held_out(samples: Samples, holdout: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
@@ -168,7 +172,7 @@ class Augmentation:
     """
 
     def __init__(self, family: Family, conditions: Sequence[str], device: torch.device) -> None:
-        self._family = family
+        self._family, self._columns = family, len(conditions)
         moves = [(image.order, family.motion(image, conditions)) for image in family.images] if family.layers else []
         known = [(order, motion) for order, motion in moves if motion is not None]
         self._orders = torch.as_tensor(np.stack([order for order, _ in known]), device=device) if known else None
@@ -183,6 +187,8 @@ class Augmentation:
 
         Several batches of samples with the same conditions are moved alike, so that they still have the same ones.
         """
+        if self._family.low_pixels is not None:
+            return self._moved_pairs(generator, conditions, samples)
         if self._orders is None:
             return conditions, *(self._moved(maps, generator) for maps in samples)
         if len(self._orders) == 1:
@@ -199,10 +205,25 @@ class Augmentation:
 
     def _moved(self, maps: Tensor, generator: torch.Generator) -> Tensor:
         """Maps (B, H, W), each rolled, mirrored and turned for itself; the host never waits for the device."""
-        known, (count, height, width) = set(self._family.symmetries), maps.shape
-        if not known:
+        if not self._family.symmetries:
             return maps
-        draw = drawn(torch.rand, (5, count, 1), generator, dim=1, device=maps.device)
+        draw = drawn(torch.rand, (5, len(maps), 1), generator, dim=1, device=maps.device)
+        return self._placed(maps, draw)
+
+    def _moved_pairs(
+        self, generator: torch.Generator, conditions: Tensor, samples: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Maps and, in the last columns of the conditions, those of low resolution, all of a pair moved alike."""
+        if not self._family.symmetries or self._family.low_pixels is None:
+            return conditions, *samples
+        draw = drawn(torch.rand, (5, len(conditions), 1), generator, dim=1, device=conditions.device)
+        low = conditions[:, self._columns :].unflatten(1, self._family.low_pixels)
+        moved = torch.cat([conditions[:, : self._columns], self._placed(low, draw).flatten(1)], 1)
+        return moved, *(self._placed(maps, draw, self._family.factor) for maps in samples)
+
+    def _placed(self, maps: Tensor, draw: Tensor, factor: int = 1) -> Tensor:
+        """Maps (B, H, W), each moved as random numbers (5, B, 1) from 0 to 1 say, in steps of so many pixels."""
+        known, (count, height, width) = set(self._family.symmetries), maps.shape
         no = torch.zeros_like(draw[0], dtype=torch.bool)
         turn = (draw[4] * 4).long() if "turn" in known and height == width else no.long()
         # A quarter turn is an exchange of the axes and a mirror image, half a turn are two mirror images.
@@ -212,7 +233,8 @@ class Augmentation:
             line = torch.arange(size, device=maps.device).expand(count, size)
             flip = flips[axis] ^ (draw[2 + axis] < 0.5 if name in known else no)
             line = torch.where(flip, size - 1 - line, line)
-            lines.append((line + (draw[axis] * size).long()) % size if "roll" in known else line)
+            steps = (draw[axis] * (size // factor)).long() * factor
+            lines.append((line + steps) % size if "roll" in known else line)
         rows, columns = lines[0][:, :, None], lines[1][:, None, :]
         index = rows * width + columns
         if height == width:

@@ -222,6 +222,7 @@ class TrainingLoop:
                 options.batch_size,
                 seed=setup.config.seed,
                 device=setup.device,
+                family=setup.family,
                 memory=options.memory,
                 holdout=setup.config.holdout,
                 ranks=ranks,

@@ -19,6 +19,7 @@ from ..runs.checkpoint import Checkpoint
 from ..runs.find import load_model
 from ..shards.conditions import Conditions
 from ..shards.reader import Shards
+from ..shards.samples import LOW
 from ..shards.sources import open_splits
 from .objectives import objective_of
 from .ranks import ALONE, Ranks
@@ -161,6 +162,26 @@ def _prior(config: Config, family: Family, names: tuple[str, ...]) -> Checkpoint
     return found
 
 
+def _paired(config: Config, family: Family) -> Family:
+    """The family of what a network makes: maps of low resolution are a part of it only where the network wants them.
+
+    Raises:
+        ConfigError: If it does, and there are none.
+    """
+    name = network_name(family, config.generator.network)
+    if not network_of(family, name).paired:
+        return family.unpaired()
+    if family.low_pixels is None:
+        raise ConfigError(
+            f"network '{name}' learns from pairs of maps, and the data have none of low resolution",
+            where="generator.network",
+            expected=f"a dataset '{LOW}' beside the maps",
+            found=family.summary,
+            hint="simulate them with `pairs=2`, or take another network",
+        )
+    return family
+
+
 def _update(config: Config, family: Family, names: Sequence[str], samples: int) -> str:
     """How the generator learns.
 
@@ -211,7 +232,7 @@ def prepare(
     labels: dict[str, tuple[str, ...]] = dict.fromkeys(config.conditions or (), ())  # they may be what the files are of
     how: dict[str, Any] = {"family": config.resolved_family(), "drop_bad": config.drop_bad, "strict": strict}
     training, validation = open_splits(data, labels=labels, reading=reading_of(config), rule=config.split, **how)
-    family = training.family
+    family = _paired(config, training.family)
     names = tuple(c.name for c in family.conditions) if config.conditions is None else config.conditions
     for name in (*names, *config.holdout):
         _require_condition(family, name)

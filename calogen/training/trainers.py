@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.metrics.validation import judge
+from ..models.conditions import inputs_of
 from ..models.contract import Critic, Generator, LikelihoodGenerator
 from ..models.registry import build_critic, build_generator, build_summaries
 from ..models.streams import Share, Stream, drawn
@@ -90,7 +91,7 @@ class Trainer(ABC):
             reference: Validation samples, physical units.
         """
         device = self.setup.device
-        columns = torch.from_numpy(reference.conditions.array(self.setup.conditions)).to(device)
+        columns = torch.from_numpy(inputs_of(reference, self.setup.conditions, self.setup.family)).to(device)
         stream = stream_of(self.setup.config.seed, _VALIDATION, device)
         values = torch.zeros(reference.values.shape)
         with self.ranks.apart():
@@ -227,7 +228,7 @@ class GradientTrainer(Trainer):
         device, sums = self.setup.device, []
         stream = stream_of(self.setup.config.seed, _VALIDATION, device)
         for chunk in samples.chunks(_CHUNK):
-            values, columns = chunk.values, chunk.conditions.array(self.setup.conditions)
+            values, columns = chunk.values, inputs_of(chunk, self.setup.conditions, self.setup.family)
             sums.append(self._total(torch.from_numpy(values).to(device), torch.from_numpy(columns).to(device), stream))
         return float(torch.stack(sums).sum()) / len(samples)
 

@@ -88,8 +88,23 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "printf ": Run(),
     },
     "docs/your-maps.md": {
-        "calogen simulate nbody ": Run(smaller={"--size 512": "--size 128", "-n 480": "-n 48"}, slow=True),
+        "calogen simulate nbody -n 48 ": Run(smaller={"--size 512": "--size 128", "-n 480": "-n 48"}, slow=True),
         "import calogen": Run(smaller={"512": "128"}),
+        "calogen simulate nbody --pairs": Run(
+            smaller={
+                "-n 4800": "--set pixels=16 --set box=16 --set slabs=4 -n 120",
+                "-n 480 ": "--set pixels=16 --set box=16 --set slabs=4 -n 24 ",
+                "-n 240": "--set pixels=16 --set box=16 --set slabs=4 -n 60",
+                "--out run": "--out run --steps 2",
+            },
+            slow=True,
+        ),
+        "import numpy": Run(),
+        "import torch": Run(slow=True),
+        "calogen simulate nbody -n 9600": Run(
+            smaller={"-n 9600": "-n 480", "-n 10000": "-n 300"},
+            slow=True,  # 20 boxes
+        ),
         "calogen train --data Maps_": Read(
             "needs a file of CAMELS, hundreds of megabytes; one like it is in test_foreign.py"
         ),

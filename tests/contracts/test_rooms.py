@@ -25,7 +25,17 @@ def floors(picture: str) -> list[set[str]]:
 # A room is a module or package at the top of calogen/, and analysis/. A room may import those further down, never the
 # reverse; rooms on one floor do not import each other.
 FLOORS, INSIDE_ANALYSIS, INSIDE_SHOWERS = (floors(picture) for language, picture in FENCES if not language)
-TORCH = {"models", "training", "runs", "export", "sampling", "gallery", "bench", "analysis.metrics.classifiers"}
+TORCH = {
+    "models",
+    "training",
+    "runs",
+    "export",
+    "sampling",
+    "gallery",
+    "bench",
+    "analysis.metrics.classifiers",
+    "analysis.metrics.inference",
+}
 """Who imports torch; everything else works without it."""
 
 

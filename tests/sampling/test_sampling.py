@@ -505,3 +505,31 @@ def test_maps_of_another_size_are_generated_and_described(tmp_path: Path) -> Non
     specs = {name: f"fixed:{value}" for name, value in conditions.items()}
     shards = open_shards(larger.generate(tmp_path / "made", specs, 3))
     assert (shards.family.pixels, shards.family.box_size) == ((32, 32), 32.0)
+
+
+# ---------------------------------------------------------------------------------------------- as a simulator
+
+
+def test_a_simulator_takes_tensors_repeats_for_a_seed_and_refuses_what_was_not_trained(surrogate: Surrogate) -> None:
+    simulator = surrogate.simulator()
+    theta = simulator.low + (simulator.high - simulator.low) * torch.rand(5, len(simulator.names))
+    one = simulator(theta, seed=3)
+    assert one.shape == (5, *surrogate.family.sample_shape)
+    assert torch.equal(one, simulator(theta.numpy(), seed=3))
+    assert torch.equal(one[:1], simulator(theta[:1], seed=3))  # sample i is sample i, in any batch
+    named = {name: theta[:, i].numpy() for i, name in enumerate(simulator.names)}
+    assert np.array_equal(one, surrogate.sample(named, seed=3))
+    assert simulator(theta[0], seed=3).shape == one.shape[1:]
+    torch.manual_seed(1)
+    free = simulator(theta), simulator(theta)
+    torch.manual_seed(1)
+    assert torch.equal(simulator(theta), free[0])
+    assert not torch.equal(*free)
+    assert simulator(theta[:0]).shape == (0, *one.shape[1:])
+    beyond = theta.clone()
+    beyond[2, 0] = 10 * simulator.high[0]
+    with pytest.raises(ConditionError, match=rf"(?s){simulator.names[0]}.*sample 2.*expected.*found"):
+        simulator(beyond)
+    assert torch.isfinite(surrogate.simulator(extrapolate=True)(1.01 * theta)).all()
+    with pytest.raises(ConditionError, match=r"(?s)another shape.*\(B, \d\).*\(5, 7\)"):
+        simulator(torch.ones(5, 7))

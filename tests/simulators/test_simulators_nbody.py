@@ -231,3 +231,52 @@ def test_large_scales_grow_linearly(omega_m):
     k, ratio = nbody.growth_check(omega_m, 0.8, 64, 20)
     assert len(k) > 1
     assert np.abs(ratio - 1).max() < 0.02
+
+
+# --------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_a_coarser_run_has_the_phases_of_the_finer_one():
+    """Every mode below the coarse mesh's Nyquist has the same displacement; there are no others."""
+
+    def power(k):
+        return np.where(k < 3.5 * 2 * np.pi / BOX, 10.0, 0.0)
+
+    fine, _ = nbody.displacements(power, 16, BOX, 7)
+    coarse, _ = nbody.displacements(power, 8, BOX, 7, phases=16)
+    assert np.allclose(coarse.reshape(8, 8, 8, 3), fine.reshape(16, 16, 16, 3)[::2, ::2, ::2], atol=1e-3 * fine.std())
+    other, _ = nbody.displacements(power, 8, BOX, 7)
+    assert abs(np.corrcoef(coarse.ravel(), other.ravel())[0, 1]) < 0.5
+
+
+def test_pairs_are_of_the_same_boxes_pixel_by_pixel(tmp_path):
+    engine = build("nbody", samples=24, seed=3, pixels="16", box=32, slabs=4, steps="5", pairs="2", conditions=TWO)
+    made = engine.make(0, 24)
+    low = made.extras["low"]
+    assert low.shape == (24, 8, 8)
+    assert made.family.low_pixels == (8, 8)
+    assert low.reshape(2, 3, 4, 8, 8).mean((2, 3, 4)) == pytest.approx(1, rel=1e-5)  # as much matter along each axis
+    coarse = made.values.reshape(24, 8, 2, 8, 2).mean((2, 4))
+
+    def related(shift):
+        moved = np.roll(coarse, shift, (1, 2))
+        return np.mean(
+            [np.corrcoef(np.log(a.ravel()), np.log(b.ravel()))[0, 1] for a, b in zip(low, moved, strict=True)]
+        )
+
+    assert related((0, 0)) > 0.85
+    half = np.roll(made.values, 1, 1).reshape(24, 8, 2, 8, 2).mean((2, 4))  # half a coarse pixel off is worse
+    there = [np.corrcoef(np.log(a.ravel()), np.log(b.ravel()))[0, 1] for a, b in zip(low, half, strict=True)]
+    assert related((0, 0)) > np.mean(there) + 0.02
+    alone = build("nbody", samples=24, seed=3, pixels="16", box=32, slabs=4, steps="5", conditions=TWO).make(0, 24)
+    assert np.array_equal(alone.values, made.values)
+    write_shard(tmp_path / "pairs.h5", made, provenance=engine.describe())
+    read = open_shards(tmp_path / "pairs.h5").read()
+    assert np.array_equal(read.extras["low"], low)
+    assert "low" in engine.describe()
+
+
+@pytest.mark.parametrize("factor", [3, 4])
+def test_pairs_that_cut_pixels_are_refused(factor):
+    with pytest.raises(ConfigError, match=r"(?s)whole pixels in every slab.*16 / 4"):
+        build("nbody", samples=12, pixels="16", box=16, slabs=4, pairs=factor)

@@ -12,6 +12,7 @@ from ...config import Reading
 from ...errors import ConfigError, ShardError
 from ...families import Family
 from ..hdf5 import open_file
+from ..samples import LOW
 from .calogan import CaloGAN
 from .header import Header
 from .layout import Format, Layout, Opened
@@ -24,6 +25,8 @@ FORMATS: tuple[Format, ...] = (CaloGAN(), Showers(), Maps(), Par04())
 """Formats of HDF5 files, in the order in which a file is asked whether it has one."""
 INDEX_EXTRAS = ("realisation_id", "weights")
 """Optional per-sample datasets that are carried along and never modelled."""
+EXTRAS = (*INDEX_EXTRAS, LOW)
+"""All that a shard may hold beside samples and conditions."""
 
 
 def written_format(layout: str, family: Family, conditions: Sequence[str]) -> Format:
@@ -113,6 +116,9 @@ def _read(header: Header) -> Layout:
     extras = tuple(name for name in INDEX_EXTRAS if name in names)
     for name in extras:
         header.dataset(name, (layout.length,), kinds="iuf")
+    if layout.family.low_pixels:
+        header.dataset(LOW, (layout.length, *layout.family.low_pixels))
+        extras = (*extras, LOW)
     used = {*layout.values, *extras, *(column.dataset.partition("/")[0] for column in layout.conditions)}
     unread = sorted(names - used - {"overflow", "params"}) if layout.view is None and not header.native else []
     if unread:
@@ -153,6 +159,7 @@ def _completed(family: Family, stored: Family) -> Family:
     """
     if stored.depths and not family.depths:
         family = family.with_depths(stored.depths)
+    family = family.model_copy(update={"low_pixels": stored.low_pixels})
     mine = {condition.name: condition for condition in family.conditions}
     for theirs in stored.conditions:
         own = mine.get(theirs.name)

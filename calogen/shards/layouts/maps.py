@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...config import Reading
 from ...errors import ShardError
 from ...families import FAMILIES, Family
-from ..samples import Samples
+from ..samples import LOW, Samples
 from .header import Header
 from .layout import Column, Format, Layout
 
@@ -37,6 +37,8 @@ class Maps(Format):
         box = reading.box if said is None else float(said)
         where = f"{header.path}, dataset {self.marker}"
         family = family_of_maps(where, (pixels[0], pixels[1]), box, header.family or header.like)
+        if header.family is None and LOW in header.found:
+            family = paired(family, header.dataset(LOW, (length, None, None)).shape[1:], header.path)
         assumed = header.family is None and box is None
         names = header.names("condition_names" if "condition_names" in header.file.attrs else "param_names")
         names = list(reading.columns) if names is None and reading.columns else names
@@ -75,6 +77,23 @@ class Maps(Format):
         yield self.marker, samples.values
         if samples.conditions:
             yield "params", np.stack(list(samples.conditions.values()), axis=1)
+
+
+def paired(family: Family, low: Sequence[int], where: object) -> Family:
+    """The family with maps of low resolution of this size beside its own.
+
+    Raises:
+        ShardError: If the maps are no multiple of them.
+    """
+    try:
+        return Family.model_validate({**family.model_dump(), "low_pixels": tuple(low)})
+    except ValueError:
+        raise ShardError(
+            "the sizes of maps of high and low resolution do not go together",
+            where=f"{where}, dataset {LOW}",
+            expected=f"{family.pixels} pixels over the same whole number along both sides",
+            found=tuple(low),
+        ) from None
 
 
 def plain_values(stored: NDArray[Any], reading: Reading) -> NDArray[Any]:
