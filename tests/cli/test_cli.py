@@ -207,11 +207,11 @@ def test_dropped_rows_are_counted_on_the_terminal_and_in_the_run_folder(home: Pa
 def test_a_terminal_shows_live_progress(home: Path, tmp_path: Path, terminal: io.StringIO) -> None:
     done = command("train", home / "tiny.toml", "--data", home / "data", "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "4/4" in terminal.getvalue()
+    assert "4 of 4" in terminal.getvalue()
     assert "score" in terminal.getvalue()
     done = command("generate", tmp_path / "run", "-n", 2000, *CONDITIONS, "--out", tmp_path / "showers")
     assert done.code == 0, done.err
-    assert "2000/2000" in terminal.getvalue()
+    assert "2,000 of 2,000" in terminal.getvalue()
 
 
 def test_a_signal_ends_training_soon_after_a_checkpoint_that_can_be_resumed(home: Path, tmp_path: Path) -> None:
