@@ -16,9 +16,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +411,12 @@ if __name__ == "__main__":
 def counts(values: Any, edges: Any) -> Any:
     """Histogram with under- and overflow as first and last entry, (B + 2,); bins are [low, high)."""
     return np.bincount(np.searchsorted(edges, np.asarray(values, np.float64), side="right"), minlength=len(edges) + 1)
+
+
+def listing(side: Any, table: Any, conditions: Mapping[str, Any]) -> Any:
+    """A survey that lists other samples: observables (K, n), and conditions by name, (n,) each."""
+    from calogen.analysis.survey.listed import Block, Listed
+
+    columns = {"table": table, "position": np.arange(table.shape[1]), "whole": np.zeros(table.shape[1], bool)}
+    block = Block(columns, dict(conditions), side.kept.select(np.arange(0)), side.kept_spectra[:0])
+    return replace(side, listed=Listed([block]))

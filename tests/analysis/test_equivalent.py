@@ -11,11 +11,10 @@ from calogen.analysis.metrics import equivalent
 from calogen.analysis.metrics.equivalent import equivalent_numbers, ks_distances
 from calogen.analysis.page.tables import SideBySide, summary
 from calogen.analysis.page.verdict import verdict
-from calogen.analysis.survey.listed import Block, Listed
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.survey import survey
 from scipy.stats import ks_2samp
-from support import MAPS, SINGLE, SMALL, toy
+from support import MAPS, SINGLE, SMALL, listing, toy
 
 SIZE = 2000
 
@@ -39,17 +38,9 @@ def columns(rng, count, observables):
 def worth(base, mine, other, seed=0):
     """The two numbers for (columns, energies) of both sides."""
     side, plan = base
-    sides = [listing(side, c.astype(np.float32), e.astype(np.float32)) for c, e in (mine, other)]
+    sides = [listing(side, c.astype(np.float32), {"incident_energy": e.astype(np.float32)}) for c, e in (mine, other)]
     found = equivalent_numbers(*sides, replace(plan, seed=seed))
     return found["equivalent"], found["equivalent_worst"]
-
-
-def listing(side, table, energy):
-    """A survey that lists other samples."""
-    columns = {"table": table, "position": np.arange(table.shape[1]), "whole": np.zeros(table.shape[1], bool)}
-    nothing = side.kept.select(np.arange(0))
-    block = Block(columns, {"incident_energy": energy}, nothing, side.kept_spectra[:0])
-    return replace(side, listed=Listed([block]))
 
 
 def draw(base, seed, count=SIZE):
@@ -100,7 +91,7 @@ def test_a_shift_is_worth_what_its_distance_is(base):
 def test_samples_at_the_conditions_of_the_reference_are_compared_with_the_other_half(base):
     """They share its energies, so they would lie nearer to it than independent ones can; copies share them, too."""
     side, energy = base[0], np.random.default_rng(0).random(300).astype(np.float32)
-    sides = [listing(side, side.table[:, : len(e)], e) for e in (energy, np.tile(energy, 3))]
+    sides = [listing(side, side.table[:, : len(e)], {"incident_energy": e}) for e in (energy, np.tile(energy, 3))]
     rng = np.random.default_rng(1)
     units, others = equivalent._units(*sides, np.arange(300), np.arange(900))
     others = others[equivalent._by_design(units, others, rng)]
@@ -146,5 +137,5 @@ def test_reports_say_it():
 
 def test_a_few_samples_say_nothing(base):
     side, plan = base
-    few = listing(side, side.table[:, :80], side.conditions["incident_energy"][:80])
+    few = listing(side, side.table[:, :80], {n: c[:80] for n, c in side.conditions.items()})
     assert equivalent_numbers(few, side, plan) == {}

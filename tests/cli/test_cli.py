@@ -243,7 +243,7 @@ def test_control_c_ends_training_and_generating_with_its_own_exit_code(
 ) -> None:
     def press(*given: object) -> None:
         # Not while the start is fitted or the samples are planned; and a second time would end the process at once.
-        fitting = any(isinstance(record, dict) and not record.get("step") for record in given)
+        fitting = any(isinstance(record, dict) and "stage" in record for record in given)
         if not fitting and signal.getsignal(signal.SIGINT) not in (before, signal.SIG_DFL):
             signal.raise_signal(signal.SIGINT)
 

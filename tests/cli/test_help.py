@@ -29,7 +29,7 @@ def test_help_after_an_engine_is_about_that_engine(name: str) -> None:
         mine
         == {
             "geant4": {"geometry", "particle", "signal", "physics", "cut"},
-            "nbody": {"pixels", "box", "slabs", "steps"},
+            "nbody": {"pixels", "box", "slabs", "steps", "pairs"},
             "toy": {"family", "field", "amplitude"},
         }[name]
     )

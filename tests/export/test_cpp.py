@@ -313,6 +313,7 @@ def test_conditions_outside_the_trained_range_are_refused(
     assert "expected 1000 to 100000 MeV" in said
 
 
+@pytest.mark.slow
 def test_impact_points_of_the_same_showers_are_allowed_and_those_that_miss_are_refused(
     check: Checker, tmp_path: Path
 ) -> None:

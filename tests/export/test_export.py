@@ -180,7 +180,15 @@ def test_extreme_latents_and_conditions_give_numbers(size: float) -> None:
     assert (showers >= 0).all()
 
 
-@pytest.mark.parametrize(("opset", "axes"), [(15, "attribute"), (17, "attribute"), (18, "input"), (21, "input")])
+@pytest.mark.parametrize(
+    ("opset", "axes"),
+    [
+        pytest.param(15, "attribute", marks=pytest.mark.slow),
+        (17, "attribute"),
+        pytest.param(18, "input", marks=pytest.mark.slow),
+        (21, "input"),
+    ],
+)
 def test_every_opset_that_is_offered_gives_the_same_showers(opset: int, axes: str) -> None:
     generator = trained("shower frame")
     model = onnx.load_from_string(onnx_model(generator, opset))

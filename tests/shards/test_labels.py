@@ -19,7 +19,7 @@ from calogen.analysis.page.notes import condition_notes
 from calogen.analysis.survey.plan import plan_comparison
 from calogen.analysis.survey.selections import selections
 from calogen.analysis.survey.survey import survey
-from support import ENERGY, MAPS, Trained, command, tiny
+from support import ENERGY, MAPS, Trained, command, listing, tiny
 
 from calogen.cli.compare import _named_samples
 from calogen.config import CriticConfig, GeneratorConfig
@@ -530,12 +530,12 @@ def test_notes_compare_the_fractions_of_labels_and_the_distributions_of_numbers(
         assert len(notes) == ("e+" not in of)
     found = "fraction of gamma 0.5 instead of 0.250 ± 0.027, fraction of e- 0.5 instead of 0.250 ± 0.027, fraction"
     assert notes[0].startswith(f"other: its particle is not distributed as in the reference ({found}")
-    energies = replace(side, conditions={"incident_energy": side.conditions["incident_energy"] * 2})
+    energies = listing(side, side.table, {"incident_energy": side.conditions["incident_energy"] * 2})
     (note,) = condition_notes("other", base, energies, plan)
     assert " MeV, " in note
     bare = replace(plan, family=MAPS)  # without a unit there is no space before the comma
-    cosmology = replace(base, conditions={"Omega_m": base.conditions["incident_energy"]})
-    (note,) = condition_notes("other", cosmology, replace(side, conditions={"Omega_m": np.zeros(400)}), bare)
+    cosmology = listing(base, base.table, {"Omega_m": base.conditions["incident_energy"]})
+    (note,) = condition_notes("other", cosmology, listing(side, side.table, {"Omega_m": np.zeros(400)}), bare)
     assert " expected" in note
     assert " ," not in note
 
