@@ -608,6 +608,7 @@ def test_bench_quotes_a_ratio(home: Path) -> None:
     assert everything_in(home) == before
 
 
+@pytest.mark.slow
 def test_bench_measures_generation_in_samples_of_its_kind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calogen.bench._FORWARD_SECONDS", 1e-4)
     monkeypatch.setattr("calogen.bench._BATCH_SECONDS", 1e-4)

@@ -184,7 +184,7 @@ def test_extreme_latents_and_conditions_give_numbers(size: float) -> None:
     ("opset", "axes"),
     [
         pytest.param(15, "attribute", marks=pytest.mark.slow),
-        (17, "attribute"),
+        pytest.param(17, "attribute", marks=pytest.mark.slow),
         pytest.param(18, "input", marks=pytest.mark.slow),
         (21, "input"),
     ],

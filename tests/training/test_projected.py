@@ -156,6 +156,7 @@ def test_a_planted_defect_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert distance() < 0.8 * before
 
 
+@pytest.mark.slow
 def test_a_planted_defect_of_layer_energies_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projected, "_EPOCHS", 60)
     setup = prepare(tiny(training={**ROUNDS, "steps": 4}), write_folder(tmp_path / "data", toy(PAIR, 3000, seed=1)))
