@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from calogen.analysis import compare, save
 from calogen.analysis.page import save as saving
 from calogen.analysis.page.tables import SideBySide
 from calogen.analysis.report import Report
-from support import SINGLE, command, everything_in, no_file_beyond, toy, write_folder
+from support import SINGLE, SMALL, command, everything_in, no_file_beyond, toy, write_folder
 
 from calogen.errors import StorageError, plain
 
@@ -148,3 +149,10 @@ def test_signs_that_a_terminal_obeys_are_shown_and_not_obeyed(tmp_path: Path) ->
     done = command("info", folder, "--json")
     assert json.loads(done.out)["family"] == family.name
     assert "\x1b" not in done.out
+
+
+def test_figures_do_not_depend_on_the_layout_that_a_notebook_asks_for(tmp_path):
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        found = compare(toy(SMALL, 60), toy(SMALL, 60, seed=1), bins=0)
+        found.figure("response", tmp_path / "response.pdf")
+    assert (tmp_path / "response.pdf").read_bytes().startswith(b"%PDF")
