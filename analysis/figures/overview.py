@@ -73,7 +73,8 @@ def _farthest(report: Report) -> Drawing:
     names = sorted(pulls, key=lambda name: -pulls[name])
     shells = [name for name in names if report.observables[name].wave_number][_SHELLS:]
     names = [name for name in names if name not in shells][:_ROWS][::-1]
-    figure = Figure(figsize=_SIZE, layout="none")
+    figure = Figure(figsize=_SIZE)
+    figure.set_layout_engine("none")
     axes: Axes = figure.add_axes(_PLACE)
     titles, places = ["reference", *report.metrics], np.arange(len(names))
     offsets = np.linspace(0.25, -0.25, len(found)) if len(found) > 1 else [0.0]

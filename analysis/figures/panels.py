@@ -166,7 +166,8 @@ def _grid(
     entries = [*_legend_entries(report), *more]
     fit = min(len(entries), max(1, int(width / (0.085 * (max(len(e.get_label()) for e in entries) + 6)))))
     height = size[1] * rows + 0.35 + 0.19 * (-(-len(entries) // fit) - 1)
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
     figure.legend(handles=entries, loc="upper center", ncols=fit, borderaxespad=0.1)
     across, up = (size[0] - left - 0.12) / width, (size[1] - 0.48 - 0.26) / height
     corners = [(k % columns * size[0] + left, (rows - 1 - k // columns) * size[1] + 0.48) for k in range(count)]
@@ -483,7 +484,8 @@ def draw_frames(
     above = 0.14 * (1 + titles[0][0].count("\n")) + 0.16
     apart = 0.06 + (above / 1.65 if len(titles) > 1 else 0)
     width, height = 1.65 * values.shape[1] + 1.3, (1.59 + 1.59 * apart) * len(lines) + above
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
     edges = {"left": 0.4 / width, "right": 1 - 0.9 / width, "bottom": 0.1 / height, "top": 1 - above / height}
     grid = figure.add_gridspec(len(lines), values.shape[1], wspace=0.06, hspace=apart, **edges)
     tall = min(0.6, 3.5 / height)
