@@ -22,7 +22,7 @@ _LABEL = 8  # numbers that tell blocks apart where it takes them one by one
 
 
 class Refinement(nn.Module):
-    """Coefficients of the patterns in each of a sample's blocks (layers of a shower; a map is one block).
+    """Coefficients of the patterns in each of a sample's blocks (layers of a shower).
 
     Args:
         blocks: L.
