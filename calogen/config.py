@@ -31,7 +31,7 @@ class GeneratorConfig(_Frozen):
         network: One of :data:`calogen.models.registry.NETWORKS`, or ``auto``: the default for the family.
         latent: Latent numbers, as the network uses them: factors of a shower, channels of a map's latent grid.
         hidden: Widths of hidden layers.
-        channels: Channels of convolutions, from the smallest grid up.
+        channels: Channels of convolutions, from the smallest grid up; of ``pixelcnn``, block by block.
         blocks: How often the network repeats its building block, such as the transforms of a flow.
         scale: The constant a of 2x / (x + a) - 1, which maps pass through (``dcgan``; none: fitted).
     """

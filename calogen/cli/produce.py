@@ -122,6 +122,8 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
     facts = {"conditions": json.dumps(request.describe())}
     if surrogate.candidates > 1:
         facts["time"] = f"more than {surrogate.candidates} times that of one candidate for each sample"
+    if surrogate.module.passes > 1:
+        facts["speed"] = f"slow: each sample takes {surrogate.module.passes} steps, one after another"
     _make("generate", production, out, dry_run, workers, cluster, size, facts)
     if not dry_run:
         _tell_clipped(out, surrogate)

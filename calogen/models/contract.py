@@ -57,6 +57,7 @@ class Generator(nn.Module, ABC):
         transform: Between physical units and network space; fitted, and not changed by training unless
             ``tune_transform``.
         refinement: What projected training can change; none: nothing.
+        passes: Steps that a sample takes, of which none can begin before the last one has ended.
         remarks: What the log should say about the fit.
     """
 
@@ -64,6 +65,7 @@ class Generator(nn.Module, ABC):
     latent_size: int
     coarse: int = 0
     shared: int = 0
+    passes: int = 1
     transform: nn.Module
     refinement: Refinement | None
     remarks: tuple[str, ...] = ()

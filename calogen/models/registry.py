@@ -60,6 +60,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "dcgan": Network("classics.networks.ConvGenerator", "classics.networks.ConvCritic"),
         "vae": Network("classics.vae.VaeGenerator"),
         "flow": Network("classics.flow.FlowGenerator"),
+        "pixelcnn": Network("classics.pixelcnn.PixelCnnGenerator"),
     },
     "map": {
         "zeldovich": Network(
@@ -78,6 +79,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
             "maps.summaries.MapSummaries",
         ),
         "dcgan": Network("maps.conv.ConvMapGenerator", "maps.conv.MapCritic"),
+        "pixelcnn": Network("classics.pixelcnn.PixelCnnGenerator"),
         "super-resolution": Network(
             "maps.translation.Translator",
             "maps.translation.PairCritic",

@@ -38,7 +38,7 @@ PLATES = Family(
     max_response=1.01,
 )
 """Two cartesian layers: what every one of the networks can do."""
-NETWORKS = ("mlp", "dcgan", "calogan", "vae", "flow")
+NETWORKS = ("mlp", "dcgan", "calogan", "vae", "flow", "pixelcnn")
 ADVERSARIAL = NETWORKS[:3]
 
 
@@ -108,6 +108,9 @@ def test_every_condition_matters_and_energies_are_in_the_familys_unit(network: s
         nn.init.normal_(generator.decoder[-1].weight, std=0.3)
     if network == "flow":
         nn.init.normal_(generator.of_voxels[0].network[-1].weight, std=0.3)
+    if network == "pixelcnn":
+        for picture in generator.pictures:
+            nn.init.normal_(picture.last.weight, std=0.3)
     latent = torch.randn(len(conditions), generator.latent_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         made = generator.train()(latent, conditions)
@@ -134,7 +137,7 @@ def test_gradients_of_the_score_reach_the_whole_generator(network: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in generator.parameters())
 
 
-@pytest.mark.parametrize(("network", "rate"), [("vae", 1e-2), ("flow", 3e-3)])
+@pytest.mark.parametrize(("network", "rate"), [("vae", 1e-2), ("flow", 3e-3), ("pixelcnn", 1e-2)])
 def test_the_likelihood_rises_on_samples_never_seen(network: str, rate: float) -> None:
     generator, _, _ = built(network, count=600)
     names = generator.conditions

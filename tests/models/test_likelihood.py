@@ -135,9 +135,10 @@ def test_network_and_objective_that_do_not_go_together_are_refused(generator: st
     assert raised.value.exit_code == 2
 
 
-def test_maps_have_no_likelihood_yet() -> None:
-    with pytest.raises(ConfigError, match="cannot learn by 'likelihood'"):
+def test_of_the_networks_of_maps_one_has_a_likelihood() -> None:
+    with pytest.raises(ConfigError, match=r"cannot learn by 'likelihood'.*take a network with a likelihood: pixelcnn"):
         objective_of(MAPS, "auto", "likelihood")
+    assert objective_of(MAPS, "pixelcnn", "likelihood") is None
 
 
 def test_a_network_without_a_critic_gets_none() -> None:
