@@ -42,7 +42,7 @@ from ..runs.checkpoint import Card, Checkpoint
 from ..runs.environment import environment
 
 _MEETING = 300.0  # seconds that ranks have to find each other
-_SILENCE = 15.0  # seconds that a rank may not show that it lives
+_SILENCE = 12.0  # seconds that a rank may not show that it lives
 _PULSE = 1.0  # seconds between signs of life
 _GRACE = 5.0  # seconds that the main thread has to notice that another rank is gone
 _ROLL_CALL = 3.0  # seconds to say that one lives, once something failed

@@ -321,9 +321,10 @@ def close_to_one_process(case: Case, found: Launch) -> str:
     """Compares ranks with one process; says how near they are."""
     one = trajectory(case, found.home, ALONE)
     limits = (1e-10, 1e-12)
-    if not case.double:  # what a start that differs by its last bits comes to
-        other = trajectory(case, found.home, ALONE, nudge=2e-7)
-        limits = (furthest_log(other.said, one.said), furthest(other.state, one.state))
+    if not case.double:  # twice what starts come to that differ by their last bits: single ones scatter
+        others = [trajectory(case, found.home, ALONE, nudge=nudge) for nudge in (2e-7, -2e-7)]
+        drifts = [(furthest_log(other.said, one.said), furthest(other.state, one.state)) for other in others]
+        limits = (2 * max(drift for drift, _ in drifts), 2 * max(drift for _, drift in drifts))
     for said in (rank[case.name] for rank in found.said):
         assert len(said["said"]) == STEPS
         apart = furthest_log(said["said"], one.said), furthest(said["state"], one.state)
