@@ -596,7 +596,8 @@ class _Life:
         self.lost, self.heard = False, 0
         self._group, self._cut_off = group, cut_off
         self._number, self._code = 0, 0  # of the last work apart, and what it failed with here
-        self._asked, self._leaving = (lambda: 0), 0
+        self._asked: Callable[[], int] = lambda: 0
+        self._leaving = 0
         self._hurry, self._noticed = threading.Event(), threading.Event()
         self._lock, self._guarded, self._main = threading.Lock(), False, threading.get_ident()
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
