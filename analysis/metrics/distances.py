@@ -307,12 +307,18 @@ def compare_1d(
 
     pairs = draws.pairs(sorted_once(reference), sorted_once(generated))
     return {
-        W1: np.asarray([np.abs(x - y).mean(axis=1, dtype=np.float64) for (x, _), (y, _) in pairs]),
+        # Row by row: what is between stays in the cache.
+        W1: np.asarray([list(map(_mean_distance, x, y)) for (x, _), (y, _) in pairs]),
         SEPARATION: np.asarray([separation_power(a[:, 1:-1], b[:, 1:-1]) for (_, a), (_, b) in pairs]),
         SEPARATION_FLOW: np.asarray([separation_power(a, b) for (_, a), (_, b) in pairs]),
         CHI2: np.asarray([chi2_per_ndf(a, b) for (_, a), (_, b) in pairs]),
         CORE: np.asarray([_width_ratio(x, y, resolution) for (x, _), (y, _) in pairs]),
     }
+
+
+def _mean_distance(x: Columns, y: Columns) -> float:
+    """Of two sorted sets of one size, (n,) each."""
+    return float(np.abs(x - y).mean(dtype=np.float64))
 
 
 def _width_ratio(reference: Columns, generated: Columns, resolution: float) -> Array:
@@ -363,7 +369,8 @@ def spread_difference(reference: Columns, generated: Columns, resolution: float 
     for column in (reference, generated):
         deviation = np.asarray(column, dtype=np.float64)
         deviation = deviation - deviation.mean()
-        m2, m4 = float(np.mean(deviation**2)), float(np.mean(deviation**4))
+        square = deviation * deviation  # a general power takes twenty times as long
+        m2, m4 = float(square.mean()), float(square @ square) / len(square)
         spreads.append(math.sqrt(m2))
         relative += max(m4 / m2**2 - 1, 0.0) / (4 * len(deviation)) if m2 > 0 else 0.0
     if scale_of(reference, resolution) == 0:

@@ -99,13 +99,13 @@ def ks_distances(columns: Columns, weights: NDArray[np.float32]) -> Array:
     Returns:
         (K, P).
     """
-    found = np.empty((len(columns), weights.shape[1]))
-    for row, values in zip(found, columns, strict=True):
+    from .sorted_kernel import walk_weights  # imports numba
+
+    found, weights = np.zeros((len(columns), weights.shape[1]), np.float32), np.ascontiguousarray(weights)
+    for furthest, values in zip(found, columns, strict=True):
         order = np.argsort(values, kind="stable")
-        last = np.append(np.diff(values[order]) > 0, True)  # of equal values the distribution moves at once
-        below = np.cumsum(weights[order], axis=0)
-        row[:] = np.abs(below if last.all() else below[last]).max(axis=0)
-    return found
+        walk_weights(values[order], order, weights, furthest)
+    return found.astype(np.float64)
 
 
 def _metric(value: Array, floor: Array, noise: tuple[Array, Array], sizes: tuple[int, int], unit: str) -> Metric:

@@ -32,6 +32,7 @@ _MANIFOLD_ROWS = 20_000  # samples that the splits of density and coverage are d
 _FEWEST_FRECHET = 50
 _FEWEST_KERNEL = 10
 _BLOCK = 32  # rows of a kernel matrix held at a time: they stay in the cache
+_BALLS = 64  # balls looked into at a time: distances from their centres stay in the cache
 _PHYSICS = "Fr\u00e9chet and kernel distance of observables (jetnet's definitions) with N samples a side."
 FPD = Quantity("fpd", "FPD", _PHYSICS, headline=True, large=True)
 KPD = Quantity("kpd", "KPD", _PHYSICS, headline=True, large=True)
@@ -66,11 +67,12 @@ def scaled_by_largest(reference: ArrayLike, *others: ArrayLike) -> list[Array]:
     return [x / np.where(largest > 0, largest, 1.0) for x in sides]
 
 
-def moments(x: Array) -> tuple[Array, Array]:
-    """Mean (F,) and covariance (F, F) of (n, F) features."""
-    mean = x.mean(axis=0)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+def moments(columns: Array, times: NDArray[np.integer]) -> tuple[Array, Array]:
+    """Mean (F,) and covariance (F, F) of features (F, n) about 0, with each sample as often as ``times`` (n,) says."""
+    count = times.sum()
+    mean = columns @ times / count
+    weighted = columns * np.sqrt(times)
+    return mean, (weighted @ weighted.T - count * np.outer(mean, mean)) / (count - 1)
 
 
 def frechet_distance(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
@@ -131,12 +133,15 @@ def _frechet_metric(x: Array, y: Array, draws: Draws, seed: int) -> Metric:
     sizes = batch_sizes(math.ceil(_SMALLEST_SHARE * largest), largest)
     rng = np.random.default_rng([seed, 3])
     found = np.empty((3, len(draws.first), len(sizes)))
+    centre = x.mean(axis=0)  # covariances of what lies far from 0 would be small differences of large numbers
+    a, b = (np.ascontiguousarray((side - centre).T) for side in (x, y))
     for s in range(len(draws.first)):
-        again, mine_again = draws.first_again[s], draws.generated_again[s]
-        halves = [x[draws.first[s]], y[draws.generated[s]], x[draws.second[s]]]
-        halves += [np.repeat(x, again, axis=0), np.repeat(y, mine_again, axis=0)]
+        halves = [a[:, draws.first[s]], b[:, draws.generated[s]], a[:, draws.second[s]]]
+        halves += [np.repeat(a, draws.first_again[s], axis=1), np.repeat(b, draws.generated_again[s], axis=1)]
         for p, size in enumerate(sizes):
-            base, mine, other, *resampled = (moments(h[rng.integers(len(h), size=size)]) for h in halves)
+            # How often a sample is drawn says as much as a copy of it for each time, and needs no copies.
+            drawn = [np.bincount(rng.integers(largest, size=size), minlength=largest) for _ in halves]
+            base, mine, other, *resampled = (moments(h, times) for h, times in zip(halves, drawn, strict=True))
             found[0, s, p] = frechet_distance(base, mine)
             found[1, s, p] = frechet_distance(base, other)
             found[2, s, p] = frechet_distance(*resampled)
@@ -202,7 +207,9 @@ def _kernel_metric(x: Array, y: Array, draws: Draws) -> Metric:
     return Metric.of(value, error, floor, floor_error / math.sqrt(len(found)), draws.n)
 
 
-def density_coverage(reference: Columns, generated: Columns, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+def density_coverage(
+    reference: Columns, *generated: Columns, neighbours: int = NEIGHBOURS
+) -> list[tuple[float, float]]:
     """Density and coverage of generated samples with respect to the reference.
 
     Around each reference sample lies a ball that reaches to its k-th nearest reference neighbour. Density: balls that
@@ -212,16 +219,21 @@ def density_coverage(reference: Columns, generated: Columns, neighbours: int = N
 
     Args:
         reference: (N, F), N > k, on scales that can be compared.
-        generated: (M, F).
+        generated: (M, F), any number of times; each is compared by itself.
         neighbours: k.
 
     Source: Naeem et al. 2020, arXiv:2002.09797.
     """
-    within = squared_distances(reference, reference)
-    np.fill_diagonal(within, np.inf)
-    radius = np.partition(within, neighbours - 1, axis=1)[:, neighbours - 1]
-    inside = squared_distances(reference, generated) <= radius[:, None]
-    return float(inside.sum(axis=0).mean()) / neighbours, float(inside.any(axis=1).mean())
+    found = np.zeros((len(generated), 2))
+    for start in range(0, len(reference), _BALLS):
+        centres = reference[start : start + _BALLS]
+        within = squared_distances(centres, reference)
+        np.fill_diagonal(within[:, start:], np.inf)
+        radius = np.partition(within, neighbours - 1, axis=1)[:, neighbours - 1 : neighbours]
+        for counts, samples in zip(found, generated, strict=True):
+            inside = np.count_nonzero(squared_distances(centres, samples) <= radius, axis=1)
+            counts += inside.sum() / (len(samples) * neighbours), np.count_nonzero(inside) / len(reference)
+    return [(float(density), float(coverage)) for density, coverage in found]
 
 
 def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> dict[Key, Metric]:
@@ -243,7 +255,7 @@ def manifold_metrics(reference: Survey, generated: Survey, plan: SurveyPlan) -> 
     x, y = ((side[known].T - centre[known]) / spread[known] for side in (base, other))
     groups = None if reference.groups is None else reference.groups[rows[0]]
     draws = Draws.make(len(x), len(y), plan.seed + 2, groups=groups, cap=n)
-    values = np.array([[density_coverage(first, z) for z in others] for first, *others in draws.parts(x, y)])
+    values = np.array([density_coverage(*parts) for parts in draws.parts(x, y)])
     return {  # values: split, side, metric
         Key(quantity): Metric.from_subsamples(values[:, 0, i], values[:, 1, i], draws.n, min(len(x), len(y)))
         for i, quantity in enumerate((DENSITY, COVERAGE))

@@ -66,3 +66,25 @@ def walk_labels(
             step = values[i + 1] - values[i]
             for p in range(labellings):
                 w1[p] += step * abs(above[p] * weights[0, p] - below[p] * weights[1, p])
+
+
+@kernel
+def walk_weights(
+    values: NDArray[Any], order: NDArray[Any], weights: NDArray[np.float32], furthest: NDArray[np.float32]
+) -> None:
+    """The sum of weights along the samples, for every division, where it is furthest from 0.
+
+    Args:
+        values: In increasing order, (N,). Of equal values the sum moves at once.
+        order: Which sample each of them is, (N,).
+        weights: Of every sample in every division, (N, P).
+        furthest: The result, (P,), from 0 on.
+    """
+    count, divisions = weights.shape
+    below = np.zeros(divisions, np.float32)
+    for i in range(count):
+        for p in range(divisions):
+            below[p] += weights[order[i], p]
+        if i + 1 == count or values[i + 1] != values[i]:
+            for p in range(divisions):
+                furthest[p] = max(furthest[p], abs(below[p]))

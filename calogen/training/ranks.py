@@ -5,8 +5,9 @@ the whole batch and takes those of its rows; gradients are averaged by one ``all
 statistics of a batch are those of all its rows. ``DistributedDataParallel`` would not do: its hooks never see the
 gradient that ``autograd.grad`` takes inside a penalty.
 
-Rank 0 alone fits, judges, prints and writes. Work of unknown length lies in :meth:`Ranks.apart`, where ranks show each
-other that they live; elsewhere a rank that is far behind the others counts as hung. Whichever of them fails, all end.
+Rank 0 alone fits, judges, prints and writes; what each does by itself lies in :meth:`Ranks.apart`. Ranks may wait for
+each other as long as it takes: a thread in each shows the others that its process lives, whatever its main thread does.
+A process that dies, or is silent for seconds, ends all; so does one that fails.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -40,9 +42,13 @@ from ..runs.checkpoint import Card, Checkpoint
 from ..runs.environment import environment
 
 _MEETING = 300.0  # seconds that ranks have to find each other
-_SILENCE = 20.0  # seconds that a rank may be behind the others, or not show that it lives
+_SILENCE = 12.0  # seconds that a rank may not show that it lives
 _PULSE = 1.0  # seconds between signs of life
+_GRACE = 5.0  # seconds that the main thread has to notice that another rank is gone
 _ROLL_CALL = 3.0  # seconds to say that one lives, once something failed
+_FOR_EVER = timedelta(days=365)  # that ranks wait for each other, as long as all of them live
+_DONE, _FAILED = 1, 2  # ways to leave
+_CODES = 1000  # more than there are exit codes
 _AGREE = "start all ranks with the same command, the same files and the same versions"
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -55,10 +61,14 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         size: Processes in all.
-        heard: Signal that any rank got during :meth:`apart`; 0: none.
     """
 
-    rank, size, heard = 0, 1, 0
+    rank, size = 0, 1
+
+    @property
+    def heard(self) -> int:
+        """Signal that any rank got during :meth:`apart`; 0: none."""
+        return 0
 
     @property
     def first(self) -> bool:
@@ -190,9 +200,9 @@ def joined() -> Iterator[Ranks]:
     try:
         ranks.require_same({"versions": environment()})
         yield ranks
+        ranks.part()
     except BaseException as error:
         raise ranks.farewell(error) from None
-    dist.destroy_process_group()
 
 
 def _place(variables: Mapping[str, str]) -> _Place | None:
@@ -283,13 +293,9 @@ class _Together(Ranks):
             self._store.set(f"rank/{self.rank}", json.dumps(me))
             self._known = [json.loads(self._store.get(f"rank/{other}")) for other in range(self.size)]
             self._who = [f"rank {i}, process {r['process']} on {r['host']}" for i, r in enumerate(self._known)]
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=PrefixStore("calogen", self._store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(seconds=_SILENCE),
-            )
+            group = _within(_MEETING, self._connected)
+            if group is None:
+                raise RuntimeError("one of them was there and did not connect")
         except (RuntimeError, ValueError) as error:
             raise RankError(
                 f"{self.size} ranks did not meet",
@@ -298,6 +304,18 @@ class _Together(Ranks):
                 found=str(error).strip().splitlines()[0],
                 hint="see whether all were started, the host can be reached and the port is free",
             ) from None
+        self._life = _Life(group, self._cut_off)
+
+    def _connected(self) -> dist.ProcessGroup:
+        """Connects all ranks: for their work, and once more for signs of life, which this returns."""
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore("calogen", self._store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=_FOR_EVER,
+        )
+        return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_FOR_EVER))
 
     # --- what one process has at once ------------------------------------------------------------------------------
 
@@ -415,10 +433,10 @@ class _Together(Ranks):
 
     @contextmanager
     def apart(self, asked: Callable[[], int] | None = None) -> Iterator[None]:
-        pulse, failure = _Pulse(self._reduced, asked), None
+        life, failure = self._life, None
         self.working_apart = True
         try:
-            with pulse:
+            with life.guarding(asked):
                 yield
         except _Lost:
             pass
@@ -427,36 +445,53 @@ class _Together(Ranks):
             failure = error
         finally:
             self.working_apart = False
-        pulse.end(0 if failure is None else getattr(failure, "exit_code", 1))
-        if pulse.lost is not None:
+        if life.lost:
             raise self._explained()
-        if pulse.code:
-            known = failure or (self._reported() if self.first else _elsewhere(pulse.code))
+        mine = 0 if failure is None else getattr(failure, "exit_code", 1)
+        life.tell(mine)
+        code = int(self.most(mine))  # where those that are done wait for the others
+        if code:
+            known = failure or (self._reported() if self.first else _elsewhere(code))
             self._failed += 1
             raise self._quiet(known)
 
-    def _reduced(self, busy: bool, code: int, got: int) -> tuple[bool, int]:
-        """Whether any rank is busy, and the largest exit code; in the thread that gives signs of life."""
-        flags = torch.tensor([busy, code, got], dtype=torch.int64)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        self.heard = max(self.heard, int(flags[2]))
-        return bool(flags[0]), int(flags[1])
+    @property
+    def heard(self) -> int:
+        return self._life.heard
 
     def run(self, collective: Callable[..., Any], *arguments: Any) -> None:
-        """A collective operation, and a sentence where it fails."""
+        """A collective operation, for which ranks wait for each other, and a sentence where one of them is gone."""
         try:
-            collective(*arguments)
+            work = collective(*arguments, async_op=True)
+            while not _ended(work, _PULSE):
+                if self._life.lost:
+                    raise self._explained()
         except RuntimeError:
             raise self._explained() from None
 
     # --- when something fails --------------------------------------------------------------------------------------
 
+    def part(self) -> None:
+        """End together, with all work done."""
+        self.most(0.0)
+        self._life.leave(_DONE)
+        dist.destroy_process_group()
+
     def farewell(self, error: BaseException) -> BaseException:
         """Let the others know why this rank ends; what to raise here."""
         if isinstance(error, ElsewhereError | RankError):
+            self._life.leave(_FAILED)
             return error
         self._post(error)
+        self._life.leave(_FAILED)
         return self._quiet(error)
+
+    def _cut_off(self) -> None:
+        """End this process from beside its main thread, which is at something that cannot be called away from."""
+        error = self._explained()
+        if not isinstance(error, ElsewhereError):
+            logging.getLogger("calogen").error("calogen: %s", error)
+        _leave(error.exit_code)
 
     def _quiet(self, error: BaseException) -> BaseException:
         """Rank 0 says what all ranks have, and what it learns of another; each shows the traceback of its own bug."""
@@ -496,6 +531,7 @@ class _Together(Ranks):
 
     def _explained(self) -> CalogenError:
         """What became of the others, when they could not be reached; the first rank that is left says so."""
+        self._life.noticed()
         failures, here = _within(_ROLL_CALL + 1, self._roll_call) or ({}, {self.rank, *range(1, self.size)})
         lost = [rank for rank in range(self.size) if rank not in here and rank not in failures]
         error = self._of_other(failures)
@@ -542,50 +578,107 @@ class _Received(Checkpoint):
         return self.training
 
 
-class _Pulse:
-    """Signs of life in a thread of their own, from here until all ranks are done; entered, it guards the main thread.
+class _Life:
+    """Signs of life in a thread of their own, every second from the first meeting to the farewell.
+
+    With them ranks tell each other whether work apart has failed somewhere, what signals they got, and that they leave.
+
+    Args:
+        group: A connection that nothing else uses.
+        cut_off: Ends this process; called if a rank is gone and the main thread does not notice.
 
     Attributes:
-        lost: Why others could not be reached any more; none: they could.
-        code: The largest exit code of what failed in any rank.
+        lost: Whether a rank is gone.
+        heard: Signal that any rank got in work apart that asks for it; 0: none.
     """
 
-    def __init__(self, reduced: Callable[[bool, int, int], tuple[bool, int]], asked: Callable[[], int] | None) -> None:
-        self.lost: Exception | None = None
-        self.code = 0
-        self._reduced, self._asked = reduced, asked or (lambda: 0)
-        self._done, self._lock, self._guarded = threading.Event(), threading.Lock(), False
-        self._main, self._mine = threading.get_ident(), 0
+    def __init__(self, group: dist.ProcessGroup, cut_off: Callable[[], None]) -> None:
+        self.lost, self.heard = False, 0
+        self._group, self._cut_off = group, cut_off
+        self._number, self._code = 0, 0  # of the last work apart, and what it failed with here
+        self._asked: Callable[[], int] = lambda: 0
+        self._leaving = 0
+        self._hurry, self._noticed = threading.Event(), threading.Event()
+        self._lock, self._guarded, self._main = threading.Lock(), False, threading.get_ident()
         self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        try:
-            busy = True
-            while busy and not self.code:
-                done = self._done.wait(_PULSE)
-                busy, self.code = self._reduced(not done, self._mine, self._asked())
-        except Exception as error:  # whatever it is, the main thread must learn of it
-            self.lost = error
-        if self.lost is not None or self.code:
+        leaving = 0
+        while not leaving:
+            self._hurry.wait(_PULSE)
+            failed = self._number * _CODES + self._code if self._code else 0
+            try:
+                failed, self.heard, leaving = self._largest(failed, max(self.heard, self._asked()), self._leaving)
+            except Exception:  # whatever it is, the main thread must learn of it
+                leaving = _FAILED
+            self.lost = leaving == _FAILED
             with self._lock:
-                if self._guarded:
+                if self._guarded and (self.lost or failed // _CODES == self._number):
+                    self._guarded = False  # once
                     _raise_in(self._main, _Lost)
+        if self.lost and not self._noticed.wait(_GRACE):
+            self._cut_off()
 
-    def __enter__(self) -> None:
+    def _largest(self, *mine: int) -> list[int]:
+        """The largest of what the ranks have to say.
+
+        Raises:
+            RuntimeError: If one of them is dead or silent.
+        """
+        flags = torch.tensor(mine, dtype=torch.int64)
+        if not _ended(dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True), _SILENCE):
+            raise RuntimeError("silence")
+        found: list[int] = flags.tolist()
+        return found
+
+    @contextmanager
+    def guarding(self, asked: Callable[[], int] | None) -> Iterator[None]:
+        """Work apart, from which the main thread is called away if it failed elsewhere, or a rank is gone.
+
+        Raises:
+            _Lost: Says so.
+        """
         with self._lock:
-            self._guarded = True
+            self._number, self._code, self._guarded = self._number + 1, 0, True
+        self._asked = asked or (lambda: 0)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._guarded = False
+            _raise_in(self._main, None)  # take back what has not been raised yet
+            self._asked = lambda: 0
 
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._guarded = False
-        _raise_in(self._main, None)  # take back what has not been raised yet
+    def tell(self, code: int) -> None:
+        """Let others, who may be busy for long, know at once what work apart failed with."""
+        self._code = code
 
-    def end(self, code: int) -> None:
-        """Wait for the others."""
-        self._mine = code
-        self._done.set()
-        self._thread.join()
+    def noticed(self) -> None:
+        """The main thread knows that a rank is gone."""
+        self._noticed.set()
+
+    def leave(self, how: int) -> None:
+        """End the signs of life in all ranks."""
+        self._leaving = how
+        self._noticed.set()
+        self._hurry.set()
+        self._thread.join(_ROLL_CALL)
+
+
+def _ended(work: dist.Work, seconds: float) -> bool:
+    """Whether something that ranks do together is done after some seconds at most.
+
+    Raises:
+        RuntimeError: If it failed.
+    """
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # says why it failed, unless it ended a moment ago
+    return True
 
 
 def _raise_in(thread: int, kind: type[BaseException] | None) -> None:

@@ -22,7 +22,7 @@ from calogen.analysis.metrics.distances import (
 )
 from calogen.analysis.metrics.registry import Metric
 from calogen.analysis.survey.plan import directions
-from scipy.stats import wasserstein_distance
+from scipy.stats import kurtosis, wasserstein_distance
 from support import ORACLES
 
 from calogen.errors import ShardError
@@ -181,6 +181,8 @@ def test_differences_of_moments():
     assert value == pytest.approx(0.5 / reference.std())
     value, error = spread_difference(reference, 10 + 1.2 * (reference - 10))
     assert value == pytest.approx(0.2, rel=1e-9)
+    excess = kurtosis(reference)  # the variance of a variance: (m4 - m2^2) / N
+    assert error == pytest.approx(1.2 * np.sqrt(2 * (excess + 2) / (4 * 4000)), rel=1e-9)
     assert error == pytest.approx(1.2 / np.sqrt(4000), rel=0.1)  # sqrt(2 / 2N) for normals
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from calogen.analysis.metrics.distances import Draws
 from calogen.analysis.metrics.kinds import kind_of
 from calogen.analysis.metrics.multivariate import (
     FPD,
     KPD,
+    _frechet_metric,
     batch_sizes,
     caveats,
     correlation_distance,
@@ -47,8 +49,8 @@ def frechet_physics_distance(reference, generated, *, smallest, largest, batches
     found = np.empty((len(sizes), batches))
     for p, size in enumerate(sizes):
         for k in range(batches):
-            rows = [rng.choice(len(side), size=size) for side in (x, y)]
-            found[p, k] = frechet_distance(moments(x[rows[0]]), moments(y[rows[1]]))
+            times = [np.bincount(rng.choice(len(side), size=size), minlength=len(side)) for side in (x, y)]
+            found[p, k] = frechet_distance(*(moments(side.T, t) for side, t in zip((x, y), times, strict=True)))
     return extrapolate(sizes, found.mean(axis=1))
 
 
@@ -92,10 +94,28 @@ def test_frechet_distance_of_known_gaussians():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-7)
 
 
+def test_moments_are_those_of_samples_repeated_as_often_as_they_are_counted():
+    rng = np.random.default_rng(5)
+    x, times = rng.normal(size=(4, 700)) * np.array([1, 2, 1e-3, 5])[:, None], rng.poisson(0.7, size=700)
+    mean, covariance = moments(x, times)
+    repeated = np.repeat(x, times, axis=1)
+    np.testing.assert_allclose(mean, repeated.mean(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(covariance, np.cov(repeated), rtol=1e-9)
+
+
+def test_fpd_of_features_far_from_zero_is_that_of_features_about_it():
+    """Means and covariances of splits are taken about the reference's mean: nothing is lost in differences."""
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(2, 600, 3))
+    draws = Draws.make(600, 600, 0, cap=200)
+    one, two = (_frechet_metric(x + shift, y + shift, draws, 0) for shift in (0, 1e4))
+    assert (two.value, two.error, two.floor) == pytest.approx((one.value, one.error, one.floor), rel=1e-9, abs=1e-9)
+
+
 def test_fpd_extrapolates_what_a_finite_sample_adds():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 20_000, 6))
-    plain = frechet_distance(*(moments(side[:500]) for side in scaled_by_largest(x, y)))
+    plain = frechet_distance(*(moments(side[:500].T, np.ones(500)) for side in scaled_by_largest(x, y)))
     value, error = frechet_physics_distance(x, y, smallest=200, largest=500, batches=5)
     assert value < 0.2 * plain
     assert value < 4 * error + 1e-4
@@ -116,25 +136,23 @@ def test_kernel_distance_is_unbiased_and_what_it_says():
 
 def test_density_and_coverage_are_what_they_say():
     rng = np.random.default_rng(3)
-    x, y = rng.normal(size=(60, 2)), rng.normal(size=(50, 2))
+    x, y, z = rng.normal(size=(150, 2)), rng.normal(size=(50, 2)), rng.normal(size=(70, 2)) + 1
     within = np.linalg.norm(x[:, None] - x[None], axis=2)
     radius = np.sort(within, axis=1)[:, 3]  # the nearest is the sample itself
-    inside = np.linalg.norm(x[:, None] - y[None], axis=2) <= radius[:, None]
-    density, coverage = density_coverage(x, y, neighbours=3)
-    assert density == pytest.approx(inside.sum() / (3 * 50))
-    assert coverage == pytest.approx(inside.any(axis=1).mean())
+    for side, (density, coverage) in zip((y, z), density_coverage(x, y, z, neighbours=3), strict=True):
+        inside = np.linalg.norm(x[:, None] - side[None], axis=2) <= radius[:, None]
+        assert density == pytest.approx(inside.sum() / (3 * len(side)), rel=1e-9)
+        assert coverage == pytest.approx(inside.any(axis=1).mean(), rel=1e-9)
 
 
 def test_coverage_sees_a_missing_mode_and_density_what_lies_outside():
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(2, 1500, 3))
     mode = np.where(np.arange(1500) < 500, 8.0, 0)[:, None] * [1, 0, 0]
-    x += mode
-    density, coverage = density_coverage(x, y + mode)
-    assert density == pytest.approx(1, abs=0.05)
-    assert coverage == pytest.approx(1 - 2.0**-5, abs=0.015)
-    assert density_coverage(x, y)[1] == pytest.approx(2 / 3, abs=0.03)
-    assert density_coverage(x, y + mode - 4 * (mode == 0))[0] < 0.4
+    alike, missing, outside = density_coverage(x + mode, y + mode, y, y + mode - 4 * (mode == 0))
+    assert alike == (pytest.approx(1, abs=0.05), pytest.approx(1 - 2.0**-5, abs=0.015))
+    assert missing[1] == pytest.approx(2 / 3, abs=0.03)
+    assert outside[0] < 0.4
 
 
 def test_correlation_distance():

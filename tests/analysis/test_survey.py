@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -203,6 +206,37 @@ def test_bench_notices_analyses_that_differ(tmp_path, monkeypatch):
     done = command("bench", "analysis", "--data", data, "-n", 1000, "--rounds", 1)
     assert done.code == 1
     assert "do not agree" in done.err
+
+
+JOINED = """
+import pickle, numpy as np
+from pathlib import Path
+from calogen.analysis.survey.listed import Block, Listed
+from calogen.families import FAMILIES
+from calogen.shards.samples import Samples
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+family = FAMILIES["calogan"]
+none = Samples(family, np.zeros((0, family.voxels), np.float32), {}, kind="generated")
+before, blocks = resident(), []
+for start in range(0, 400_000, 8000):
+    position = np.arange(start, start + 8000)
+    columns = {"position": position, "whole": position < 0, "table": np.ones((80, 8000), np.float32)}
+    block = Block(columns, {}, none, np.zeros((0, 2), np.int32))
+    blocks.append(pickle.loads(pickle.dumps(block)))  # as one comes from a worker
+listed = Listed(blocks)
+del blocks, block, columns, position
+held = listed.block.columns["table"].nbytes
+print((resident() - before) / held)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to give memory back")
+def test_what_is_joined_is_in_memory_once():
+    done = subprocess.run([sys.executable, "-c", JOINED], capture_output=True, text=True, check=True)
+    assert 1 <= float(done.stdout) < 1.3  # 1.9 where freed blocks stay in the heap
 
 
 def test_bench_analysis_is_of_showers(tmp_path):

@@ -1,7 +1,8 @@
-"""A production as a job array of a real Slurm on this machine, with jobs that are requeued while they run."""
+"""A real Slurm on this machine: an array of jobs makes samples, one of them requeued; a step of tasks trains."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import SINGLE, toy, write_folder
 
 import calogen
+from calogen.runs.checkpoint import load_checkpoint
 from calogen.shards.inspect import verify
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 CONFIGURATION = """\
 ClusterName=calogen
 SlurmctldHost={host}(127.0.0.1)
@@ -53,6 +56,18 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of commands for a Slurm of the test's own."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.skip("only root may run a Slurm of its own")
+    with slurm(tmp_path / "slurm") as found:
+        yield found
+
+
 @contextmanager
 def slurm(home: Path) -> Iterator[dict[str, str]]:
     """A controller and a node with two cores; yields the environment for its commands."""
@@ -67,6 +82,10 @@ def slurm(home: Path) -> Iterator[dict[str, str]]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     running = [subprocess.Popen(line, **quiet) for line in lines]  # type: ignore[call-overload]
     try:
+        limit = time.monotonic() + 60
+        while "idle" not in subprocess.run(["sinfo"], env=environment, capture_output=True, text=True).stdout:
+            assert time.monotonic() < limit, (home / "slurmctld.log").read_text()[-2000:]
+            time.sleep(0.5)
         yield environment
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, timeout=60, check=False)
@@ -84,33 +103,21 @@ def asked(environment: dict[str, str], *line: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_job_array_with_a_requeued_job(tmp_path: Path) -> None:
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
-    if os.geteuid() != 0:
-        pytest.skip("only root may run a Slurm of its own")
+def test_a_job_array_with_a_requeued_job(environment: dict[str, str], tmp_path: Path) -> None:
     out, energy = tmp_path / "out", "uniform:1:100GeV"
     line = f"{sys.executable} -m calogen simulate toy -n {SAMPLES} --energy {energy} --shard-size 1024"
-    with slurm(tmp_path / "slurm") as environment:
-        limit = time.monotonic() + 60
-        while "idle" not in subprocess.run(["sinfo"], env=environment, capture_output=True, text=True).stdout:
-            assert time.monotonic() < limit, (tmp_path / "slurm" / "slurmctld.log").read_text()[-2000:]
-            time.sleep(0.5)
-        script = ["--array=1-8", "--requeue", "--ntasks=1", f"--output={tmp_path}/job-%a.log", f"--chdir={tmp_path}"]
-        job = asked(
-            environment, "sbatch", "--parsable", *script, "--wrap", f"{line} --out {out} --part auto --workers 1"
-        )
-        limit = time.monotonic() + 900
-        while not list(out.glob("shard-3-of-8-*.h5")):  # the third part is under way
-            assert time.monotonic() < limit, "\n".join(path.read_text() for path in tmp_path.glob("job-*.log"))
-            time.sleep(0.05)
-        before = {path.name: path.stat().st_ino for path in out.glob("shard-3-of-8-*.h5")}
-        asked(environment, "scontrol", "requeue", f"{job}_3")
-        while asked(environment, "squeue", "--noheader"):
-            assert time.monotonic() < limit, asked(environment, "squeue")
-            time.sleep(0.5)
-        restarts = asked(environment, "scontrol", "show", "job", f"{job}_3").partition("Restarts=")[2].split()[0]
+    script = ["--array=1-8", "--requeue", "--ntasks=1", f"--output={tmp_path}/job-%a.log", f"--chdir={tmp_path}"]
+    job = asked(environment, "sbatch", "--parsable", *script, "--wrap", f"{line} --out {out} --part auto --workers 1")
+    limit = time.monotonic() + 900
+    while not list(out.glob("shard-3-of-8-*.h5")):  # the third part is under way
+        assert time.monotonic() < limit, "\n".join(path.read_text() for path in tmp_path.glob("job-*.log"))
+        time.sleep(0.05)
+    before = {path.name: path.stat().st_ino for path in out.glob("shard-3-of-8-*.h5")}
+    asked(environment, "scontrol", "requeue", f"{job}_3")
+    while asked(environment, "squeue", "--noheader"):
+        assert time.monotonic() < limit, asked(environment, "squeue")
+        time.sleep(0.5)
+    restarts = asked(environment, "scontrol", "show", "job", f"{job}_3").partition("Restarts=")[2].split()[0]
     assert restarts == "1"
     after = {path.name: path.stat().st_ino for path in out.glob("shard-3-of-8-*.h5")}
     assert before.items() <= after.items()  # what was there is not made again
@@ -122,3 +129,26 @@ def test_a_job_array_with_a_requeued_job(tmp_path: Path) -> None:
     print(
         f"Slurm: 8 parts of {SAMPLES // 8} samples, one requeued after {len(before)} of its {len(after)} shards: whole"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_tasks_of_a_step_train_together(environment: dict[str, str], tmp_path: Path) -> None:
+    data, out = write_folder(tmp_path / "data", toy(SINGLE, 240, seed=2)), tmp_path / "out"
+    options = {"update": "adam", "checkpoint_every": 2, "validate_every": 2, "log_every": 1, "batch_size": 16}
+    settings = [f"--set=training.{key}={value}" for key, value in options.items()]
+    command = [sys.executable, "-m", "calogen", "train", "--data", str(data), "--device=cpu", "--steps=4", *settings]
+    begun = time.monotonic()
+    meet = {**environment, "MASTER_ADDR": "127.0.0.1"}
+    line = ["srun", "--ntasks=2", "--cpus-per-task=1", *command, "--out", str(out)]
+    done = subprocess.run(line, env=meet, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    print(f"srun: two tasks trained 4 steps in {time.monotonic() - begun:.0f} s")
+    assert done.stdout.count("trained 4 steps") == 1  # rank 0 alone says it
+    assert load_checkpoint(out / "checkpoints" / "step-4").card.provenance["ranks"] == 2
+    alone = [*command, "--threads=1", "--out", str(tmp_path / "alone")]
+    subprocess.run(alone, env=environment, check=True, capture_output=True)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (out, tmp_path / "alone")]
+    for one, two in zip(*(map(json.loads, log) for log in logs), strict=True):
+        numbers = {k: v for k, v in one.items() if isinstance(v, float) and k not in ("seconds", "steps_per_second")}
+        assert {k: two[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-4)
