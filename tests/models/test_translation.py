@@ -215,7 +215,19 @@ def test_pairs_that_are_none_are_refused_with_the_numbers(tmp_path: Path) -> Non
     samples = pairs(20)
     shuffled = replace(samples, extras={"low": samples.extras["low"][::-1]})
     path = write_folder(tmp_path / "shuffled", shuffled)
-    with pytest.raises(ShardError, match=r"(?s)do not belong together.*at least 0\.5.*median of -?0\.\d"):
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*at least 0\.5.*20 pairs.*median of -?0\.\d"):
+        open_shards(path).read()
+    some = samples.extras["low"].copy()
+    some[[5, 6]] = some[[6, 5]]
+    path = write_folder(tmp_path / "some", replace(samples, extras={"low": some}))
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*2 of 20 pairs.*row 5"):
+        open_shards(path).read()
+    assert len(open_shards(path).read(0, 5)) == 5
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*1 of 14 pairs.*row 6"):
+        open_shards(path).read(6, 20)
+    moved = replace(samples, extras={"low": np.roll(samples.extras["low"], 1, 2)})
+    path = write_folder(tmp_path / "moved", moved)
+    with pytest.raises(ShardError, match=r"(?s)lie beside each other.*found    a correlation of 0\.5.*moved by \(0, -1\) of"):
         open_shards(path).read()
     bad = samples.extras["low"].copy()
     bad[4, 1, 1] = np.nan
