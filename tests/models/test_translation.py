@@ -227,7 +227,7 @@ def test_pairs_that_are_none_are_refused_with_the_numbers(tmp_path: Path) -> Non
         open_shards(path).read(6, 20)
     moved = replace(samples, extras={"low": np.roll(samples.extras["low"], 1, 2)})
     path = write_folder(tmp_path / "moved", moved)
-    with pytest.raises(ShardError, match=r"(?s)lie beside each other.*found    a correlation of 0\.5.*moved by \(0, -1\) of"):
+    with pytest.raises(ShardError, match=r"(?s)lie beside each other.*found    a correlation of 0\.5.*by \(0, -1\) of"):
         open_shards(path).read()
     bad = samples.extras["low"].copy()
     bad[4, 1, 1] = np.nan
