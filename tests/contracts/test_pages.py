@@ -97,7 +97,7 @@ PAGES: dict[str, dict[str, Run | Read]] = {
             smaller={
                 "-n 4320": "--set pixels=16 --set box=16 --set slabs=4 -n 120",
                 "-n 480 ": "--set pixels=16 --set box=16 --set slabs=4 -n 24 ",
-                "--out run": "--out run --steps 2",
+                "--out finer": "--out finer --steps 2",
             },
             slow=True,
         ),
