@@ -111,7 +111,7 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "calogen train --data Maps_": Read(
             "needs a file of CAMELS, hundreds of megabytes; one like it is in test_foreign.py"
         ),
-        "calogen train configs/own-maps.toml": Read("needs maps of one's own; test_map_files.py makes some"),
+        "calogen train configs/own-maps.toml": Read("needs maps of one's own; test_map_files.py reads some"),
     },
     "docs/cookbook.md": {
         "calogen generate calogan-gamma --like data/calogan-gamma/test --out": Run(
