@@ -449,8 +449,8 @@ class Surrogate:
         if theirs.unit != mine.unit or theirs.pixels is None:
             raise ConfigError("these are not such maps", where="low maps", expected=mine.summary, found=theirs.summary)
         pixel, other = (f.box_size / f.sample_shape[0] for f in (mine, theirs))
-        for what, wanted, found in (("pixels", pixel, other), ("depth", mine.depth, theirs.depth)):
-            if found and not math.isclose(wanted, found, rel_tol=1e-3):
+        for what, wanted, found in (("pixel size", pixel, other), ("depth", mine.depth, theirs.depth)):
+            if wanted and found and not math.isclose(wanted, found, rel_tol=1e-3):
                 raise ConfigError(
                     f"low maps have another {what} than those that the surrogate was trained on",
                     where=theirs.summary,

@@ -160,7 +160,8 @@ def surrogates() -> Iterator[str]:
     yield "| name | conditions | voxels or pixels | numbers fitted |\n| --- | --- | --- | --- |"
     for path in sorted((ROOT / "data" / "surrogates").iterdir()):
         surrogate = Surrogate.load(path.name)
-        conditions = ", ".join(f"`{c.name}` {c}" for c in surrogate.card.conditions)
+        low = f"maps of {'{} x {}'.format(*surrogate.family.low_pixels)}" if surrogate.family.low_pixels else "none"
+        conditions = ", ".join(f"`{c.name}` {c}" for c in surrogate.card.conditions) or low
         size = f"{surrogate.family.voxels:,}"
         yield f"| [`{path.name}`](surrogates/{path.name}.md) | {conditions} | {size} | {surrogate.parameters:,} |"
     yield ""

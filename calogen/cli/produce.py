@@ -97,7 +97,8 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
     calogan-gamma, calogan-gamma-angled, calogan-eplus,
-    par04-electron, nbody-64. Each of its conditions must be named; `calogen info MODEL` lists them.
+    par04-electron, nbody-64. Each of its conditions must be named; `calogen info MODEL` lists them. (nbody-32-to-64 is
+    for `calogen translate`.)
     Sample i depends on the checkpoint, the seed, the conditions and i alone.
 
     \b
@@ -224,14 +225,15 @@ def _request(surrogate: Surrogate, options: dict[str, Any]) -> Request:
 def translate(model: str, data: str, out: Path | None, check: bool, dry_run: bool, **options: Any) -> None:
     """Make maps of high resolution from maps of low resolution.
 
-    MODEL is a run that learned from pairs (network 'super-resolution'): a run folder or a checkpoint folder. Map i
-    depends on the checkpoint, the seed, the low map i and i alone; maps may have any size, but must have the pixels and
-    the depth of those that it was trained on.
+    MODEL is 'nbody-32-to-64', which comes with calogen, or a run that learned from pairs (network 'super-resolution'):
+    a run folder or a checkpoint folder. Map i depends on the checkpoint, the seed, the low map i and i alone; maps may
+    have any size, but must have the pixels and the depth of those that it was trained on.
 
     
+    calogen translate nbody-32-to-64 --data low --out high
     calogen simulate nbody --pairs -n 4800 --out pairs
     calogen train configs/super-resolution.toml --data pairs --out run
-    calogen translate run --data low --out high
+    calogen translate run --data pairs --check
     """
     from ..production.run import sensible_workers
     from ..sampling import Surrogate

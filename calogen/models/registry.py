@@ -83,7 +83,7 @@ NETWORKS: dict[str, dict[str, Network]] = {
         "super-resolution": Network(
             "maps.translation.Translator",
             "maps.translation.PairCritic",
-            {"update": "adam", "batch_size": 16, "steps": 100, "critic_steps": 3},
+            {"update": "adam", "batch_size": 16, "steps": 0, "critic_steps": 3},
             paired=True,
         ),
     },

@@ -21,7 +21,8 @@ _IMPOSSIBLE = 0.05  # share of showers with more than is plausible, from which t
 _SPREAD, _CORRELATED = 2.0, 0.3  # ... where energies vary by more than a factor; what showers in order have at least
 _NO_VOIDS, _NO_CONTRAST = 0.6, 0.25  # lowest pixel over the mean of a map, and scatter: smoother is no density
 _FOREIGN_DENSITIES = (0.3, 3.0)  # the same of files of others, which may be in any unit
-_RELATED, _KNEE = 0.5, 0.02  # correlation of maps of a pair; added to a density before its logarithm
+_RELATED, _STRANGE = 0.5, 0.02  # correlation of maps of a pair, and share of pairs that may have less
+_KNEE = 0.02  # added to a density before its logarithm
 _DENSITIES = (0.1, 10.0)  # mean 1 + delta of a typical map: a thin slab of a small box may be half as dense as the box
 
 
@@ -214,28 +215,53 @@ def check_conditions(file: Opened, piece: Piece) -> None:
             )
 
 
-def check_pairs(piece: Piece, samples: Samples) -> None:
+def check_pairs(piece: Piece, samples: Samples, first: int) -> None:
     """Refuses maps of low and high resolution that are not of the same boxes: on the scale of low pixels they agree.
 
+    Args:
+        piece: Where they are from.
+        samples: Some of its rows.
+        first: The first of them.
+
     Raises:
-        ShardError: If most of the maps have little to do with the other of their pair.
+        ShardError: If maps have little to do with the other of their pair, or lie beside it.
     """
     low, factor = samples.extras.get(LOW), samples.family.factor
-    if low is None or not len(samples):
+    if low is None:
         return
-    good = ~bad_rows(samples)
+    good = np.flatnonzero(~bad_rows(samples))
     coarse = samples.values[good].reshape(-1, low.shape[1], factor, low.shape[2], factor).mean((2, 4), np.float64)
-    sides = [np.log(side + _KNEE).reshape(len(side), -1) for side in (coarse, low[good].astype(np.float64))]
-    sides = [side - side.mean(1, keepdims=True) for side in sides]
-    norms = np.sqrt((sides[0] ** 2).sum(1) * (sides[1] ** 2).sum(1))
-    found = (sides[0] * sides[1]).sum(1)[norms > 0] / norms[norms > 0]
-    if len(found) and float(np.median(found)) < _RELATED:
+    sides = [np.log(side + _KNEE) for side in (coarse, low[good].astype(np.float64))]
+    sides = [side - side.mean((1, 2), keepdims=True) for side in sides]
+    norms = np.sqrt(np.square(sides[0]).sum((1, 2)) * np.square(sides[1]).sum((1, 2)))
+    known = norms > 0
+    good, norms, (mine, theirs) = good[known], norms[known], [side[known] for side in sides]
+    if not len(good):
+        return
+    shared = np.fft.irfft2((np.fft.rfft2(mine) * np.fft.rfft2(theirs).conj()).sum(0), s=low.shape[1:])
+    steps = [int(step) for step in np.unravel_index(shared.argmax(), shared.shape)]
+    found, moved = ((mine * side).sum((1, 2)) / norms for side in (theirs, np.roll(theirs, steps, (1, 2))))
+    where = f"{piece.path}, datasets {piece.layout.values[0]} and {LOW}"
+    hint = "both must be of the same box, phases, axis and slab, in the same order and orientation"
+    if any(steps) and np.median(moved) >= _RELATED:
+        places = tuple(step - n if 2 * step > n else step for step, n in zip(steps, low.shape[1:], strict=True))
+        raise ShardError(
+            "maps of low and high resolution lie beside each other",
+            where=where,
+            expected="maps that agree best where they are",
+            found=f"a correlation of {np.median(found):.2f}, and of {np.median(moved):.2f} with the low maps moved by "
+            f"{places} of their pixels",
+            hint=hint,
+        )
+    strange = found < _RELATED
+    if strange.sum() > _STRANGE * len(found):
         raise ShardError(
             "maps of low and high resolution do not belong together",
-            where=f"{piece.path}, datasets {piece.layout.values[0]} and {LOW}",
+            where=where,
             expected=f"a correlation of at least {_RELATED:g} between their logarithms, pixel by pixel of the low maps",
-            found=f"a median of {np.median(found):.2f} in {len(found)} pairs",
-            hint="both must be of the same box, phases, axis and slab, in the same order and orientation",
+            found=f"less in {strange.sum()} of {len(found)} pairs (a median of {np.median(found):.2f}), first in row "
+            f"{piece.row(first + int(good[strange.argmax()]))}",
+            hint=hint,
         )
 
 

@@ -322,8 +322,8 @@ class Shards:
             check_response(file, piece, samples if first == 0 else None)
             check_conditions(file, piece)
             check_density(file, piece, samples)
-            check_pairs(piece, samples)
             self._plausible.add(piece.path)
+        check_pairs(piece, samples, first)
         if piece.layout.counted and self._boxes is not None:  # numbers of its own in each file
             own = {_ID: self._boxes[start:stop]} if _ID in samples.extras else {}
             samples = replace(samples, extras={**samples.extras, **own})

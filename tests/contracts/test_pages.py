@@ -90,17 +90,20 @@ PAGES: dict[str, dict[str, Run | Read]] = {
     "docs/your-maps.md": {
         "calogen simulate nbody -n 48 ": Run(smaller={"--size 512": "--size 128", "-n 480": "-n 48"}, slow=True),
         "import calogen": Run(smaller={"512": "128"}),
-        "calogen simulate nbody --pairs": Run(
+        "calogen simulate nbody --pairs -n 384": Run(
+            smaller={"-n 384": "--set pixels=16 --set box=16 --set slabs=2 -n 60"}, slow=True
+        ),
+        "calogen simulate nbody --pairs -n 4320": Run(
             smaller={
-                "-n 4800": "--set pixels=16 --set box=16 --set slabs=4 -n 120",
+                "-n 4320": "--set pixels=16 --set box=16 --set slabs=4 -n 120",
                 "-n 480 ": "--set pixels=16 --set box=16 --set slabs=4 -n 24 ",
-                "-n 240": "--set pixels=16 --set box=16 --set slabs=4 -n 60",
-                "--out run": "--out run --steps 2",
+                "--out finer": "--out finer --steps 2",
             },
             slow=True,
         ),
         "import numpy": Run(),
-        "import torch": Run(slow=True),
+        "import torch\n\nimport calogen": Run(slow=True),
+        "import torch\nfrom sbi": Read("sbi is not among calogen's dependencies, and learns for minutes"),
         "calogen simulate nbody -n 9600": Run(
             smaller={"-n 9600": "-n 480", "-n 10000": "-n 300"},
             slow=True,  # 20 boxes
@@ -108,6 +111,7 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "calogen train --data Maps_": Read(
             "needs a file of CAMELS, hundreds of megabytes; one like it is in test_foreign.py"
         ),
+        "calogen train configs/own-maps.toml": Read("needs maps of one's own; test_map_files.py reads some"),
     },
     "docs/cookbook.md": {
         "calogen generate calogan-gamma --like data/calogan-gamma/test --out": Run(

@@ -49,7 +49,8 @@ def test_energies_of_held_out_showers_are_met_in_every_bin(sides, low):
 
 
 @pytest.mark.parametrize(
-    "name", ["calogan-gamma", "calogan-gamma-angled", "calogan-eplus", "par04-electron", "nbody-64"]
+    "name",
+    ["calogan-gamma", "calogan-gamma-angled", "calogan-eplus", "par04-electron", "nbody-64", "nbody-32-to-64"],
 )
 def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
     folder = find_model(name)
@@ -63,3 +64,19 @@ def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
     assert "calogen {calogen}, torch {torch}, numpy {numpy}.".format_map(facts) in text
     assert str(ROOT.parent) not in (folder / "checkpoint.json").read_text()
     assert json.loads((folder / "checkpoint.json").read_text())["provenance"]["seed"] == card.config.seed
+
+
+def test_maps_are_translated_to_high_resolution_at_once():
+    """Means over 2 x 2 pixels of simulated maps stand for low ones: of each, a map that goes with it."""
+    samples = open_shards(ROOT / "data" / "nbody-64" / "test").read(0, 60)
+    low = samples.values.reshape(60, 32, 2, 32, 2).mean((2, 4))
+    surrogate = Surrogate.load("nbody-32-to-64")
+    made = [surrogate.translate(low, seed) for seed in range(4)]
+    assert made[0].shape == samples.values.shape
+    assert made[0].mean() == pytest.approx(low.mean(), rel=0.05)
+    assert np.corrcoef(made[0].reshape(60, 32, 2, 32, 2).mean((2, 4)).ravel(), low.ravel())[0, 1] > 0.9
+    logs, truth = [np.log(one + 0.02) for one in made], np.log(samples.values + 0.02)
+    alike = [np.corrcoef(one.ravel(), truth.ravel())[0, 1] for one in (logs[0], np.mean(logs, 0))]
+    assert 0.8 < alike[0] < alike[1]
+    assert np.corrcoef((logs[0] - truth).ravel(), (logs[1] - truth).ravel())[0, 1] < 0.8
+    assert surrogate.translate(np.tile(low[:1], (1, 2, 3))).shape == (1, 128, 192)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -191,8 +192,19 @@ def test_what_does_not_fit_is_refused_with_the_numbers(run: Path, folder: Path, 
     surrogate, samples = Surrogate.load(run), open_shards(folder).read(0, 3)
     low = samples.extras["low"]
     other = PAIRS.low.model_copy(update={"box_size": 32.0})
-    with pytest.raises(ConfigError, match=r"(?s)another pixels.*2 Mpc/h.*4 Mpc/h"):
+    with pytest.raises(ConfigError, match=r"(?s)another pixel size.*2 Mpc/h.*4 Mpc/h"):
         surrogate.translate(Samples(other, low, dict(samples.conditions)))
+    files = write_folder(tmp_path / "other", Samples(other, low, dict(samples.conditions)))
+    refused = command("translate", run, "--data", files, "--out", tmp_path / "new", "--workers", 1)
+    assert refused.code == 2
+    assert "another pixel size" in refused.err
+    assert "expected 2 Mpc/h" in refused.err
+    assert "found    4 Mpc/h" in refused.err
+    assert not (tmp_path / "new").exists()
+    shipped = Surrogate.load("nbody-32-to-64")
+    thin = Samples(shipped.family.low.model_copy(update={"depth": 4.0}), np.ones((1, 32, 32), np.float32), {})
+    with pytest.raises(ConfigError, match=r"(?s)another depth.*expected 8 Mpc/h.*found    4 Mpc/h"):
+        shipped.translate(thin)
     with pytest.raises(ConditionError, match=r"(?s)sigma_8.*found    7"):
         surrogate.translate(low, conditions={"sigma_8": 7.0})
     with pytest.raises(ConditionError, match="'sigma_8' is missing"):
@@ -215,7 +227,19 @@ def test_pairs_that_are_none_are_refused_with_the_numbers(tmp_path: Path) -> Non
     samples = pairs(20)
     shuffled = replace(samples, extras={"low": samples.extras["low"][::-1]})
     path = write_folder(tmp_path / "shuffled", shuffled)
-    with pytest.raises(ShardError, match=r"(?s)do not belong together.*at least 0\.5.*median of -?0\.\d"):
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*at least 0\.5.*20 pairs.*median of -?0\.\d"):
+        open_shards(path).read()
+    some = samples.extras["low"].copy()
+    some[[5, 6]] = some[[6, 5]]
+    path = write_folder(tmp_path / "some", replace(samples, extras={"low": some}))
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*2 of 20 pairs.*row 5"):
+        open_shards(path).read()
+    assert len(open_shards(path).read(0, 5)) == 5
+    with pytest.raises(ShardError, match=r"(?s)do not belong together.*1 of 14 pairs.*row 6"):
+        open_shards(path).read(6, 20)
+    moved = replace(samples, extras={"low": np.roll(samples.extras["low"], 1, 2)})
+    path = write_folder(tmp_path / "moved", moved)
+    with pytest.raises(ShardError, match=r"(?s)lie beside each other.*found    a correlation of 0\.5.*by \(0, -1\) of"):
         open_shards(path).read()
     bad = samples.extras["low"].copy()
     bad[4, 1, 1] = np.nan
@@ -225,5 +249,11 @@ def test_pairs_that_are_none_are_refused_with_the_numbers(tmp_path: Path) -> Non
     assert len(open_shards(path, drop_bad=True).read()) == 19
     with pytest.raises(ValueError, match=r"\(16, 16\) pixels are no multiple of those of \(6, 6\)"):
         Family.model_validate({**MAPS.model_dump(), "low_pixels": (6, 6)})
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        file["maps"], file["low"] = samples.values, np.ones((20, 6, 6), np.float32)
+        file["params"] = np.stack([samples.conditions["Omega_m"], samples.conditions["sigma_8"]], 1)
+        file.attrs["param_names"], file.attrs["box_size"] = ["Omega_m", "sigma_8"], 16.0
+    with pytest.raises(ShardError, match=r"(?s)do not go together.*\(16, 16\) pixels over the same.*\(6, 6\)"):
+        open_shards(tmp_path / "odd.h5")
     with pytest.raises(ShardError, match="do not fit the family"):
         Samples(MAPS, samples.values, {}, {"low": samples.extras["low"]})

@@ -376,6 +376,7 @@ CASES = {
     "angles in deg": Case(lambda d: with_angles(d, 1.0), column("theta", ANGLES), family=ANGLED),
     "logarithms of densities": Case(lambda d: stack(d, np.log10(M), P), "look like logarithms.*`log10=True`", BOX),
     "logarithms of densities, said": Case(lambda d: stack(d, np.log10(M), P), IN_ORDER, {**BOX, "log10": True}),
+    "logarithms of total matter": Case(lambda d: stack(d, np.log10(M), P, LH), "look like logarithms.*`log10=True`"),
     "logarithms of 1 + delta": Case(lambda d: stack(d, np.log10(M / M.mean()), P), "`log10=True`", BOX),
     "scaled to 0 to 1": Case(lambda d: stack(d, M / M.max(), P), "scaled to the range 0 to 1", BOX),
     "scaled logarithms": Case(lambda d: stack(d, (np.log10(M) - 8) / 6, P), "range 0 to 1|look like logarithms", BOX),

@@ -12,12 +12,14 @@ import pytest
 from calogen.analysis.comparison import compare
 from support import MAPS, ROOT, command, toy, write_folder
 
+from calogen.config import Config
 from calogen.errors import ShardError
 from calogen.families import FAMILIES, Family
 from calogen.shards.inspect import describe, verify
 from calogen.shards.layouts.stacks import Stack, beside_of
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards, open_splits
+from calogen.training.setup import prepare
 
 SHIPPED = ROOT / "data" / "nbody-64"
 NAME = "Maps_Mcdm_IllustrisTNG_LH_z=0.00.npy"
@@ -247,6 +249,30 @@ def test_a_stack_is_described_trained_on_and_compared(tmp_path: Path) -> None:
     assert any("divided by the mean of their simulation's maps" in note for note in report.notes)
     assert report.metrics["made"]["power_rms"].value is not None
     assert len(np.unique(report.reference.groups)) == 16
+
+
+def test_maps_of_no_built_in_family_are_read_as_their_configuration_says(tmp_path: Path) -> None:
+    """Three conditions, one of them below 0, a column that is not used, and a family that no built-in one is like."""
+    boxes, each = 10, 10
+    rng = np.random.default_rng(5)
+    np.save(tmp_path / STACK, rng.lognormal(23, 1, (boxes * each, 128, 128)).astype(np.float32))
+    rows = np.c_[rng.uniform([0.1, 0.6, -1.3], [0.5, 1.0, -0.7], (boxes, 3)), rng.random(boxes)]
+    np.savetxt(tmp_path / "params.txt", rows)
+    own = ROOT / "configs" / "own-maps.toml"
+    setup = prepare(Config.load(own), tmp_path / STACK)
+    assert setup.family == Config.load(own).resolved_family()
+    assert setup.family.name not in FAMILIES
+    assert setup.conditions == ("Omega_m", "sigma_8", "w_0")
+    assert (len(setup.training), len(setup.validation)) == (90, 10)
+    known = np.concatenate([side.all_conditions()["w_0"] for side in (setup.training, setup.validation)])
+    np.testing.assert_allclose(np.unique(known), np.sort(rows[:, 2]), rtol=1e-6)
+    assert setup.training.read(0, 20).values.mean() == pytest.approx(1, rel=1e-4)
+    np.save(tmp_path / "others.npy", np.ones((100, 64, 64), np.float32))
+    with pytest.raises(ShardError, match=r"(?s)another size than the family's.*\(128, 128\).*\(64, 64\)"):
+        prepare(Config.load(own), f"{tmp_path / 'others.npy'},{tmp_path / 'params.txt'}")
+    np.savetxt(tmp_path / "params.txt", rows[:, :3])
+    with pytest.raises(ShardError, match="the names given are not as many as the columns"):
+        prepare(Config.load(own), tmp_path / STACK)
 
 
 def test_files_that_do_not_say_what_they_hold_are_read_like_others(stack: Path) -> None:

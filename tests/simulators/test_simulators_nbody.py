@@ -185,7 +185,8 @@ def test_refining_interpolates_the_lattice():
     ("options", "said"),
     [
         ({"pixels": 48}, "pixels"),
-        ({"slabs": 7}, "must divide"),
+        ({"slabs": 7}, "must divide the pixels\n  where    slabs\n  expected a divisor of 64\n  found    7"),
+        ({"pairs": 3}, "whole pixels in every slab\n  where    pairs\n  expected a divisor of 64 / 8"),
         ({"box": 0}, "box"),
         ({"steps": 1}, "steps"),
         ({"conditions": {"Omega_m": "uniform:0.01:0.5"}}, "cannot be simulated"),

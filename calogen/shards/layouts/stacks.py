@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -307,25 +307,38 @@ class Stack:
             ShardError: If it does not.
         """
         place = next((column.column for column in columns if column.name == "Omega_m"), None)
-        if place is None or self.count < 3 or self.reading.log10:
+        if place is None or self.reading.log10:
             return []
-        chosen = np.linspace(0, self.count - 1, min(_SIMULATIONS, self.count)).astype(np.intp)
-        omega = self["params"][:][[self.rows(k)[0] for k in chosen], place]
-        ratio = np.array([self.mean(k) for k in chosen.tolist()]) / omega
-        ratio = ratio[np.isfinite(ratio) & (ratio != 0)]
-        if len(ratio) < 3:
-            return []
-        scatter = float(ratio.std() / ratio.mean())
+        scatter, count = self._scatter_of_matter(place)
         if scatter > _SCATTER[1]:
+            powers = replace(self, reading=self.reading.model_copy(update={"log10": True}))
+            meant, known = powers._scatter_of_matter(place)
+            if self.reading.log10 is None and known == count and meant <= _SCATTER[1]:
+                raise ShardError(
+                    "the maps look like logarithms of densities",
+                    where=path,
+                    expected=f"mean density / Omega_m that scatters by at most {_SCATTER[1]:g}",
+                    found=f"{scatter:.2g} over {count} simulations; {meant:.2g} of 10 to the power of the maps",
+                    hint="`log10=True` reads logarithms to base 10",
+                )
             raise ShardError(
                 "these are not the parameters of these maps: total matter does not follow Omega_m",
                 where=f"{path}, {file}",
                 expected=f"mean density / Omega_m that scatters by less than {_SCATTER[0]:g} (at most {_SCATTER[1]:g})",
-                found=f"{scatter:.2g} over {len(ratio)} simulations",
+                found=f"{scatter:.2g} over {count} simulations",
                 hint=f"name the right file: {path.name},PARAMETERS.txt",
             )
         much = f"mean density / Omega_m scatters by {scatter:.2g}: are these the parameters of these maps?"
         return [much] if scatter > _SCATTER[0] else []
+
+    def _scatter_of_matter(self, place: int) -> tuple[float, int]:
+        """How mean density over Omega_m, a column of the table, scatters, and over how many simulations; 0 over few."""
+        chosen = np.linspace(0, self.count - 1, min(_SIMULATIONS, self.count)).astype(np.intp)
+        omega = self["params"][:][[self.rows(k)[0] for k in chosen], place]
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratio = np.array([self.mean(k) for k in chosen.tolist()]) / omega
+        ratio = ratio[np.isfinite(ratio) & (ratio != 0)]
+        return (float(ratio.std() / abs(ratio.mean())), len(ratio)) if len(ratio) >= 3 else (0.0, len(ratio))
 
 
 @dataclass(frozen=True)
