@@ -62,6 +62,7 @@ def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
     assert f"score {card.score:.3f}" in " ".join(text.split())
     facts = card.provenance
     assert "calogen {calogen}, torch {torch}, numpy {numpy}.".format_map(facts) in text
+    assert "/" not in (card.config.prior or "")  # a name, not a place on somebody's disk
     assert str(ROOT.parent) not in (folder / "checkpoint.json").read_text()
     assert json.loads((folder / "checkpoint.json").read_text())["provenance"]["seed"] == card.config.seed
 
