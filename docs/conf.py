@@ -26,7 +26,7 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 300  # seconds a cell
+nb_execution_timeout = 900  # seconds a cell: the first one of a new clone compiles, on a busy machine for minutes
 nb_merge_streams = True
 suppress_warnings = ["myst.header"]  # cards and the changelog have titles of their own levels
 
