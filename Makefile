@@ -63,9 +63,10 @@ test: $(STAMP)
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow"
 
-# The site, in docs/_build/html. Warnings are errors, and all cells of all pages run.
+# The site, in docs/_build/html. Warnings are errors, and all cells of all pages run. One page after another: of
+# parallel readers Sphinx waits forever for one that was killed.
 docs: $(DOCS_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W --keep-going -q -j 2 -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html in a browser"
 
 # Type checks run on an installed copy: static tools do not follow the mapping of analysis/ into the package.

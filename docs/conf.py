@@ -17,7 +17,7 @@ import calogen  # noqa: E402
 project = "calogen"
 author = project_copyright = "the calogen authors"
 version = release = calogen.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "made"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "kernels", "made"]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -26,7 +26,7 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 600
+nb_execution_timeout = 900  # seconds a cell: the first one of a new clone compiles, on a busy machine for minutes
 nb_merge_streams = True
 suppress_warnings = ["myst.header"]  # cards and the changelog have titles of their own levels
 

@@ -69,7 +69,10 @@ def _farthest(report: Report) -> Drawing:
         title: {key.observable: m for key, m in metrics.select(W1_SD, selection=ALL).items() if m.value is not None}
         for title, metrics in report.metrics.items()
     }
-    pulls = {name: max(m[name].far for m in found.values() if name in m) for m in found.values() for name in m}
+    varying = {name for metrics in found.values() for name, metric in metrics.items() if not metric.exact}
+    pulls = {
+        name: max(m[name].far for m in found.values() if name in m) for name in report.observables if name in varying
+    }
     names = sorted(pulls, key=lambda name: -pulls[name])
     shells = [name for name in names if report.observables[name].wave_number][_SHELLS:]
     names = [name for name in names if name not in shells][:_ROWS][::-1]

@@ -154,6 +154,11 @@ class Metric:
         """The pull as a number to sort by: infinite where it is undefined."""
         return math.inf if self.pull is None else self.pull
 
+    @property
+    def exact(self) -> bool:
+        """Whether both sides are equal and chance cannot make them differ, as those of a constant are."""
+        return not (self.value or self.error or self.floor or self.floor_error)
+
     def to_json(self) -> dict[str, Any]:
         """The numbers by name; ``statistic`` and ``lower_limit`` only where there is one."""
         rare = ("statistic", "lower_limit")

@@ -88,7 +88,7 @@ def absent(metrics: Iterable[tuple[Key, Metric]]) -> bool:
 
 def worst(found: Metrics, count: int = 5) -> list[Key]:
     """The observables farthest from the reference: keys of ``w1_sd`` over all samples with the largest pulls."""
-    distances = found.select(W1_SD, selection=ALL)
+    distances = {key: metric for key, metric in found.select(W1_SD, selection=ALL).items() if not metric.exact}
     return sorted(distances, key=lambda key: -distances[key].far)[:count]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..stages import reporting
+from ..stages import reporting, stage
 from .options import FOLDER, PLACE, STRICT, at_home, opening, printable, reads_files
 from .terminal import echo, print_report, stage_progress, stoppable
 
@@ -108,13 +108,14 @@ def compare(
     sensible_workers(options["workers"], options["cluster"])
     limits = _limits(fail_above)
     _require_report_folder(out)
-    named = _named_samples(generated, how)
-    like = next(iter(named.values()))[0]  # of files that do not say what they hold
-    source = open_side(reference, "test", like, **how)
-    learnt = None if training is None else open_side(training, "train", like, **how)
-    known = [shards for seeds in named.values() for shards in seeds]
-    require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
     with stoppable(), stage_progress("comparing") as progress, reporting(progress):
+        stage("opening the samples")
+        named = _named_samples(generated, how)
+        like = next(iter(named.values()))[0]  # of files that do not say what they hold
+        source = open_side(reference, "test", like, **how)
+        learnt = None if training is None else open_side(training, "train", like, **how)
+        known = [shards for seeds in named.values() for shards in seeds]
+        require_asked([source, *known, *([learnt] if learnt else [])], how["reading"])
         report = run(source, named, training=learnt, out=out / STAGE, **options)
         wrong = _save(report, out, table=_names(table), figures=_names(figures))
     print_report(report)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ..stages import reporting, stage
 from .options import FOLDER, PLACE
-from .terminal import echo
+from .terminal import echo, stage_progress
 
 
 @click.command()
@@ -36,7 +37,9 @@ def export(model: str, out: Path, **options: Any) -> None:
     """
     from ..sampling import Surrogate
 
-    made = Surrogate.load(model).export(out=out, **options)
+    with stage_progress("exporting") as progress, reporting(progress):
+        stage("loading the model")
+        made = Surrogate.load(model).export(out=out, **options)
     echo(f"{made['format']} written: {out}")
     if (check := made.get("check")) is None:
         build = f"g++ -std=c++17 -O2 {out / 'example.cpp'} -o example && ./example"

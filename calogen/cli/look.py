@@ -70,9 +70,17 @@ def _side_by_side(paths: tuple[str, ...], *, as_json: bool) -> None:
 
 def _main(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts that there are, each once, without the histories of the surrogates that made samples."""
-    if isinstance(sources := facts.get("provenance"), list):
-        facts["provenance"] = [{key: value for key, value in one.items() if key != "history"} for one in sources]
-    return {key: value for key, value in facts.items() if value not in ([], {}, "", None) and key != "missing"}
+    sources = facts.get("provenance")
+    if isinstance(sources, dict):
+        facts["provenance"] = _said_of(sources)
+    elif isinstance(sources, list):
+        facts["provenance"] = [{k: v for k, v in _said_of(one).items() if k != "history"} for one in sources]
+    return {key: value for key, value in _said_of(facts).items() if key != "missing"}
+
+
+def _said_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that say something."""
+    return {key: value for key, value in facts.items() if value not in ([], {}, "", None)}
 
 
 @click.command()

@@ -208,9 +208,9 @@ def _show(bar: Progress, what: str, done: int, of: int, facts: str = "") -> None
     """Draw the line anew: what is done, how far it is."""
     counted = f"{done:,} of {of:,}" if of else ""
     task = bar.tasks[0]
-    if task.description != plain(what) or (task.total or 0) != of:  # a bar of its own
-        bar.update(task.id, description=plain(what), total=of or None)
-    bar.update(task.id, completed=done, counted=counted, facts=facts)
+    if task.description != plain(what) or (task.total or 0) != of:  # a bar of its own: the one before may be full
+        task.total, task.completed, task.finished_time = of or None, done, None
+    bar.update(task.id, description=plain(what), completed=done, counted=counted, facts=facts)
 
 
 class _PlainLines:

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import ConfigError, StorageError, did_you_mean
 from ..models.contract import Generator
 from ..runs.checkpoint import Card
+from ..stages import stage
 from ..storage import TEXT_BYTES, read_bounded, remedy, require_writable, sync_folder, tidied, write_atomic
 from .description import described
 
@@ -101,6 +102,7 @@ def export(
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
+            stage(f"writing {format}, and trying what it makes")
             facts = write(generator, card, part, **({"opset": opset} if found.opset else {}))
             description = described(generator, card, format, part, facts, licence)
             write_atomic(part / DESCRIPTION, (json.dumps(description, indent=1, ensure_ascii=False) + "\n").encode())

@@ -19,6 +19,7 @@ from .layouts.header import SCHEMA
 
 MANIFEST = "manifest.json"
 """Name of the manifest of a folder made in one part."""
+_SHOWN = 6  # ranges of parts that a line names
 
 
 def _is_name(name: str) -> str:
@@ -151,15 +152,28 @@ def missing(folder: Path, found: Mapping[Path, Manifest]) -> list[str]:
         folder: Where the shards are.
         found: Its manifest files.
     """
-    counts = {int(match[1]) for path in found if (match := re.fullmatch(r"manifest-\d+-of-(\d+)\.json", path.name))}
-    lacking = max(counts, default=len(found)) - len(found)
-    said = [f"{folder}: {lacking} of {max(counts)} parts have not begun"] if lacking > 0 else []
+    parts = [match for path in found if (match := re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", path.name))]
+    count = max((int(match[2]) for match in parts), default=0)
+    lacking = sorted(set(range(1, count + 1)) - {int(match[1]) for match in parts})
+    said = [f"{folder}: {len(lacking)} of {count} parts have not begun: {_ranges(lacking)}"] if lacking else []
     for path, part in found.items():
         if part.planned is not None and part.samples < part.planned:
             still = f"{part.planned - part.samples} of {part.planned} samples are still to be made"
             said.append(f"{path}: {still} (the same command again makes them)")
     records = [record for part in found.values() for record in part.records]
     return said + gaps(folder, [(record.name, record.index_start, record.samples) for record in records])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers as ranges, ``2, 5-9``, the first of them."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    shown = [f"{first}-{last}" if first < last else f"{first}" for first, last in runs[:_SHOWN]]
+    return ", ".join([*shown, *(["..."] if len(runs) > _SHOWN else [])])
 
 
 def gaps(folder: Path, files: Sequence[tuple[str, int, int]]) -> list[str]:

@@ -139,6 +139,8 @@ class Detector(_Frozen):
             vars(self)["layer_ends"] = tuple(end for _, end in self.family.depths)  # not by assignment: it is frozen
         if self.family.unit != "MeV":
             raise ValueError(f"the family's unit must be MeV, got '{self.family.unit}'")
+        if (unit := self.family.require_energy().unit) != "MeV":
+            raise ValueError(f"the unit of the incident energy must be MeV, got '{unit}'")
         if len(self.layer_ends) != len(self.family.layers):
             raise ValueError(f"{len(self.family.layers)} layers need as many layer_ends, got {len(self.layer_ends)}")
         if np.any(np.diff([0.0, *self.layer_ends]) <= 0):

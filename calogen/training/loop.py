@@ -96,8 +96,8 @@ def train(
         out: Run folder; must be empty or absent unless ``resume``.
         resume: Continue from the last checkpoint in ``out``, or start again what was stopped before its first one.
         progress: Called with every log record; between records with ``{"step", "steps"}``; and from the first second
-            on, while data are read, fitted and judged, with ``{"step": 0, "stage", "done", "of"}``: what is done, how
-            much of it, and of how much (0: nobody knows).
+            on, while data are read, fitted and judged, and within rounds, with ``{"step": 0, "stage", "done", "of"}``:
+            what is done, how much of it, and of how much (0: nobody knows).
         should_stop: Asked after every step; a signal number stops the run after a checkpoint.
         strict: Refuse data of which parts or samples are missing; else the log and the provenance say so.
         ranks: The processes that train, where they have met already.

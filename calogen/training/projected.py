@@ -21,6 +21,7 @@ from ..analysis.metrics.ranks import auc
 from ..models.refinement import Draft, Refinement, Scene, ViewCritic
 from ..runs.checkpoint import Checkpoint
 from ..shards.samples import Samples
+from ..stages import counted, stage
 from .batches import Batches
 from .objectives import OBJECTIVES, Objective
 from .setup import Setup
@@ -155,7 +156,12 @@ class ProjectedTrainer(Trainer):
     def _round(self, aspect: Aspect, stream: torch.Generator) -> dict[str, float]:
         scene, others = aspect.scene, aspect.unseen
         pool = self._pool(scene, max(1, _POOL // (self.setup.family.voxels * len(scene))), stream)
-        critics = [self._critic(scene, pool, stream, self.objective, self.options.penalty) for _ in range(_CRITICS)]
+        what = " ".join(filter(None, (f"round {self.done + 1}:", "critics of", scene.name or "voxels")))
+        critics = [
+            self._critic(scene, pool, stream, self.objective, self.options.penalty)
+            for _ in counted(what, range(_CRITICS), _CRITICS)
+        ]
+        stage(f"round {self.done + 1}: projecting their slopes")
 
         def judge(views: Tensor, context: Tensor) -> Tensor:
             return torch.stack([critic(views, context) for critic in critics]).mean(0)

@@ -14,7 +14,7 @@ from calogen.analysis.metrics.distances import mean_difference, scale_of, spread
 from calogen.analysis.metrics.multivariate import correlation_distance
 from calogen.analysis.metrics.validation import judge, score
 from calogen.analysis.observables.catalogue import catalogue, observe
-from calogen.analysis.page.tables import summary
+from calogen.analysis.page.tables import summary, worst
 from support import ENERGY
 
 from calogen.families import ROUNDING, CylindricalLayer, Family, varies
@@ -99,6 +99,13 @@ def test_a_report_says_what_is_constant(reference):
     assert notes["equal"][0].endswith("the generated samples are equal.")
     assert "width_x_1 (0.1 of the samples)" in notes["other"][0]
     assert summary(found)
+
+    # What is constant and equal is not among the farthest observables.
+    assert equal["w1_sd/width_x_1"].exact
+    assert not equal["w1_sd/width_x_0"].exact
+    farthest = worst(equal, count=1000)
+    assert "w1_sd/width_x_0" in farthest
+    assert "w1_sd/width_x_1" not in farthest
 
 
 def test_rounding_is_no_difference():

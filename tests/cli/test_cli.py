@@ -331,7 +331,7 @@ def test_parts_share_a_folder_and_auto_finds_its_own(
         assert done.code == 0, done.err
     done = command("verify", tmp_path / "parts")
     assert done.code == 2
-    assert "1 of 3 parts have not begun" in done.err
+    assert "1 of 3 parts have not begun: 2" in done.err
     done = command(*line, tmp_path / "parts", "--part", "2/3")
     assert done.out == f"generated part 2/3 of 3000 samples: {tmp_path / 'parts'}\n"
     assert command("verify", tmp_path / "parts").code == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from support import SMALL, command, tiny, toy, write_folder
 
 from calogen.cli import terminal
@@ -100,6 +103,17 @@ def test_pipes_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monke
         note(10, 100)
         time.sleep(0.25)
     assert capsys.readouterr().err.startswith("generating")
+
+
+def test_a_full_bar_does_not_stop_the_clock_of_what_follows() -> None:
+    bar = Progress(console=Console(file=io.StringIO()))
+    bar.add_task("fitting", total=None, counted="", facts="")
+    terminal._show(bar, "fitting", 3, 3)
+    assert bar.finished
+    for what, done, of in (("training", 0, 1), ("validating", 0, 0), ("fitting", 1, 3)):
+        terminal._show(bar, what, done, of)
+        assert not bar.finished
+        assert (bar.tasks[0].description, bar.tasks[0].total, bar.tasks[0].completed) == (what, of or None, done)
 
 
 def test_training_says_what_it_does_from_the_first_second_on(tmp_path: Path) -> None:

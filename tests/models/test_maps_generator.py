@@ -282,6 +282,14 @@ def test_a_fit_is_repeatable_and_takes_maps_without_conditions() -> None:
     assert float(made.mean()) == pytest.approx(float(samples.values.mean()), rel=0.15)
 
 
+def test_too_few_points_to_interpolate_between_are_said(fitted: tuple[ZeldovichGenerator, Samples]) -> None:
+    assert not fitted[0].remarks
+    samples = lognormal(12, 4)
+    generator = build_generator(samples.family, NAMES, SHAPE)
+    generator.fit(samples, 1)
+    assert "12 different points of Omega_m, sigma_8 are few: 32 " in generator.remarks[0]
+
+
 # ------------------------------------------------------------------------------------------------ the critic
 
 

@@ -19,7 +19,7 @@ from calogen.production.rebuild import rebuild
 from calogen.production.requests import Request
 from calogen.production.run import produce
 from calogen.shards.inspect import describe, verify
-from calogen.shards.manifest import read_part, write_manifest
+from calogen.shards.manifest import Manifest, missing, read_part, write_manifest
 from calogen.shards.sources import open_shards
 from calogen.training.loop import train
 
@@ -44,13 +44,22 @@ def gap(tmp_path: Path) -> Path:
 
 def test_missing_parts_and_unfinished_ones_are_said(parts: Path) -> None:
     shards = open_shards(parts)
-    assert shards.missing[0] == f"{parts}: 1 of 3 parts have not begun"
+    assert shards.missing[0] == f"{parts}: 1 of 3 parts have not begun: 2"
     assert "1024 samples are missing between" in shards.missing[1] or "2048 samples are missing" in shards.missing[1]
     assert set(shards.missing) <= set(describe(parts)["notes"])
     assert set(shards.missing) <= set(verify(parts))
     with pytest.raises(ShardError, match="samples are missing"):
         open_shards(parts, strict=True)
     assert open_shards(parts).read(0, 10).values.shape == (10, 8)
+
+
+def test_parts_that_are_missing_are_named_in_ranges() -> None:
+    begun = Manifest((), (), None)
+    folder = Path("parts")
+    some = {folder / f"manifest-{i}-of-100.json": begun for i in (1, 3, 4, 10)}
+    assert missing(folder, some) == [f"{folder}: 96 of 100 parts have not begun: 2, 5-9, 11-100"]
+    odd = {folder / f"manifest-{i}-of-100.json": begun for i in range(1, 100, 2)}
+    assert missing(folder, odd)[0].endswith("50 of 100 parts have not begun: 2, 4, 6, 8, 10, 12, ...")
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -224,6 +224,7 @@ def test_depths_of_layers_are_said_once(own_detector):
     ("old", "new", "said"),
     [
         ("layer_ends = [10.3, 24.5]", "", "layers need depths"),
+        ('unit = "MeV", low = 1e3, high = 50e3', 'unit = "GeV", low = 1, high = 50', "energy must be MeV, got 'GeV'"),
         ("size = [80.0, 80.0] },", "size = [80.0, 80.0], z = [0, 9] },", "either all layers have a depth z, or none"),
         ("layer_ends = [10.3, 24.5]", "layer_ends = [10.3]", "2 layers need as many layer_ends"),
         ("layer_ends = [10.3, 24.5]", "layer_ends = [24.5, 10.3]", "must increase"),

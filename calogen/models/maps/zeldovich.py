@@ -44,6 +44,8 @@ _STRATA = 8
 _CHUNK = 64  # maps that are fitted to at a time
 _FIT_LEAST = 32  # times as many, in every round: fewer cosmologies would not tell the filter's terms apart
 
+_POINTS_A_TERM = 4  # points of the conditions for each term of a fit, below which it is anything between them
+
 
 class ZeldovichGenerator(MapGenerator):
     """White noise moves matter; a filter, a point transform and a network make its density the simulation's.
@@ -196,6 +198,10 @@ class ZeldovichGenerator(MapGenerator):
         maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
         scaled = self.scaled(columns)
         terms = features(scaled)
+        points, wanted_points = len(torch.unique(columns, dim=0)), _POINTS_A_TERM * terms.shape[1]
+        if self.conditions and points < wanted_points:
+            few = f"{points} different points of {', '.join(self.conditions)} are few: {wanted_points} would say how"
+            self.remarks = (f"{few} maps change between them; trust samples near the points trained on alone",)
         self.transform.fit(maps, terms)
         self._fit_spectrum(columns, terms)
         wanted = log_mean(torch.cat([shell_power(m - 1) for m in maps.split(_CHUNK)]), terms)
