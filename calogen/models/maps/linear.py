@@ -12,6 +12,7 @@ FIDUCIAL = {"Omega_b": 0.049, "h": 0.6711, "n_s": 0.9624, "T_cmb": 2.7255}
 """What does not vary: CAMELS' cosmology (arXiv:2010.00619), massless neutrinos left out."""
 _OMEGA_B, _H, _N_S, _T_CMB = FIDUCIAL.values()
 _MODES = 600  # along the line of sight
+_LARGEST = 12.0  # wave number in h/Mpc
 
 
 def matter_power(k: Array, omega_m: float, sigma_8: float) -> Array:
@@ -67,8 +68,25 @@ def sheet_power(k: Array, conditions: Mapping[str, float], depth: float) -> Arra
         In (Mpc/h)^2, (K,): the integral of P(k3) (k / k3)^4 sinc^2(kz depth / 2) over kz / 2 pi, with k3 the wave
         number in space.
     """
-    kz = 12 * np.linspace(0, 1, _MODES) ** 2  # close where the power is
+    kz = _LARGEST * np.linspace(0, 1, _MODES) ** 2  # close where the power is
     k3 = np.hypot(k[:, None], kz)
     power = matter_power(k3, conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
     through = np.sinc(kz * depth / (2 * np.pi)) ** 2
     return np.asarray(np.trapezoid(power * (k[:, None] / k3) ** 4 * through, kz, axis=1) / np.pi)
+
+
+def slab_variance(box: float, depth: float, conditions: Mapping[str, float]) -> float:
+    """Linear variance of the mean density of a slab through a periodic box, times the slab's area.
+
+    Args:
+        box: Its side in Mpc/h.
+        depth: Of the slab in Mpc/h.
+        conditions: ``Omega_m`` and ``sigma_8`` where they vary (else 0.3 and 0.8).
+
+    Returns:
+        In (Mpc/h)^2: the mean over the box's modes along the line of sight, its mean left out, of
+        P(k) sinc^2(k depth / 2); in a box of any size the integral over dk / 2 pi.
+    """
+    k = 2 * np.pi / box * np.arange(1, max(2, int(_LARGEST * box / (2 * np.pi))))
+    power = matter_power(k, conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
+    return float(2 / box * np.sum(power * np.sinc(k * depth / (2 * np.pi)) ** 2))

@@ -19,7 +19,7 @@ from ...stages import counted
 from ..contract import Generator, Inference, OnArrays
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
-from .linear import sheet_power
+from .linear import sheet_power, slab_variance
 from .matter import Grid, displaced
 from .residual import Residual
 from .spectra import log_mean, shell_power, shells
@@ -36,6 +36,7 @@ KNEE = 0.02  # added to the density before its logarithm
 GRAIN, GRAIN_SIZE = 1.5, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
 GROWTH = 1.2  # with which power of the smoothing it goes
 ONSET, WIDTH = 0.8, 0.7  # in which ln density it sets in, and how gently
+_MEANS = 30  # values of Omega_m at which means of slabs are worked out
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
 _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 # Share of them, and of the step to take. Chance in the first rounds' few maps must be forgotten by the last.
@@ -65,6 +66,7 @@ class ZeldovichGenerator(MapGenerator):
         family: A map family.
         conditions: Names of the conditions.
         channels: Widths of the residual network's layers.
+        size: Pixels a side of maps where no other size is asked for; none: as many as those trained on have.
     """
 
     transform: DensityNormals
@@ -72,8 +74,15 @@ class ZeldovichGenerator(MapGenerator):
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
     transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
 
-    def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (24, 24, 24)) -> None:
+    def __init__(
+        self,
+        family: Family,
+        conditions: Sequence[str],
+        channels: Sequence[int] = (24, 24, 24),
+        size: int | None = None,
+    ) -> None:
         super().__init__(family, conditions)
+        self.size = size
         self.latent_size = self.coarse = (SHEETS + 1) * family.voxels  # a plane for every sheet, and one for texture
         height, width = family.sample_shape
         self.pixel = family.box_size / height if family.box_size else 1.0
@@ -186,7 +195,27 @@ class ZeldovichGenerator(MapGenerator):
         other = copy.copy(self)
         other.family = self._grown(size)
         other.latent_size = other.coarse = (SHEETS + 1) * other.family.voxels
+        if self.family.box_size:
+            # White noise has the variance of slabs' means fall as one over their area. But a larger box has longer
+            # modes along the line of sight, which the one fitted to lacks; what they add is linear theory's.
+            other._buffers = {**self._buffers, "transfer": self.transfer.clone()}
+            other.transfer[:, 0] += 0.5 * (self._means(other.family.box_size) - self._means(self.family.box_size))
         return other
+
+    def _means(self, box: float) -> Tensor:
+        """ln of the variance of slabs' means in a periodic box of that side, times their area: a function (F,)."""
+        scaled = torch.zeros(_MEANS, len(self.conditions))
+        omega_m = np.full(_MEANS, 0.3)
+        if "Omega_m" in self.conditions:  # the only one that it depends on, but for a factor
+            known, column = self.family.condition("Omega_m"), self.conditions.index("Omega_m")
+            omega_m = np.linspace(known.low, known.high, _MEANS)
+            values = torch.zeros_like(scaled)
+            values[:, column] = torch.from_numpy(omega_m)
+            scaled[:, column] = self.scaled(values)[:, column]
+        variance = torch.tensor([slab_variance(box, self.depth, {"Omega_m": value}) for value in omega_m])
+        terms = features(scaled).double()
+        found: Tensor = torch.linalg.pinv(terms) @ variance.log().double()
+        return found.to(self.transfer)
 
     # ------------------------------------------------------------------------------------------------ fitting
 
