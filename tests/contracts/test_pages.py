@@ -99,6 +99,18 @@ PAGES: dict[str, dict[str, Run | Read]] = {
             },
             slow=True,
         ),
+        "calogen generate nbody-256 ": Run(),
+        "calogen simulate nbody -n 2880 ": Run(
+            smaller={
+                "-n 2880": "-n 120",
+                "pixels=128": "pixels=16",
+                "box=256": "box=32",
+                "slabs=16": "slabs=4",
+                "--out run": "--out run --steps 0",
+                "-n 96": "-n 4",
+            },
+            slow=True,
+        ),
         "import numpy": Run(),
         "import torch": Run(slow=True),
         "calogen simulate nbody -n 9600": Run(

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from calogen.analysis.observables.statistics import power_spectra
-from support import MAPS, toy
+from calogen.analysis.observables.statistics import Shells, power_spectra
+from support import MAPS, ROOT, toy
 
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
@@ -17,13 +17,14 @@ from calogen.models.conditions import scale_conditions
 from calogen.models.contract import OnArrays
 from calogen.models.maps.conv import MapTransform
 from calogen.models.maps.distributions import ConditionalDistribution, DensityNormals, features
-from calogen.models.maps.linear import matter_power, sheet_power
+from calogen.models.maps.linear import matter_power, sheet_power, slab_variance
 from calogen.models.maps.matter import Grid, displaced
 from calogen.models.maps.spectra import log_mean, shell_power, shells
 from calogen.models.maps.zeldovich import SHEETS, ZeldovichGenerator
 from calogen.models.registry import build_critic, build_generator
 from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
+from calogen.shards.sources import open_shards
 from calogen.training.objectives import gradient_penalty
 
 NAMES = ("Omega_m", "sigma_8")
@@ -99,6 +100,20 @@ def test_a_thin_sheet_moves_as_all_of_space_does() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ matter
+
+
+@pytest.mark.parametrize("omega_m", [0.1, 0.3])
+def test_means_of_slabs_scatter_as_all_modes_along_them_say_and_less_in_small_boxes(omega_m: float) -> None:
+    conditions = {"Omega_m": omega_m, "sigma_8": 0.8}
+    k = np.linspace(1e-5, 12, 400_000)
+    whole = np.trapezoid(matter_power(k, omega_m, 0.8) * np.sinc(k * 16 / (2 * np.pi)) ** 2, k) / np.pi
+    variances = [slab_variance(box, 16.0, conditions) for box in (128.0, 256.0, 512.0, 65536.0)]
+    assert variances == sorted(variances)
+    assert variances[-1] == pytest.approx(whole, rel=0.01)
+    single = matter_power(np.array([2 * np.pi / 256]), omega_m, 0.8)[0] * np.sinc(16 / 256) ** 2 * 2 / 256
+    assert variances[1] > single  # the first of its terms
+    louder = slab_variance(256.0, 16.0, {**conditions, "sigma_8": 1.0})
+    assert louder / variances[1] == pytest.approx((1.0 / 0.8) ** 2)
 
 
 def test_matter_is_conserved_periodic_and_moves_where_it_is_told() -> None:
@@ -233,6 +248,30 @@ def test_an_untrained_network_adds_nothing(fitted: tuple[ZeldovichGenerator, Sam
     assert generator.latent_size == (SHEETS + 1) * 32 * 32 == generator.coarse
 
 
+def test_means_of_larger_maps_scatter_less_but_by_the_longer_modes_of_their_box(
+    fitted: tuple[ZeldovichGenerator, Samples],
+) -> None:
+    generator = fitted[0]
+    larger = generator.resized(64)
+    omega_m = torch.tensor([0.12, 0.2, 0.3, 0.45])
+    conditions = torch.stack([omega_m, torch.full((4,), 0.8)], 1)
+    means = []
+    for some in (generator, larger):
+        planes = torch.ones(4, SHEETS + 1, *some.family.sample_shape)  # a mean as far out as white noise ever has it
+        terms = features(some.scaled(conditions))
+        modes = torch.fft.rfft2(planes[:, 0]) / some.family.sample_shape[0]  # of one standard deviation
+        means.append(some.filtered(modes, terms).mean((1, 2)).numpy())
+    boxes = [generator.family.box_size, larger.family.box_size]
+    wanted = [
+        math.sqrt(np.divide(*(slab_variance(box, generator.depth, {"Omega_m": x}) for box in boxes[::-1]))) / 2
+        for x in omega_m.tolist()
+    ]
+    np.testing.assert_allclose(means[1] / means[0], wanted, rtol=0.1)
+    again = larger.resized(32)
+    torch.testing.assert_close(again.transfer, generator.transfer)
+    assert torch.equal(larger.transfer[:, 1:], generator.transfer[:, 1:])  # all but the means
+
+
 @pytest.mark.parametrize("size", [32, 48, 20])
 def test_the_folded_form_is_the_module_at_any_size(fitted: tuple[ZeldovichGenerator, Samples], size: int) -> None:
     generator = trained_like(fitted[0]).resized(size)
@@ -337,3 +376,31 @@ def test_the_surrogate_that_comes_with_calogen_makes_maps_as_its_card_says() -> 
     assert (power[1] - power[0]) / 0.3 == pytest.approx(3.2, abs=1.2)
     np.testing.assert_array_equal(surrogate.sample({"Omega_m": 0.3, "sigma_8": 0.65}, 80, seed=1)[:5], maps[:5])
     assert surrogate.resized(96).sample({"Omega_m": 0.3, "sigma_8": 0.8}, 1).shape == (1, 96, 96)
+
+
+def test_the_surrogate_of_large_maps_makes_boxes_twice_as_wide_as_those_it_was_fitted_to() -> None:
+    surrogate = Surrogate.load("nbody-256")
+    assert surrogate.family.summary == "nbody-256, (256, 256) pixels, box 512 Mpc/h, 16 Mpc/h deep"
+    conditions = {"Omega_m": 0.28, "sigma_8": 0.8}
+    large = surrogate.sample(conditions, 12, seed=1)
+    small = surrogate.resized(128).sample(conditions, 48, seed=2)
+    assert (large.shape, small.shape) == ((12, 256, 256), (48, 128, 128))
+    assert (large >= 0).all()
+    assert large.mean() == pytest.approx(1, abs=0.04)  # a map's mean scatters by 0.04
+
+    # P(k) in octaves of both sizes, and of the shipped maps near that cosmology, of which there are few.
+    boxes = open_shards(ROOT / "data" / "nbody-256" / "train").read()
+    close = np.hypot(boxes.conditions["Omega_m"] - 0.28, boxes.conditions["sigma_8"] - 0.8) < 0.1
+    at = [{name: boxes.conditions[name][close] for name in surrogate.conditions}, boxes.values[close]]
+    same = surrogate.resized(128).sample(at[0], seed=3)
+    octaves = [(0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.8), (0.8, 1.5)]
+    for low, high in octaves:
+        wide, narrow, made, real = (
+            power[:, (k >= low) & (k < high)].mean()
+            for k, power in (
+                (Shells.of(m.shape[1:], b).k, power_spectra(m, b))
+                for m, b in ((large, 512.0), (small, 256.0), (same, 256.0), (at[1], 256.0))
+            )
+        )
+        assert wide == pytest.approx(narrow, rel=0.12)
+        assert made == pytest.approx(real, rel=0.15)
