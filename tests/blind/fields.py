@@ -20,12 +20,13 @@ TRAINING, the maps that MODEL was fitted to, by the same code and as functions o
 Floors are halves of the boxes against each other, where they are of one cosmology. Power of all maps, the
 rest of every third one (slabs of all depths and axes).
 
-Looked at so far: nothing.
+Looked at so far: 25604; its longest mode, off by a third, led to the law of longer modes, after which it was looked at again.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -64,6 +65,10 @@ class Lognormal(ZeldovichGenerator):
     def matter(self, planes: Tensor, terms: Tensor) -> Tensor:
         """Modes of white noise."""
         return torch.fft.rfft2(planes[:, 0])
+
+    def unfiltered(self, wave: Array, known: Mapping[str, float]) -> Array:
+        """Power of white noise."""
+        return np.ones_like(wave)
 
     @classmethod
     def of(cls, training: Path, cache: Path | None) -> Lognormal:

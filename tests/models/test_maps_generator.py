@@ -17,7 +17,7 @@ from calogen.models.conditions import scale_conditions
 from calogen.models.contract import OnArrays
 from calogen.models.maps.conv import MapTransform
 from calogen.models.maps.distributions import ConditionalDistribution, DensityNormals, features
-from calogen.models.maps.linear import matter_power, sheet_power, slab_variance
+from calogen.models.maps.linear import matter_power, sheet_power, slab_power
 from calogen.models.maps.matter import Grid, displaced
 from calogen.models.maps.spectra import log_mean, shell_power, shells
 from calogen.models.maps.zeldovich import SHEETS, ZeldovichGenerator
@@ -102,18 +102,18 @@ def test_a_thin_sheet_moves_as_all_of_space_does() -> None:
 # ------------------------------------------------------------------------------------------------ matter
 
 
-@pytest.mark.parametrize("omega_m", [0.1, 0.3])
-def test_means_of_slabs_scatter_as_all_modes_along_them_say_and_less_in_small_boxes(omega_m: float) -> None:
-    conditions = {"Omega_m": omega_m, "sigma_8": 0.8}
-    k = np.linspace(1e-5, 12, 400_000)
-    whole = np.trapezoid(matter_power(k, omega_m, 0.8) * np.sinc(k * 16 / (2 * np.pi)) ** 2, k) / np.pi
-    variances = [slab_variance(box, 16.0, conditions) for box in (128.0, 256.0, 512.0, 65536.0)]
-    assert variances == sorted(variances)
-    assert variances[-1] == pytest.approx(whole, rel=0.01)
-    single = matter_power(np.array([2 * np.pi / 256]), omega_m, 0.8)[0] * np.sinc(16 / 256) ** 2 * 2 / 256
-    assert variances[1] > single  # the first of its terms
-    louder = slab_variance(256.0, 16.0, {**conditions, "sigma_8": 1.0})
-    assert louder / variances[1] == pytest.approx((1.0 / 0.8) ** 2)
+@pytest.mark.parametrize(("omega_m", "wave"), [(0.1, 0.0), (0.3, 0.0), (0.3, 0.02)])
+def test_slabs_have_the_power_of_all_modes_along_them_and_their_means_less_in_small_boxes(
+    omega_m: float, wave: float
+) -> None:
+    conditions, k = {"Omega_m": omega_m, "sigma_8": 0.8}, np.linspace(1e-5, 12, 400_000)
+    whole = np.trapezoid(matter_power(np.hypot(k, wave), omega_m, 0.8) * np.sinc(k * 16 / (2 * np.pi)) ** 2, k) / np.pi
+    power = [float(slab_power(np.array([wave]), box, 16.0, conditions)[0]) for box in (128.0, 256.0, 512.0, 65536.0)]
+    assert power[-1] == pytest.approx(whole, rel=0.01)
+    if not wave:
+        assert power == sorted(power)
+    louder = slab_power(np.array([wave]), 256.0, 16.0, {**conditions, "sigma_8": 1.0})[0]
+    assert louder / power[1] == pytest.approx((1.0 / 0.8) ** 2)
 
 
 def test_matter_is_conserved_periodic_and_moves_where_it_is_told() -> None:
@@ -248,28 +248,34 @@ def test_an_untrained_network_adds_nothing(fitted: tuple[ZeldovichGenerator, Sam
     assert generator.latent_size == (SHEETS + 1) * 32 * 32 == generator.coarse
 
 
-def test_means_of_larger_maps_scatter_less_but_by_the_longer_modes_of_their_box(
-    fitted: tuple[ZeldovichGenerator, Samples],
-) -> None:
+def test_long_modes_and_means_of_larger_maps_follow_linear_theory(fitted: tuple[ZeldovichGenerator, Samples]) -> None:
     generator = fitted[0]
     larger = generator.resized(64)
-    omega_m = torch.tensor([0.12, 0.2, 0.3, 0.45])
-    conditions = torch.stack([omega_m, torch.full((4,), 0.8)], 1)
-    means = []
-    for some in (generator, larger):
-        planes = torch.ones(4, SHEETS + 1, *some.family.sample_shape)  # a mean as far out as white noise ever has it
-        terms = features(some.scaled(conditions))
-        modes = torch.fft.rfft2(planes[:, 0]) / some.family.sample_shape[0]  # of one standard deviation
-        means.append(some.filtered(modes, terms).mean((1, 2)).numpy())
+    omega_m = [0.12, 0.2, 0.3, 0.45]
+    terms = features(generator.scaled(torch.tensor([[x, 0.8] for x in omega_m])))
+    shared = larger.transfer[:, 2::2]
+    assert torch.equal(shared, generator.transfer[:, 1 : 1 + shared.shape[1]])
     boxes = [generator.family.box_size, larger.family.box_size]
-    wanted = [
-        math.sqrt(np.divide(*(slab_variance(box, generator.depth, {"Omega_m": x}) for box in boxes[::-1]))) / 2
-        for x in omega_m.tolist()
-    ]
-    np.testing.assert_allclose(means[1] / means[0], wanted, rtol=0.1)
-    again = larger.resized(32)
-    torch.testing.assert_close(again.transfer, generator.transfer)
-    assert torch.equal(larger.transfer[:, 1:], generator.transfer[:, 1:])  # all but the means
+
+    # What the filter does to the mean and to the mode of the larger box alone, over the same of the longest mode
+    # trained on: with it, the power of white noise and of sheets becomes a slab's.
+    tables = [(terms @ some.transfer).numpy() for some in (generator, larger)]
+    for i, x in enumerate(omega_m):
+        known = {"Omega_m": x, "sigma_8": 0.8}
+        means = [slab_power(np.zeros(1), box, generator.depth, known)[0] for box in boxes]
+        assert 2 * (tables[1][i, 0] - tables[0][i, 0]) == pytest.approx(np.log(means[1] / means[0]), abs=0.1)
+        waves = [np.array([2 * math.pi / box]) for box in boxes]
+        slabs = [slab_power(k, box, generator.depth, known)[0] for k, box in zip(waves, boxes, strict=True)]
+        sheets = [sheet_power(k, known, generator.depth / SHEETS)[0] for k in waves]
+        wanted = np.log(slabs[1] / sheets[1]) - np.log(slabs[0] / sheets[0])
+        assert 2 * (tables[1][i, 1] - tables[0][i, 1]) == pytest.approx(wanted, abs=0.1)
+
+    # Back at the size trained on, or from one size to the next, nothing is lost.
+    modes = torch.fft.rfft2(torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(1)))
+    back = larger.resized(32).filtered(modes, terms[:2])
+    torch.testing.assert_close(back, generator.filtered(modes, terms[:2]), rtol=0, atol=1e-5)
+    ways = [some.resized(128).transfer[:, :-2] for some in (larger, generator)]  # but for the corner of the plane
+    torch.testing.assert_close(*ways, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [32, 48, 20])

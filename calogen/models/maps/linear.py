@@ -75,18 +75,21 @@ def sheet_power(k: Array, conditions: Mapping[str, float], depth: float) -> Arra
     return np.asarray(np.trapezoid(power * (k[:, None] / k3) ** 4 * through, kz, axis=1) / np.pi)
 
 
-def slab_variance(box: float, depth: float, conditions: Mapping[str, float]) -> float:
-    """Linear variance of the mean density of a slab through a periodic box, times the slab's area.
+def slab_power(k: Array, box: float, depth: float, conditions: Mapping[str, float]) -> Array:
+    """Linear power of the mean density of a slab through a periodic box.
 
     Args:
-        box: Its side in Mpc/h.
+        k: Wave numbers in the plane in h/Mpc, (K,); 0: the mean of the slab.
+        box: Side of the box in Mpc/h.
         depth: Of the slab in Mpc/h.
         conditions: ``Omega_m`` and ``sigma_8`` where they vary (else 0.3 and 0.8).
 
     Returns:
-        In (Mpc/h)^2: the mean over the box's modes along the line of sight, its mean left out, of
-        P(k) sinc^2(k depth / 2); in a box of any size the integral over dk / 2 pi.
+        In (Mpc/h)^2, (K,): P(k3) sinc^2(kz depth / 2), summed over the box's modes kz along the line of sight (the mean
+        of the box is none), over its side.
     """
-    k = 2 * np.pi / box * np.arange(1, max(2, int(_LARGEST * box / (2 * np.pi))))
-    power = matter_power(k, conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
-    return float(2 / box * np.sum(power * np.sinc(k * depth / (2 * np.pi)) ** 2))
+    kz = 2 * np.pi / box * np.arange(max(2, int(_LARGEST * box / (2 * np.pi))))
+    k3 = np.hypot(k[:, None], kz)
+    power = matter_power(np.where(k3 > 0, k3, 1.0), conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
+    both = np.where(k3 > 0, np.where(kz > 0, 2.0, 1.0), 0.0)  # modes of either sign
+    return np.asarray(np.sum(both * power * np.sinc(kz * depth / (2 * np.pi)) ** 2, 1) / box)
