@@ -201,9 +201,10 @@ class ZeldovichGenerator(MapGenerator):
 
     def _transfer_of(self, other: ZeldovichGenerator) -> Tensor:
         """The filter for a box of another size; on modes longer than this box it goes on as linear theory does."""
-        found, wave = self.transfer.clone(), np.zeros(1)
+        found = self.transfer.clone()
+        wave: NDArray[np.float64] = np.zeros(1)
         if other.step < self.step:  # at multiples of the larger box's fundamental
-            wave = other.step * np.arange(int(shells(*other.family.sample_shape)[0].max()) + 1)
+            wave = other.step * np.arange(int(shells(*other.family.sample_shape)[0].max()) + 1.0)
             position = torch.from_numpy(wave / self.step).clamp(1, self.transfer.shape[1] - 1).to(self.transfer)
             cell = position.floor().clamp(max=self.transfer.shape[1] - 2).long()
             found = torch.lerp(self.transfer[:, cell], self.transfer[:, cell + 1], position - cell)
