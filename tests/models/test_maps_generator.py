@@ -270,12 +270,12 @@ def test_long_modes_and_means_of_larger_maps_follow_linear_theory(fitted: tuple[
         wanted = np.log(slabs[1] / sheets[1]) - np.log(slabs[0] / sheets[0])
         assert 2 * (tables[1][i, 1] - tables[0][i, 1]) == pytest.approx(wanted, abs=0.1)
 
-    # Back at the size trained on, or from one size to the next, nothing is lost.
+    # Back at the size trained on nothing is lost, and from one size to the next little, between knots of the filter.
     modes = torch.fft.rfft2(torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(1)))
     back = larger.resized(32).filtered(modes, terms[:2])
     torch.testing.assert_close(back, generator.filtered(modes, terms[:2]), rtol=0, atol=1e-5)
     ways = [some.resized(128).transfer[:, :-2] for some in (larger, generator)]  # but for the corner of the plane
-    torch.testing.assert_close(*ways, atol=1e-4, rtol=0)
+    torch.testing.assert_close(*ways, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("size", [32, 48, 20])
