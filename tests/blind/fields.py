@@ -20,7 +20,8 @@ TRAINING, the maps that MODEL was fitted to, by the same code and as functions o
 Floors are halves of the boxes against each other, where they are of one cosmology. Power of all maps, the
 rest of every third one (slabs of all depths and axes).
 
-Looked at so far: 25604; its longest mode, off by a third, led to the law of longer modes, after which it was looked at again.
+Looked at so far: 25604; its longest mode, off by a third, led to the law of longer modes, after which P(k) alone was looked at again.
+The first five boxes of 25603, with one sample (SEEDS = 1) and every sixth map (EVERY = 6).
 """
 
 from __future__ import annotations
