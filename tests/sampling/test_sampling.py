@@ -515,7 +515,8 @@ def test_a_surrogate_of_maps_has_a_usual_size(tmp_path: Path) -> None:
     assert surrogate.family.sample_shape == surrogate.sample(conditions, 1).shape[1:] == (2 * side, 2 * side)
     assert surrogate.family.box_size == 2 * MAPS.box_size
     plain = train(tiny("map", training={"steps": 0}), data, tmp_path / "plain").folder
-    assert np.array_equal(surrogate.resized(side).sample(conditions, 3), Surrogate.load(plain).sample(conditions, 3))
+    back = surrogate.resized(side).sample(conditions, 3)
+    np.testing.assert_allclose(back, Surrogate.load(plain).sample(conditions, 3), rtol=1e-2, atol=1e-3)
     specs = {name: f"fixed:{value}" for name, value in conditions.items()}
     assert open_shards(surrogate.generate(tmp_path / "made", specs, 2)).family == surrogate.family
 
