@@ -34,6 +34,8 @@ class GeneratorConfig(_Frozen):
         channels: Channels of convolutions, from the smallest grid up; of ``pixelcnn``, block by block.
         blocks: How often the network repeats its building block, such as the transforms of a flow.
         scale: The constant a of 2x / (x + a) - 1, which maps pass through (``dcgan``; none: fitted).
+        size: Pixels a side of the maps that a surrogate makes where no other size is asked for (``zeldovich``,
+            ``lognormal``; none: as many as the maps trained on have).
     """
 
     network: str = "auto"
@@ -42,6 +44,7 @@ class GeneratorConfig(_Frozen):
     channels: tuple[_Width, ...] | None = Field(default=None, min_length=1)
     blocks: int | None = Field(default=None, ge=1, le=64)
     scale: float | None = Field(default=None, gt=0)
+    size: int | None = Field(default=None, ge=4, le=65536)
 
 
 class CriticConfig(_Frozen):

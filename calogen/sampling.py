@@ -182,9 +182,10 @@ class Surrogate:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: Literal["auto", "cpu", "cuda"] = "cpu") -> None:
-        self.card, self._name = checkpoint.card, checkpoint.name
-        self._device = pick_device(device)
-        self._generator = checkpoint.generator().to(self._device)
+        self._name, self._device = checkpoint.name, pick_device(device)
+        generator = checkpoint.generator().to(self._device)
+        self._generator = generator.usual() if isinstance(generator, MapGenerator) else generator
+        self.card = checkpoint.card.model_copy(update={"family": self._generator.family})
         self._folded = self._generator.folded() if self._device.type == "cpu" else None
         self._ranges = _plain_ranges(checkpoint.card)
         self._checkpoint, self.candidates = replace(checkpoint, model={}), 1  # where critics may be found
@@ -654,10 +655,11 @@ class Surrogate:
                 format cannot express.
             StorageError: If the disk refuses.
         """
-        trained = self._checkpoint
-        if self.family != trained.card.family:
-            shape, hint = trained.card.family.sample_shape, "export the surrogate as it was loaded"
-            raise ConfigError("maps are exported at the size they were trained at", expected=shape, hint=hint)
+        trained, usual = self._checkpoint, self._checkpoint.card.config.generator.size
+        shape = (usual, usual) if usual else trained.card.family.sample_shape
+        if self.family.kind == "map" and self.family.sample_shape != shape:
+            hint = "export the surrogate as it was loaded"
+            raise ConfigError("maps are exported at their usual size", expected=shape, hint=hint)
         if self.candidates > 1:
             hint = "export the surrogate as it was loaded, without `candidates`"
             raise ConfigError("critics that choose among candidates are not exported", hint=hint)

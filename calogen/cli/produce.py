@@ -97,8 +97,8 @@ def generate(model: str, out: Path, dry_run: bool, part: Part | None, **options:
 
     MODEL is a run folder (its best checkpoint is used), a checkpoint folder, or a surrogate that comes with calogen:
     calogan-gamma, calogan-gamma-angled, calogan-eplus,
-    par04-electron, nbody-64. Each of its conditions must be named; `calogen info MODEL` lists them. (nbody-32-to-64 is
-    for `calogen translate`.)
+    par04-electron, nbody-64, nbody-256. Each of its conditions must be named; `calogen info MODEL` lists them.
+    (nbody-32-to-64 is for `calogen translate`.)
     Sample i depends on the checkpoint, the seed, the conditions and i alone.
 
     \b

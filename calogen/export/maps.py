@@ -200,7 +200,7 @@ class _Maps:
         return found.shaped(*position.shape)
 
     def _linear_position(self) -> Array:
-        position = np.clip(array(self.grid.wave) / self.generator.fundamental, 1, self.generator.transfer.shape[1] - 1)
+        position = np.clip(array(self.grid.wave) / self.generator.step, 1, self.generator.transfer.shape[1] - 1)
         position[0, 0] = 0
         return position
 

@@ -119,6 +119,7 @@ def describe_model(model: str | Path) -> dict[str, Any]:
         "model": str(model),
         "checkpoint": folder.name,
         "family": card.family.name,
+        **({"usual size": f"{size} x {size} pixels"} if (size := card.config.generator.size) else {}),
         "conditions": {c.name: str(c) for c in card.conditions},
         "symmetries": list(card.family.symmetries),
         "step": card.step,

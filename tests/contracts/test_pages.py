@@ -101,6 +101,18 @@ PAGES: dict[str, dict[str, Run | Read]] = {
             },
             slow=True,
         ),
+        "calogen generate nbody-256 ": Run(),
+        "calogen simulate nbody -n 2880 ": Run(
+            smaller={
+                "-n 2880": "-n 120",
+                "pixels=128": "pixels=16",
+                "box=256": "box=32",
+                "slabs=16": "slabs=4",
+                "--out run": "--out run --steps 0",
+                "-n 96": "-n 4",
+            },
+            slow=True,
+        ),
         "import numpy": Run(),
         "import torch\n\nimport calogen": Run(slow=True),
         "import torch\nfrom sbi": Read("sbi is not among calogen's dependencies, and learns for minutes"),
@@ -173,7 +185,8 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "void make_hits": Read("needs Geant4"),
     },
     "docs/how-good-is-it.md": {
-        "calogen simulate nbody ": Run(smaller={"-n 28800": "-n 240", "-n 144000": "-n 480"}, slow=True),
+        "calogen simulate nbody -n 384 ": Read("four boxes of 256^3 particles; tests/blind/fields.py is not installed"),
+        "calogen simulate nbody -n 7200 ": Run(smaller={"-n 28800": "-n 240", "-n 144000": "-n 480"}, slow=True),
     },
     "docs/reference/configuration.md": {"family = ": Run()},
     "docs/reference/files.md": {"import h5py": Run()},

@@ -50,7 +50,10 @@ def test_energies_of_held_out_showers_are_met_in_every_bin(sides, low):
 
 @pytest.mark.parametrize(
     "name",
-    ["calogan-gamma", "calogan-gamma-angled", "calogan-eplus", "par04-electron", "nbody-64", "nbody-32-to-64"],
+    [
+        *("calogan-gamma", "calogan-gamma-angled", "calogan-eplus", "par04-electron"),
+        *("nbody-64", "nbody-256", "nbody-32-to-64"),
+    ],
 )
 def test_the_card_of_a_surrogate_agrees_with_its_checkpoint(name):
     folder = find_model(name)

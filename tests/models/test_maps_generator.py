@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from calogen.analysis.observables.statistics import power_spectra
-from support import MAPS, toy
+from calogen.analysis.observables.statistics import Shells, power_spectra
+from support import MAPS, ROOT, toy
 
 from calogen.config import CriticConfig, GeneratorConfig
 from calogen.errors import ConfigError
@@ -17,13 +17,14 @@ from calogen.models.conditions import scale_conditions
 from calogen.models.contract import OnArrays
 from calogen.models.maps.conv import MapTransform
 from calogen.models.maps.distributions import ConditionalDistribution, DensityNormals, features
-from calogen.models.maps.linear import matter_power, sheet_power
+from calogen.models.maps.linear import matter_power, sheet_power, slab_power
 from calogen.models.maps.matter import Grid, displaced
 from calogen.models.maps.spectra import log_mean, shell_power, shells
 from calogen.models.maps.zeldovich import SHEETS, ZeldovichGenerator
 from calogen.models.registry import build_critic, build_generator
 from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
+from calogen.shards.sources import open_shards
 from calogen.training.objectives import gradient_penalty
 
 NAMES = ("Omega_m", "sigma_8")
@@ -99,6 +100,20 @@ def test_a_thin_sheet_moves_as_all_of_space_does() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ matter
+
+
+@pytest.mark.parametrize(("omega_m", "wave"), [(0.1, 0.0), (0.3, 0.0), (0.3, 0.02)])
+def test_slabs_have_the_power_of_all_modes_along_them_and_their_means_less_in_small_boxes(
+    omega_m: float, wave: float
+) -> None:
+    conditions, k = {"Omega_m": omega_m, "sigma_8": 0.8}, np.linspace(1e-5, 12, 400_000)
+    whole = np.trapezoid(matter_power(np.hypot(k, wave), omega_m, 0.8) * np.sinc(k * 16 / (2 * np.pi)) ** 2, k) / np.pi
+    power = [float(slab_power(np.array([wave]), box, 16.0, conditions)[0]) for box in (128.0, 256.0, 512.0, 65536.0)]
+    assert power[-1] == pytest.approx(whole, rel=0.01)
+    if not wave:
+        assert power == sorted(power)
+    louder = slab_power(np.array([wave]), 256.0, 16.0, {**conditions, "sigma_8": 1.0})[0]
+    assert louder / power[1] == pytest.approx((1.0 / 0.8) ** 2)
 
 
 def test_matter_is_conserved_periodic_and_moves_where_it_is_told() -> None:
@@ -233,6 +248,36 @@ def test_an_untrained_network_adds_nothing(fitted: tuple[ZeldovichGenerator, Sam
     assert generator.latent_size == (SHEETS + 1) * 32 * 32 == generator.coarse
 
 
+def test_long_modes_and_means_of_larger_maps_follow_linear_theory(fitted: tuple[ZeldovichGenerator, Samples]) -> None:
+    generator = fitted[0]
+    larger = generator.resized(64)
+    omega_m = [0.12, 0.2, 0.3, 0.45]
+    terms = features(generator.scaled(torch.tensor([[x, 0.8] for x in omega_m])))
+    shared = larger.transfer[:, 2::2]
+    assert torch.equal(shared, generator.transfer[:, 1 : 1 + shared.shape[1]])
+    boxes = [generator.family.box_size, larger.family.box_size]
+
+    # What the filter does to the mean and to the mode of the larger box alone, over the same of the longest mode
+    # trained on: with it, the power of white noise and of sheets becomes a slab's.
+    tables = [(terms @ some.transfer).numpy() for some in (generator, larger)]
+    for i, x in enumerate(omega_m):
+        known = {"Omega_m": x, "sigma_8": 0.8}
+        means = [slab_power(np.zeros(1), box, generator.depth, known)[0] for box in boxes]
+        assert 2 * (tables[1][i, 0] - tables[0][i, 0]) == pytest.approx(np.log(means[1] / means[0]), abs=0.1)
+        waves = [np.array([2 * math.pi / box]) for box in boxes]
+        slabs = [slab_power(k, box, generator.depth, known)[0] for k, box in zip(waves, boxes, strict=True)]
+        sheets = [sheet_power(k, known, generator.depth / SHEETS)[0] for k in waves]
+        wanted = np.log(slabs[1] / sheets[1]) - np.log(slabs[0] / sheets[0])
+        assert 2 * (tables[1][i, 1] - tables[0][i, 1]) == pytest.approx(wanted, abs=0.1)
+
+    # Back at the size trained on nothing is lost, and from one size to the next little, between knots of the filter.
+    modes = torch.fft.rfft2(torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(1)))
+    back = larger.resized(32).filtered(modes, terms[:2])
+    torch.testing.assert_close(back, generator.filtered(modes, terms[:2]), rtol=0, atol=1e-5)
+    ways = [some.resized(128).transfer[:, :-2] for some in (larger, generator)]  # but for the corner of the plane
+    torch.testing.assert_close(*ways, atol=0.03, rtol=0)
+
+
 @pytest.mark.parametrize("size", [32, 48, 20])
 def test_the_folded_form_is_the_module_at_any_size(fitted: tuple[ZeldovichGenerator, Samples], size: int) -> None:
     generator = trained_like(fitted[0]).resized(size)
@@ -345,3 +390,32 @@ def test_the_surrogate_that_comes_with_calogen_makes_maps_as_its_card_says() -> 
     assert (power[1] - power[0]) / 0.3 == pytest.approx(3.2, abs=1.2)
     np.testing.assert_array_equal(surrogate.sample({"Omega_m": 0.3, "sigma_8": 0.65}, 80, seed=1)[:5], maps[:5])
     assert surrogate.resized(96).sample({"Omega_m": 0.3, "sigma_8": 0.8}, 1).shape == (1, 96, 96)
+
+
+def test_the_surrogate_of_large_maps_makes_boxes_twice_as_wide_as_those_it_was_fitted_to() -> None:
+    surrogate = Surrogate.load("nbody-256")
+    assert surrogate.family.summary == "nbody-256, (256, 256) pixels, box 512 Mpc/h, 16 Mpc/h deep"
+    conditions = {"Omega_m": 0.28, "sigma_8": 0.8}
+    large = surrogate.sample(conditions, 12, seed=1)
+    small = surrogate.resized(128).sample(conditions, 48, seed=2)
+    assert (large.shape, small.shape) == ((12, 256, 256), (48, 128, 128))
+    assert (large >= 0).all()
+    assert large.mean() == pytest.approx(1, abs=0.04)  # a map's mean scatters by 0.04
+
+    # P(k) in octaves: of both sizes, and of the shipped maps near that cosmology.
+    boxes = open_shards(ROOT / "data" / "nbody-256" / "train").read()
+    close = np.hypot(boxes.conditions["Omega_m"] - 0.28, boxes.conditions["sigma_8"] - 0.8) < 0.15
+    near = {name: np.repeat(boxes.conditions[name][close], 4) for name in surrogate.conditions}
+    made = surrogate.resized(128).sample(near, seed=3)
+    for low, high in [(0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.8), (0.8, 1.5)]:
+        wide, narrow, ours, theirs = (
+            power[:, (k >= low) & (k < high)].mean(1)
+            for k, power in (
+                (Shells.of(maps.shape[1:], box).k, power_spectra(maps, box))
+                for maps, box in ((large, 512.0), (small, 256.0), (made, 256.0), (boxes.values[close], 256.0))
+            )
+        )
+        assert wide.mean() == pytest.approx(narrow.mean(), rel=0.12)
+        error = theirs.std() / len(theirs) ** 0.5
+        assert abs(ours.mean() - theirs.mean()) < 0.05 * theirs.mean() + 3 * error
+        assert error < 0.15 * theirs.mean()

@@ -507,6 +507,20 @@ def test_maps_of_another_size_are_generated_and_described(tmp_path: Path) -> Non
     assert (shards.family.pixels, shards.family.box_size) == ((32, 32), 32.0)
 
 
+def test_a_surrogate_of_maps_has_a_usual_size(tmp_path: Path) -> None:
+    data, side = write_folder(tmp_path / "maps", toy(MAPS, 80)), MAPS.sample_shape[0]
+    config = tiny("map", generator={"size": 2 * side}, training={"steps": 0})
+    surrogate = Surrogate.load(train(config, data, tmp_path / "run").folder)
+    conditions = {"Omega_m": 0.3, "sigma_8": 0.8}
+    assert surrogate.family.sample_shape == surrogate.sample(conditions, 1).shape[1:] == (2 * side, 2 * side)
+    assert surrogate.family.box_size == 2 * MAPS.box_size
+    plain = train(tiny("map", training={"steps": 0}), data, tmp_path / "plain").folder
+    back = surrogate.resized(side).sample(conditions, 3)
+    np.testing.assert_allclose(back, Surrogate.load(plain).sample(conditions, 3), rtol=1e-2, atol=1e-3)
+    specs = {name: f"fixed:{value}" for name, value in conditions.items()}
+    assert open_shards(surrogate.generate(tmp_path / "made", specs, 2)).family == surrogate.family
+
+
 # ---------------------------------------------------------------------------------------------- as a simulator
 
 

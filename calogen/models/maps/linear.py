@@ -12,6 +12,7 @@ FIDUCIAL = {"Omega_b": 0.049, "h": 0.6711, "n_s": 0.9624, "T_cmb": 2.7255}
 """What does not vary: CAMELS' cosmology (arXiv:2010.00619), massless neutrinos left out."""
 _OMEGA_B, _H, _N_S, _T_CMB = FIDUCIAL.values()
 _MODES = 600  # along the line of sight
+_LARGEST = 12.0  # wave number in h/Mpc
 
 
 def matter_power(k: Array, omega_m: float, sigma_8: float) -> Array:
@@ -67,8 +68,28 @@ def sheet_power(k: Array, conditions: Mapping[str, float], depth: float) -> Arra
         In (Mpc/h)^2, (K,): the integral of P(k3) (k / k3)^4 sinc^2(kz depth / 2) over kz / 2 pi, with k3 the wave
         number in space.
     """
-    kz = 12 * np.linspace(0, 1, _MODES) ** 2  # close where the power is
+    kz = _LARGEST * np.linspace(0, 1, _MODES) ** 2  # close where the power is
     k3 = np.hypot(k[:, None], kz)
     power = matter_power(k3, conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
     through = np.sinc(kz * depth / (2 * np.pi)) ** 2
     return np.asarray(np.trapezoid(power * (k[:, None] / k3) ** 4 * through, kz, axis=1) / np.pi)
+
+
+def slab_power(k: Array, box: float, depth: float, conditions: Mapping[str, float]) -> Array:
+    """Linear power of the mean density of a slab through a periodic box.
+
+    Args:
+        k: Wave numbers in the plane in h/Mpc, (K,); 0: the mean of the slab.
+        box: Side of the box in Mpc/h.
+        depth: Of the slab in Mpc/h.
+        conditions: ``Omega_m`` and ``sigma_8`` where they vary (else 0.3 and 0.8).
+
+    Returns:
+        In (Mpc/h)^2, (K,): P(k3) sinc^2(kz depth / 2), summed over the box's modes kz along the line of sight (the mean
+        of the box is none), over its side.
+    """
+    kz = 2 * np.pi / box * np.arange(max(2, int(_LARGEST * box / (2 * np.pi))))
+    k3 = np.hypot(k[:, None], kz)
+    power = matter_power(np.where(k3 > 0, k3, 1.0), conditions.get("Omega_m", 0.3), conditions.get("sigma_8", 0.8))
+    both = np.where(k3 > 0, np.where(kz > 0, 2.0, 1.0), 0.0)  # modes of either sign
+    return np.asarray(np.sum(both * power * np.sinc(kz * depth / (2 * np.pi)) ** 2, 1) / box)

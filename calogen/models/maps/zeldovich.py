@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from ...stages import counted
 from ..contract import Generator, Inference, OnArrays
 from .distributions import ConditionalDistribution, DensityNormals, features
 from .generator import MapGenerator
-from .linear import sheet_power
+from .linear import sheet_power, slab_power
 from .matter import Grid, displaced
 from .residual import Residual
 from .spectra import log_mean, shell_power, shells
@@ -36,6 +36,7 @@ KNEE = 0.02  # added to the density before its logarithm
 GRAIN, GRAIN_SIZE = 1.5, 0.8  # texture in ln density where smoothing reaches 1 Mpc/h, and its size in Mpc/h
 GROWTH = 1.2  # with which power of the smoothing it goes
 ONSET, WIDTH = 0.8, 0.7  # in which ln density it sets in, and how gently
+_THEORY = 12  # values of Omega_m at which linear theory is asked
 _KNOTS = 64  # of the displacement's spectrum, even in ln k
 _FIT_PIXELS, _FIT_MAPS = 2**28, 2**16  # that the start is fitted with, at most
 # Share of them, and of the step to take. Chance in the first rounds' few maps must be forgotten by the last.
@@ -67,20 +68,28 @@ class ZeldovichGenerator(MapGenerator):
         family: A map family.
         conditions: Names of the conditions.
         channels: Widths of the residual network's layers.
+        size: Pixels a side of maps where no other size is asked for; none: as many as those trained on have.
     """
 
     transform: DensityNormals
     spectrum: Tensor  # (F, _KNOTS) ln of the displacements' power in (Mpc/h)^2, even in ln k
     truncation: Tensor  # (F,) ln of the scale in Mpc/h below which displacements are smoothed away
-    transfer: Tensor  # (F, K) T at multiples of the training box's fundamental
+    transfer: Tensor  # (F, K) T at multiples of `step`, the training box's fundamental, or that of a larger box
 
-    def __init__(self, family: Family, conditions: Sequence[str], channels: Sequence[int] = (24, 24, 24)) -> None:
+    def __init__(
+        self,
+        family: Family,
+        conditions: Sequence[str],
+        channels: Sequence[int] = (24, 24, 24),
+        size: int | None = None,
+    ) -> None:
         super().__init__(family, conditions)
+        self.size = size
         self.latent_size = self.coarse = (SHEETS + 1) * family.voxels  # a plane for every sheet, and one for texture
         height, width = family.sample_shape
         self.pixel = family.box_size / height if family.box_size else 1.0
         self.depth = family.depth or self.pixel * min(height, width) / _DEPTH
-        self.fundamental = 2 * math.pi / (self.pixel * min(height, width))
+        self.fundamental = self.step = 2 * math.pi / (self.pixel * min(height, width))
         terms = features(torch.zeros(1, len(self.conditions), device="cpu")).shape[1]
         self.transform = DensityNormals(terms)
         self.inner = ConditionalDistribution(terms)
@@ -152,8 +161,7 @@ class ZeldovichGenerator(MapGenerator):
     def filtered(self, modes: Tensor, terms: Tensor) -> Tensor:
         """The field (B, H, W) that is mapped to normals, from :meth:`matter`."""
         height, width = self.family.sample_shape
-        position = self._grid(modes).wave / self.fundamental
-        position = position.clamp(1, self.transfer.shape[1] - 1)  # modes longer than the training box: as its longest
+        position = (self._grid(modes).wave / self.step).clamp(1, self.transfer.shape[1] - 1)
         position[0, 0] = 0
         factor = self._table(self.transfer, terms, position).exp()
         field: Tensor = torch.fft.irfft2(modes * factor, s=(height, width))
@@ -188,7 +196,52 @@ class ZeldovichGenerator(MapGenerator):
         other = copy.copy(self)
         other.family = self._grown(size)
         other.latent_size = other.coarse = (SHEETS + 1) * other.family.voxels
+        if self.family.box_size:
+            other.step = min(self.step, 2 * math.pi / other.family.box_size)
+            other._buffers = {**self._buffers, "transfer": self._transfer_of(other)}
         return other
+
+    def _transfer_of(self, other: ZeldovichGenerator) -> Tensor:
+        """The filter for a box of another size; on modes longer than this box it goes on as linear theory does."""
+        found = self.transfer.clone()
+        wave: NDArray[np.float64] = np.zeros(1)
+        if other.step < self.step:  # at multiples of the larger box's fundamental
+            wave = other.step * np.arange(int(shells(*other.family.sample_shape)[0].max()) + 1.0)
+            position = torch.from_numpy(wave / self.step).clamp(1, self.transfer.shape[1] - 1).to(self.transfer)
+            cell = position.floor().clamp(max=self.transfer.shape[1] - 2).long()
+            found = torch.lerp(self.transfer[:, cell], self.transfer[:, cell + 1], position - cell)
+            found[:, 0] = self.transfer[:, 0]
+
+        # Displacements in the plane have little of the power that modes along the line of sight give to long modes of a
+        # slab, and white noise knows nothing of the mean: the filter makes up for both. How much more it must do so in
+        # another box, which has other modes along the line of sight, depends on Omega_m alone.
+        scaled, omega_m = torch.zeros(_THEORY, len(self.conditions)), np.full(_THEORY, 0.3)
+        if "Omega_m" in self.conditions:
+            known, column = self.family.condition("Omega_m"), self.conditions.index("Omega_m")
+            omega_m = np.linspace(known.low, known.high, _THEORY)
+            values = torch.ones_like(scaled)
+            values[:, column] = torch.from_numpy(omega_m)
+            scaled[:, column] = self.scaled(values)[:, column]
+        long = wave[wave < (1 - 1e-6) * self.step]
+        shortest = np.where(long > 0, self.step, 0.0)  # the mode of this box that they are continued from
+        more = [
+            0.5 * (self._lacking(long, other.family.box_size, x) - self._lacking(shortest, self.family.box_size, x))
+            for x in omega_m.tolist()
+        ]
+        regression = torch.linalg.pinv(features(scaled).double())
+        found[:, : len(long)] += (regression @ torch.from_numpy(np.stack(more))).to(found)
+        return found
+
+    def _lacking(self, wave: NDArray[np.float64], box: float, omega_m: float) -> NDArray[np.float64]:
+        """ln of a slab's linear power at wave numbers (K,) in a periodic box over that of what is filtered."""
+        known = {"Omega_m": omega_m}
+        found: NDArray[np.float64] = np.log(slab_power(wave, box, self.depth, known) / self.unfiltered(wave, known))
+        return found
+
+    def unfiltered(self, wave: NDArray[np.float64], known: Mapping[str, float]) -> NDArray[np.float64]:
+        """Linear power of what is filtered at wave numbers (K,), in units of its own; 0: the mean."""
+        sheets = sheet_power(np.maximum(wave, self.step / 64), known, self.depth / SHEETS) / SHEETS
+        return np.where(wave > 0, sheets, 1.0)  # the mean is plain noise
 
     # ------------------------------------------------------------------------------------------------ fitting
 
