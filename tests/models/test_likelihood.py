@@ -136,7 +136,7 @@ def test_network_and_objective_that_do_not_go_together_are_refused(generator: st
 
 
 def test_of_the_networks_of_maps_one_has_a_likelihood() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)cannot learn by 'likelihood'.*take a network with a likelihood: pixelcnn"):
+    with pytest.raises(ConfigError, match=r"(?s)cannot learn by 'likelihood'.*with a likelihood: pixelcnn"):
         objective_of(MAPS, "auto", "likelihood")
     assert objective_of(MAPS, "pixelcnn", "likelihood") is None
 

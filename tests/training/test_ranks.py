@@ -71,8 +71,9 @@ CASES = [
     Case(SINGLE, "calogan", "non-saturating"),  # statistics of batches: norms, and distances between its samples
     Case(SINGLE, "dcgan", "logistic"),
     Case(SINGLE, "vae", "likelihood"),
-    Case(SMALL, "pixelcnn", "likelihood"),
     Case(MAPS, "dcgan", "wgan-gp"),
+    Case(MAPS, "dcgan", "wgan-clip"),
+    Case(MAPS, "pixelcnn", "likelihood"),
     Case(MAPS, "dcgan", "non-saturating"),
 ]
 FLOW = Case(SINGLE, "flow", "likelihood")
