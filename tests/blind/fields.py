@@ -21,7 +21,7 @@ Floors are halves of the boxes against each other, where they are of one cosmolo
 rest of every third one (slabs of all depths and axes).
 
 Looked at so far: 25604; its longest mode, off by a third, led to the law of longer modes, after which P(k) alone was looked at again.
-The first five boxes of 25603, with one sample (SEEDS = 1) and every sixth map (EVERY = 6).
+The first five boxes of 25603, with one sample (SEEDS = 1) and every sixth map (EVERY = 6); the next five, as it is here.
 """
 
 from __future__ import annotations
