@@ -30,7 +30,7 @@ BANNED = {
     r"the adversary does not better\b": "adversarial training does not improve",
     r"the real (and|or) (the )?fake\b|\bfakes?\b": "reference, generated",
     r"(?<!signal )handlers?\b": "say what it does",
-    r"(utils|helpers|misc)\b": "say what it is",
+    r"(?<!sbi\.)(utils|helpers|misc)\b": "say what it is",
     r"G/D\b": "generator and critic",
 }
 """What not to write, and what to write instead (the project's list of words is in CONTRIBUTING.md)."""

@@ -616,7 +616,7 @@ def test_manifests_of_parts_are_merged(tmp_path: Path) -> None:
         for k in (2 * part, 2 * part + 1):
             piece = samples.read(10 * k, 10 * k + 10)
             records.append(write_shard(tmp_path / f"s-{3 - k}.h5", piece, provenance={}, index_start=10 * k))
-        write_manifest(tmp_path, records, provenance={"part": part}, name=f"manifest-{part}-of-2.json")
+        write_manifest(tmp_path, records, provenance={"part": part}, name=f"manifest-{part + 1}-of-2.json")
     manifest = read_manifest(tmp_path)
     assert manifest is not None
     assert (manifest.samples, [record.index_start for record in manifest.records]) == (40, [0, 10, 20, 30])

@@ -251,8 +251,8 @@ class ZeldovichGenerator(MapGenerator):
         maps, columns = torch.from_numpy(samples.values), torch.from_numpy(samples.conditions.array(self.conditions))
         scaled = self.scaled(columns)
         terms = features(scaled)
-        points, wanted_points = len(torch.unique(columns, dim=0)), _POINTS_A_TERM * terms.shape[1]
-        if self.conditions and points < wanted_points:
+        wanted_points = _POINTS_A_TERM * terms.shape[1]
+        if self.conditions and (points := len(torch.unique(columns, dim=0))) < wanted_points:
             few = f"{points} different points of {', '.join(self.conditions)} are few: {wanted_points} would say how"
             self.remarks = (f"{few} maps change between them; trust samples near the points trained on alone",)
         self.transform.fit(maps, terms)
