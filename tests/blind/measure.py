@@ -10,8 +10,8 @@ ratios are those of both samples; an AUC is the mean over the three, its error t
 larger. No cut is made on any shower.
 
 Looked at so far: 770101, 770201, 770301, 770401; as second blind samples 770202 and 770402; and, after noise was shared between
-neighbours, 770102, 770203, 770302, 770403; and 770501, by `few.py`, too. For adversarial training, 770104 (twice), 770106, 770205 and
-770405. 770304 has not been looked at.
+neighbours, 770102, 770203, 770302, 770403; and 770501, by `few.py`, too. For adversarial training, 770104 (twice), 770106, 770205,
+770304 and 770405.
 """
 
 from __future__ import annotations
