@@ -34,8 +34,8 @@ class GeneratorConfig(_Frozen):
         channels: Channels of convolutions, from the smallest grid up; of ``pixelcnn``, block by block.
         blocks: How often the network repeats its building block, such as the transforms of a flow.
         scale: The constant a of 2x / (x + a) - 1, which maps pass through (``dcgan``; none: fitted).
-        size: Pixels a side of the maps that a surrogate makes where no other size is asked for (``zeldovich``,
-            ``lognormal``; none: as many as the maps trained on have).
+        size: Pixels a side of the maps that a surrogate makes where no other size is asked for (``zeldovich``; none: as
+            many as the maps trained on have).
     """
 
     network: str = "auto"
