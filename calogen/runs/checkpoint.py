@@ -330,8 +330,15 @@ def _sealed(table: dict[str, Any]) -> bytes:
     return json.dumps(table, indent=1, ensure_ascii=False).encode()
 
 
-def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | None]]) -> None:
-    """Replace the history on a saved checkpoint's card: it goes on after the checkpoint was made.
+def rewrite_card(
+    folder: Path, history: Sequence[Mapping[str, int | float | None]], selection: Mapping[str, Tensor] | None = None
+) -> None:
+    """Bring a saved checkpoint up to date with the run, which went on after it was made.
+
+    Args:
+        folder: Of the checkpoint.
+        history: Of the run.
+        selection: Critics that choose among candidates (none: it keeps those that it has).
 
     Raises:
         StorageError: If the disk refuses.
@@ -341,6 +348,10 @@ def rewrite_history(folder: Path, history: Sequence[Mapping[str, int | float | N
         _require_sealed(table, folder / _CARD)
     except CheckpointError:
         return  # a damaged card stays as it is: it is found when the checkpoint is loaded
+    if selection is not None:
+        content = tensor_bytes(_plain(selection))
+        write_atomic(folder / _SELECTION, content)
+        table["selection_sha256"] = hashlib.sha256(content).hexdigest()
     write_atomic(folder / _CARD, _sealed({**table, "history": list(map(dict, history))}))
 
 

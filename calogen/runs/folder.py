@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DamagedError, StorageError
 from ..storage import TABLE_BYTES, read_bounded, remedy, require_writable, write_atomic
-from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_history, save_checkpoint
+from .checkpoint import Card, Checkpoint, load_checkpoint, rewrite_card, save_checkpoint
 
 Record = dict[str, Any]
 _HISTORY = (
@@ -188,14 +188,15 @@ class RunFolder:
             card: With step and score.
             model: The averaged generator.
             training: Everything needed to resume.
-            selection: Critics that choose among candidates, where there are some.
+            selection: Critics that choose among candidates of the best generator, where there are some.
         """
         card = card.model_copy(update={"history": tuple(self.history(card.step))})
-        save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training, selection)
+        best = self.best_with(card)
+        mine = selection if best == card.step else None
+        save_checkpoint(self.checkpoints / f"step-{card.step}", card, model, training, mine)
         self.judge(card)
-        best = (self.best() or {}).get("step")
         if best != card.step:
-            rewrite_history(self.checkpoints / f"step-{best}", card.history)
+            rewrite_card(self.checkpoints / f"step-{best}", card.history, selection)
         kept = {*self.steps()[-2:], best}
         for step in self.steps():
             if step not in kept:
@@ -244,19 +245,26 @@ class RunFolder:
     def judge(self, card: Card) -> None:
         """Make a saved checkpoint the best one if none before it was as good.
 
-        Rounds of projected training are judged one by one, by more than the score sees: the last is the best one, as
-        long as its score is that of the start within the error of the floor.
-
         Raises:
             StorageError: If that cannot be written down.
+        """
+        if self.best_with(card) == card.step:
+            record = {"step": card.step, "score": card.score, "checkpoint": f"step-{card.step}"}
+            write_atomic(self.path / "best.json", _line(record).encode())
+
+    def best_with(self, card: Card) -> int:
+        """Step of the best checkpoint, if one with this card is among them.
+
+        Rounds of projected training are judged one by one, by more than the score sees: the last is the best one, as
+        long as its score is that of the start within the error of the floor.
         """
         best = self.best()
         known = best["score"] if best else None
         if known is not None and card.config.training.update == "projected":
             known = max([known, *(r["score"] + r.get("floor_error", 0.0) for r in self.records(0) if r.get("score"))])
         if best is None or (card.score is not None and (known is None or card.score < known)):
-            record = {"step": card.step, "score": card.score, "checkpoint": f"step-{card.step}"}
-            write_atomic(self.path / "best.json", _line(record).encode())
+            return card.step
+        return int(best["step"])
 
 
 def _record(line: bytes) -> Record | None:

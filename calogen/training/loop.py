@@ -19,8 +19,9 @@ from ..analysis.origins import chosen_checkpoint
 from ..analysis.survey.plan import read_out
 from ..config import Config
 from ..errors import DivergenceError, Interrupted, ShardError
+from ..models.contract import Generator
 from ..models.showers.symmetries import Verdict, judge
-from ..runs.checkpoint import Card, ConditionRange
+from ..runs.checkpoint import Card, ConditionRange, load_checkpoint
 from ..runs.environment import environment
 from ..runs.events import Events
 from ..runs.folder import Record, RunFolder, resumable
@@ -403,8 +404,15 @@ class TrainingLoop:
         card, trainer = self.card.model_copy(update=changes), self.trainer
         with self.ranks.apart():
             if self.ranks.first:
-                selection = trainer.selection() if final else None
+                selection = trainer.selection(self._best_with(card)) if final else None
                 self.folder.save(card, trainer.average.state_dict(), trainer.state(), selection)
+
+    def _best_with(self, card: Card) -> Generator:
+        """The best generator once one with this card, that of the current step, is saved."""
+        best = self.folder.best_with(card)
+        if best == card.step:
+            return self.trainer.average
+        return load_checkpoint(self.folder.checkpoints / f"step-{best}").generator().to(self.trainer.setup.device)
 
 
 def build_trainer(setup: Setup, batches: Batches) -> Trainer:

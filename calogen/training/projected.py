@@ -11,30 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..analysis.metrics.ranks import auc
-from ..models.refinement import Draft, Refinement, Scene, ViewCritic
+from ..models.contract import Generator
+from ..models.refinement import Draft, Refinement, Scene
 from ..runs.checkpoint import Checkpoint
 from ..shards.samples import Samples
 from ..stages import counted, stage
 from .batches import Batches
-from .objectives import OBJECTIVES, Objective
+from .critics import CRITICS, ODDS, Seen, trained_critic
+from .objectives import Objective
 from .setup import Setup
 from .trainers import Trainer, stream_of
 
-_ODDS = cast("Objective", OBJECTIVES["logistic"])
 _ASPECTS, _SELECTING, _JUDGING = 2**40, 2**42, 2**43  # steps whose random numbers these have
-_CRITICS = 3  # of an ensemble: each has seen other samples
-_PART = 0.8  # of the samples that each sees
-_EPOCHS, _FEWEST_STEPS, _BATCH = 20, 100, 512
-_EPOCHS_OF_BLOCKS, _BATCH_OF_BLOCKS = 10, 128  # of critics that take blocks one by one: each sample is many for them
-_RATE, _BETAS, _DECAY = 2e-3, (0.5, 0.99), 1e-3
-_BLUR = 0.2  # standard deviations of the noise on what critics are shown
 _POOL = 160_000_000  # numbers of generated samples that critics are shown
 _SLOPES, _FEWEST_SLOPES, _SLOPE_NUMBERS = 4000, 1600, 10_000_000  # samples whose slopes are taken
 _AT_ONCE = 500  # samples
@@ -155,11 +150,12 @@ class ProjectedTrainer(Trainer):
 
     def _round(self, aspect: Aspect, stream: torch.Generator) -> dict[str, float]:
         scene, others = aspect.scene, aspect.unseen
+        seen = Seen(scene.views, scene.context)
         pool = self._pool(scene, max(1, _POOL // (self.setup.family.voxels * len(scene))), stream)
         what = " ".join(filter(None, (f"round {self.done + 1}:", "critics of", scene.name or "voxels")))
         critics = [
-            self._critic(scene, pool, stream, self.objective, self.options.penalty)
-            for _ in counted(what, range(_CRITICS), _CRITICS)
+            trained_critic(seen, pool, stream, self.objective, self.options.penalty)
+            for _ in counted(what, range(CRITICS), CRITICS)
         ]
         stage(f"round {self.done + 1}: projecting their slopes")
 
@@ -167,7 +163,7 @@ class ProjectedTrainer(Trainer):
             return torch.stack([critic(views, context) for critic in critics]).mean(0)
 
         with torch.no_grad():
-            values = [_values(judge, *side) for side in ((scene.views, scene.context), pool)]
+            values = [_values(judge, *side) for side in (seen, pool)]
             other = self._pool(others, 1, stream)
             unseen = [_values(judge, *side) for side in ((others.views, others.context), other)]
         (seen, _), (area, error) = (auc(g.double().numpy(), r.double().numpy()) for r, g in (values, unseen))
@@ -198,52 +194,14 @@ class ProjectedTrainer(Trainer):
     # --- critics --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _pool(self, scene: Scene, times: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _pool(self, scene: Scene, times: int, stream: torch.Generator) -> Seen:
         """Views (N, L, D) and context (N, L, C) of generated samples at the conditions of a scene's, once or twice."""
         rows, found = torch.arange(len(scene)).repeat(min(2, times)), []
         for some in rows.split(_AT_ONCE):
             draft = scene.draw(some, stream)
             found.append((draft.views(scene.refinement.amplitudes(draft.features)), draft.context))
         views, context = zip(*found, strict=True)
-        return torch.cat(views), torch.cat(context)
-
-    def _critic(
-        self,
-        scene: Scene,
-        pool: tuple[Tensor, Tensor],
-        stream: torch.Generator,
-        objective: Objective,
-        weight: float | None = None,
-    ) -> ViewCritic:
-        """A critic that has learnt from part of the training samples and of a pool of generated ones."""
-        views, context = pool
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=stream)))
-            critic = ViewCritic(scene.views.shape[1], scene.views.shape[2], scene.context.shape[2])
-        shown = torch.randperm(len(scene), generator=stream)[: int(_PART * len(scene))]
-        size = _BATCH if critic.joint else _BATCH_OF_BLOCKS
-        steps = max(_FEWEST_STEPS, (_EPOCHS if critic.joint else _EPOCHS_OF_BLOCKS) * len(scene) // size)
-        optimiser = torch.optim.AdamW(critic.parameters(), _RATE, betas=_BETAS, weight_decay=_DECAY)
-
-        def some(count: int) -> Tensor:
-            return torch.randint(count, (size,), generator=stream)
-
-        def blurred(found: Tensor) -> Tensor:
-            return found + _BLUR * torch.randn(found.shape, generator=stream)
-
-        weight = objective.weight if weight is None else weight
-        for number in range(steps):
-            optimiser.param_groups[0]["lr"] = _RATE * (1 - number / steps) + 1e-5
-            mine, other = shown[some(len(shown))], some(len(views))
-            reference, generated = blurred(scene.views[mine]), blurred(views[other])
-            at = scene.context[mine], context[other]
-            loss = objective.critic(critic(reference, at[0]), critic(generated, at[1]))
-            if objective.penalty is not None:
-                loss = loss + weight * objective.penalty(critic, reference, generated, at[0], stream)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        return critic.requires_grad_(False)
+        return Seen(torch.cat(views), torch.cat(context))
 
     # --- the step -------------------------------------------------------------------------------------------------
 
@@ -314,12 +272,16 @@ class ProjectedTrainer(Trainer):
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 
-    def selection(self) -> dict[str, Tensor] | None:
+    def selection(self, generator: Generator) -> dict[str, Tensor] | None:
         """Critics whose values are log odds, whatever the objective."""
         stream = stream_of(self.setup.config.seed, _SELECTING, self.setup.device)
         scene = self.aspects[0].scene
-        critics = [self._critic(scene, self._pool(scene, 2, stream), stream, _ODDS) for _ in range(_CRITICS)]
-        found = scene.selection(critics)
+        if generator is not self.average:
+            scene = generator.scenes(self.batches.samples(self.setup.family))[0]
+        seen = Seen(scene.views, scene.context)
+        found = scene.selection(
+            [trained_critic(seen, self._pool(scene, 2, stream), stream, ODDS) for _ in range(CRITICS)]
+        )
         return None if found is None else found.state_dict()
 
     def state(self) -> dict[str, Tensor]:

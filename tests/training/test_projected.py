@@ -21,7 +21,7 @@ from calogen.models.showers.generator import ShowerGenerator
 from calogen.runs.checkpoint import load_checkpoint
 from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
-from calogen.training import loop, projected, train
+from calogen.training import critics, loop, projected, train
 from calogen.training.projected import ProjectedTrainer
 from calogen.training.setup import prepare
 
@@ -32,14 +32,19 @@ PAIR = Family(
     threshold=0.01,
     symmetries=("mirror-x", "mirror-y"),
 )
-QUICK = {"_EPOCHS": 3, "_FEWEST_STEPS": 15, "_SLOPES": 1000, "_CRITICS": 2}
+QUICK = (
+    (critics, "_EPOCHS", 3),
+    (critics, "_FEWEST_STEPS", 15),
+    (projected, "_SLOPES", 1000),
+    (projected, "CRITICS", 2),
+)
 ROUNDS = {"update": "projected", "log_every": 1, "validate_every": 1, "checkpoint_every": 1, "validation_size": 64}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in QUICK.items():
-        monkeypatch.setattr(projected, name, value)
+    for module, name, value in QUICK:
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ def test_least_squares_find_the_coefficients_that_made_the_changes() -> None:
 
 
 def test_a_planted_defect_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projected, "_FEWEST_STEPS", 100)
+    monkeypatch.setattr(critics, "_FEWEST_STEPS", 100)
     data = write_folder(tmp_path / "data", toy(PAIR, 3000, seed=1))
     setup = prepare(tiny(training={**ROUNDS, "steps": 3}), data)
     started = loop.TrainingLoop.start(setup, tmp_path / "run", check=False)
@@ -158,7 +163,7 @@ def test_a_planted_defect_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_a_planted_defect_of_layer_energies_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projected, "_EPOCHS", 60)
+    monkeypatch.setattr(critics, "_EPOCHS", 60)
     setup = prepare(tiny(training={**ROUNDS, "steps": 4}), write_folder(tmp_path / "data", toy(PAIR, 3000, seed=1)))
     trainer = loop.TrainingLoop.start(setup, tmp_path / "run", check=False).trainer
     assert isinstance(trainer, ProjectedTrainer)
