@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..families import Family
 from ..shards.samples import Samples
 from .conditions import scale_conditions, scaled_size
-from .refinement import Refinement, Scene, Selection, ViewCritic
+from .refinement import Refinement, Scene, Selection
 
 Array = NDArray[np.float32]
 
@@ -216,14 +216,6 @@ class Summaries(nn.Module, ABC):
             reference: Training samples of the same conditions.
             scaled: Those, (B, D).
         """
-
-    @abstractmethod
-    def views(self, samples: Tensor, scaled: Tensor) -> Tensor:
-        """The statistics as critics see them, (B, L, D), dimensionless, of order one, of samples (B, ...)."""
-
-    @abstractmethod
-    def selection(self, critics: Sequence[ViewCritic]) -> Selection:
-        """The mean of critics of :meth:`views`, to choose among candidates for a sample by."""
 
 
 class Critic(nn.Module, ABC):

@@ -151,7 +151,7 @@ class ViewCritic(nn.Module):
 
     def __init__(self, blocks: int, views: int, context: int) -> None:
         super().__init__()
-        self.joint = blocks == 1 or blocks * views <= _JOINT
+        self.joint = blocks * views <= _JOINT
         self.label = nn.Parameter(0.3 * torch.randn(0 if self.joint else blocks, _LABEL))
         size = blocks * (views + context) if self.joint else 2 * views + context + _LABEL
         hidden = _HIDDEN if self.joint else _HIDDEN_OF_BLOCKS

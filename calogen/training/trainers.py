@@ -18,16 +18,13 @@ from ..models.streams import Share, Stream, drawn
 from ..runs.checkpoint import Checkpoint, load_optimiser, load_state, optimiser_state
 from ..runs.folder import Record
 from ..shards.samples import Samples
-from ..stages import counted
 from .batches import Augmentation, Batches
-from .critics import CRITICS, ODDS, Seen, trained_critic
 from .health import diversity
 from .objectives import Objective
 from .setup import Setup
 
-_VALIDATION, _SELECTING = 2**40, 2**42  # steps whose random numbers every validation, and choosing critics, use
+_VALIDATION = 2**40  # the step whose random numbers every validation uses
 _CHUNK = 500  # samples at a time outside training
-_SHOWN = 2**14  # samples of each side that critics are shown which choose among candidates
 _LONGEST = 1.0  # gradient in matching
 
 
@@ -380,33 +377,6 @@ class MatchingTrainer(GradientTrainer):
         norm = self._descend("generator", loss, self.trained, _LONGEST)  # single batches differ much
         found = {name: part.detach() for name, part in parts.items()}
         return {**found, "generator_loss": loss.detach(), "generator_gradient": norm}
-
-    @torch.no_grad()
-    def selection(self, generator: Generator) -> dict[str, Tensor] | None:
-        """Critics of single samples: what means over batches do not say; none before training."""
-        if not self.done:
-            return None
-        stream = stream_of(self.setup.config.seed, _SELECTING, torch.device("cpu"))
-        reference, made = self._seen(generator, stream)
-        with torch.enable_grad():
-            critics = [
-                trained_critic(reference, made, stream, ODDS)
-                for _ in counted("critics that choose among candidates", range(CRITICS), CRITICS)
-            ]
-        return self.summaries.selection(critics).state_dict()
-
-    def _seen(self, generator: Generator, stream: torch.Generator) -> tuple[Seen, Seen]:
-        """Training samples, and as many that are generated at their conditions, as critics see them."""
-        samples, device, found = self.batches.samples(self.setup.family, _SHOWN), self.setup.device, []
-        for chunk in samples.chunks(_CHUNK):
-            columns = inputs_of(chunk, self.setup.conditions, self.setup.family)
-            conditions = torch.from_numpy(columns).to(device)
-            latents = torch.randn(len(chunk), generator.latent_size, generator=stream).to(device)
-            scaled = generator.scaled(conditions)
-            both = torch.from_numpy(chunk.values).to(device), generator(latents, conditions)
-            found.append([*(self.summaries.views(side, scaled).cpu() for side in both), scaled[:, None].cpu()])
-        reference, made, context = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return Seen(reference, context), Seen(made, context)
 
 
 def decay_factor(done: float, end: float, decay: float) -> float:

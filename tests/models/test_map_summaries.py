@@ -19,8 +19,6 @@ from calogen.models.maps.spectra import shell_power
 from calogen.models.maps.summaries import MapSummaries
 from calogen.models.maps.zeldovich import ZeldovichGenerator
 from calogen.models.registry import build_generator, build_summaries
-from calogen.runs.checkpoint import load_checkpoint
-from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
 from calogen.training import loop
 from calogen.training.setup import prepare
@@ -168,36 +166,6 @@ def test_maps_learn_their_small_scales_and_keep_their_spectrum(samples: Samples,
     after, kept = distance()
     assert after < 0.75 * before
     torch.testing.assert_close(kept, torch.ones(8), rtol=0, atol=0.15)
-
-    # Critics of single maps choose among candidates: what is chosen has larger odds of being reference.
-    run.save(final=True)
-    plain = Surrogate.load(run.folder.path)
-    picky, cosmologies = plain.selecting(4), samples.conditions[slice(0, 300)]
-    one, four = (side.sample(cosmologies, seed=5) for side in (plain, picky))
-    assert 0.1 < (one == four).all((1, 2)).mean() < 0.5
-    odds = [picky._selection(torch.from_numpy(x), conditions[:300]).mean() for x in (one, four)]
-    assert odds[1] > odds[0]
-    with pytest.raises(ConfigError, match=r"(?s)size trained on alone.*16 x 16.*32 x 32"):
-        plain.resized(32).selecting(4)
-
-
-def test_critics_go_with_the_best_checkpoint(samples: Samples, tmp_path: Path) -> None:
-    """Though it is not the last one."""
-    data = write_folder(tmp_path / "data", samples)
-    often = {"steps": 2, "validate_every": 1, "checkpoint_every": 1}
-    config = tiny("map", training={"objective": "matching", "batch_size": 16, **often})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zeldovich, "_FIT_MAPS", 2048)
-        patch.setattr(module, "_MOST", 200)
-        run = loop.TrainingLoop.start(prepare(config, data), tmp_path / "run", check=False)
-    scores = iter([0.3, 0.4])
-    run.trainer.validate = lambda _: {"score": next(scores)}  # type: ignore[method-assign]
-    run.run(lambda: 0)
-    assert run.folder.best() == {"step": 1, "score": 0.3, "checkpoint": "step-1"}
-    checkpoint, without = (load_checkpoint(run.folder.checkpoints / f"step-{step}") for step in (1, 2))
-    assert checkpoint.card.selection_sha256
-    assert not without.card.selection_sha256
-    checkpoint.selection(checkpoint.generator())
 
 
 def test_a_network_without_summaries_says_so(tmp_path: Path, samples: Samples) -> None:

@@ -287,6 +287,19 @@ def test_candidates_are_chosen_by_the_critics_of_the_last_checkpoint(data: Path,
     assert np.array_equal(open_shards(first).read(0, 300).values, open_shards(later).read().values)
 
 
+def test_critics_go_with_the_best_checkpoint_though_it_is_not_the_last(data: Path, tmp_path: Path) -> None:
+    setup = prepare(tiny(training={**ROUNDS, "steps": 2}), data)
+    run = loop.TrainingLoop.start(setup, tmp_path / "run", check=False)
+    scores = iter([0.2, 0.9])
+    run.trainer.validate = lambda _: {"score": next(scores)}  # type: ignore[method-assign]
+    run.run(lambda: 0)
+    assert run.folder.best() == {"step": 1, "score": 0.2, "checkpoint": "step-1"}
+    best, last = (load_checkpoint(run.folder.checkpoints / f"step-{step}") for step in (1, 2))
+    assert best.card.selection_sha256
+    assert not last.card.selection_sha256
+    assert Surrogate.load(run.folder.path).selecting(2).sample({"incident_energy": 1e4}, 3).shape == (3, PAIR.voxels)
+
+
 def test_candidates_without_critics_are_refused(data: Path, tmp_path: Path) -> None:
     run = run_of(data, tmp_path / "run", steps=0)
     with pytest.raises(CheckpointError, match="no critics"):

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...shards.samples import Samples
 from ..contract import Summaries
-from ..refinement import Selection, ViewCritic
 from .distributions import features, ridge
 from .generator import MapGenerator
 from .spectra import shell_power, shells
@@ -87,7 +86,6 @@ class MapSummaries(Summaries):
         self.size = spectra + shapes + 3 * self.octaves + pairs + 7 * len(_SMOOTHED)
         terms = features(torch.zeros(1, generator.scaled_size)).shape[1]
         self.scaled_size = generator.scaled_size
-        self._of = (generator,)  # in a tuple, since its tensors are not this module's
 
         # Where in the list the power spectra are, and what the fit has right already.
         powers = [*range(1, first), *range(first + 1, spectra)]
@@ -174,18 +172,6 @@ class MapSummaries(Summaries):
             "kept": _KEPT * _square(self._changed(raw, start, terms), whole),
         }
 
-    def views(self, samples: Tensor, scaled: Tensor) -> Tensor:
-        """Uncorrelated, standardised statistics (B, 1, D) of maps (B, H, W), 1 + delta, at scaled conditions (B, C)."""
-        return self._white(self._standard(self.measured(samples), features(scaled)))[:, None]
-
-    def selection(self, critics: Sequence[ViewCritic]) -> MapSelection:
-        """The mean of critics of these statistics."""
-        found = MapSelection(*self._of, len(critics))
-        found.summaries.load_state_dict(self.state_dict())
-        for mine, critic in zip(found.critics, critics, strict=True):
-            mine.load_state_dict(critic.state_dict())
-        return found
-
     def _standard(self, raw: Tensor, terms: Tensor) -> Tensor:
         return (raw - terms @ self.mean) / ((terms @ self.log_spread).exp() * self.scale)
 
@@ -256,29 +242,6 @@ class MapSummaries(Summaries):
             values = field.flatten().sort().values
             found.append(values[(torch.tensor(quantiles, device=values.device) * (len(values) - 1)).long()])
         self.quantiles.copy_(torch.cat(found))
-
-
-class MapSelection(Selection):
-    """Critics of the statistics of single maps.
-
-    Args:
-        generator: Of the maps.
-        critics: How many.
-    """
-
-    def __init__(self, generator: MapGenerator, critics: int) -> None:
-        super().__init__()
-        self._of = (generator,)
-        self.summaries = MapSummaries(generator)
-        views, context = self.summaries.size, generator.scaled_size
-        self.critics = nn.ModuleList(ViewCritic(1, views, context) for _ in range(critics))
-
-    def forward(self, samples: Tensor, conditions: Tensor) -> Tensor:
-        """Log odds of being reference, (B,), of maps (B, H, W), 1 + delta, with conditions (B, C) in their units."""
-        (generator,) = self._of
-        scaled = generator.scaled(conditions)
-        views = self.summaries.views(samples, scaled)
-        return torch.stack([critic(views, scaled[:, None]) for critic in self.critics]).mean(0)
 
 
 def _bands(last: int) -> list[tuple[int, int]]:

@@ -23,7 +23,6 @@ from .linear import sheet_power, slab_power
 from .matter import Grid, displaced
 from .residual import Residual
 from .spectra import log_mean, shell_power, shells
-from .summaries import MapSelection
 
 SHEETS = 2
 """Independent layers of matter along the line of sight."""
@@ -87,7 +86,7 @@ class ZeldovichGenerator(MapGenerator):
         super().__init__(family, conditions)
         self.size = size
         self.latent_size = self.coarse = (SHEETS + 1) * family.voxels  # a plane for every sheet, and one for texture
-        self.fitted = height, width = family.sample_shape
+        height, width = family.sample_shape
         self.pixel = family.box_size / height if family.box_size else 1.0
         self.depth = family.depth or self.pixel * min(height, width) / _DEPTH
         self.fundamental = self.step = 2 * math.pi / (self.pixel * min(height, width))
@@ -185,22 +184,6 @@ class ZeldovichGenerator(MapGenerator):
     def _range(self) -> tuple[float, float]:
         """Wave numbers of the first and the last knot of the spectrum."""
         return self.fundamental / 64, math.sqrt(2) * math.pi / self.pixel
-
-    def selection(self, critics: int) -> MapSelection:
-        """Critics of single maps, of the size trained on.
-
-        Raises:
-            ConfigError: If maps of another size are made.
-        """
-        if self.family.sample_shape != self.fitted:
-            raise ConfigError(
-                "critics that choose among candidates know maps of the size trained on alone",
-                where="`candidates`",
-                expected=f"maps of {self.fitted[0]} x {self.fitted[1]} pixels",
-                found=f"{self.family.sample_shape[0]} x {self.family.sample_shape[1]}",
-                hint="make maps of that size, or no candidates",
-            )
-        return MapSelection(self, critics)
 
     def resized(self, size: int) -> ZeldovichGenerator:
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
