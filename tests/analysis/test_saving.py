@@ -80,6 +80,7 @@ def test_a_full_disk_leaves_the_old_report(reports: list[Report], tmp_path: Path
     assert everything_in(tmp_path / "out") == old
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_signal_ends_a_comparison_with_143_and_the_old_report_is_whole(reports: list[Report], tmp_path: Path) -> None:
     for seed in range(2):
         write_folder(tmp_path / str(seed), toy(SINGLE, 300, seed=seed))
@@ -94,7 +95,8 @@ def slow(report):
 saving.draw = slow
 main()
 """
-    line = [sys.executable, "-c", code, "compare", tmp_path / "0", tmp_path / "1", "--out", tmp_path / "out"]
+    options = ["--bins", "1", "--out", tmp_path / "out"]
+    line = [sys.executable, "-c", code, "compare", tmp_path / "0", tmp_path / "1", *options]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "drawing\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
@@ -60,7 +62,12 @@ def showers_of(family: Family, count: int, seed: int) -> Samples:
 
 
 def of_case(case: str) -> ShowerGenerator:
-    """The generator of a case."""
+    """The generator of a case, one's own."""
+    return copy.deepcopy(_made(case))
+
+
+@functools.cache  # files that use a case share its fit
+def _made(case: str) -> ShowerGenerator:
     family, names = CASES[case]
     if case == AS_FITTED:
         return fitted_to(family, names).eval()

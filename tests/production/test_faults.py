@@ -275,7 +275,7 @@ def generate(trained: Trained, out: Path, samples: int, *options: str) -> list[s
 
 
 def test_control_c_during_generate_and_the_same_command_again(trained: Trained, tmp_path: Path) -> None:
-    line = generate(trained, tmp_path / "out", 8_000, "--shard-size", "1000", "--workers", "2", "--seed", "4")
+    line = generate(trained, tmp_path / "out", 4_000, "--shard-size", "500", "--workers", "2", "--seed", "4")
     with started(line) as process:
         assert wait_until(lambda: shards_in(tmp_path / "out"), 200), process.poll()
         sent = time.monotonic()
@@ -291,7 +291,7 @@ def test_control_c_during_generate_and_the_same_command_again(trained: Trained, 
     assert before.items() <= shards_in(tmp_path / "out").items()
     assert verify(tmp_path / "out") == []
     request = {"incident_energy": "uniform:1:100GeV"}
-    alone = Surrogate.load(trained.folder).generate(tmp_path / "alone", request, 8_000, seed=4, workers=1)
+    alone = Surrogate.load(trained.folder).generate(tmp_path / "alone", request, 4_000, seed=4, workers=1)
     one, two = (open_shards(folder).read() for folder in (alone, tmp_path / "out"))
     np.testing.assert_array_equal(one.values, two.values)  # whichever process made them
 
