@@ -526,8 +526,11 @@ class Surrogate:
 
     def _try(self, conditions: Conditions) -> None:
         """Refuse extreme conditions at which the generator overflows, or makes maps without any structure."""
+        columns = conditions.array(self.conditions)
+        if self.family.low_pixels:  # of low maps that are 1 everywhere
+            columns = np.concatenate([columns, np.ones((len(columns), self.family.low.voxels), np.float32)], 1)
         try:
-            made = self.launch(conditions, 0, 0)()
+            made = self._launched(self.latents(len(columns)), columns)()
             flat = made.std(axis=(1, 2)) < _FLAT * made.mean(axis=(1, 2)) if self.family.kind == "map" else False
             usable = bool(np.isfinite(made).all() and not np.any(flat))
         except (RuntimeError, IndexError, CheckpointError):  # a place in a table that is no number

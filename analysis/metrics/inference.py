@@ -239,41 +239,47 @@ def inference(
             expected=", ".join(c.name for c in family.conditions) or "a family with conditions",
             found="none that does",
         )
-    boxes = _boxes(reference, names)
-    rng, rows = np.random.default_rng([seed, 10]), np.arange(len(boxes))
-    tested, sources = rows, training or reference
-    chosen = rng.permutation(np.unique(boxes))
+    bounds = [ends[name][0] for name in names], [ends[name][1] for name in names]
+    rng, boxes = np.random.default_rng([seed, 10]), _boxes(reference, names)
+    tested, sources = _within(reference, names, bounds), training or reference
+    outside = len(np.unique(boxes)) - len(np.unique(boxes[tested]))
+    chosen = rng.permutation(np.unique(boxes[tested]))
     if training is None:
-        mine = np.isin(boxes, chosen[: len(chosen) // 2])
-        learnt, tested = rows[mine], rows[~mine]
+        mine = np.isin(boxes[tested], chosen[: len(chosen) // 2])
+        learnt, tested = tested[mine], tested[~mine]
     else:
-        learnt = np.arange(training.table.shape[1])
+        learnt = _within(training, names, bounds)
     tested = rng.permutation(tested)
     tested = np.sort(tested[np.unique(boxes[tested], return_index=True)[1]])  # a random map of each box
-    groups = _boxes(sources, names)[learnt]
-    if min(len(tested), len(np.unique(groups))) < FEWEST:
+    sides = {"generated": (generated, _within(generated, names, bounds)), "simulated": (sources, learnt)}
+    numbers = {title: len(np.unique(_boxes(side, names)[known])) for title, (side, known) in sides.items()}
+    prior = ", ".join(f"{name} {ends[name][0]:g} to {ends[name][1]:g}" for name in names)
+    if min(len(tested), *numbers.values()) < FEWEST:
         raise ShardError(
-            "too few simulated boxes for inference",
-            expected=f"{FEWEST} to be judged on and {FEWEST} to learn from",
-            found=f"{len(tested)} and {len(np.unique(groups))}",
-            hint="name the training samples (`training`), or simulate more",
+            "too few cosmologies for inference",
+            expected=f"{FEWEST} simulated boxes to be judged on, {FEWEST} to learn from, and {FEWEST} generated points",
+            found=f"{len(tested)}, {numbers['simulated']} and {numbers['generated']}, with {prior} as both sides have",
+            hint="name the training samples (`training`), simulate more, or generate all over the prior",
         )
-    sides = {"generated": (generated, np.arange(generated.table.shape[1])), "simulated": (sources, learnt)}
-    bounds = [ends[name][0] for name in names], [ends[name][1] for name in names]
     found, sizes = dict[str, Judged](), dict[str, int]()
     for title, (side, known) in sides.items():
-        inside = known[_within(side, names, bounds)[known]]
-        inside = np.sort(rng.permutation(inside)[:_MOST])
-        sizes[title] = len(inside)
-        x, y = _summaries(side, plan, inside), _columns(side, names)[inside]
-        networks = fit_posterior(x, y, _boxes(side, names)[inside], bounds, seed)
+        used = np.sort(rng.permutation(known)[:_MOST])
+        sizes[title] = len(used)
+        x, y = _summaries(side, plan, used), _columns(side, names)[used]
+        networks = fit_posterior(x, y, _boxes(side, names)[used], bounds, seed)
         asked = _summaries(reference, plan, tested), _columns(reference, names)[tested]
         found[title] = judge_posterior(networks, *asked, seed)
     notes = [
         f"inference: learnt from {sizes['generated']} generated maps and {sizes['simulated']} simulated ones "
-        f"of {len(np.unique(groups))} boxes, judged on {len(tested)} simulated maps of as many other boxes; prior "
-        + ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ends.items() if name in names)
+        f"of {numbers['simulated']} boxes, judged on {len(tested)} simulated maps of as many other boxes; prior {prior}"
     ]
+    if outside:
+        notes.append(f"inference: {outside} boxes of the reference lie outside that prior, and are left out")
+    if max(sizes.values()) > 2 * min(sizes.values()):
+        notes.append(
+            "inference: who learns from more maps knows more, so `posterior_loss` says more of how many there are than "
+            "of how good they are; let `training` have about as many maps as were generated"
+        )
     return _metrics(found["generated"], found["simulated"], names), notes
 
 
@@ -317,9 +323,10 @@ def _columns(side: Survey, names: Sequence[str]) -> Array:
     return np.stack([np.asarray(side.conditions[name], np.float64) for name in names], 1)
 
 
-def _within(side: Survey, names: Sequence[str], ends: tuple[Sequence[float], Sequence[float]]) -> NDArray[np.bool_]:
+def _within(side: Survey, names: Sequence[str], ends: tuple[Sequence[float], Sequence[float]]) -> Rows:
+    """Maps whose conditions are in the prior."""
     columns = _columns(side, names)
-    return np.asarray(((columns >= ends[0]) & (columns <= ends[1])).all(1))
+    return np.flatnonzero(((columns >= ends[0]) & (columns <= ends[1])).all(1))
 
 
 def _summaries(side: Survey, plan: SurveyPlan, rows: Rows) -> Array:

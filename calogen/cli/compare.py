@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     "--training",
     type=PLACE,
     metavar="PATH",
-    help="What the surrogate was trained on (or a folder with it in train/): look for memorised samples.",
+    help="What the surrogate was trained on (or a folder with it in train/): look for memorised samples; "
+    "with --inference, what its floor learns from.",
 )
 @click.option(
     "--classifier",

@@ -237,15 +237,26 @@ def translate(model: str, data: str, out: Path | None, check: bool, dry_run: boo
     """
     from ..production.run import sensible_workers
     from ..sampling import Surrogate
-    from ..shards.sources import open_shards
+    from ..shards.sources import open_shards, require_asked
 
+    if check and (out or dry_run):
+        raise ConfigError(
+            "with --check nothing is written", where="calogen translate", hint="leave out --check, or --out"
+        )
     how = opening(options)
     surrogate = Surrogate.load(model)
     shards = open_shards(data, strict=options.pop("strict"), **how)
+    require_asked([shards], how["reading"])
     for note in shards.notes:
         tell(note)
+    wanted, given = surrogate.family.low, shards.family.low if shards.family.low_pixels else shards.family
+    for what, mine, theirs in (("deep", wanted.depth, given.depth), ("wide", wanted.box_size, given.box_size)):
+        if mine and not theirs:
+            tell(
+                f"note: the maps do not say how {what} they are; the surrogate takes them for such as it was trained on"
+            )
     if check:
-        _print_fidelity(surrogate, shards, options["seed"])
+        _print_fidelity(surrogate, shards, options["seed"], options["extrapolate"])
         return
     if out is None:
         raise ConfigError("say where to write the maps", where="calogen translate", expected="--out, or --check")
@@ -255,7 +266,7 @@ def translate(model: str, data: str, out: Path | None, check: bool, dry_run: boo
     _make("translate", plan, out, dry_run, workers, None, size, {"of": data})
 
 
-def _print_fidelity(surrogate: Surrogate, shards: Shards, seed: int) -> None:
+def _print_fidelity(surrogate: Surrogate, shards: Shards, seed: int, extrapolate: bool) -> None:
     """How maps made of the low maps of pairs compare with the high ones."""
     from ..analysis.metrics.resolution import fidelity
 
@@ -263,7 +274,7 @@ def _print_fidelity(surrogate: Surrogate, shards: Shards, seed: int) -> None:
         what = "the data hold no maps of high resolution to compare with"
         raise ConfigError(what, where="--check", found=shards.family.summary, hint="give pairs of maps")
     some = shards.thinned(_CHECKED).read(0, _CHECKED)
-    outputs = [surrogate.translate(some, seed + i) for i in range(_OUTPUTS)]
+    outputs = [surrogate.translate(some, seed + i, extrapolate=extrapolate) for i in range(_OUTPUTS)]
     found = fidelity(some, outputs)
     echo(f"{len(some)} pairs; k in h/Mpc; low: interpolated; r: correlation of modes with those of the true map")
     echo("      k   P / P true   low: P / P true   r   r of the mean of 8   low: r")
@@ -320,7 +331,10 @@ _ENGINE = "calogen.engine"  # the engine that help is asked for
     help="Any other option of the engine (may be repeated): steps=40.",
 )
 @click.option(
-    "--pairs", is_flag=True, help="Beside each map that of a run with half the resolution and the same phases (nbody)."
+    "--pairs",
+    is_flag=True,
+    help="Beside each map that of a run with half the resolution and the same phases (nbody; a quarter: instead, "
+    "--set pairs=4).",
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Samples per file (default: some minutes of work).")
 @click.option("--check", is_flag=True, help="Simulate a little, print it beside what is known, and write nothing.")

@@ -285,8 +285,8 @@ def save_checkpoint(
         DivergenceError: If numbers are not finite.
         StorageError: If the disk refuses.
     """
-    if wrong := [*_not_finite(model), *_not_finite(training or {}), *_not_finite(selection or {})]:
-        raise DivergenceError("numbers that are not finite are not saved", where=folder, found=", ".join(wrong[:4]))
+    for tensors in (model, training or {}, selection or {}):
+        _require_finite(tensors, folder)
     files = {_MODEL: tensor_bytes(_plain(model))}
     digests = {"model_sha256": hashlib.sha256(files[_MODEL]).hexdigest(), "training_sha256": ""}
     if training is not None:
@@ -341,6 +341,7 @@ def rewrite_card(
         selection: Critics that choose among candidates (none: it keeps those that it has).
 
     Raises:
+        DivergenceError: If numbers are not finite.
         StorageError: If the disk refuses.
     """
     try:
@@ -349,6 +350,7 @@ def rewrite_card(
     except CheckpointError:
         return  # a damaged card stays as it is: it is found when the checkpoint is loaded
     if selection is not None:
+        _require_finite(selection, folder)
         content = tensor_bytes(_plain(selection))
         write_atomic(folder / _SELECTION, content)
         table["selection_sha256"] = hashlib.sha256(content).hexdigest()
@@ -461,6 +463,11 @@ def _require_sealed(table: Mapping[str, Any], path: Path) -> None:
                 found=f"{own[:16]}...",
                 hint="copy it again, or take another checkpoint",
             )
+
+
+def _require_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    if wrong := _not_finite(tensors):
+        raise DivergenceError("numbers that are not finite are not saved", where=folder, found=", ".join(wrong[:4]))
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

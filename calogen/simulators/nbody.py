@@ -483,7 +483,7 @@ def hmcode_power(omega_m: float, sigma_8: float) -> Power:
         sigma_8: Its linear rms in 8 Mpc/h.
     """
     amplitude = _AMPLITUDE * (sigma_8 / np.sqrt(variance_8(*_linear_shape(omega_m)))) ** 2
-    spectrum = _camb(omega_m, amplitude, True).get_matter_power_interpolator(nonlinear=True)
+    spectrum = _camb(omega_m, amplitude, True).get_matter_power_interpolator(nonlinear=True, extrap_kmax=200)
     return lambda k: np.asarray(spectrum.P(0, k), np.float64)
 
 

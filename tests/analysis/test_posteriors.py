@@ -84,10 +84,34 @@ def test_one_map_of_each_box_is_judged_and_boxes_are_never_on_both_sides() -> No
     assert next(iter(report.metrics.values()))["posterior_log"].n == 30
 
 
+def test_boxes_outside_the_prior_that_both_sides_have_are_not_judged() -> None:
+    """Generated maps have the middle half of the range of sigma_8, boxes all of it."""
+    made = replace(toy(MAPS, 600, 2), kind="generated")
+    narrow = made.select(np.flatnonzero(abs(made.conditions["sigma_8"] - 0.8) < 0.1))
+    report = compare(toy(MAPS, 200, 1), narrow, bins=0, inference=True, training=toy(MAPS, 300, 3))
+    first, *others = [note for note in report.notes if "inference: " in note]
+    ends, truth = narrow.conditions["sigma_8"], toy(MAPS, 200, 1).conditions["sigma_8"]
+    judged = int(np.count_nonzero((truth >= ends.min()) & (truth <= ends.max())))
+    assert 80 < judged < 120
+    assert f"judged on {judged} simulated maps" in first
+    assert any(f"{200 - judged} boxes of the reference lie outside that prior" in note for note in others)
+    few = compare(toy(MAPS, 200, 1), made, bins=0, inference=True, training=toy(MAPS, 60, 3))
+    assert any("who learns from more maps knows more" in note for note in few.notes)
+    points = replace(
+        made,
+        conditions=type(made.conditions).of(
+            {n: np.where(c > c.mean(), c.max(), c.min()).astype(np.float32) for n, c in made.conditions.items()},
+            len(made),
+        ),
+    )
+    with pytest.raises(ShardError, match=r"(?s)20 generated points.*and 4, with"):
+        compare(toy(MAPS, 200, 1), points, bins=0, inference=True)
+
+
 def test_what_cannot_be_inferred_is_refused() -> None:
     with pytest.raises(ConfigError, match="inference is of maps"):
         compare(toy(SMALL, 200), toy(SMALL, 200, 1), inference=True)
-    with pytest.raises(ShardError, match=r"(?s)too few simulated boxes.*20 to be judged on.*15 and 15"):
+    with pytest.raises(ShardError, match=r"(?s)too few cosmologies.*20 simulated boxes to be judged on.*15, 15 and 89"):
         compare(toy(MAPS, 30), toy(MAPS, 100, 1), bins=0, inference=True)
     fixed = [replace(toy(MAPS, 100, i), conditions=replace_columns(toy(MAPS, 100, i))) for i in range(2)]
     with pytest.raises(ShardError, match="conditions that vary"):

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from calogen.analysis.metrics import classifiers
-from calogen.analysis.observables.statistics import bispectra, minkowski, peak_mask
+from calogen.analysis.observables.statistics import bispectra, bispectrum_bands, minkowski, peak_mask
 from numpy.typing import NDArray
 
 from calogen.models.maps.spectra import shell_power
@@ -33,7 +33,7 @@ from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 
-SHELLS, SEEDS, N, RESAMPLED = 16, range(5), 4000, 100
+SHELLS, TRIANGLES, SEEDS, N, RESAMPLED = 16, 22, range(5), 4000, 100
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 Array = NDArray[np.float64]
 
@@ -47,9 +47,9 @@ class Side:
         self.box = np.asarray(samples.extras["realisation_id"])
         parts = np.array_split(samples.values, max(1, len(samples) // 500))
         side = samples.family.box_size
-        self.power = np.concatenate([shell_power(torch.from_numpy(p - 1)).numpy() for p in parts])[
-            :, 1 : SHELLS + 1
-        ].astype(np.float64)
+        power = np.concatenate([shell_power(torch.from_numpy(p - 1)).numpy() for p in parts])
+        self.power = power[:, 1 : TRIANGLES + 1].astype(np.float64)
+        self.k, self.triangles = np.arange(1.0, TRIANGLES + 1), bispectrum_bands(samples.values.shape[1:], 2 * np.pi)[1]
         self.peaks = np.concatenate([np.count_nonzero(peak_mask(p), axis=(1, 2)) for p in parts]).astype(np.float64)
         self.bispectrum = np.concatenate([bispectra(p, side) for p in parts])
         self.shapes = np.concatenate([minkowski(p, levels, side) for p in parts])
@@ -60,14 +60,14 @@ class Side:
         spread = (self.conditions[rows] - [0.3, 0.8]) / 0.2
         a, b = spread.T
         design = np.stack([np.ones(len(a)), a, b, a * a, b * b, a * b], 1)
-        logs = np.log(self.power[rows])
+        logs = np.log(self.power[rows, :SHELLS])
         rest = logs - design @ np.linalg.lstsq(design, logs, rcond=None)[0]
-        triangles = self.bispectrum[rows].mean(0)
+        square = np.exp(2 * np.interp(np.log(self.triangles), np.log(self.k), np.log(power)))  # P^2 at their sides
         return {
-            "power": power,
+            "power": power[:SHELLS],
             "correlation": np.corrcoef(rest.T)[np.triu_indices(SHELLS, 1)],
             "peaks": self.peaks[rows].mean(keepdims=True),
-            "bispectrum": triangles / power[: len(triangles)] ** 2,
+            "bispectrum": self.bispectrum[rows].mean(0) / square,
             "shapes": self.shapes[rows].mean(0),
         }
 

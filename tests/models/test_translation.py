@@ -121,8 +121,9 @@ def test_maps_of_any_size_are_periodic(fitted: Translator) -> None:
     many = wide(noise.tile(1, 2, 3).flatten(1), low.tile(1, 2, 3).flatten(1))
     assert torch.allclose(many, once.tile(1, 2, 3), rtol=2e-3, atol=1e-4)
     assert wide.family.box_size / 32 == pytest.approx(MAPS.box_size / 16)
-    with pytest.raises(ConfigError, match="does not fit"):
-        fitted.resized(31)
+    for size in (31, 0, -16, 6):  # low maps need some pixels to be interpolated between
+        with pytest.raises(ConfigError, match=r"(?s)does not fit.*a multiple of 2, at least 8"):
+            fitted.resized(size)
 
 
 def test_the_critic_sees_whether_maps_belong_together(fitted: Translator) -> None:
@@ -181,6 +182,13 @@ def test_maps_are_translated_the_same_from_files_and_in_memory(run: Path, folder
     assert not np.allclose(surrogate.translate(samples, 8), expected)
     wide = surrogate.translate(np.tile(samples.extras["low"][:2], (1, 2, 1)), conditions={"sigma_8": 0.8})
     assert wide.shape == (2, 32, 16)
+    for options, said in (
+        (("--check", "--out", tmp_path / "no"), "nothing is written"),
+        (("--box", 64), "files say themselves"),
+    ):
+        refused = command("translate", run, "--data", folder, *options)
+        assert refused.code == 2
+        assert said in refused.err
     alone = Samples(PAIRS.low, samples.extras["low"], dict(samples.conditions))
     assert np.array_equal(surrogate.translate(alone, 7), expected)
     shown = command("translate", run, "--data", folder, "--check")
@@ -207,6 +215,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers(run: Path, folder: Path, 
         shipped.translate(thin)
     with pytest.raises(ConditionError, match=r"(?s)sigma_8.*found    7"):
         surrogate.translate(low, conditions={"sigma_8": 7.0})
+    beyond = surrogate.translate(low, 3, {"sigma_8": 1.02}, extrapolate=True)
+    assert np.isfinite(beyond).all()
     with pytest.raises(ConditionError, match="'sigma_8' is missing"):
         surrogate.translate(low)
     with pytest.raises(ShardError, match="not densities"):

@@ -211,6 +211,9 @@ def test_the_check_speaks_of_hmcode_and_growth(small):
     text = small.check()
     assert "HMcode2020" in text
     assert "growth" in text
+    k = np.array([5.0, 15.0, 25.0, 50.0])  # small boxes have such waves
+    slopes = np.diff(np.log(nbody.hmcode_power(0.3, 0.8)(k))) / np.diff(np.log(k))
+    assert slopes == pytest.approx(-2.1, abs=0.3)
 
 
 # ---------------------------------------------------------------------------------------------------------- slow

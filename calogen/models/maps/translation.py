@@ -349,10 +349,10 @@ class Translator(MapGenerator):
         """A view of this generator that makes maps of ``size`` pixels a side, with the same weights.
 
         Raises:
-            ConfigError: If the size is no multiple of a coarse pixel.
+            ConfigError: If the size is no multiple of a coarse pixel, or of fewer than four.
         """
-        if size % self.factor:
-            expected = f"a multiple of {self.factor}"
+        if size % self.factor or size < 4 * self.factor:
+            expected = f"a multiple of {self.factor}, at least {4 * self.factor}"
             raise ConfigError("the map size does not fit", where="`size`", expected=expected, found=size)
         return self.shaped((size, size))
 
