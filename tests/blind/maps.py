@@ -11,7 +11,7 @@ cosmology removed; number of peaks; <B>/<P>^2 of equilateral triangles; Minkowsk
 difference over the largest value. Floors are halves of the boxes, errors from 100 resamplings of boxes. Then the classifiers of
 single maps of ``compare --classifier light``, 4,000 a side (seed 0), and maps against maps.
 
-Looked at so far: 771001 (100 boxes, trained on since), 771201.
+Looked at so far: 771001 (100 boxes, trained on since), 771201 (trained on since), 771401.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from calogen.sampling import Surrogate
 from calogen.shards.samples import Samples
 from calogen.shards.sources import open_shards
 
-SHELLS, TRIANGLES, SEEDS, N, RESAMPLED = 16, 22, range(5), 4000, 100
+SHELLS, TRIANGLES, N, RESAMPLED = 16, 22, 4000, 100
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 Array = NDArray[np.float64]
 
@@ -97,6 +97,9 @@ def main() -> None:
     parser.add_argument("boxes", type=Path)
     parser.add_argument("model")
     parser.add_argument("--no-classifier", action="store_true")
+    parser.add_argument("--seeds", type=int, default=5, help="generated maps for each of the boxes'")
+    parser.add_argument("--others", nargs="*", default=[], help="other models, measured beside it")
+    parser.add_argument("--no-start", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     boxes, trained = open_shards(given.boxes).read(), Surrogate.load(given.model)
@@ -105,12 +108,16 @@ def main() -> None:
     torch.nn.init.zeros_(start._generator.residual.last.kernel)
     torch.nn.init.zeros_(start._generator.residual.last.shift)
     start._folded = start._generator.folded()
+    makers = {} if given.no_start else {"start": start}
+    makers |= {"trained": trained, **{name: Surrogate.load(name) for name in given.others}}
     levels = np.quantile(boxes.values[::7], QUANTILES)
     own = Side(boxes, levels)
     cosmology = {name: boxes.conditions[name] for name in trained.conditions}
     made = {
-        name: [replace(boxes, values=side.sample(cosmology, seed=seed), kind="generated") for seed in SEEDS]
-        for name, side in (("start", start), ("trained", trained))
+        name: [
+            replace(boxes, values=side.sample(cosmology, seed=seed), kind="generated") for seed in range(given.seeds)
+        ]
+        for name, side in makers.items()
     }
     sides = {}
     for name, samples in made.items():
@@ -119,7 +126,7 @@ def main() -> None:
         for key in ("conditions", "quarter", "box", "power", "peaks", "bispectrum", "shapes"):
             setattr(whole, key, np.concatenate([getattr(part, key) for part in parts]))
         sides[name] = whole
-    print(f"{len(np.unique(own.box))} boxes, {len(boxes)} maps; {given.model}, {len(SEEDS)} generated maps for each")
+    print(f"{len(np.unique(own.box))} boxes, {len(boxes)} maps; {given.model}, {given.seeds} generated maps for each")
     rng = np.random.default_rng(1)
     for quarter in range(4):
         rows = np.flatnonzero(own.quarter == quarter)
@@ -144,7 +151,7 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(boxes))[:N]
     mine = boxes.select(chosen)
     for view in ("observables", "log_pixels"):
-        for name, samples in made.items():
+        for name, samples in [pair for pair in made.items() if pair[0] not in given.others]:
             other = samples[0].select(chosen)
             views = classifiers.Views(mine, other, "light")
             found = classifiers._trial(views, view, mine, other, seed=0, cross_fit=True, tick=lambda: None)
