@@ -19,7 +19,7 @@ _KNEE = 0.02  # added to the density before its logarithm
 _HEIGHTS = (0.2, 0.5, 0.85, 0.97, 0.995)  # quantiles of pixels above which peaks are counted, besides all
 _LEVELS = (0.02, 0.05, 0.2, 0.4, 0.6, 0.8, 0.93, 0.98, 0.997)  # at which Minkowski functionals are taken
 _SMOOTHED = ((1.2, (0.2, 0.6, 0.9, 0.98), (0.1, 0.4, 0.7, 0.9, 0.98)), (2.5, (), (0.1, 0.5, 0.9)))  # pixels; the same
-_SHARP, _EDGE = 0.015, 0.04  # in ln density: what soft comparisons of neighbours, and with thresholds, resolve
+_SHARP, _EDGE = 0.03, 0.08  # in ln density: what soft comparisons of neighbours, and with thresholds, resolve
 _ROWS = 64  # maps at a time
 _MOST = 8192  # maps that the statistics are standardised by
 _LOOKED_AT = 1500  # maps that decide quantiles
@@ -282,7 +282,7 @@ def _peaks(logs: Tensor, heights: Tensor) -> Iterator[Tensor]:
     beside = torch.maximum(logs.roll(1, 2), logs.roll(-1, 2))
     rows = torch.maximum(beside, logs)
     around = torch.maximum(torch.maximum(rows.roll(1, 1), rows.roll(-1, 1)), beside)
-    peak = torch.sigmoid((logs - around) / _SHARP)
+    peak = torch.sigmoid((logs - around) / _SHARP - 1)
     for above in (peak, *(peak * torch.sigmoid((logs - height) / _EDGE) for height in heights)):
         yield above.sum((1, 2)).add(0.1).sqrt()
 
@@ -291,17 +291,11 @@ def _minkowski(logs: Tensor, levels: Tensor) -> Iterator[Tensor]:
     """Of what is above thresholds, softly: area, boundary and Euler number, over the area of the map."""
     for level in levels:
         inside = torch.sigmoid((logs - level) / _EDGE)
-        area, both, euler = _counted(inside)
+        across, down = inside * inside.roll(-1, 2), inside * inside.roll(-1, 1)
+        area, both = inside.mean((1, 2)), across.mean((1, 2)) + down.mean((1, 2))
         yield area
         yield 2 * area - both  # an edge of the boundary has one of its two pixels inside
-        yield (euler - _counted(1 - inside)[2]) / 2  # with corners that connect, and with corners that do not
-
-
-def _counted(inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels, pairs of neighbours, and Euler number without corners: vertices less edges plus faces; a pixel of map."""
-    across, down = inside * inside.roll(-1, 2), inside * inside.roll(-1, 1)
-    area, both = inside.mean((1, 2)), across.mean((1, 2)) + down.mean((1, 2))
-    return area, both, area - both + (across * across.roll(-1, 1)).mean((1, 2))
+        yield area - both + (across * across.roll(-1, 1)).mean((1, 2))  # vertices less edges plus faces
 
 
 def _skewness(parts: Tensor) -> Iterator[Tensor]:
