@@ -185,8 +185,8 @@ PAGES: dict[str, dict[str, Run | Read]] = {
         "void make_hits": Read("needs Geant4"),
     },
     "docs/how-good-is-it.md": {
-        "calogen simulate nbody -n 384 ": Read("four boxes of 256^3 particles; tests/blind/fields.py is not installed"),
-        "calogen simulate nbody -n 7200 ": Run(smaller={"-n 28800": "-n 240", "-n 144000": "-n 480"}, slow=True),
+        "calogen simulate nbody -n 576 ": Read("six boxes of 256^3 particles; tests/blind/fields.py is not installed"),
+        "calogen simulate nbody -n 9600 ": Read("half an hour of a core; tests/blind/maps.py is not installed"),
     },
     "docs/reference/configuration.md": {"family = ": Run()},
     "docs/reference/files.md": {"import h5py": Run()},
@@ -198,9 +198,10 @@ PROGRAMS = {
     "python": [sys.executable, "-c"],
     "toml": [sys.executable, "-c", "import sys, tomllib, calogen; calogen.Config.build(tomllib.loads(sys.argv[1]))"],
 }
-OTHERS = {  # options of Slurm, torchrun, dask, TensorBoard and ONNX Runtime's tools
+OTHERS = {  # options of Slurm, torchrun, dask, TensorBoard, ONNX Runtime's tools and the blind scripts
     *(
         "--logdir",
+        "--seeds",
         "--array",
         "--cpus-per-task",
         "--wrap",
