@@ -47,7 +47,7 @@ def trained_critic(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=stream)))
-        critic = ViewCritic(*reference.views.shape[1:], reference.context.shape[2])
+        critic = ViewCritic(reference.views.shape[1], reference.views.shape[2], reference.context.shape[2])
     count = len(reference.views)
     shown = torch.randperm(count, generator=stream)[: int(_PART * count)]
     size = _BATCH if critic.joint else _BATCH_OF_BLOCKS

@@ -150,11 +150,11 @@ class ProjectedTrainer(Trainer):
 
     def _round(self, aspect: Aspect, stream: torch.Generator) -> dict[str, float]:
         scene, others = aspect.scene, aspect.unseen
-        seen = Seen(scene.views, scene.context)
+        shown = Seen(scene.views, scene.context)
         pool = self._pool(scene, max(1, _POOL // (self.setup.family.voxels * len(scene))), stream)
         what = " ".join(filter(None, (f"round {self.done + 1}:", "critics of", scene.name or "voxels")))
         critics = [
-            trained_critic(seen, pool, stream, self.objective, self.options.penalty)
+            trained_critic(shown, pool, stream, self.objective, self.options.penalty)
             for _ in counted(what, range(CRITICS), CRITICS)
         ]
         stage(f"round {self.done + 1}: projecting their slopes")
@@ -163,7 +163,7 @@ class ProjectedTrainer(Trainer):
             return torch.stack([critic(views, context) for critic in critics]).mean(0)
 
         with torch.no_grad():
-            values = [_values(judge, *side) for side in (seen, pool)]
+            values = [_values(judge, *side) for side in (shown, pool)]
             other = self._pool(others, 1, stream)
             unseen = [_values(judge, *side) for side in ((others.views, others.context), other)]
         (seen, _), (area, error) = (auc(g.double().numpy(), r.double().numpy()) for r, g in (values, unseen))
