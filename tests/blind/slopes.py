@@ -69,7 +69,7 @@ def main() -> None:
 
     for sigma_8 in sorted({point[1] for point in found}):
         points = sorted(point for point in found if point[1] == sigma_8)
-        for low, high in [(points[0], points[-1]), *pairwise(points)]:
+        for low, high in dict.fromkeys([(points[0], points[-1]), *pairwise(points)]):
             values = [slope(low, high, side, slice(None)) for side in (0, 1)]
             scatter = []
             for _ in range(RESAMPLED):

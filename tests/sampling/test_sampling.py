@@ -25,7 +25,6 @@ from calogen.production.requests import Request
 from calogen.runs.checkpoint import Card, Checkpoint, ConditionRange
 from calogen.runs.find import describe_model, find_model, is_model
 from calogen.sampling import Surrogate
-from calogen.shards.conditions import Conditions
 from calogen.shards.inspect import verify
 from calogen.shards.manifest import read_manifest
 from calogen.shards.sources import open_shards
@@ -190,12 +189,12 @@ def test_conditions_that_do_not_go_together_are_refused_before_anything_is_writt
 def test_conditions_at_which_a_generator_overflows_are_refused_before_anything_is_written(
     fault: object, surrogate: Surrogate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def launch(_: Surrogate, conditions: Conditions, *__: int) -> Callable[[], np.ndarray]:
+    def launched(_: Surrogate, latents: np.ndarray, __: np.ndarray) -> Callable[[], np.ndarray]:
         if isinstance(fault, Exception):
             raise fault
-        return lambda: np.full((conditions.rows, 504), fault, np.float32)
+        return lambda: np.full((len(latents), 504), fault, np.float32)
 
-    monkeypatch.setattr(Surrogate, "launch", launch)
+    monkeypatch.setattr(Surrogate, "_launched", launched)
     with pytest.raises(ConditionError, match="so far from what it was trained on"):
         surrogate.generate(tmp_path / "out", {ENERGY: "fixed:9TeV"}, 3, extrapolate=True)
     with pytest.raises(ConditionError, match="so far from what it was trained on"):
