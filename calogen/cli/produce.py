@@ -239,10 +239,10 @@ def translate(model: str, data: str, out: Path | None, check: bool, dry_run: boo
     from ..sampling import Surrogate
     from ..shards.sources import open_shards, require_asked
 
-    if check and (out or dry_run):
-        raise ConfigError(
-            "with --check nothing is written", where="calogen translate", hint="leave out --check, or --out"
-        )
+    writing = {"--out": out, "--dry-run": dry_run, "--part": options["part"], "--shard-size": options["shard_size"]}
+    if check and (named := [name for name, value in writing.items() if value]):
+        hint = f"leave out --check, or {', '.join(named)}"
+        raise ConfigError("with --check nothing is written", where="calogen translate", hint=hint)
     how = opening(options)
     surrogate = Surrogate.load(model)
     shards = open_shards(data, strict=options.pop("strict"), **how)
@@ -252,9 +252,7 @@ def translate(model: str, data: str, out: Path | None, check: bool, dry_run: boo
     wanted, given = surrogate.family.low, shards.family.low if shards.family.low_pixels else shards.family
     for what, mine, theirs in (("deep", wanted.depth, given.depth), ("wide", wanted.box_size, given.box_size)):
         if mine and not theirs:
-            tell(
-                f"note: the maps do not say how {what} they are; the surrogate takes them for such as it was trained on"
-            )
+            tell(f"the maps do not say how {what} they are; they are taken for such as the surrogate was trained on")
     if check:
         _print_fidelity(surrogate, shards, options["seed"], options["extrapolate"])
         return

@@ -352,6 +352,8 @@ def rewrite_card(
     if selection is not None:
         _require_finite(selection, folder)
         content = tensor_bytes(_plain(selection))
+        if table.get("selection_sha256"):  # a kill must not leave new critics with the digest of old ones
+            write_atomic(folder / _CARD, _sealed({**table, "selection_sha256": ""}))
         write_atomic(folder / _SELECTION, content)
         table["selection_sha256"] = hashlib.sha256(content).hexdigest()
     write_atomic(folder / _CARD, _sealed({**table, "history": list(map(dict, history))}))

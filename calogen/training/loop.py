@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from ..analysis.metrics.validation import FLOORS, score_floor
 from ..analysis.origins import chosen_checkpoint
 from ..analysis.survey.plan import read_out
 from ..config import Config
-from ..errors import DivergenceError, Interrupted, ShardError
+from ..errors import CheckpointError, DivergenceError, Interrupted, ShardError
 from ..models.contract import Generator
 from ..models.showers.symmetries import Verdict, judge
 from ..runs.checkpoint import Card, ConditionRange, load_checkpoint
@@ -404,7 +405,7 @@ class TrainingLoop:
         card, trainer = self.card.model_copy(update=changes), self.trainer
         with self.ranks.apart():
             if self.ranks.first:
-                selection = trainer.selection(self._best_with(card)) if final else None
+                selection = trainer.selection(partial(self._best_with, card)) if final else None
                 self.folder.save(card, trainer.average.state_dict(), trainer.state(), selection)
 
     def _best_with(self, card: Card) -> Generator:
@@ -412,7 +413,11 @@ class TrainingLoop:
         best = self.folder.best_with(card)
         if best == card.step:
             return self.trainer.average
-        return load_checkpoint(self.folder.checkpoints / f"step-{best}").generator().to(self.trainer.setup.device)
+        try:
+            kept = load_checkpoint(self.folder.checkpoints / f"step-{best}")
+        except CheckpointError:  # whoever uses it hears of that; here the last step must not be lost
+            return self.trainer.average
+        return kept.generator().to(self.trainer.setup.device)
 
 
 def build_trainer(setup: Setup, batches: Batches) -> Trainer:

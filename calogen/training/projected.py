@@ -272,10 +272,10 @@ class ProjectedTrainer(Trainer):
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
 
-    def selection(self, generator: Generator) -> dict[str, Tensor] | None:
+    def selection(self, best: Callable[[], Generator]) -> dict[str, Tensor] | None:
         """Critics whose values are log odds, whatever the objective."""
         stream = stream_of(self.setup.config.seed, _SELECTING, self.setup.device)
-        scene = self.aspects[0].scene
+        scene, generator = self.aspects[0].scene, best()
         if generator is not self.average:
             scene = generator.scenes(self.batches.samples(self.setup.family))[0]
         seen = Seen(scene.views, scene.context)

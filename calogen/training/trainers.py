@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -117,11 +118,11 @@ class Trainer(ABC):
         """Signs of learning by heart, for the log, from training and validation samples."""
         return {}
 
-    def selection(self, generator: Generator) -> dict[str, Tensor] | None:  # noqa: ARG002
+    def selection(self, best: Callable[[], Generator]) -> dict[str, Tensor] | None:  # noqa: ARG002
         """Critics that choose among candidates for a sample, where there are some.
 
         Args:
-            generator: The best one of the run, by which samples are made.
+            best: Loads the best generator of the run, by which samples are made.
         """
         return None
 
